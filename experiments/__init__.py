@@ -1,0 +1,1 @@
+"""Programs and the rooms they share: training, data, checkpoints, metrics."""

@@ -1,0 +1,223 @@
+"""Gaussian weight sampling of one matrix: W_hat = round(W + R * step), and its gradients."""
+
+import dataclasses
+import functools
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas import weight_sampling as kernels
+from kernels_pallas.philox import Words2, philox_4x32
+
+Origin = tuple[Any, Any, Any]
+
+_BITWIDTH_STEPS = 1024  # bitwidths act as multiples of 1 / 1024
+_FRACTIONAL_POWERS = np.exp2(np.arange(_BITWIDTH_STEPS) / _BITWIDTH_STEPS).astype(np.float32)
+_WIDE_KEY_MIX = (0x67617573, 0x73715F6A)  # 'gaus', 'sq_j'
+
+
+def rounded_normal(key: jax.Array, shape: tuple[int, ...], *, origin: Origin = (0, 0, 0)) -> jax.Array:
+    """The noise R = round(N(0, 1) / 2): exactly what `sample_weights` adds, in units of the block's step.
+
+    P(R = 0) = .68539, P(R = +-1) = .15730 each, P(R = +-2) = .00134 each: the probabilities of the rounded normal
+    in multiples of 2^-16. R depends on the key and on the weight's place in its leaf, nothing else.
+
+    Args:
+      key: a JAX PRNG key.
+      shape: (..., m, n).
+      origin: (leading index, row, column) of the first entry in its leaf; integers, may be traced.
+
+    Returns:
+      int8 array of `shape`, values in {-2, .., 2}.
+
+    Raises:
+      ValueError: for a shape of less than two axes.
+      TypeError: for a key that is no PRNG key of a known implementation.
+
+    Example:
+      >>> whole = rounded_normal(jax.random.key(0), (64, 8))
+      >>> bool((whole[32:] == rounded_normal(jax.random.key(0), (32, 8), origin=(0, 32, 0))).all())
+      True
+
+    Source: arXiv 2505.11170, section 3.2.
+    """
+    if len(shape) < 2:
+        raise ValueError(f'shape={shape} has {len(shape)} axes; at least two, rows and columns, are needed')
+    r = kernels.draw(_key_words(key), _check_origin(origin, 1), tuple(shape), noise='rounded_normal')
+    return r.astype(jnp.int8)
+
+
+def sample_weights(
+    key: jax.Array,
+    w: jax.Array,
+    bitwidths: jax.Array,
+    *,
+    origin: Origin = (0, 0, 0),
+    block_size: int = 32,
+    noise: str = 'rounded_normal',
+    dtype: Any = jnp.bfloat16,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Weights with pseudo-quantization noise: W_hat = round(W + R * step), step = max |W| * 2^(1 - b_t) by block.
+
+    R is redrawn for each key and never stored. The gradients are dW = dW_hat (straight through) and
+    db_t = -ln 2 * step * sum(dW_hat * R) over the block; the maximum counts as a constant. What the backward pass
+    keeps is one step a block.
+
+    Defined for every input: an all-zero block stays zero; the maximum is taken over the finite weights, and an
+    infinite or NaN weight comes out as it is; a step below 2^-126 is 0, and none exceeds 2^125.
+
+    Args:
+      key: a JAX PRNG key, typed or not, of the implementations threefry2x32, rbg and unsafe_rbg.
+      w: (..., m, n), float32 or bfloat16: matrices of one leaf, blocked over the last two axes.
+      bitwidths: b_t (..., ceil(m / block_size), ceil(n / block_size)), float, in bits; acts rounded to
+        a multiple of 2^-10 (gradient straight through). Edge blocks are smaller than the others.
+      origin: (leading index, row, column) of w[0, .., 0] in its whole leaf; may be traced; row and column
+        multiples of the block size. A slice with its origin gets the noise that it has in the whole. The leading
+        index counts the matrices of the leaf, row-major.
+      block_size: side of the square blocks; the paper's is 32.
+      noise: 'rounded_normal', or 'uniform' for R ~ U(-1/2, 1/2) as in DiffQ, whose step acts rounded to
+        eight significant bits.
+      dtype: of W_hat, bfloat16 or float32.
+      implementation: None, the best for the device, or 'xla'.
+
+    Returns:
+      W_hat (..., m, n) in `dtype`.
+
+    Raises:
+      ValueError: naming the argument, for a shape, dtype, origin, noise, block size or implementation
+        other than these.
+      TypeError: for a key that is no PRNG key of a known implementation.
+
+    Example:
+      >>> w = jax.random.normal(jax.random.key(0), (64, 96))
+      >>> w_hat = sample_weights(jax.random.key(1), w, jnp.full((2, 3), 6.0))
+      >>> w_hat.dtype, w_hat.shape
+      (dtype(bfloat16), (64, 96))
+
+    Source: arXiv 2505.11170, section 3, equations 3 to 5.
+    """
+    block_size = check_block_size(block_size)
+    if noise not in kernels.NOISES:
+        raise ValueError(f'noise={noise!r} is not one of {", ".join(map(repr, kernels.NOISES))}')
+    if w.ndim < 2 or w.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f'w is {w.dtype}{list(w.shape)}; allowed are float32 and bfloat16 of two or more axes')
+    blocks = block_grid(w.shape, block_size)
+    if bitwidths.shape != blocks:
+        raise ValueError(
+            f'bitwidths has shape {bitwidths.shape}; w of shape {w.shape} in blocks of {block_size} needs {blocks}'
+        )
+    if not jnp.issubdtype(bitwidths.dtype, jnp.floating):
+        raise ValueError(f'bitwidths is {bitwidths.dtype}; it must be floating, bitwidths are real numbers')
+    how = _How(block_size, noise, check_dtype(dtype), w.dtype, bitwidths.dtype, implementation)
+    kernels.select(implementation)
+    return _sample(how, _key_words(key), _check_origin(origin, block_size), w, bitwidths)
+
+
+def block_grid(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
+    """The shape of one number a block, (..., ceil(m / B), ceil(n / B)), for weights (..., m, n)."""
+    return (*shape[:-2], *(-(-size // block_size) for size in shape[-2:]))
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """`dtype` as a NumPy dtype if weights can be rounded to it; ValueError otherwise."""
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f'dtype={jnp.dtype(dtype).name}: allowed are bfloat16 and float32')
+    return jnp.dtype(dtype)
+
+
+def check_block_size(block_size: int) -> int:
+    """`block_size` as an int; ValueError if it is no positive integer."""
+    if isinstance(block_size, bool) or not hasattr(block_size, '__index__') or block_size < 1:
+        raise ValueError(f'block_size={block_size!r}: it must be a positive integer, the side of a square block')
+    return operator.index(block_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """What is fixed at trace time."""
+
+    block_size: int
+    noise: str
+    dtype: np.dtype
+    weight_dtype: np.dtype
+    bitwidth_dtype: np.dtype
+    implementation: str | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sample(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array) -> jax.Array:
+    return _sample_forward(how, key, origin, w, bitwidths)[0]
+
+
+def _sample_forward(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array):
+    w_hat, step = kernels.select(how.implementation).forward(
+        key,
+        origin,
+        w,
+        _power_of_two(1 - _round_bitwidths(bitwidths)),
+        block_size=how.block_size,
+        noise=how.noise,
+        dtype=how.dtype,
+    )
+    return w_hat, (key, origin, step)
+
+
+def _sample_backward(how: _How, residuals, dw_hat: jax.Array):
+    key, origin, step = residuals
+    sums = kernels.select(how.implementation).backward(key, origin, dw_hat, block_size=how.block_size, noise=how.noise)
+    db = jnp.float32(-math.log(2)) * (step * sums)
+    return None, None, dw_hat.astype(how.weight_dtype), db.astype(how.bitwidth_dtype)
+
+
+_sample.defvjp(_sample_forward, _sample_backward)
+
+
+def _round_bitwidths(bitwidths: jax.Array) -> jax.Array:
+    return jnp.round(bitwidths.astype(jnp.float32) * _BITWIDTH_STEPS) / _BITWIDTH_STEPS
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+    """2^x in float32, x a multiple of 1 / 1024, clipped to a normal result; NaN stays NaN.
+
+    By table and exponent bits, since `exp2` differs between backends and JAX versions.
+    """
+    steps = (jnp.clip(x, -126, 127) * _BITWIDTH_STEPS).astype(jnp.int32)
+    whole, fraction = steps // _BITWIDTH_STEPS, steps % _BITWIDTH_STEPS
+    mantissa = jax.lax.bitcast_convert_type(jnp.asarray(_FRACTIONAL_POWERS)[fraction], jnp.int32)
+    power = jax.lax.bitcast_convert_type(mantissa + (whole << 23), jnp.float32)
+    return jnp.where(jnp.isnan(x), x, power)
+
+
+def _key_words(key: jax.Array) -> Words2:
+    """The 64-bit Philox key: the words of a threefry key as they are, the four of an rbg key mixed into two."""
+    if not hasattr(key, 'dtype') or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.ndim == 1)
+    ):
+        raise TypeError(f'key must be a JAX PRNG key as of jax.random.key(0), got {key!r:.200}')
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    name = str(jax.random.key_impl(key)) if typed else 'raw'
+    if typed and key.ndim:
+        raise ValueError(f'key has shape {key.shape}: one key is needed; map over several with jax.vmap')
+    words = tuple(jax.random.key_data(key) if typed else key)
+    if (name == 'threefry2x32' or not typed) and len(words) == 2:
+        return words
+    if (name in ('rbg', 'unsafe_rbg') or not typed) and len(words) == 4:
+        return philox_4x32(tuple(map(jnp.uint32, _WIDE_KEY_MIX)), words)[:2]
+    raise TypeError(f'keys of the implementation {name} are not supported; allowed are threefry2x32, rbg, unsafe_rbg')
+
+
+def _check_origin(origin: Origin, block_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if len(origin) != 3:
+        raise ValueError(f'origin={origin} must be (leading index, row, column)')
+    for name, value in zip(('leading index', 'row', 'column'), origin):
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if operator.index(value) < 0 or (name != 'leading index' and operator.index(value) % block_size):
+            allowed = 'not negative' + f', and a multiple of the block size {block_size}' * (name != 'leading index')
+            raise ValueError(f'origin={origin}: the {name} must be {allowed}')
+    return tuple(jnp.asarray(value).astype(jnp.uint32) for value in origin)

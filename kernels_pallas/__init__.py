@@ -1,0 +1,1 @@
+"""Array kernels: plain `jax` in, plain `jax` out; formats and keys arrive as integers."""

@@ -1,0 +1,151 @@
+"""The reference: weight sampling in plain `jax.numpy`, for every platform, shape, sharding and block size.
+
+Equivalent to, for each square block of W with its noise R,
+
+    A = max |W|, over the finite weights;  step = A * scale;  W_hat = round(W + R * step)
+    sums = sum(dW_hat * R)
+
+with every choice that could move a bit (the noise's bits, the order of the sum, the rounding) fixed.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.philox import Words2
+from kernels_pallas.weight_sampling import noise as noise_bits
+
+SMALLEST_NORMAL = 2.0**-126
+LARGEST_STEP = 2.0**125  # so that 2 * step is finite
+Origin = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def forward(
+    key: Words2, origin: Origin, w: jax.Array, scale: jax.Array, *, block_size: int, noise: str, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """W_hat (..., m, n) in `dtype`, and the step of each block (..., ceil(m / B), ceil(n / B)) in float32.
+
+    Args:
+      key: two uint32 scalars.
+      origin: leading index, row and column of w[0, .., 0] in its leaf; uint32 scalars, row and column
+        multiples of `block_size`.
+      w: (..., m, n), float32 or bfloat16.
+      scale: (..., ceil(m / B), ceil(n / B)), float32: 2^(1 - bitwidth).
+      block_size: B, the side of a block.
+      noise: 'rounded_normal' or 'uniform'.
+      dtype: bfloat16 or float32.
+    """
+    w = w.astype(jnp.float32)
+    magnitude = jnp.where(jnp.isfinite(w), jnp.abs(w), 0)
+    absmax = _reduce_blocks(magnitude, block_size, jnp.maximum)
+    step = jnp.minimum(absmax * scale, LARGEST_STEP)
+    step = jnp.where(step < SMALLEST_NORMAL, 0, step)
+    if noise == 'uniform':
+        step = jax.lax.reduce_precision(step, 8, 7)  # so that R * step is exact, whatever is fused
+    step = jax.lax.bitcast_convert_type(_computed_once(jax.lax.bitcast_convert_type(step, jnp.uint32)), jnp.float32)
+    r = draw(key, origin, w.shape, noise=noise, row_alignment=block_size)
+    return round_to_dtype(w + r * _expand_blocks(step, block_size, w.shape), dtype), step
+
+
+def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int, noise: str) -> jax.Array:
+    """sum(dW_hat * R) over each block, float32 (..., ceil(m / B), ceil(n / B)), from the same R, drawn again.
+
+    The order of the sum is fixed: halving over the rows, then halving over the columns. dW_hat * R is exact
+    in float32, so that a fused multiply-add changes nothing; for that the uniform noise takes dW_hat
+    rounded to eight significant bits, which a bfloat16 cotangent has anyway.
+    """
+    dw_hat = dw_hat.astype(jnp.float32)
+    if noise == 'uniform':
+        dw_hat = jax.lax.reduce_precision(dw_hat, 8, 7)
+    r = draw(key, origin, dw_hat.shape, noise=noise, row_alignment=block_size)
+    return _reduce_blocks(dw_hat * r, block_size, jnp.add)
+
+
+def draw(key: Words2, origin: Origin, shape: tuple[int, ...], *, noise: str, row_alignment: int = 1) -> jax.Array:
+    """The noise R of `shape` (..., m, n), as float32; origin's row is a multiple of `row_alignment`."""
+    *leading_shape, m, n = shape
+    leading, row, column = origin
+    shift = jnp.uint32(0) if row_alignment % noise_bits.GROUP_ROWS == 0 else row % noise_bits.GROUP_ROWS
+    most_shift = 0 if row_alignment % noise_bits.GROUP_ROWS == 0 else noise_bits.GROUP_ROWS - 1
+    groups = -(-(m + most_shift) // noise_bits.GROUP_ROWS)
+
+    counters = (*leading_shape, groups, noise_bits.LANE_ROWS, n)
+    index = lambda axis: jax.lax.broadcasted_iota(jnp.uint32, counters, axis % len(counters))
+    lane_row = (row // noise_bits.GROUP_ROWS + index(-3)) * noise_bits.LANE_ROWS + index(-2)
+    stride = 1
+    for axis in reversed(range(len(leading_shape))):
+        leading = leading + index(axis) * jnp.uint32(stride)
+        stride *= leading_shape[axis]
+    words = noise_bits.random_words(key, column + index(-1), lane_row, jnp.broadcast_to(leading, counters))
+
+    unpack = _rounded_normal_lanes if noise == 'rounded_normal' else _uniform_lanes
+    r = unpack(words).reshape(*leading_shape, groups * noise_bits.GROUP_ROWS, n)
+    if most_shift:
+        return jax.lax.dynamic_slice_in_dim(r, shift.astype(jnp.int32), m, axis=r.ndim - 2)
+    return r[..., :m, :]
+
+
+def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x rounded to nearest even in `dtype` (bfloat16 or float32), also where XLA fuses it with its consumer.
+
+    XLA may elide the pair of conversions float32 -> bfloat16 -> float32; it keeps a `reduce_precision`.
+    """
+    if dtype == jnp.bfloat16 and x.dtype != jnp.bfloat16:
+        x = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return x.astype(dtype)
+
+
+def _rounded_normal_lanes(words: tuple[jax.Array, ...]) -> jax.Array:
+    """(..., groups, 4, n) words -> (..., groups, 8, 4, n) float32 noise, by way of 4 bits a weight."""
+    code = jnp.zeros_like(words[0])
+    for i, lane in enumerate(noise_bits.lanes(words)):
+        code |= (noise_bits.rounded_normal(lane) + 2).astype(jnp.uint32) << jnp.uint32(4 * i)
+    code = _computed_once(code)[..., None, :, :]
+    lane_shape = (*code.shape[:-3], noise_bits.LANES, *code.shape[-2:])
+    lane_index = jax.lax.broadcasted_iota(jnp.uint32, lane_shape, len(lane_shape) - 3)
+    nibble = (code >> (4 * lane_index)) & jnp.uint32(0xF)
+    return (nibble.astype(jnp.int32) - 2).astype(jnp.float32)
+
+
+def _uniform_lanes(words: tuple[jax.Array, ...]) -> jax.Array:
+    """(..., groups, 4, n) words -> (..., groups, 8, 4, n) float32 noise."""
+    words = jax.lax.optimization_barrier(words)
+    return jnp.stack([noise_bits.uniform(lane) for lane in noise_bits.lanes(words)], axis=-3)
+
+
+def _computed_once(bits: jax.Array) -> jax.Array:
+    """`bits`, which must not be 2^32 - 1, computed once although they are read many times.
+
+    XLA:CPU fuses a producer that it deems cheap into each read of it: Philox would run once a lane, the block's
+    maximum once a weight. A remainder counts as expensive, and this one is the identity. From JAX 0.11 the barrier
+    alone would do; 0.10 drops it before fusion.
+    """
+    return jax.lax.optimization_barrier(jax.lax.rem(bits, jnp.uint32(0xFFFFFFFF)))
+
+
+def _reduce_blocks(x: jax.Array, block_size: int, combine: Callable) -> jax.Array:
+    """(..., m, n) -> (..., ceil(m / B), ceil(n / B)), in a fixed order; edge blocks are filled up with zeros."""
+    *leading_shape, m, n = x.shape
+    m_blocks, n_blocks = -(-m // block_size), -(-n // block_size)
+    edges = [(0, 0)] * len(leading_shape) + [(0, m_blocks * block_size - m), (0, n_blocks * block_size - n)]
+    x = jnp.pad(x, edges) if any(high for _, high in edges) else x
+    x = x.reshape(*leading_shape, m_blocks, block_size, n_blocks, block_size)
+    return _halving(_halving(x, x.ndim - 3, combine), x.ndim - 1, combine)[..., 0, :, 0]
+
+
+def _halving(x: jax.Array, axis: int, combine: Callable) -> jax.Array:
+    """Combines the two halves of `axis` until one entry is left; an odd one out waits for the next round."""
+    while (size := x.shape[axis]) > 1:
+        half = size // 2
+        part = lambda start, stop, x=x: jax.lax.slice_in_dim(x, start, stop, axis=axis)
+        combined = combine(part(0, half), part(half, 2 * half))
+        x = jnp.concatenate([combined, part(2 * half, size)], axis) if size % 2 else combined
+    return x
+
+
+def _expand_blocks(x: jax.Array, block_size: int, shape: tuple[int, ...]) -> jax.Array:
+    """(..., ceil(m / B), ceil(n / B)) -> `shape` (..., m, n): each block's value at each of its weights."""
+    *leading_shape, m_blocks, n_blocks = x.shape
+    x = jnp.broadcast_to(x[..., :, None, :, None], (*leading_shape, m_blocks, block_size, n_blocks, block_size))
+    return x.reshape(*leading_shape, m_blocks * block_size, n_blocks * block_size)[..., : shape[-2], : shape[-1]]

@@ -1,0 +1,46 @@
+"""Packaging of gaussq-jax: the library (`gaussq_jax`, `kernels_pallas`); programs run from a checkout."""
+
+import pathlib
+
+import setuptools
+
+LIBRARY = ['jax>=0.10.2,<0.13', 'flax>=0.12.8,<0.13', 'numpy>=2.0']
+EXPERIMENTS = [
+    'absl-py>=2.3',
+    'array_record>=0.8.3',
+    'etils[epath]>=1.13',
+    'grain>=0.2.18,<0.3',
+    'matplotlib>=3.10',
+    'ml_collections>=1.1,<2',
+    'optax>=0.2.8,<0.3',
+    'orbax-checkpoint>=0.12.8,<0.13',
+    'sentencepiece>=0.2.1',
+    'tensorboardX>=2.6.4',
+    'tensorflow-datasets>=4.9.10,<5',
+    'tokenizers>=0.22',
+    'tqdm>=4.67',
+]
+TEST = [
+    'hypothesis>=6.150',
+    'ipykernel>=7',
+    'nbclient>=0.10.4',
+    'nbformat>=5.10.4',
+    'pytest>=9',
+    'pytest-xdist>=3.8',
+    'ruff>=0.17,<0.18',
+    'scipy>=1.16',
+]
+
+setuptools.setup(
+    name='gaussq-jax',
+    version='0.1.0',
+    description='Low-precision training in JAX: Gaussian weight sampling and floating-point quantized training',
+    long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['gaussq_jax', 'gaussq_jax.*', 'kernels_pallas', 'kernels_pallas.*']),
+    install_requires=LIBRARY,
+    extras_require={'experiments': EXPERIMENTS, 'test': EXPERIMENTS + TEST, 'gpu': ['jax[cuda12]']},
+)
