@@ -22,8 +22,11 @@ Words4 = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def wide_product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """High and low 32 bits of the product of two uint32 arrays, by `jax.lax.mulhi`."""
-    return jax.lax.mulhi(*jnp.broadcast_arrays(a, b)), a * b
+    """High and low 32 bits of the product of two uint32 arrays."""
+    with jax.enable_x64(True):
+        wide = jax.lax.convert_element_type(a, jnp.uint64) * jax.lax.convert_element_type(b, jnp.uint64)
+        high = jax.lax.convert_element_type(wide >> jnp.uint64(32), jnp.uint32)
+        return high, jax.lax.convert_element_type(wide, jnp.uint32)
 
 
 def philox_4x32(key: Words2, counter: Words4, rounds: int = 10, *, multiply: WideProduct = wide_product) -> Words4:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.philox import Words2
+from kernels_pallas.philox import Words2, Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
 
 SMALLEST_NORMAL = 2.0**-126
@@ -96,22 +96,26 @@ def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return x.astype(dtype)
 
 
-def _rounded_normal_lanes(words: tuple[jax.Array, ...]) -> jax.Array:
+def _rounded_normal_lanes(words: Words4) -> jax.Array:
     """(..., groups, 4, n) words -> (..., groups, 8, 4, n) float32 noise, by way of 4 bits a weight."""
     code = jnp.zeros_like(words[0])
     for i, lane in enumerate(noise_bits.lanes(words)):
         code |= (noise_bits.rounded_normal(lane) + 2).astype(jnp.uint32) << jnp.uint32(4 * i)
-    code = _computed_once(code)[..., None, :, :]
-    lane_shape = (*code.shape[:-3], noise_bits.LANES, *code.shape[-2:])
-    lane_index = jax.lax.broadcasted_iota(jnp.uint32, lane_shape, len(lane_shape) - 3)
-    nibble = (code >> (4 * lane_index)) & jnp.uint32(0xF)
-    return (nibble.astype(jnp.int32) - 2).astype(jnp.float32)
+    code, lane_index = _spread_over_lanes(_computed_once(code))
+    return ((code >> (4 * lane_index)) & jnp.uint32(0xF)).astype(jnp.float32) - 2
 
 
-def _uniform_lanes(words: tuple[jax.Array, ...]) -> jax.Array:
+def _uniform_lanes(words: Words4) -> jax.Array:
     """(..., groups, 4, n) words -> (..., groups, 8, 4, n) float32 noise."""
-    words = jax.lax.optimization_barrier(words)
-    return jnp.stack([noise_bits.uniform(lane) for lane in noise_bits.lanes(words)], axis=-3)
+    (word0, _), (word1, _), (word2, _), (word3, i) = (_spread_over_lanes(_computed_once(word)) for word in words)
+    word = jnp.where(i < 4, jnp.where(i < 2, word0, word1), jnp.where(i < 6, word2, word3))
+    return noise_bits.uniform(((word >> (16 * (i % 2))) & jnp.uint32(0xFFFF)).astype(jnp.int32))
+
+
+def _spread_over_lanes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(..., groups, 4, n) -> the same with a lane axis, (..., groups, 8, 4, n), and the index along it."""
+    shape = (*x.shape[:-2], noise_bits.LANES, *x.shape[-2:])
+    return jnp.broadcast_to(x[..., None, :, :], shape), jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 3)
 
 
 def _computed_once(bits: jax.Array) -> jax.Array:
