@@ -1,0 +1,1 @@
+"""Experiment configurations: one runnable record per model family."""

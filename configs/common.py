@@ -1,0 +1,121 @@
+"""What every config shares: the parser of `config.py:size=…,method=…`, and the fields with their defaults."""
+
+from ml_collections import ConfigDict
+
+METHODS = ('gaussws', 'diffq', 'bf16')
+PARTS = ('all', 'qkv', 'out', 'up', 'down')
+
+
+def parse(argument: str | None, **allowed) -> ConfigDict:
+    """The values of a config argument such as 'size=1b,method=bf16,smoke'.
+
+    Args:
+      argument: comma-separated name=value pairs; a name alone means name=true. None or '' for the defaults.
+      **allowed: for each name its default value, which sets its type (bool, int, float or str), or a tuple
+        of the allowed strings, the first one the default.
+
+    Returns:
+      A ConfigDict of all names.
+
+    Raises:
+      ValueError: for an unknown name, a name given twice, or a value that isn't allowed; says what is.
+
+    Example:
+      >>> parse('method=bf16,smoke', method=('gaussws', 'bf16'), b_target=4.0, smoke=False).to_dict()
+      {'method': 'bf16', 'b_target': 4.0, 'smoke': True}
+    """
+    values = {name: default[0] if isinstance(default, tuple) else default for name, default in allowed.items()}
+    given = set()
+    for item in filter(None, (argument or '').split(',')):
+        name, _, text = item.partition('=')
+        if name not in allowed:
+            raise ValueError(f'config argument {name!r} is unknown; allowed are {", ".join(allowed)}')
+        if name in given:
+            raise ValueError(f'config argument {name!r} is given twice in {argument!r}')
+        given.add(name)
+        values[name] = _convert(name, text or 'true', allowed[name])
+    return ConfigDict(values)
+
+
+def base_config(argument: ConfigDict) -> ConfigDict:
+    """Every field that a program reads, with the defaults that the models share; a config fills in the rest.
+
+    Args:
+      argument: as parsed, with method, b_init, b_target and parts.
+    """
+    return ConfigDict(
+        dict(
+            seed=0,
+            method=argument.method,
+            # Weights: how they are sampled, and how their bitwidths are trained.
+            quantization=dict(
+                b_init=argument.b_init,  # bits at the start
+                b_target=argument.b_target,  # bits towards which they decay
+                block_size=32,
+                parts=argument.parts,  # which linear layers are sampled
+                learning_rate=2e-2,  # of b_i, on the schedule of the weights' learning rate
+                weight_decay=0.1,  # of b_i
+                penalty=0.0,  # times the mean bitwidth, added to the loss
+            ),
+            # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.
+            dataset='python_stdlib',
+            train_split='train',
+            validation_split='validation',
+            text_feature='text',
+            data_dir='',  # where TFDS keeps it; '' is TFDS's own default
+            cache_dir='',  # for token arrays; '' is $GAUSSQ_CACHE or ~/.cache/gaussq_jax
+            tokenizer='bytes',
+            batch_size=32,  # sequences a step, over all devices
+            microbatches=1,  # the batch is processed in so many parts, their gradients summed
+            sequence_length=256,
+            # Training.
+            total_steps=1000,
+            dtype='bfloat16',  # of the computation
+            remat_policy='',  # '' keeps activations; 'full', or a name of jax.checkpoint_policies
+            optimizer=dict(
+                learning_rate=6e-4,
+                final_learning_rate=6e-5,
+                warmup_steps=100,
+                b1=0.9,
+                b2=0.95,
+                eps=1e-8,
+                weight_decay=0.1,  # of the weights, not of norms and biases
+                clip_norm=1.0,  # of the weights' gradient
+            ),
+            mesh=dict(data=-1, fsdp=1, tensor=1),  # sizes; -1 is what remains
+            log_every=10,
+            eval_every=250,
+            eval_batches=20,  # -1 is the whole validation split
+            checkpoint_every=250,
+            keep_checkpoints=3,
+            deterministic=True,  # on GPUs, for resuming bit by bit
+        )
+    )
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """The same config in seconds on any machine: two small layers, short sequences, few steps."""
+    config.model.num_layers = 2
+    config.model.hidden_size = 64
+    config.model.num_heads = 2
+    config.model.mlp_size = 128
+    if 'max_length' in config.model:
+        config.model.max_length = 64
+    config.dataset, config.tokenizer = 'python_stdlib', 'bytes'
+    config.batch_size, config.microbatches, config.sequence_length = 8, 1, 64
+    config.total_steps, config.optimizer.warmup_steps = 20, 5
+    config.log_every, config.eval_every, config.eval_batches, config.checkpoint_every = 5, 10, 2, 10
+    return config
+
+
+def _convert(name, text, default):
+    if isinstance(default, tuple):
+        if text in default:
+            return text
+        raise ValueError(f'config argument {name}={text!r}: allowed are {", ".join(default)}')
+    try:
+        if isinstance(default, bool):
+            return {'true': True, 'false': False}[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        raise ValueError(f'config argument {name}={text!r} is no {type(default).__name__}') from None

@@ -1,0 +1,20 @@
+"""A Llama of 1.1M parameters that learns Python source text on two CPU cores.
+
+python -m experiments.train --config=configs/tiny.py:method=gaussws
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    parsed = common.parse(argument, method=common.METHODS, b_init=6.0, b_target=4.0, parts=common.PARTS, smoke=False)
+    config = common.base_config(parsed)
+    config.name = f'tiny-{parsed.method}'
+    config.model = ConfigDict(dict(family='llama', num_layers=4, hidden_size=128, mlp_size=384, num_heads=4))
+    config.dtype = 'float32'
+    config.batch_size = 16
+    config.sequence_length = 256
+    config.total_steps = 1000
+    return common.shrink(config) if parsed.smoke else config

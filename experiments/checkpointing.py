@@ -1,0 +1,365 @@
+"""Checkpoints that resume a run bit for bit, and that notice when a bit of theirs has changed.
+
+Orbax writes the arrays: in the background, each process its own shards, readable on another mesh. It restores
+a data file with a flipped bit without noticing, so a manifest of SHA-256 digests is written last and verified
+before a restore. Everything else is JSON; nothing that is read is ever executed. A step's directory:
+
+    <directory>/<step>/state/             the leaves of the train state (Orbax)
+    <directory>/<step>/checkpoint.json    resolved config, data iterator's state, dtype and shape of each leaf
+    <directory>/<step>/manifest.sha256    the digest of every file; `sha256sum -c manifest.sha256` checks them
+
+A step is written as `<step>.writing`, and renamed once its manifest is there. So a step's directory was whole
+when it got its name; one that is not whole now is damaged: skipped, with a warning, for the one before.
+
+With several processes, `directory` is on a file system that all of them see, and each calls every method.
+Process 0 alone picks the step, writes the JSON and the manifest, and deletes. The data iterator's state is
+process 0's: where a batch is a function of (seed, step), every process has the same, whatever their number.
+"""
+
+import base64
+import concurrent.futures
+import hashlib
+import json
+import operator
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+CONTENTS = 'checkpoint.json'
+MANIFEST = 'manifest.sha256'
+WRITING = '.writing'
+ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held: the step, the train state, and the data iterator's state as it was given."""
+
+    step: int
+    state: Any
+    data_state: Any
+
+
+class Checkpointer:
+    """Saves train states in the background, keeps the newest few whole ones, and restores the newest.
+
+    Use it as a context manager, or call `close()`: a process that exits before loses the save under way.
+
+    Args:
+      directory: holds one directory a step; made at the first save.
+      keep: how many whole checkpoints stay. Damaged ones don't count, and go when they are older than those.
+        To count, the kept checkpoints are read and verified again, in the background, once a save.
+
+    Raises:
+      ValueError: `keep` is less than 1.
+
+    Example:
+      with Checkpointer('/runs/tiny/checkpoints') as checkpointer:
+          restored = checkpointer.restore(abstract_state, config=config, identity=('model',))
+          ...
+          checkpointer.save(step, state, iterator.get_state(), config)
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+        if keep < 1:
+            raise ValueError(f'keep={keep}: at least one checkpoint has to stay')
+        self._directory = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._orbax = ocp.StandardCheckpointer()
+        self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix='checkpoint')
+        self._pending: tuple[int, concurrent.futures.Future] | None = None
+
+    def save(self, step: int, state: Any, data_state: Any, config: Mapping[str, Any]) -> bool:
+        """Starts to save a step; returns when the arrays are copied, after which they may be donated.
+
+        Waits for the save before it, if that is still under way.
+
+        Args:
+          step: names the checkpoint; not negative.
+          state: a pytree of jax.Array (typed PRNG keys too; global arrays, with several processes),
+            np.ndarray and Python numbers.
+          data_state: the data iterator's `get_state()`: bytes, or anything that JSON keeps as it is.
+          config: the resolved config, JSON-able.
+
+        Returns:
+          False if this step is there already, and whole: it is left as it is. A damaged one is replaced.
+
+        Raises:
+          RuntimeError: the save before this one failed. This one was not started; calling again starts it.
+          ValueError: a negative step, a leaf with no elements, or something that JSON can't hold.
+        """
+        step = operator.index(step)
+        if step < 0:
+            raise ValueError(f'step={step}: a step is not negative')
+        leaves = _leaves_by_name(state)
+        empty = [name for name, leaf in leaves.items() if leaf.size == 0]
+        if empty:
+            raise ValueError(f'state: Orbax cannot save leaves without elements: {", ".join(empty)}')
+        contents = {
+            'step': step,
+            'leaves': {name: _describe(leaf) for name, leaf in leaves.items()},
+            'data_state': _encode_data_state(data_state),
+            'config': _through_json('config', config),
+        }
+        self.wait()
+        if _decided_by_first_process(lambda: self._make_room(step)):
+            return False
+        self._orbax.save(self._writing(step) / 'state', leaves)
+        self._pending = step, self._executor.submit(self._finish, step, contents)
+        return True
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises RuntimeError, naming the step, if it failed."""
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except Exception as error:
+            raise RuntimeError(
+                f'saving the checkpoint {self._directory / str(step)} failed (older ones are whole): {error}'
+            ) from error
+
+    def close(self) -> None:
+        """Waits for the last save, as `wait()` does, and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+            self._orbax.close()
+
+    def __enter__(self) -> 'Checkpointer':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def latest_step(self) -> int | None:
+        """The newest whole step, or None where nothing was saved; warns and raises as `restore` does."""
+        self.wait()
+        step = _decided_by_first_process(lambda: _newest_whole_step(self._directory))
+        return None if step < 0 else step
+
+    def restore(self, abstract_state: Any, *, config: Mapping[str, Any], identity: Sequence[str]) -> Restored | None:
+        """Restores the newest whole checkpoint, bit for bit; None where nothing was saved.
+
+        Args:
+          abstract_state: the state's pytree, with a jax.ShapeDtypeStruct (or jax.Array) for each jax.Array:
+            its sharding, on any mesh, says where the leaf goes; without one, this process's first device. For
+            an np.ndarray or a Python number, any other such.
+          config: the present run's config.
+          identity: the keys of `config` whose values define the state, and so must equal the stored ones.
+
+        Raises:
+          ValueError: there are checkpoints but none is whole; the checkpoint is another run's, by its config
+            or by its leaves (all that differs is named); `identity` names a key that `config` doesn't have.
+        """
+        step = self.latest_step()
+        if step is None:
+            return None
+        directory = self._directory / str(step)
+        contents = json.loads((directory / CONTENTS).read_text())
+        _check_identity(directory, contents['config'], config, identity)
+        leaves = _leaves_by_name(abstract_state)
+        _check_leaves(directory, contents['leaves'], leaves)
+        targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}
+        restored = self._orbax.restore(directory / 'state', targets)
+        abstract_leaves, treedef = jax.tree.flatten(abstract_state)
+        values = [
+            restored[name] if hasattr(leaf, 'dtype') else restored[name].item()
+            for name, leaf in zip(leaves, abstract_leaves, strict=True)
+        ]
+        return Restored(step, jax.tree.unflatten(treedef, values), _decode_data_state(contents['data_state']))
+
+    def _writing(self, step: int) -> pathlib.Path:
+        return self._directory / f'{step}{WRITING}'
+
+    def _make_room(self, step: int) -> bool:
+        """Removes what interrupted saves left; True if the step is there already, whole."""
+        for leftover in self._directory.glob(f'*{WRITING}'):
+            shutil.rmtree(leftover)
+        return find_damage(self._directory / str(step)) is None
+
+    def _finish(self, step: int, contents: dict[str, Any]) -> None:
+        self._orbax.wait_until_finished()
+        if jax.process_index() != 0:
+            return
+        directory = self._directory / str(step)
+        (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1))
+        _write_manifest(self._writing(step))
+        if directory.exists():  # damaged, or `save` would have left it alone
+            shutil.rmtree(directory)
+        self._writing(step).rename(directory)
+        whole = 0
+        for older in _steps(self._directory):
+            if whole == self._keep:
+                shutil.rmtree(self._directory / str(older))
+            elif older == step or find_damage(self._directory / str(older)) is None:
+                whole += 1
+
+
+def load_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """The resolved config in the newest whole checkpoint of `directory`; ValueError if there is none."""
+    directory = pathlib.Path(directory).absolute()
+    step = _newest_whole_step(directory)
+    if step < 0:
+        raise ValueError(f'{directory} holds no checkpoint')
+    return json.loads((directory / str(step) / CONTENTS).read_text())['config']
+
+
+def find_damage(directory: pathlib.Path) -> str | None:
+    """Reads every file of a step: None if all are what its manifest says, else what is wrong, in words."""
+    try:
+        lines = (directory / MANIFEST).read_text().splitlines()
+        digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
+        files = _files(directory)
+        if missing := sorted({CONTENTS, *digests} - files.keys()):
+            return f'{missing[0]} is missing'
+        if unlisted := sorted(files.keys() - digests.keys()):
+            return f'{unlisted[0]} is not in {MANIFEST}'
+        for name, path in files.items():
+            if _sha256(path) != digests[name]:
+                return f'{name} is not what was written (its SHA-256 differs)'
+    except FileNotFoundError as error:
+        return f'{pathlib.Path(error.filename).name} is missing'
+    except OSError as error:
+        return f'it cannot be read ({error})'
+    except ValueError:
+        return f'{MANIFEST} is not a manifest'
+    return None
+
+
+def _write_manifest(directory: pathlib.Path) -> None:
+    lines = [f'{_sha256(path, flush=True)}  {name}\n' for name, path in sorted(_files(directory).items())]
+    with open(directory / MANIFEST, 'w') as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob('*') if path.is_file()}
+    files.pop(MANIFEST, None)
+    return files
+
+
+def _sha256(path: pathlib.Path, *, flush: bool = False) -> str:
+    with open(path, 'rb') as file:
+        if flush:  # a step is renamed, and older ones deleted, only when the disk has it
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """The steps in `directory`, newest first, whole or not."""
+    names = [path.name for path in directory.glob('*')]
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _newest_whole_step(directory: pathlib.Path) -> int:
+    """The newest whole step, -1 where nothing was saved."""
+    steps = _steps(directory)
+    for step in steps:
+        damage = find_damage(directory / str(step))
+        if damage is None:
+            return step
+        warnings.warn(f'skipping the damaged checkpoint {directory / str(step)}: {damage}', stacklevel=2)
+    if steps:
+        raise ValueError(
+            f'{directory} holds {len(steps)} checkpoint(s), but none is whole (each was named in a warning). '
+            'Restore one from a copy, or start again in another --workdir.'
+        )
+    for leftover in directory.glob(f'*{WRITING}'):
+        warnings.warn(f'{leftover} was never finished, and there is no checkpoint before it', stacklevel=2)
+    return -1
+
+
+def _decided_by_first_process(compute: Callable[[], int]) -> int:
+    """compute() of process 0, on every process: they must not disagree about what is on the disk."""
+    value = compute() if jax.process_index() == 0 else 0
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _leaves_by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their paths, as arrays, in the pytree's order."""
+    leaves = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        if name in leaves:
+            raise ValueError(f'state: two of its leaves have the path {name}')
+        leaves[name] = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+    return leaves
+
+
+def _describe(leaf: Any) -> str:
+    return f'{leaf.dtype}{list(leaf.shape)}'
+
+
+def _restore_target(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check_leaves(directory: pathlib.Path, stored: dict[str, str], present: dict[str, Any]) -> None:
+    differences = list(_differences(stored, {name: _describe(leaf) for name, leaf in present.items()}))
+    if differences:
+        shown = differences[:20] + [f'... and {len(differences) - 20} more'] * (len(differences) > 20)
+        raise ValueError(
+            f'the checkpoint {directory} does not hold the state of this program. Leaves that differ:\n  '
+            + '\n  '.join(shown)
+            + '\nUse another --workdir, or the model, method and optimizer that it was saved with.'
+        )
+
+
+def _check_identity(
+    directory: pathlib.Path, stored: dict[str, Any], present: Mapping[str, Any], identity: Sequence[str]
+) -> None:
+    present = _through_json('config', present)
+    if unknown := [key for key in identity if key not in present]:
+        raise ValueError(f'identity names {unknown}, but config has only {sorted(present)}')
+    differences = [line for key in identity for line in _differences(stored.get(key, ABSENT), present[key], key)]
+    if differences:
+        raise ValueError(
+            f'the checkpoint {directory} was saved by a run with another config:\n  '
+            + '\n  '.join(differences)
+            + '\nUse another --workdir for this config, or give the stored values to continue that run.'
+        )
+
+
+def _differences(stored: Any, present: Any, name: str = '') -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(present, dict):
+        for key in dict.fromkeys([*stored, *present]):
+            inner = f'{name}.{key}' if name else key
+            yield from _differences(stored.get(key, ABSENT), present.get(key, ABSENT), inner)
+    elif stored != present:
+        yield f'{name}: stored {stored!r}, present {present!r}'
+
+
+def _through_json(name: str, value: Any) -> Any:
+    """A copy of a value as JSON keeps it."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{name}={value!r} cannot be stored as JSON: {error}') from error
+
+
+def _encode_data_state(data_state: Any) -> dict[str, Any]:
+    if isinstance(data_state, bytes):
+        return {'base64': base64.b64encode(data_state).decode()}
+    copy = _through_json('data_state', data_state)
+    if copy != data_state:
+        raise ValueError(f'data_state={data_state!r}: JSON makes it {copy!r}; give bytes, or what JSON keeps')
+    return {'json': copy}
+
+
+def _decode_data_state(encoded: dict[str, Any]) -> Any:
+    return base64.b64decode(encoded['base64']) if 'base64' in encoded else encoded['json']

@@ -1,0 +1,75 @@
+"""Write text with a run's newest checkpoint.
+
+python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import runs
+
+WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
+PROMPT = flags.DEFINE_string('prompt', '', 'How the text begins.')
+NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write.', lower_bound=1)
+TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 always takes the likeliest token.', lower_bound=0.0)
+SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
+
+
+def main(argv):
+    del argv
+    with runs.user_errors():
+        run = runs.open_run(pathlib.Path(WORKDIR.value))
+    tokenizer = run.data.tokenizer
+    prompt = [tokenizer.end_of_document, *tokenizer.encode(PROMPT.value)]
+    weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
+    tokens = generate(
+        run.experiment.model,
+        weights,
+        jnp.asarray(prompt, jnp.int32),
+        key=jax.random.key(SEED.value),
+        num_tokens=NUM_TOKENS.value,
+        window=run.experiment.config.sequence_length,
+        temperature=TEMPERATURE.value,
+    )
+    print(PROMPT.value + tokenizer.decode(np.asarray(tokens)))
+
+
+def generate(
+    model, weights, prompt: jax.Array, *, key: jax.Array, num_tokens: int, window: int, temperature: float
+) -> jax.Array:
+    """`num_tokens` tokens that follow the prompt, each drawn from softmax(logits / temperature).
+
+    The model sees the last `window` tokens, anew for each token it writes.
+
+    Args:
+      model: `apply({'params': weights}, tokens (1, window))` gives logits (1, window, vocabulary).
+      weights: what the model multiplies with.
+      prompt: (length,) int32, at least one token.
+      key: a JAX PRNG key.
+      num_tokens: how many to write.
+      window: the longest sequence that the model was trained on.
+      temperature: 0 takes the likeliest token.
+    """
+    length = prompt.size
+    tokens = jnp.zeros(max(length + num_tokens, window), jnp.int32).at[:length].set(prompt)
+
+    def write_token(position, tokens):
+        start = jnp.maximum(position - window, 0)
+        seen = jax.lax.dynamic_slice(tokens, (start,), (window,))
+        logits = model.apply({'params': weights}, seen[None])[0, position - start - 1]
+        if temperature:
+            token = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
+        else:
+            token = jnp.argmax(logits)
+        return tokens.at[position].set(token.astype(jnp.int32))
+
+    tokens = jax.jit(lambda tokens: jax.lax.fori_loop(length, length + num_tokens, write_token, tokens))(tokens)
+    return tokens[length : length + num_tokens]
+
+
+if __name__ == '__main__':
+    runs.start(main)

@@ -1,0 +1,69 @@
+"""The optimizer of weights and of bitwidths, from the config."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from gaussq_jax.param_rules import leaf_path
+
+NO_WEIGHT_DECAY = ('scale', 'bias')  # last names of the leaves of norms, and biases
+
+
+def learning_rate_schedule(config: ConfigDict, peak: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then a cosine to the config's final learning rate in proportion."""
+    optimizer = config.optimizer
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=peak,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=config.total_steps,
+        end_value=peak * optimizer.final_learning_rate / optimizer.learning_rate,
+    )
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW for the tree {'params': weights, 'bitwidths': b_i}, each with its own learning rate and decay.
+
+    Weights are clipped by their global norm, which the bitwidths don't enter; weight decay leaves norms and
+    biases alone, by name.
+
+    Raises:
+      ValueError: for a warm-up that isn't shorter than the training, or settings that are negative.
+    """
+    optimizer, quantization = config.optimizer, config.quantization
+    if not 0 <= optimizer.warmup_steps < config.total_steps:
+        raise ValueError(
+            f'config.optimizer.warmup_steps={optimizer.warmup_steps} must be at least 0 and less than'
+            f' config.total_steps={config.total_steps}'
+        )
+    if not 0 < optimizer.learning_rate >= optimizer.final_learning_rate >= 0:
+        raise ValueError(
+            f'config.optimizer.learning_rate={optimizer.learning_rate} must be positive, and final_learning_rate='
+            f'{optimizer.final_learning_rate} between 0 and that'
+        )
+    moments = dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+    weights = optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm),
+        optax.adamw(
+            learning_rate_schedule(config, optimizer.learning_rate),
+            weight_decay=optimizer.weight_decay,
+            mask=has_weight_decay,
+            **moments,
+        ),
+    )
+    bitwidths = optax.adamw(
+        learning_rate_schedule(config, quantization.learning_rate), weight_decay=quantization.weight_decay, **moments
+    )
+    return optax.partition(
+        {'params': weights, 'bitwidths': bitwidths},
+        param_labels=lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, tree),
+    )
+
+
+def has_weight_decay(params: Any) -> Any:
+    """A tree like `params`: whether the leaf decays, by the last name of its path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: leaf_path(path).rpartition('/')[2] not in NO_WEIGHT_DECAY, params
+    )

@@ -1,0 +1,71 @@
+"""The mesh, and where each array of the train state lives on it."""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from gaussq_jax.param_rules import leaf_path
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# (path regex, one mesh axis or None for each array axis), first match wins; the path may have anything before it, so
+# that an optimizer's moments lie where their parameter lies. Stacked layers are never split along the layers.
+RULES = (
+    (r'params/embed/embedding', ('tensor', 'fsdp')),
+    (r'params/layers/.*/(query|key|value|gate|up)/kernel', (None, 'fsdp', 'tensor')),
+    (r'params/layers/.*/(out|down)/kernel', (None, 'tensor', 'fsdp')),
+    (r'params/lm_head/kernel', ('fsdp', 'tensor')),
+)
+
+
+def make_mesh(sizes: ConfigDict) -> Mesh:
+    """A mesh with axes data, fsdp and tensor over all devices.
+
+    Args:
+      sizes: devices along each axis; one of them may be -1, what remains.
+
+    Raises:
+      ValueError: if the sizes don't multiply to the number of devices.
+    """
+    shape = [sizes[axis] for axis in AXES]
+    devices = jax.device_count()
+    if shape.count(-1) == 1 and (rest := -math.prod(shape)) > 0 and devices % rest == 0:
+        shape[shape.index(-1)] = devices // rest
+    if math.prod(shape) != devices or min(shape) < 1:
+        raise ValueError(
+            f'config.mesh={sizes.to_dict()} does not fit {devices} device(s): the sizes must multiply to'
+            ' that number, and at most one may be -1, which is what remains'
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """A NamedSharding for each leaf of a train state (arrays or shapes), by `RULES`; otherwise replicated.
+
+    An axis whose size the mesh's doesn't divide stays whole: a vocabulary of 257, say.
+    """
+
+    def sharding(path, leaf):
+        name = leaf_path(path)
+        for regex, axes in RULES:
+            if re.fullmatch(f'(.*/)?{regex}', name) and len(axes) == leaf.ndim:
+                fits = [axis if size % mesh.shape.get(axis, 1) == 0 else None for axis, size in zip(axes, leaf.shape)]
+                return NamedSharding(mesh, PartitionSpec(*fits))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sequences over data and fsdp: every device sees other text, unless it shares a tensor."""
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> the global arrays, sharded over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,148 @@
+"""A run and its directory: what data it reads, what it measures, and how it is opened again."""
+
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from experiments import input_pipeline, tokenizers, training
+from experiments.checkpointing import Checkpointer, Restored, load_config
+
+# Fields in which two starts of one run may differ: they change nothing of what is learned.
+FREE_FIELDS = (
+    *('mesh', 'deterministic', 'data_dir', 'cache_dir', 'eval_batches'),
+    *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints'),
+)
+
+
+class Data(NamedTuple):
+    """The tokenizer, and both splits as token arrays."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: input_pipeline.TokenData
+    validation: input_pipeline.TokenData
+
+
+class Run(NamedTuple):
+    """A run opened again, with its newest state."""
+
+    experiment: training.Experiment
+    data: Data
+    state: training.TrainState
+
+
+def load_data(config: ConfigDict) -> Data:
+    """The data of a config, prepared and tokenised at its first use.
+
+    Raises:
+      ValueError: for a dataset that isn't there, a tokenizer file that can't be read.
+    """
+    tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+    train, validation = (
+        input_pipeline.load_tokens(
+            config.dataset,
+            split,
+            tokenizer,
+            text_feature=config.text_feature,
+            data_dir=config.data_dir or None,
+            cache_dir=config.cache_dir or None,
+        )
+        for split in (config.train_split, config.validation_split)
+    )
+    return Data(tokenizer, train, validation)
+
+
+def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """The resolved config as checkpoints keep it, with what identifies the text."""
+    corpus = {'train_tokens': data.train.num_tokens, 'tokenizer': data.tokenizer.fingerprint}
+    return {**config.to_dict(), 'corpus': corpus}
+
+
+def restore(checkpointer: Checkpointer, experiment: training.Experiment, data: Data) -> Restored | None:
+    """The newest whole checkpoint of this very run; None if there is none yet.
+
+    Raises:
+      ValueError: if the checkpoint is of another run: another model, method, data or optimizer.
+    """
+    config = stored_config(experiment.config, data)
+    identity = [name for name in config if name not in FREE_FIELDS]
+    return checkpointer.restore(experiment.abstract_state, config=config, identity=identity)
+
+
+def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
+    """Opens a workdir with its newest checkpoint, to look at it; `changes` replace fields of its config.
+
+    Raises:
+      ValueError: if there is no whole checkpoint.
+    """
+    directory = workdir / 'checkpoints'
+    config = ConfigDict(load_config(directory))
+    del config['corpus']
+    config.update(changes)
+    data = load_data(config)
+    experiment = training.make_experiment(config, data.tokenizer.vocab_size)
+    with Checkpointer(directory) as checkpointer:
+        return Run(experiment, data, restore(checkpointer, experiment, data).state)
+
+
+def make_validation(experiment: training.Experiment, data: Data) -> Callable[[training.TrainState], dict[str, float]]:
+    """A function state -> metrics on the validation split: the first `eval_batches` batches of it, -1 for all.
+
+    'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
+    'validation/loss_with_noise' where the method has noise.
+    """
+    config = experiment.config
+    evaluate = training.make_evaluation(experiment)
+    batches = input_pipeline.validation_batches(
+        data.validation.tokens,
+        global_batch_size=config.batch_size,
+        sequence_length=config.sequence_length,
+        max_batches=None if config.eval_batches == -1 else config.eval_batches,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def validate(state: training.TrainState) -> dict[str, float]:
+        loss = evaluate(state, batches)['loss']
+        metrics = {
+            'validation/loss': loss,
+            'validation/bits_per_byte': training.bits_per_byte(loss, data.validation.bytes_per_token),
+        }
+        if experiment.num_blocks:
+            metrics['validation/loss_with_noise'] = evaluate(state, batches, noise=True)['loss']
+        return metrics
+
+    return validate
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict):
+    """Writes the resolved config to config.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+
+
+def start(main: Callable[[list[str]], None]):
+    """Runs a program's `main` with its flags; what the libraries log is shown with --verbosity=0 only."""
+
+    def main_without_log(argv):
+        if not flags.FLAGS['verbosity'].present:
+            logging.set_verbosity(logging.WARNING)
+        main(argv)
+
+    app.run(main_without_log)
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Ends the program with one line for what its user can mend; --verbosity=0 shows where it arose."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logging.info('raised here:', exc_info=True)
+        sys.exit(f'error: {error}')

@@ -1,0 +1,249 @@
+"""What a config means: model, transform, optimizer and shardings; the train state, and the steps that change it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from experiments import optimizers, partitioning
+from gaussq_jax import models
+
+TRANSFORMS = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling, 'bf16': gq.cast_params}
+MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
+PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
+
+
+class TrainState(NamedTuple):
+    """All that a training step changes."""
+
+    step: jax.Array  # int32, steps taken
+    params: Any  # float32 master weights
+    bitwidths: dict[str, jax.Array]  # the transform's state: leaf path -> b_i
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config means, with nothing allocated yet."""
+
+    config: ConfigDict
+    mesh: Mesh
+    model: Any
+    transform: gq.ParamTransform
+    optimizer: optax.GradientTransformation
+    abstract_state: TrainState  # shapes, dtypes and shardings
+
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.bitwidths))
+
+
+def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
+    """Builds everything that a config describes, and refuses what can't be.
+
+    Raises:
+      ValueError: naming the field of the config and what is allowed.
+    """
+    _check_config(config)
+    mesh = partitioning.make_mesh(config.mesh)
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if config.batch_size % (config.microbatches * shards):
+        raise ValueError(
+            f'config.batch_size={config.batch_size} must be a multiple of config.microbatches={config.microbatches}'
+            f' times the {shards} shard(s) of the batch that config.mesh makes'
+        )
+    model = make_model(config, vocab_size)
+    transform = make_transform(config)
+    optimizer = optimizers.make_optimizer(config)
+    init = functools.partial(_init_state, config=config, model=model, transform=transform, optimizer=optimizer)
+    shapes = jax.eval_shape(init)
+    shardings = partitioning.state_shardings(mesh, shapes)
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+    return Experiment(config, mesh, model, transform, optimizer, abstract_state)
+
+
+def make_model(config: ConfigDict, vocab_size: int) -> Any:
+    """The flax module of `config.model`."""
+    fields = config.model.to_dict()
+    family = fields.pop('family')
+    return MODELS[family](
+        vocab_size=vocab_size, dtype=jnp.dtype(config.dtype), remat_policy=config.remat_policy or None, **fields
+    )
+
+
+def make_transform(config: ConfigDict) -> gq.ParamTransform:
+    """The ParamTransform of `config.method`, sampling the linear layers that `config.quantization.parts` names."""
+    if config.method == 'bf16':
+        return gq.cast_params(jnp.bfloat16)
+    quantization = config.quantization
+    rules = gq.DEFAULT_RULES
+    if (parts := quantization.parts) != 'all':
+        regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
+        rules = (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
+    return TRANSFORMS[config.method](
+        quantization.b_init, quantization.b_target, rules=rules, block_size=quantization.block_size
+    )
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step, created where it lives."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state)
+    init = functools.partial(
+        _init_state,
+        config=experiment.config,
+        model=experiment.model,
+        transform=experiment.transform,
+        optimizer=experiment.optimizer,
+    )
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """A compiled step (state, batch) -> (state, metrics); the state is donated.
+
+    Weights are sampled once, whatever the number of microbatches: with W_hat = transform(W, b), the gradients with
+    respect to W_hat are summed in float32; that sum is dW, since every transform is straight-through, and pulling
+    it back once gives db. The noise's key is a function of (seed, step).
+
+    The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
+    a token, 'train/gradient_norm', 'learning_rate', and those of `bitwidth_metrics`.
+    """
+    config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
+    schedule = optimizers.learning_rate_schedule(config, config.optimizer.learning_rate)
+    penalty = config.quantization.penalty
+
+    def loss_fn(weights, tokens):
+        return jnp.mean(_token_losses(experiment.model, weights, tokens))
+
+    def train_step(state: TrainState, batch):
+        weights, pull_back = jax.vjp(
+            lambda bitwidths: transform.apply(_noise_key(config.seed, state.step), state.params, bitwidths),
+            state.bitwidths,
+        )
+        loss, d_params = _mean_over_microbatches(
+            jax.value_and_grad(loss_fn), weights, batch['tokens'], config.microbatches, experiment.mesh
+        )
+        (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
+        if penalty and state.bitwidths:
+            pull_down = jax.grad(lambda b: penalty * gq.bitwidth_penalty(transform.bitwidths(b)))(state.bitwidths)
+            d_bitwidths = jax.tree.map(jnp.add, d_bitwidths, pull_down)
+
+        gradients = {'params': jax.tree.map(lambda d: d.astype(jnp.float32), d_params), 'bitwidths': d_bitwidths}
+        values = {'params': state.params, 'bitwidths': state.bitwidths}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, values)
+        values = optax.apply_updates(values, updates)
+        metrics = {
+            'train/loss': loss,
+            'train/gradient_norm': optax.global_norm(gradients['params']),
+            'learning_rate': schedule(state.step),
+            **bitwidth_metrics(transform, state.bitwidths),
+        }
+        return TrainState(state.step + 1, values['params'], values['bitwidths'], opt_state), metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state)
+    replicated = NamedSharding(experiment.mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
+    """A function (state, batches, noise=False) -> {'loss': nats a token, 'tokens': their number}.
+
+    Weights are made once: rounded, with noise only if `noise`, drawn with the key of the state's step.
+    """
+    config = experiment.config
+
+    @functools.partial(jax.jit, static_argnames='noise')
+    def make_weights(state: TrainState, noise: bool):
+        key = _noise_key(config.seed, state.step) if noise else None
+        return experiment.transform.apply(key, state.params, state.bitwidths)
+
+    @jax.jit
+    def sum_losses(weights, batch):
+        losses = _token_losses(experiment.model, weights, batch['tokens']) * batch['mask']
+        return jnp.sum(losses), jnp.sum(batch['mask'])
+
+    def evaluate(state: TrainState, batches: Iterable[dict], *, noise: bool = False) -> dict[str, float]:
+        weights = make_weights(state, noise)
+        sums = [sum_losses(weights, partitioning.to_devices(batch, experiment.mesh)) for batch in batches]
+        loss, tokens = (sum(float(value) for value in values) for values in zip(*sums))
+        return {'loss': loss / tokens, 'tokens': tokens}
+
+    return evaluate
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Nats a token -> bits per byte of UTF-8 text, which doesn't depend on the tokenizer."""
+    return loss / bytes_per_token / math.log(2)
+
+
+def bitwidth_metrics(transform: gq.ParamTransform, state: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Mean, least and largest bitwidth over all blocks; {} where none are learned."""
+    bitwidths = jax.tree.leaves(transform.bitwidths(state))
+    if not bitwidths:
+        return {}
+    return {
+        'bits/mean': gq.bitwidth_penalty(bitwidths),
+        'bits/min': functools.reduce(jnp.minimum, map(jnp.min, bitwidths)),
+        'bits/max': functools.reduce(jnp.maximum, map(jnp.max, bitwidths)),
+    }
+
+
+def _init_state(*, config, model, transform, optimizer) -> TrainState:
+    tokens = jnp.zeros((1, config.sequence_length), jnp.int32)
+    params = model.init(jax.random.key(config.seed), tokens)['params']
+    bitwidths = transform.init(params)
+    opt_state = optimizer.init({'params': params, 'bitwidths': bitwidths})
+    return TrainState(jnp.zeros((), jnp.int32), params, bitwidths, opt_state)
+
+
+def _noise_key(seed: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+
+
+def _token_losses(model, weights, tokens):
+    logits = model.apply({'params': weights}, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+
+
+def _mean_over_microbatches(value_and_grad, weights, tokens, microbatches, mesh):
+    """Mean loss, and the mean gradient, summed in float32 over equal parts of the batch."""
+    if microbatches == 1:
+        return value_and_grad(weights, tokens)
+
+    def add_part(total, part):
+        return jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value_and_grad(weights, part)), None
+
+    parts = tokens.reshape(-1, microbatches, tokens.shape[-1]).swapaxes(0, 1)  # each device keeps its own rows
+    parts = jax.lax.with_sharding_constraint(
+        parts, NamedSharding(mesh, PartitionSpec(None, *partitioning.batch_sharding(mesh).spec))
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(value_and_grad, weights, parts[0]))
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    return jax.tree.map(lambda x: x / microbatches, total)
+
+
+def _check_config(config: ConfigDict):
+    choices = {'method': TRANSFORMS, 'model.family': MODELS, 'dtype': ('bfloat16', 'float32')}
+    for name, allowed in choices.items():
+        value = functools.reduce(getattr, name.split('.'), config)
+        if value not in allowed:
+            raise ValueError(f'config.{name}={value!r}: allowed are {", ".join(map(repr, allowed))}')
+    positive = ('batch_size', 'microbatches', 'sequence_length', 'total_steps')
+    positive += ('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
+    for name in positive:
+        if config[name] < 1:
+            raise ValueError(f'config.{name}={config[name]} must be at least 1')

@@ -1,0 +1,7 @@
+"""Language models whose weights can be transformed from outside: Llama and GPT-2, in flax.linen."""
+
+from gaussq_jax.models.from_huggingface import from_huggingface
+from gaussq_jax.models.gpt2 import GPT2
+from gaussq_jax.models.llama import Llama
+
+__all__ = ['GPT2', 'Llama', 'from_huggingface']

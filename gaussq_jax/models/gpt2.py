@@ -1,0 +1,156 @@
+"""GPT-2: LayerNorm, learned positions, GELU, biases, and a head tied to the embedding."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gaussq_jax.models import layers
+
+_initializer = nn.initializers.normal(0.02)
+
+
+class GPT2(nn.Module):
+    """A GPT-2 language model: tokens -> logits, as a pure function of its parameters.
+
+        x = embed(tokens) + position_embed(0, 1, 2, ...)
+        x = x + attention(norm(x));  x = x + mlp(norm(x))      num_layers times, scanned
+        logits = norm(x) @ embedding^T
+
+        norm: LayerNorm with scale and bias,    mlp(x) = down(gelu(up(x))), GELU by its tanh approximation
+
+    Parameters, float32 when created and of any floating dtype when applied; those of the layers are stacked
+    along a first axis of num_layers: `embed/embedding` (vocab_size, hidden_size), `position_embed/embedding`
+    (max_length, hidden_size), `layers/attention_norm/{scale,bias}`,
+    `layers/attention/{query,key,value,out}/{kernel,bias}` (num_layers, in, out) and (num_layers, out),
+    `layers/mlp_norm/{scale,bias}`, `layers/mlp/{up,down}/{kernel,bias}`, `final_norm/{scale,bias}`.
+    Matrices start as normal(0, 0.02), the projections onto the residual stream (attention out, mlp down) as
+    normal(0, 0.02 / sqrt(2 num_layers)); biases as zeros, scales as ones. There is no dropout.
+
+    Attributes:
+      vocab_size, num_layers, hidden_size, num_heads: sizes; num_heads divides hidden_size.
+      max_length: positions there are; a longer sequence is an error.
+      mlp_size: width of the MLP; None means 4 hidden_size.
+      norm_epsilon: added to the variance.
+      dtype, dot_general, layer_transform, remat_policy: see `Llama`.
+
+    Raises:
+      ValueError: sizes that don't divide, an unknown remat_policy, tokens that are not 2-D or are longer than
+        max_length.
+
+    Example:
+      >>> import jax
+      >>> model = GPT2(vocab_size=256, max_length=16, num_layers=2, hidden_size=64, num_heads=4)
+      >>> tokens = jnp.zeros((1, 8), jnp.int32)
+      >>> params = model.init(jax.random.key(0), tokens)['params']
+      >>> model.apply({'params': params}, tokens).shape
+      (1, 8, 256)
+
+    Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.3.
+    """
+
+    vocab_size: int
+    max_length: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    mlp_size: int | None = None
+    norm_epsilon: float = 1e-5
+    dtype: Any = jnp.bfloat16
+    dot_general: Callable | None = None
+    layer_transform: layers.LayerTransform | None = None
+    remat_policy: str | None = None
+
+    def __post_init__(self):
+        layers.check_architecture(self.hidden_size, self.num_heads, self.num_heads, self.remat_policy)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, tokens):
+        """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32."""
+        layers.check_tokens(tokens)
+        length = tokens.shape[1]
+        if length > self.max_length:
+            raise ValueError(f'tokens of length {length} exceed max_length={self.max_length}')
+        embedding = functools.partial(
+            nn.Embed, features=self.hidden_size, dtype=self.dtype, embedding_init=_initializer
+        )
+        embed = embedding(self.vocab_size, name='embed')
+        position_embed = embedding(self.max_length, name='position_embed')
+        layer = GPT2Layer(
+            mlp_size=4 * self.hidden_size if self.mlp_size is None else self.mlp_size,
+            num_heads=self.num_heads,
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            residual_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.num_layers)),
+            name='layers',
+        )
+        x = layers.scan_layers(
+            layer,
+            embed(tokens) + position_embed(jnp.arange(length)),
+            num_layers=self.num_layers,
+            layer_transform=self.layer_transform,
+            remat_policy=self.remat_policy,
+        )
+        x = _layer_norm(self, 'final_norm')(x)
+        return layers.tied_logits(x, embed.embedding)
+
+
+class GPT2Layer(nn.Module):
+    """One layer of `GPT2`, x -> x."""
+
+    mlp_size: int
+    num_heads: int
+    norm_epsilon: float
+    dtype: Any
+    dot_general: Callable | None
+    residual_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        """x (batch, length, hidden_size) -> the same shape."""
+        attention = layers.Attention(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            rope_theta=None,
+            use_bias=True,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            kernel_init=_initializer,
+            out_init=self.residual_init,
+            name='attention',
+        )
+        mlp = GeluMLP(
+            mlp_size=self.mlp_size,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            residual_init=self.residual_init,
+            name='mlp',
+        )
+        x = x + attention(_layer_norm(self, 'attention_norm')(x))
+        return x + mlp(_layer_norm(self, 'mlp_norm')(x))
+
+
+class GeluMLP(nn.Module):
+    """down(gelu(up(x))), with biases. Source: Hendrycks and Gimpel (arXiv 1606.08415), section 2."""
+
+    mlp_size: int
+    dtype: Any
+    dot_general: Callable | None
+    residual_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        """x (batch, length, hidden_size) -> the same shape."""
+        linear = functools.partial(nn.Dense, dtype=self.dtype, dot_general=self.dot_general)
+        y = nn.gelu(linear(self.mlp_size, kernel_init=_initializer, name='up')(x), approximate=True)
+        return linear(x.shape[-1], kernel_init=self.residual_init, name='down')(y)
+
+
+def _layer_norm(module, name):
+    # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large, as it is in trained GPT-2 weights.
+    return nn.LayerNorm(epsilon=module.norm_epsilon, dtype=module.dtype, use_fast_variance=False, name=name)

@@ -1,0 +1,169 @@
+"""What the transformers here share: causal attention with RoPE, the scan over layers, the output logits."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# layer_transform(layer_params, layer_index) -> layer_params
+LayerTransform = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
+
+# 'full' keeps nothing; the others are the policies of jax.checkpoint_policies that take no argument.
+REMAT_POLICIES = {'full': jax.checkpoint_policies.nothing_saveable} | {
+    name: getattr(jax.checkpoint_policies, name)
+    for name in (
+        'everything_saveable',
+        'nothing_saveable',
+        'dots_saveable',
+        'checkpoint_dots',
+        'dots_with_no_batch_dims_saveable',
+        'checkpoint_dots_with_no_batch_dims',
+    )
+}
+
+
+class Attention(nn.Module):
+    """Causal self-attention of `num_heads` query heads over `num_kv_heads` key and value heads.
+
+        softmax(Q K^T / sqrt(head_dim) + causal mask) V,    head_dim = hidden_size / num_heads
+
+    The kernels `query`, `key`, `value` and `out` are plain matrices (in, out); the softmax is in float32.
+
+    Attributes:
+      num_heads, num_kv_heads: each key and value head serves num_heads / num_kv_heads query heads.
+      rope_theta: base of the rotary position embedding of queries and keys; None for none.
+      use_bias: whether the four linear layers have a bias.
+      dtype: computation dtype; parameters are created in float32.
+      dot_general: the matmul of the four linear layers; the attention products never go through it.
+      kernel_init, out_init: initialisers of query, key, value and of out.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    rope_theta: float | None
+    use_bias: bool
+    dtype: Any
+    dot_general: Callable | None
+    kernel_init: Callable
+    out_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        """x (batch, length, hidden_size) -> the same shape."""
+        batch, length, hidden_size = x.shape
+        head_dim = hidden_size // self.num_heads
+
+        linear = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general=self.dot_general)
+
+        def project(name, num_heads):
+            y = linear(num_heads * head_dim, kernel_init=self.kernel_init, name=name)(x)
+            return y.reshape(batch, length, num_heads, head_dim)
+
+        query = project('query', self.num_heads)
+        key = project('key', self.num_kv_heads)
+        value = project('value', self.num_kv_heads)
+        if self.rope_theta is not None:
+            query = rotary_position_embedding(query, self.rope_theta)
+            key = rotary_position_embedding(key, self.rope_theta)
+        attended = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return linear(hidden_size, kernel_init=self.out_init, name='out')(attended.reshape(x.shape))
+
+
+def rotary_position_embedding(x, theta):
+    """Rotates the pairs (x[i], x[i + head_dim/2]) by an angle that grows with the position.
+
+        angle(position, i) = position * theta^(-2i / head_dim),    0 <= i < head_dim/2
+
+    Angles and rotation are in float32. The pairing is that of Hugging Face's Llama, so that its weights need
+    no permutation; the paper and Meta's own checkpoints pair (x[2i], x[2i+1]).
+
+    Args:
+      x: (batch, length, heads, head_dim), head_dim even; the first position is 0.
+      theta: base of the frequencies, 10000 in the paper.
+
+    Returns:
+      The same shape and dtype.
+
+    Source: Su et al., RoFormer (arXiv 2104.09864), section 3.2.2.
+
+    Example:
+      >>> x = jnp.array([[[[1.0, 0.0]], [[1.0, 0.0]]]])                       # position 0, position 1
+      >>> rotary_position_embedding(x, theta=10000.0)[0, 1, 0].round(4)       # cos 1, sin 1
+      Array([0.5403, 0.8415], dtype=float32)
+    """
+    length, half = x.shape[1], x.shape[-1] // 2
+    frequencies = 1.0 / theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies)[:, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None):
+    """Runs x through `num_layers` copies of `layer`, whose parameters are stacked along a new first axis.
+
+        x = layer_i(x) with parameters layer_transform(params[i], i),    i = 0, ..., num_layers - 1
+
+    The transform runs inside the rematerialised layer: unless the policy saves it, its result is computed
+    again in the backward pass instead of being kept. It is not applied while the parameters are initialised.
+
+    Args:
+      layer: a bound linen module, x -> x.
+      x: (batch, length, hidden_size).
+      num_layers: number of copies.
+      layer_transform: see `Llama`; None leaves the parameters alone.
+      remat_policy: None (keep all) or a name in REMAT_POLICIES.
+
+    Returns:
+      The last layer's output, of x's shape.
+    """
+
+    def apply_layer(layer, x, layer_index):
+        if layer_transform is None or layer.is_initializing():
+            return layer(x), None
+
+        def transform(variables):
+            return {'params': layer_transform(variables['params'], layer_index)}
+
+        return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x), None
+
+    if remat_policy is not None:
+        # The scan keeps the backward pass apart from the forward one: no barrier is needed between them.
+        apply_layer = nn.remat(apply_layer, prevent_cse=False, policy=REMAT_POLICIES[remat_policy])
+    scan = nn.scan(
+        apply_layer,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=num_layers,
+        check_constancy_invariants=False,  # layers share no variable, and the check traces them a second time
+    )
+    return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
+
+
+def float32_dot_general(*args, **kwargs):
+    """`jax.lax.dot_general` with a float32 result: logits are not rounded to the computation dtype."""
+    return jax.lax.dot_general(*args, **kwargs, preferred_element_type=jnp.float32)
+
+
+def tied_logits(x, embedding):
+    """x (batch, length, hidden_size) @ the transpose of embedding (vocab_size, hidden_size), in float32."""
+    return jnp.dot(x, embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
+
+
+def check_tokens(tokens):
+    """Raises ValueError unless tokens is (batch, length)."""
+    if tokens.ndim != 2:
+        raise ValueError(f'tokens must have shape (batch, length), got {tokens.shape}')
+
+
+def check_architecture(hidden_size, num_heads, num_kv_heads, remat_policy):
+    """Raises ValueError for heads that don't divide and for an unknown remat_policy."""
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ValueError(f'num_heads={num_heads} must divide hidden_size={hidden_size}')
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f'num_kv_heads={num_kv_heads} must divide num_heads={num_heads}')
+    if remat_policy is not None and remat_policy not in REMAT_POLICIES:
+        raise ValueError(f'remat_policy={remat_policy!r} must be None or one of {", ".join(REMAT_POLICIES)}')

@@ -1,0 +1,170 @@
+"""Llama: RMSNorm, rotary positions, SwiGLU, grouped key and value heads; no biases."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gaussq_jax.models import layers
+
+_initializer = nn.initializers.normal(0.02)
+
+
+class Llama(nn.Module):
+    """A Llama language model: tokens -> logits, as a pure function of its parameters.
+
+        x = embed(tokens)
+        x = x + attention(norm(x));  x = x + mlp(norm(x))      num_layers times, scanned
+        logits = lm_head(norm(x))
+
+        norm(x) = scale * x / sqrt(mean(x^2) + norm_epsilon),    mlp(x) = down(silu(gate(x)) * up(x))
+
+    Parameters, float32 when created and of any floating dtype when applied; those of the layers are stacked
+    along a first axis of num_layers: `embed/embedding` (vocab_size, hidden_size),
+    `layers/attention_norm/scale`, `layers/attention/{query,key,value,out}/kernel` (num_layers, in, out),
+    `layers/mlp_norm/scale`, `layers/mlp/{gate,up,down}/kernel`, `final_norm/scale`, and unless tied
+    `lm_head/kernel` (hidden_size, vocab_size). Matrices start as normal(0, 0.02), the `initializer_range` of
+    Hugging Face's Llama (the papers give none), scales as ones.
+
+    Attributes:
+      vocab_size, num_layers, hidden_size, num_heads: sizes; hidden_size / num_heads is an even integer.
+      mlp_size: width of the SwiGLU layer.
+      num_kv_heads: key and value heads, a divisor of num_heads; None means num_heads.
+      rope_theta: base of the rotary position embedding.
+      norm_epsilon: added to the mean square.
+      tie_embeddings: whether the head is the embedding's transpose.
+      dtype: computation dtype. Norm statistics, rotary angles, softmax and logits are float32 whatever it is.
+      dot_general: matmul of the layers' linear layers (`jax.lax.dot_general` if None); neither the attention
+        products nor the head go through it.
+      layer_transform: a function (layer_params, layer_index) -> layer_params, applied inside the scanned and
+        rematerialised layer, not at initialisation. layer_params is one layer's nested dict,
+        {'attention': {...}, ...}, without the leading axis; layer_index is a traced int32 scalar. The
+        function may close over traced arrays; gradients flow through it to them and to the parameters.
+      remat_policy: None keeps all activations for the backward pass, 'full' only each layer's input; or the
+        name of a policy in `jax.checkpoint_policies` that takes no argument.
+
+    Raises:
+      ValueError: sizes that don't divide, an odd head size, an unknown remat_policy, tokens that are not 2-D.
+
+    Example:
+      >>> import jax
+      >>> model = Llama(vocab_size=256, num_layers=2, hidden_size=64, mlp_size=128, num_heads=4)
+      >>> tokens = jnp.zeros((1, 8), jnp.int32)
+      >>> params = model.init(jax.random.key(0), tokens)['params']
+      >>> model.apply({'params': params}, tokens).shape
+      (1, 8, 256)
+
+    Source: Touvron et al., LLaMA (arXiv 2302.13971) and Llama 2 (arXiv 2307.09288), section 2.2 of both.
+    """
+
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    mlp_size: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    rope_theta: float = 10000.0
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = False
+    dtype: Any = jnp.bfloat16
+    dot_general: Callable | None = None
+    layer_transform: layers.LayerTransform | None = None
+    remat_policy: str | None = None
+
+    def __post_init__(self):
+        num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        layers.check_architecture(self.hidden_size, self.num_heads, num_kv_heads, self.remat_policy)
+        if self.hidden_size // self.num_heads % 2:
+            raise ValueError(
+                f'hidden_size={self.hidden_size} / num_heads={self.num_heads} must be even: '
+                'the rotary position embedding rotates pairs'
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, tokens):
+        """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32."""
+        layers.check_tokens(tokens)
+        embed = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, embedding_init=_initializer, name='embed')
+        layer = LlamaLayer(
+            mlp_size=self.mlp_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
+            rope_theta=self.rope_theta,
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            name='layers',
+        )
+        x = layers.scan_layers(
+            layer,
+            embed(tokens),
+            num_layers=self.num_layers,
+            layer_transform=self.layer_transform,
+            remat_policy=self.remat_policy,
+        )
+        x = nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm')(x)
+        if self.tie_embeddings:
+            return layers.tied_logits(x, embed.embedding)
+        return nn.Dense(
+            self.vocab_size,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=_initializer,
+            dot_general=layers.float32_dot_general,
+            name='lm_head',
+        )(x)
+
+
+class LlamaLayer(nn.Module):
+    """One layer of `Llama`, x -> x."""
+
+    mlp_size: int
+    num_heads: int
+    num_kv_heads: int
+    rope_theta: float
+    norm_epsilon: float
+    dtype: Any
+    dot_general: Callable | None
+
+    @nn.compact
+    def __call__(self, x):
+        """x (batch, length, hidden_size) -> the same shape."""
+        attention = layers.Attention(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            rope_theta=self.rope_theta,
+            use_bias=False,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            kernel_init=_initializer,
+            out_init=_initializer,
+            name='attention',
+        )
+        mlp = SwiGLU(mlp_size=self.mlp_size, dtype=self.dtype, dot_general=self.dot_general, name='mlp')
+        x = x + attention(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='attention_norm')(x))
+        return x + mlp(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='mlp_norm')(x))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases. Source: Shazeer (arXiv 2002.05202), section 2."""
+
+    mlp_size: int
+    dtype: Any
+    dot_general: Callable | None
+
+    @nn.compact
+    def __call__(self, x):
+        """x (batch, length, hidden_size) -> the same shape."""
+        linear = functools.partial(
+            nn.Dense,
+            use_bias=False,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            kernel_init=_initializer,
+        )
+        gate = linear(self.mlp_size, name='gate')(x)
+        up = linear(self.mlp_size, name='up')(x)
+        return linear(x.shape[-1], name='down')(nn.silu(gate) * up)

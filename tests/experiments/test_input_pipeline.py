@@ -1,0 +1,432 @@
+"""From text to batches: every token, exactly once an epoch, in an order that only the seed decides."""
+
+import dataclasses
+import json
+import pathlib
+import sysconfig
+import threading
+
+import grain
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+
+from experiments.datasets import python_stdlib
+from experiments.input_pipeline import load_tokens, train_iterator, validation_batches
+from experiments.tokenizers import ByteTokenizer
+
+DOCUMENTS = {
+    'train': [f'document {i}: {"naïve 日本 " * (i % 7)}' for i in range(300)],
+    'test': ['a', 'bc', 'déf'],
+    'empty': [''],
+}
+
+
+class TinyText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS dataset that isn't ours: known by its files, as one that was prepared elsewhere."""
+
+    VERSION = tfds.core.Version('2.0.1')
+    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name='plain'),)
+    code_path = epath.Path(__file__)
+
+    def _info(self):
+        features = {'document': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in DOCUMENTS}
+
+    def _generate_examples(self, split):
+        for i, text in enumerate(DOCUMENTS[split]):
+            yield i, {'document': text, 'label': i}
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tensorflow_datasets')
+    TinyText(data_dir=folder, file_format='array_record').download_and_prepare()
+    return folder
+
+
+@pytest.fixture
+def load(data_dir, tmp_path):
+    """load_tokens of the tiny dataset, with a cache of its own."""
+
+    def load(split='train', tokenizer=None, **options):
+        options = {'text_feature': 'document', 'data_dir': data_dir, 'cache_dir': tmp_path / 'cache', **options}
+        return load_tokens('tiny_text/plain', split, tokenizer or ByteTokenizer(), **options)
+
+    return load
+
+
+def byte_tokens(documents: list[str]) -> list[int]:
+    return [token for text in documents for token in (*text.encode(), 256)]
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Bytes, and how many documents were tokenised."""
+
+    count = 0
+
+    def encode(self, text):
+        self.count += 1
+        return super().encode(text)
+
+
+class WideTokenizer(ByteTokenizer):
+    """More ids than uint16 holds."""
+
+    vocab_size = 70_000
+    end_of_document = 69_999
+    fingerprint = 'wide'
+
+    def encode(self, text):
+        return super().encode(text) + 65_500
+
+
+# Tokens
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_tokens_are_the_documents_in_order(load, split):
+    data = load(split)
+    assert isinstance(data.tokens, np.memmap)
+    assert data.tokens.dtype == np.uint16
+    assert data.tokens.tolist() == byte_tokens(DOCUMENTS[split])
+    assert data.num_tokens == len(data.tokens)
+    assert data.num_documents == len(DOCUMENTS[split])
+    assert data.num_bytes == sum(len(text.encode()) for text in DOCUMENTS[split])
+    assert data.bytes_per_token == data.num_bytes / len(data.tokens)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        data.num_bytes = 0
+
+
+def test_large_vocabulary_is_uint32(load):
+    data = load('test', WideTokenizer())
+    assert data.tokens.dtype == np.uint32
+    assert data.tokens.tolist() == [t + 65_500 if t < 256 else 69_999 for t in byte_tokens(DOCUMENTS['test'])]
+
+
+def test_split_slices(load):
+    assert load('train[:10]').tokens.tolist() == byte_tokens(DOCUMENTS['train'][:10])
+    assert load('train[10:]').tokens.tolist() == byte_tokens(DOCUMENTS['train'][10:])
+
+
+def test_tokenised_once(load):
+    tokenizer = CountingTokenizer()
+    first, second = load('train', tokenizer), load('train', tokenizer)
+    assert tokenizer.count == 300
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    assert (first.num_bytes, first.num_documents) == (second.num_bytes, second.num_documents)
+
+
+def test_another_dataset_of_the_same_name_has_its_own_tokens(load, tmp_path, monkeypatch):
+    tokens = load('test').tokens
+    monkeypatch.setitem(DOCUMENTS, 'test', ['other'])
+    TinyText(data_dir=tmp_path / 'other', file_format='array_record').download_and_prepare()
+    assert load('test', data_dir=tmp_path / 'other').tokens.tolist() == byte_tokens(['other']) != tokens.tolist()
+
+
+def truncate(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+
+
+def flip_a_bit(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    contents = bytearray(tokens.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    tokens.write_bytes(contents)
+
+
+def lose_tokens(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    tokens.unlink()
+
+
+def lose_metadata(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    metadata.unlink()
+
+
+def garble_metadata(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    metadata.write_bytes(b'\xff\x00')
+
+
+def replace_metadata(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    metadata.write_text('[]')
+
+
+def change_a_count(tokens: pathlib.Path, metadata: pathlib.Path) -> None:
+    contents = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps({**contents, 'num_bytes': contents['num_bytes'] + 1}))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [truncate, flip_a_bit, lose_tokens, lose_metadata, garble_metadata, replace_metadata, change_a_count],
+)
+def test_damaged_cache_is_written_anew(load, tmp_path, damage):
+    load()
+    (tokens,), (metadata,) = ((tmp_path / 'cache').rglob(f'train*.{kind}') for kind in ('tokens', 'json'))
+    damage(tokens, metadata)
+    tokenizer = CountingTokenizer()
+    data = load('train', tokenizer)
+    assert tokenizer.count == 300
+    assert data.tokens.tolist() == byte_tokens(DOCUMENTS['train'])
+    assert data.num_bytes == sum(len(text.encode()) for text in DOCUMENTS['train'])
+
+
+def test_interrupted_tokenisation_leaves_nothing(load, tmp_path):
+    class Interrupted(CountingTokenizer):
+        def encode(self, text):
+            if self.count == 100:
+                raise KeyboardInterrupt
+            return super().encode(text)
+
+    with pytest.raises(KeyboardInterrupt):
+        load('train', Interrupted())
+    assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == []
+    assert load().tokens.tolist() == byte_tokens(DOCUMENTS['train'])
+
+
+def test_files_are_whole_before_they_have_their_names(load, tmp_path):
+    # What a process finds that is killed, or looks, at any moment: no tokens by their name before they are complete.
+    class Watching(CountingTokenizer):
+        def encode(self, text):
+            assert not list((tmp_path / 'cache').rglob('*.tokens'))
+            return super().encode(text)
+
+    load('train', Watching())
+    assert len(list((tmp_path / 'cache').rglob('*.tokens'))) == 1
+
+
+@pytest.mark.parametrize('data_dir_given', [True, False])
+def test_python_stdlib_is_written_when_missing(tmp_path, monkeypatch, data_dir_given):
+    root = tmp_path / 'stdlib'
+    root.mkdir()
+    for i in range(40):
+        (root / f'module{i}.py').write_text(f'answer = {i}\n')
+    monkeypatch.setattr(sysconfig, 'get_path', lambda name: str(root))
+    monkeypatch.setenv('GAUSSQ_CACHE', str(tmp_path / 'cache'))
+    data_dir = tmp_path / 'data' if data_dir_given else None
+    splits = {
+        split: load_tokens('python_stdlib', split, ByteTokenizer(), data_dir=data_dir)
+        for split in ('train', 'validation')
+    }
+    assert sum(data.num_documents for data in splits.values()) == 40
+    for split, data in splits.items():
+        documents = bytes(data.tokens[data.tokens != 256].astype(np.uint8)).decode().splitlines()
+        names = [f'module{line.removeprefix("answer = ")}.py' for line in documents]
+        assert {python_stdlib.split_of(name) for name in names} == {split}
+    assert (tmp_path / 'cache' / 'tokens' / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
+    where = data_dir or tmp_path / 'cache' / 'tensorflow_datasets'
+    assert (where / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'remedy'),
+    [
+        ('nonsense', "'tfds build nonsense --data_dir=.* --file_format=array_record'"),
+        ('wikipedia/20230601.simple', "'tfds build wikipedia/20230601.simple --data_dir="),
+        ('ag_news_subset', "'tfds build ag_news_subset --data_dir="),
+        ('tiny_text/unknown', "'tfds build tiny_text/unknown --data_dir="),
+        ('not a name!', 'tfds build'),
+        ('python_stdlib/cpython-2.7.18', f'writes python_stdlib/{python_stdlib.CONFIG} and no other'),
+    ],
+)
+def test_missing_dataset_is_one_error(data_dir, tmp_path, dataset, remedy):
+    with pytest.raises(ValueError, match=remedy) as error:
+        load_tokens(dataset, 'train', ByteTokenizer(), data_dir=data_dir, cache_dir=tmp_path)
+    assert str(error.value).startswith(f"dataset='{dataset}' is not prepared in data_dir='{data_dir}'")
+    assert len(str(error.value)) < 600
+    assert '\n' not in str(error.value)
+    assert error.value.__context__ is None
+
+
+def test_unknown_feature_and_split(load):
+    with pytest.raises(ValueError, match=r"text_feature='text': .*it has \['document', 'label'\]"):
+        load(text_feature='text')
+    with pytest.raises(ValueError, match=r"text_feature='label': tiny_text/plain/2.0.1 has int"):
+        load(text_feature='label')
+    with pytest.raises(ValueError, match=r"split='validation': .* has \['empty', 'test', 'train'\]"):
+        load('validation')
+    with pytest.raises(ValueError, match='there is no text in this split'):
+        load('empty')
+
+
+def test_dataset_in_another_file_format(load, tmp_path):
+    TinyText(data_dir=tmp_path / 'data', file_format='array_record').download_and_prepare()
+    (info,) = (tmp_path / 'data').rglob('dataset_info.json')
+    info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+    with pytest.raises(ValueError, match='is written as tfrecord; allowed: array_record'):
+        load(data_dir=tmp_path / 'data')
+
+
+# Training batches. The tokens are 0, 1, 2, …, so that a sequence's first token says which sequence it is.
+
+
+def take(iterator, count: int) -> np.ndarray:
+    return np.stack([next(iterator)['tokens'] for _ in range(count)])
+
+
+def iterator_of(num_sequences=37, *, global_batch_size=4, sequence_length=8, seed=0, **options):
+    tokens = np.arange(num_sequences * sequence_length + 1, dtype=np.uint16)
+    return train_iterator(
+        tokens, global_batch_size=global_batch_size, sequence_length=sequence_length, seed=seed, **options
+    )
+
+
+def test_rows_are_the_sequences():
+    batches = take(iterator_of(), 20)
+    assert batches.shape == (20, 4, 9)
+    assert batches.dtype == np.int32
+    assert np.all(batches[..., 0] % 8 == 0)
+    assert np.all(batches == batches[..., :1] + np.arange(9))
+
+
+@pytest.mark.parametrize('num_sequences', [1, 2, 37, 64, 1000])
+def test_each_epoch_is_another_permutation(num_sequences):
+    epochs = (take(iterator_of(num_sequences, global_batch_size=1), 3 * num_sequences)[:, 0, 0] // 8).reshape(3, -1)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(num_sequences))
+    if num_sequences > 2:
+        assert len({tuple(epoch) for epoch in epochs}) == 3
+        assert list(epochs[0]) != list(range(num_sequences))
+
+
+def test_shuffle_is_global():
+    # Not within a window: where a sequence comes says nothing about which it is.
+    order = take(iterator_of(8000, global_batch_size=1), 8000)[:, 0, 0] // 8
+    assert abs(np.corrcoef(order, np.arange(8000))[0, 1]) < 0.05
+    assert np.median(np.abs(np.diff(order))) > 1000
+
+
+def test_batches_go_on_over_the_end_of_an_epoch():
+    ones = take(iterator_of(global_batch_size=1), 120).reshape(30, 4, 9)
+    np.testing.assert_array_equal(take(iterator_of(global_batch_size=4), 30), ones)
+
+
+def test_tokens_that_fill_no_sequence_are_left_out():
+    tokens = np.arange(8 * 5 + 8)
+    batches = train_iterator(tokens, global_batch_size=5, sequence_length=8, seed=0)
+    assert sorted(next(batches)['tokens'][:, 0]) == [0, 8, 16, 24, 32]
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+def test_batch_does_not_depend_on_the_number_of_processes(process_count):
+    parts = [
+        take(iterator_of(global_batch_size=8, process_index=i, process_count=process_count), 12)
+        for i in range(process_count)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), take(iterator_of(global_batch_size=8), 12))
+
+
+def test_seeds():
+    def first(seed):
+        return take(iterator_of(100, global_batch_size=100, seed=seed), 2)
+
+    np.testing.assert_array_equal(first(7), first(7))
+    batches = [first(seed) for seed in (0, 1, 2, 2**32, 2**40 + 1)]
+    # No two epochs of any two seeds agree: seed s's second epoch isn't seed s + 1's first.
+    assert len({epoch.tobytes() for batch in batches for epoch in batch}) == 10
+
+
+@pytest.mark.parametrize('stop', [0, 1, 9, 10, 25])
+def test_restart_from_a_state_gives_the_next_batch(stop):
+    uninterrupted = take(iterator_of(), 40)
+    stopped = iterator_of()
+    for _ in range(stop):
+        next(stopped)
+    state = json.loads(json.dumps(stopped.get_state()))
+    restarted = iterator_of()
+    next(restarted)
+    restarted.set_state(state)
+    np.testing.assert_array_equal(take(restarted, 40 - stop), uninterrupted[stop:])
+    assert restarted.get_state() == stopped.get_state() | {'next_index': 40}
+
+
+def test_any_step_can_be_reached_at_once():
+    iterator = iterator_of()
+    grain.experimental.set_next_index(iterator, 25)
+    np.testing.assert_array_equal(take(iterator, 5), take(iterator_of(), 30)[25:])
+
+
+def test_close_ends_the_thread():
+    iterator = iterator_of()
+    next(iterator)
+    threads = [thread for thread in threading.enumerate() if 'grain' in thread.name]
+    assert threads
+    iterator.close()
+    for thread in threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'global_batch_size': 0}, 'global_batch_size=0; allowed: positive multiples of process_count=1'),
+        ({'global_batch_size': 6, 'process_count': 4}, 'global_batch_size=6; .* multiples of process_count=4'),
+        ({'process_index': 2, 'process_count': 2}, 'process_index=2; allowed: 0 to 1'),
+        ({'process_index': -1}, 'process_index=-1; allowed: 0 to 0'),
+        ({'sequence_length': 0}, 'sequence_length=0; allowed: 1 to 99'),
+        ({'sequence_length': 100}, 'sequence_length=100; allowed: 1 to 99'),
+        ({'seed': -1}, 'seed=-1; allowed: non-negative'),
+        ({'max_batches': 0}, 'max_batches=0; allowed: None or a positive integer'),
+    ],
+)
+def test_wrong_sizes(options, message):
+    options = {'global_batch_size': 4, 'sequence_length': 8, **options}
+    tokens = np.arange(100)
+    if 'max_batches' not in options:
+        with pytest.raises(ValueError, match=message):
+            train_iterator(tokens, **{'seed': 0, **options})
+    if 'seed' not in options:
+        with pytest.raises(ValueError, match=message):
+            validation_batches(tokens, **options)
+
+
+# Validation batches
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+@pytest.mark.parametrize('num_tokens', [9, 33, 65, 100, 8 * 37 + 1])
+def test_validation_covers_every_sequence_once(num_tokens, process_count):
+    tokens = np.arange(num_tokens, dtype=np.uint16)
+    parts = [
+        list(
+            validation_batches(
+                tokens, global_batch_size=4, sequence_length=8, process_index=i, process_count=process_count
+            )
+        )
+        for i in range(process_count)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    batches = [
+        {key: np.concatenate([batch[key] for batch in step]) for key in ('tokens', 'mask')} for step in zip(*parts)
+    ]
+    assert {(b['tokens'].shape, b['mask'].shape) for b in batches} == {((4, 9), (4, 8))}
+    assert {(b['tokens'].dtype, b['mask'].dtype) for b in batches} == {(np.dtype(np.int32), np.dtype(np.float32))}
+    rows, mask = (np.concatenate([batch[key] for batch in batches]) for key in ('tokens', 'mask'))
+    num_sequences = (num_tokens - 1) // 8
+    assert len(rows) == -(-num_sequences // 4) * 4
+    assert np.all(mask[:num_sequences] == 1)
+    assert np.all(mask[num_sequences:] == 0)
+    assert np.all(rows[num_sequences:] == 0)
+    # In order, and every token but the first predicted once.
+    np.testing.assert_array_equal(rows[:num_sequences, 1:].ravel(), np.arange(1, num_sequences * 8 + 1))
+    np.testing.assert_array_equal(rows[:num_sequences, 0], np.arange(num_sequences) * 8)
+
+
+def test_validation_is_the_same_at_each_pass():
+    batches = validation_batches(np.arange(100), global_batch_size=4, sequence_length=8)
+    first, second = ([batch['tokens'] for batch in batches] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(('max_batches', 'count'), [(1, 1), (3, 3), (100, 3), (None, 3)])
+def test_max_batches(max_batches, count):
+    batches = validation_batches(np.arange(100), global_batch_size=4, sequence_length=8, max_batches=max_batches)
+    rows = np.concatenate([batch['tokens'] for batch in batches])
+    assert len(rows) == count * 4
+    np.testing.assert_array_equal(rows[:4, 0], [0, 8, 16, 24])

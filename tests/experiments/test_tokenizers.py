@@ -1,0 +1,201 @@
+"""Tokenizers: text comes back exactly, ids mean the same everywhere, and a wrong file is one clear error."""
+
+import inspect
+import io
+import json
+import shutil
+import typing
+
+import hypothesis
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+
+from experiments.tokenizers import load_tokenizer
+
+REAL_TEXT = inspect.getsource(typing)
+FOREIGN_TEXT = 'naïve façade — 日本語, Ελληνικά, 🙂\u200d👩 e\u0301\r\n\ttabs  and   spaces \x00 end\n\n'
+
+
+def write_sentencepiece(path, **options):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(REAL_TEXT.splitlines()),
+        model_writer=model,
+        vocab_size=400,
+        model_type='bpe',
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        **options,
+    )
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def write_huggingface(path, special_tokens=('<|endoftext|>',)):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(special_tokens),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(REAL_TEXT.splitlines(keepends=True), trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tokenizers')
+    return {
+        'bytes': 'bytes',
+        'sentencepiece': str(write_sentencepiece(folder / 'tiny.model')),
+        'huggingface': str(write_huggingface(folder / 'tiny.json')),
+    }
+
+
+@pytest.fixture(params=['bytes', 'sentencepiece', 'huggingface'])
+def tokenizer(request, files):
+    return load_tokenizer(files[request.param])
+
+
+@pytest.mark.parametrize('text', [REAL_TEXT, FOREIGN_TEXT, '', 'x'], ids=['real', 'foreign', 'empty', 'letter'])
+def test_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert isinstance(ids, np.ndarray)
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == text
+
+
+def test_ids_are_in_the_vocabulary_and_end_no_document(tokenizer):
+    ids = tokenizer.encode(REAL_TEXT + FOREIGN_TEXT)
+    assert ids.min() >= 0
+    assert ids.max() < tokenizer.vocab_size
+    assert tokenizer.end_of_document not in ids
+    assert 0 <= tokenizer.end_of_document < tokenizer.vocab_size
+
+
+def test_end_of_document_decodes_to_nothing(tokenizer):
+    ids = [*tokenizer.encode('def f'), tokenizer.end_of_document, *tokenizer.encode('(x)')]
+    assert tokenizer.decode(ids) == 'def f(x)'
+    assert tokenizer.decode(np.asarray(ids, np.uint16)) == 'def f(x)'
+
+
+@pytest.mark.parametrize('text', ['<|endoftext|>', '</s>', '<s>', '<unk>', '<pad>'])
+def test_special_tokens_in_the_text_are_text(tmp_path, files, text):
+    # A document that talks about '</s>' must not be cut in two there.
+    special = write_huggingface(tmp_path / 'special.json', ['<|endoftext|>', '</s>', '<s>', '<unk>', '<pad>'])
+    for spec in (*files.values(), special):
+        tokenizer = load_tokenizer(str(spec))
+        ids = tokenizer.encode(f'a{text}b')
+        assert tokenizer.end_of_document not in ids
+        assert tokenizer.decode(ids) == f'a{text}b'
+
+
+@pytest.mark.parametrize('foreign', [-1, 10**6])
+def test_foreign_ids_are_refused(tokenizer, foreign):
+    with pytest.raises(ValueError, match=f'ids holds {foreign}; allowed: 0 to {tokenizer.vocab_size - 1}'):
+        tokenizer.decode([foreign])
+
+
+@hypothesis.given(hypothesis.strategies.text())
+def test_bytes_are_utf8(text):
+    tokenizer = load_tokenizer('bytes')
+    assert tokenizer.encode(text).tolist() == list(text.encode())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bytes_vocabulary():
+    tokenizer = load_tokenizer('bytes')
+    assert (tokenizer.vocab_size, tokenizer.end_of_document, tokenizer.fingerprint) == (257, 256, 'bytes')
+    assert tokenizer.decode([ord('a'), 0xFF, ord('b')]) == 'a\ufffdb'
+
+
+def test_sentencepiece_with_and_without_end_of_sentence(tmp_path):
+    with_end = load_tokenizer(str(write_sentencepiece(tmp_path / 'with.model')))
+    assert (with_end.end_of_document, with_end.vocab_size) == (2, 400)
+    without = load_tokenizer(str(write_sentencepiece(tmp_path / 'without.model', eos_id=-1, bos_id=-1)))
+    assert (without.end_of_document, without.vocab_size) == (400, 401)
+    assert without.decode([*without.encode('def'), 400]) == 'def'
+
+
+def test_huggingface_end_of_document(tmp_path):
+    # A well-known name, wherever it is in the vocabulary, or else a new id at its end.
+    named = load_tokenizer(str(write_huggingface(tmp_path / 'named.json', ['<pad>', '</s>'])))
+    assert (named.end_of_document, named.vocab_size) == (1, 400)
+    unnamed = load_tokenizer(str(write_huggingface(tmp_path / 'unnamed.json', [])))
+    assert (unnamed.end_of_document, unnamed.vocab_size) == (400, 401)
+
+
+def test_huggingface_vocabulary_with_holes(tmp_path):
+    # The largest id, not the number of tokens, is what an embedding table needs to hold.
+    path = write_huggingface(tmp_path / 'holes.json', ['</s>'])
+    contents = json.loads(path.read_text())
+    contents['added_tokens'][0]['id'] = contents['model']['vocab']['</s>'] = 5000
+    path.write_text(json.dumps(contents))
+    assert load_tokenizer(str(path)).vocab_size == 5001
+    assert load_tokenizer(str(path)).end_of_document == 5000
+
+
+def test_huggingface_file_that_truncates_pads_and_adds_tokens(tmp_path, files):
+    # What such a file asks for is right for a model's inputs, and would lose or add text here.
+    other = tokenizers.Tokenizer.from_file(files['huggingface'])
+    other.enable_truncation(4)
+    other.enable_padding(length=8)
+    other.post_processor = tokenizers.processors.TemplateProcessing(
+        single='<|endoftext|> $A', special_tokens=[('<|endoftext|>', 0)]
+    )
+    other.save(str(tmp_path / 'other.json'))
+    for text in (REAL_TEXT, 'x'):
+        expected = load_tokenizer(files['huggingface']).encode(text)
+        np.testing.assert_array_equal(load_tokenizer(str(tmp_path / 'other.json')).encode(text), expected)
+
+
+@pytest.mark.parametrize('kind', ['sentencepiece', 'huggingface'])
+def test_fingerprint_is_of_the_contents(tmp_path, files, kind):
+    # Protects: cached tokens are found again on another machine, and not used for another tokenizer.
+    suffix = files[kind][files[kind].rindex('.') :]
+    copy = shutil.copy(files[kind], tmp_path / f'copy{suffix}')
+    assert load_tokenizer(str(copy)).fingerprint == load_tokenizer(files[kind]).fingerprint
+    if kind == 'sentencepiece':
+        other = write_sentencepiece(tmp_path / 'other.model', eos_id=-1)
+    else:
+        other = write_huggingface(tmp_path / 'other.json', [])
+    assert load_tokenizer(str(other)).fingerprint != load_tokenizer(files[kind]).fingerprint
+
+
+@pytest.mark.parametrize(
+    ('name', 'contents', 'message'),
+    [
+        ('gpt2', None, r"tokenizer='.*gpt2' is unknown"),
+        ('tiny.txt', b'text', r"tokenizer='.*tiny\.txt' is unknown"),
+        ('missing.model', None, r"missing\.model' can't be read: No such file"),
+        ('missing.json', None, r"missing\.json' can't be read: No such file"),
+        ('empty.model', b'', r"empty\.model' isn't a SentencePiece file"),
+        ('foreign.model', b'\x80\x04pickle' * 9, r"foreign\.model' isn't a SentencePiece file"),
+        ('empty.json', b'', r"empty\.json' isn't a Hugging Face tokenizers file"),
+        ('foreign.json', b'{"model_type": "llama"}', r"foreign\.json' isn't a Hugging Face tokenizers file"),
+        ('list.json', b'[1, 2]', r"list\.json' isn't a Hugging Face tokenizers file"),
+        ('binary.json', b'\xff\xfe', r"binary\.json' isn't a Hugging Face tokenizers file"),
+    ],
+)
+def test_wrong_file_is_one_error(tmp_path, name, contents, message):
+    if contents is not None:
+        (tmp_path / name).write_bytes(contents)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(str(tmp_path / name))
+    assert "allowed: 'bytes', a SentencePiece '.model' file" in str(error.value)
+    assert error.value.__suppress_context__ or error.value.__context__ is None
+
+
+def test_directory_is_one_error(tmp_path):
+    (tmp_path / 'folder.json').mkdir()
+    with pytest.raises(ValueError, match="can't be read: Is a directory"):
+        load_tokenizer(str(tmp_path / 'folder.json'))

@@ -1,0 +1,222 @@
+"""Our Llama and GPT-2 compute what `transformers`' do from the same weights, and say so when they can't.
+
+The stored outputs in tests/data/huggingface_*.npz hold a configuration, weights (float16 numbers), tokens and
+the float32 logits that transformers gave on a CPU. To make them again, with torch and transformers installed:
+
+    python tests/gaussq_jax/models/test_from_huggingface.py
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaussq_jax import models
+
+DATA = pathlib.Path(__file__).parents[2] / 'data'
+
+# Sizes that differ, and a rope_theta and epsilon that are not the defaults, so that no mix-up cancels out.
+LLAMA = dict(
+    model_type='llama',
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={'rope_type': 'default', 'rope_theta': 50.0},
+    rms_norm_eps=1e-3,
+    tie_word_embeddings=False,
+)
+GPT2 = dict(
+    model_type='gpt2',
+    vocab_size=31,
+    n_positions=13,
+    n_embd=16,
+    n_layer=3,
+    n_head=4,
+    n_inner=24,
+    layer_norm_epsilon=1e-3,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+CONFIGS = {
+    'llama_grouped': LLAMA,
+    'llama_tied': LLAMA | {'num_key_value_heads': 4, 'tie_word_embeddings': True},
+    'gpt2': GPT2,
+}
+
+
+def huggingface_logits(config, seed, batch, length):
+    """(full config, NumPy state dict, tokens, logits) of a transformers model; all its weights are random."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
+    generator = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            center = 1.0 if parameter.ndim == 1 and name.endswith('weight') else 0.0
+            values = center + generator.standard_normal(parameter.shape) / model.config.hidden_size**0.5
+            parameter.copy_(torch.tensor(values.astype(np.float16)))
+        tokens = generator.integers(config.vocab_size, size=(batch, length))
+        logits = model(torch.tensor(tokens)).logits.numpy()
+    state_dict = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return config.to_dict(), state_dict, tokens, logits
+
+
+def read_stored(name):
+    with np.load(DATA / f'huggingface_{name}.npz') as file:
+        stored = dict(file)
+    config = json.loads(str(stored.pop('config')))
+    tokens, logits = stored.pop('tokens'), stored.pop('logits')
+    return config, stored, tokens, logits
+
+
+def write_stored():
+    for name, config in CONFIGS.items():
+        config, state_dict, tokens, logits = huggingface_logits(config, seed=0, batch=2, length=13)
+        state_dict = {name: tensor.astype(np.float16) for name, tensor in state_dict.items()}
+        path = DATA / f'huggingface_{name}.npz'
+        np.savez_compressed(path, config=json.dumps(config), tokens=tokens, logits=logits, **state_dict)
+        print(path, path.stat().st_size, 'bytes')
+
+
+def our_logits(state_dict, config, tokens):
+    model, params = models.from_huggingface(state_dict, config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype('float32')}
+    return model.clone(dtype=jnp.float32).apply({'params': params}, tokens)
+
+
+def assert_equal_within_rounding(actual, expected):
+    # Float32 sums in another order, three layers deep: up to 1e-6 of the largest logit was seen.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_logits_equal_the_stored_ones_of_transformers(name):
+    config, state_dict, tokens, logits = read_stored(name)
+    assert_equal_within_rounding(our_logits(state_dict, config, tokens), logits)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_logits_equal_those_of_transformers_now(name):
+    pytest.importorskip('torch', reason='torch is not installed; the stored logits are still compared')
+    pytest.importorskip('transformers', reason='transformers is not installed; the stored logits are still compared')
+    config = CONFIGS[name]
+    larger = (
+        {'n_embd': 48, 'n_inner': None, 'n_positions': 40, 'n_head': 6}
+        if name == 'gpt2'
+        else {'hidden_size': 48, 'intermediate_size': 80, 'num_attention_heads': 8, 'rope_parameters': None}
+    )
+    config, state_dict, tokens, logits = huggingface_logits(config | larger, seed=1, batch=3, length=37)
+    assert_equal_within_rounding(our_logits(state_dict, config, tokens), logits)
+
+
+def test_torch_tensors_of_bfloat16_are_taken_as_they_are():
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    tensors = {name: torch.tensor(array).bfloat16() for name, array in state_dict.items()}
+    arrays = {name: jnp.asarray(array, jnp.bfloat16) for name, array in state_dict.items()}
+    _, from_torch = models.from_huggingface(tensors, config)
+    _, from_jax = models.from_huggingface(arrays, config)
+    jax.tree.map(np.testing.assert_array_equal, from_torch, from_jax)
+
+
+@pytest.mark.parametrize('name', ['llama_tied', 'gpt2'])
+def test_prefix_tied_head_and_derived_buffers_are_optional(name):
+    config, state_dict, tokens, logits = read_stored(name)
+    bare = {
+        key.removeprefix('model.').removeprefix('transformer.'): tensor
+        for key, tensor in state_dict.items()
+        if key != 'lm_head.weight'
+    }
+    if name == 'gpt2':
+        bare |= {'h.0.attn.bias': np.ones((1, 1, 13, 13), bool), 'h.0.attn.masked_bias': np.float32(-1e4)}
+    else:
+        bare |= {'layers.0.self_attn.rotary_emb.inv_freq': np.ones(2, np.float32)}
+    assert_equal_within_rounding(our_logits(bare, config, tokens), logits)
+
+
+def test_parameters_share_no_memory_with_the_state_dict():
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    state_dict = {name: array.astype(np.float32) for name, array in state_dict.items()}
+    _, params = models.from_huggingface(state_dict, config)
+    for leaf in jax.tree.leaves(params):
+        assert not any(np.shares_memory(leaf, array) for array in state_dict.values())
+
+
+def test_rope_theta_of_configurations_before_and_after_transformers_5():
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    theirs = config.pop('rope_parameters')
+    assert theirs['rope_theta'] == 50.0
+    old = config | {'rope_theta': 50.0, 'rope_scaling': None}
+    assert models.from_huggingface(state_dict, old)[0].rope_theta == 50.0
+    assert models.from_huggingface(state_dict, config)[0].rope_theta == 10000.0
+    assert models.from_huggingface(state_dict, old | {'rope_parameters': theirs})[0].rope_theta == 50.0
+
+
+@pytest.mark.parametrize(
+    ('name', 'field', 'value'),
+    [
+        ('llama_grouped', 'model_type', 'mamba'),
+        ('llama_grouped', 'hidden_act', 'gelu'),
+        ('llama_grouped', 'attention_bias', True),
+        ('llama_grouped', 'mlp_bias', True),
+        ('llama_grouped', 'head_dim', 8),
+        ('llama_grouped', 'rope_scaling', {'type': 'linear', 'factor': 2.0}),
+        ('llama_grouped', 'rope_parameters', {'rope_type': 'llama3', 'rope_theta': 50.0, 'factor': 8.0}),
+        ('llama_grouped', 'rope_parameters', {'rope_theta': 50.0, 'partial_rotary_factor': 0.5}),
+        ('gpt2', 'activation_function', 'gelu'),
+        ('gpt2', 'scale_attn_weights', False),
+        ('gpt2', 'scale_attn_by_inverse_layer_idx', True),
+        ('gpt2', 'add_cross_attention', True),
+        ('gpt2', 'tie_word_embeddings', False),
+    ],
+)
+def test_configuration_that_would_change_the_logits_is_refused_by_name(name, field, value):
+    config, state_dict, _, _ = read_stored(name)
+    with pytest.raises(ValueError, match=f'^{field}='):
+        models.from_huggingface(state_dict, config | {field: value})
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configuration_without_a_size_is_refused_by_name(name):
+    config, state_dict, _, _ = read_stored(name)
+    del config['vocab_size']
+    with pytest.raises(ValueError, match='vocab_size'):
+        models.from_huggingface(state_dict, config)
+
+
+def test_tensors_that_do_not_fit_are_named():
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    name = 'model.layers.1.mlp.up_proj.weight'
+
+    def changed(**tensors):
+        return models.from_huggingface(state_dict | tensors, config)
+
+    with pytest.raises(ValueError, match=r'missing layers\.1\.mlp\.up_proj\.weight; unexpected none'):
+        models.from_huggingface({key: value for key, value in state_dict.items() if key != name}, config)
+    with pytest.raises(ValueError, match=r'missing none; unexpected layers\.1\.self_attn\.q_proj\.bias'):
+        changed(**{'model.layers.1.self_attn.q_proj.bias': np.zeros(16, np.float32)})
+    with pytest.raises(ValueError, match=r'layers\.1\.mlp\.up_proj\.weight: shape \(16, 24\)'):
+        changed(**{name: state_dict[name].T})
+    with pytest.raises(ValueError, match=r'layers\.1\.mlp\.up_proj\.weight: dtype int8'):
+        changed(**{name: state_dict[name].astype(np.int8)})
+    with pytest.raises(ValueError, match=r'missing layers\.3\..*, and 1 more'):
+        models.from_huggingface(state_dict, config | {'num_hidden_layers': 4})
+
+
+def test_untied_head_of_a_tied_configuration_is_refused():
+    config, state_dict, _, _ = read_stored('gpt2')
+    state_dict['lm_head.weight'] = state_dict['transformer.wte.weight'] + np.float16(1)
+    with pytest.raises(ValueError, match=r'lm_head\.weight'):
+        models.from_huggingface(state_dict, config)
+
+
+if __name__ == '__main__':
+    write_stored()
