@@ -42,5 +42,10 @@ setuptools.setup(
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['gaussq_jax', 'gaussq_jax.*', 'kernels_pallas', 'kernels_pallas.*']),
     install_requires=LIBRARY,
-    extras_require={'experiments': EXPERIMENTS, 'test': EXPERIMENTS + TEST, 'gpu': ['jax[cuda12]']},
+    extras_require={
+        'experiments': EXPERIMENTS,
+        'test': EXPERIMENTS + TEST,
+        'parity': ['torch>=2.6', 'transformers>=5'],
+        'gpu': ['jax[cuda12]'],
+    },
 )

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 METHODS = ('gaussws', 'diffq', 'bf16')
 PARTS = ('all', 'qkv', 'out', 'up', 'down')
+ARGUMENTS = dict(method=METHODS, b_init=6.0, b_target=4.0, parts=PARTS, smoke=False)  # of every config
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -41,7 +42,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
     """Every field that a program reads, with the defaults that the models share; a config fills in the rest.
 
     Args:
-      argument: as parsed, with method, b_init, b_target and parts.
+      argument: as parsed, with `ARGUMENTS`.
     """
     return ConfigDict(
         dict(
@@ -52,9 +53,9 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 b_init=argument.b_init,  # bits at the start
                 b_target=argument.b_target,  # bits towards which they decay
                 block_size=32,
-                parts=argument.parts,  # which linear layers are sampled
-                learning_rate=2e-2,  # of b_i, on the schedule of the weights' learning rate
-                weight_decay=0.1,  # of b_i
+                parts=argument.parts,  # which linear layers are sampled: of PARTS, or a regex of leaf paths
+                learning_rate=1e-2,  # of b_i, on the schedule of the weights' learning rate
+                weight_decay=1.0,  # of b_i, towards b_target
                 penalty=0.0,  # times the mean bitwidth, added to the loss
             ),
             # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.

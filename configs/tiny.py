@@ -15,6 +15,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model = ConfigDict(dict(family='llama', num_layers=4, hidden_size=128, mlp_size=384, num_heads=4))
     config.dtype = 'float32'
     config.batch_size = 16
-    config.sequence_length = 256
-    config.total_steps = 1000
+    config.sequence_length = 128
+    config.total_steps = 700
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.final_learning_rate = 1e-4
+    config.eval_every = config.checkpoint_every = 100
     return common.shrink(config) if parsed.smoke else config

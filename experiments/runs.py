@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -127,15 +128,28 @@ def write_config(workdir: pathlib.Path, config: ConfigDict):
     (workdir / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
 
 
-def start(main: Callable[[list[str]], None]):
-    """Runs a program's `main` with its flags; what the libraries log is shown with --verbosity=0 only."""
+def start(main: Callable[[list[str]], None], *, default_config: str | None = None):
+    """Runs a program's `main` with its flags; what the libraries log is shown with --verbosity=0 only.
+
+    `default_config` is what --config means when it isn't given. It can't be the flag's default, which
+    ml_collections reads, with all its overrides, before an error can be told well.
+    """
+    argv = list(sys.argv)
+    if default_config and not any(re.match('--?config(=|$)', argument) for argument in argv):
+        argv.insert(1, f'--config={default_config}')
 
     def main_without_log(argv):
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)
         main(argv)
 
-    app.run(main_without_log)
+    def parse_flags(argv):
+        try:
+            return app.parse_flags_with_usage(argv)
+        except AttributeError as error:  # of ml_collections, around a KeyError
+            sys.exit(f'error: the config has no field {" ".join(error.args[0].args[0].split())}')
+
+    app.run(main_without_log, argv=argv, flags_parser=parse_flags)
 
 
 @contextlib.contextmanager

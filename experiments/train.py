@@ -21,7 +21,8 @@ from experiments import input_pipeline, partitioning, runs, training
 from experiments.checkpointing import Checkpointer, Restored
 from experiments.metrics import MetricWriter
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny.py', 'What to train, as file.py:name=value,…')
+DEFAULT_CONFIG = 'configs/tiny.py'
+CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.py:name=value,…; else {DEFAULT_CONFIG}')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; runs/<name of the config> if not given.")
 
 
@@ -146,4 +147,4 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    runs.start(main, default_config=DEFAULT_CONFIG)

@@ -1,0 +1,68 @@
+"""Draw the loss and the mean bitwidth of runs, from their metrics.jsonl.
+
+    python -m experiments.plot --output=docs/tiny.png runs/tiny-bf16 runs/tiny-gaussws runs/tiny-diffq
+"""
+
+import pathlib
+import sys
+
+import matplotlib
+import numpy as np
+from absl import flags
+
+from experiments import runs
+from experiments.metrics import read_metrics
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+
+OUTPUT = flags.DEFINE_string('output', 'runs.png', 'The picture: .png, .svg or .pdf.')
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito, for every eye
+
+
+def main(argv):
+    workdirs = [pathlib.Path(name) for name in argv[1:]]
+    if not workdirs:
+        sys.exit('error: name the workdirs to draw')
+    with runs.user_errors():
+        lines = {workdir.name: read_metrics(workdir / 'metrics.jsonl') for workdir in workdirs}
+        draw(lines, OUTPUT.value)
+    print(OUTPUT.value)
+
+
+def draw(runs_by_name: dict[str, list[dict]], output: str):
+    """Left: loss over steps, training as lines and validation as points; right: mean bitwidth, where learned.
+
+    Raises:
+      ValueError: for a run without a training loss.
+    """
+    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+        figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
+        for (name, lines), color in zip(runs_by_name.items(), COLORS * len(runs_by_name)):
+            if not any('train/loss' in line for line in lines):
+                raise ValueError(f'{name} has no training loss in its metrics.jsonl')
+            loss.plot(*series(lines, 'train/loss'), color=color, alpha=0.35, linewidth=0.9)
+            steps, values = series(lines, 'validation/loss')
+            last = f'{name}: {values[-1]:.3f}' if len(values) else name
+            loss.plot(steps, values, color=color, marker='o', markersize=3.5, linewidth=1.4, label=last)
+            bits.plot(*series(lines, 'bits/mean'), color=color, linewidth=1.6)
+        loss.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
+        loss.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        loss.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
+        loss.set_title('training (thin), validation without noise (points)', fontsize=10)
+        loss.legend(frameon=False, title='validation at the end', alignment='left')
+        bits.set(xlabel='step', ylabel='mean bitwidth (bits)')
+        bits.set_title('learned bitwidths', fontsize=10)
+        figure.savefig(output, dpi=150)
+        plt.close(figure)
+
+
+def series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the lines that have the metric `name`."""
+    points = [(line['step'], line[name]) for line in lines if name in line]
+    return tuple(np.array(points, float).reshape(-1, 2).T)
+
+
+if __name__ == '__main__':
+    runs.start(main)

@@ -1,0 +1,33 @@
+"""The default tests also pass on Python 3.12, with the newest JAX that setup.py allows."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def find_python() -> str | None:
+    """A Python 3.12 that runs: on the path, or among pyenv's."""
+    pyenv = pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv')) / 'versions'
+    candidates = [shutil.which('python3.12'), *map(str, sorted(pyenv.glob('3.12.*/bin/python')))]
+    for candidate in filter(None, candidates):
+        if subprocess.run([candidate, '--version'], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return None
+
+
+@pytest.mark.slow
+def test_the_default_tests_pass_on_python_3_12(tmp_path):
+    python = find_python()
+    if python is None:
+        pytest.skip('no Python 3.12 on the path or in pyenv')
+    subprocess.run([python, '-m', 'venv', tmp_path / 'venv'], check=True)
+    new_python = tmp_path / 'venv' / 'bin' / 'python'
+    subprocess.run([new_python, '-m', 'pip', 'install', '-q', '-e', f'{ROOT}[test]'], check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(('PYTEST', 'PYENV'))}
+    result = subprocess.run([new_python, '-m', 'pytest', '-q', '-n', 'auto'], cwd=ROOT, env=environment, check=False)
+    assert result.returncode == 0
