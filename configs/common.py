@@ -55,7 +55,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 block_size=32,
                 parts=argument.parts,  # which linear layers are sampled: of PARTS, or a regex of leaf paths
                 learning_rate=1e-2,  # of b_i, on the schedule of the weights' learning rate
-                weight_decay=1.0,  # of b_i, towards b_target
+                weight_decay=1.5,  # of b_i, towards b_target
                 penalty=0.0,  # times the mean bitwidth, added to the loss
             ),
             # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.
@@ -86,7 +86,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, tensor=1),  # sizes; -1 is what remains
             log_every=10,
             eval_every=250,
-            eval_batches=20,  # -1 is the whole validation split
+            eval_batches=20,  # spread evenly over the validation split; -1 is all of it
             checkpoint_every=250,
             keep_checkpoints=3,
             deterministic=True,  # on GPUs, for resuming bit by bit

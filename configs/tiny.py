@@ -16,7 +16,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.dtype = 'float32'
     config.batch_size = 16
     config.sequence_length = 128
-    config.total_steps = 700
+    config.total_steps = 600
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 1e-4
     config.eval_every = config.checkpoint_every = 100

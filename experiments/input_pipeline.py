@@ -167,14 +167,14 @@ def validation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Returns the batches of one pass over all sequences in order, this process's rows of each.
+    """Returns the batches of one pass over the sequences in order, this process's rows of each.
 
     The last batch is filled up with rows of zeros, and mask says so: sum(mask * loss) / sum(mask) over all
     batches is the mean over all predicted tokens.
 
     Args:
       tokens, global_batch_size, sequence_length, process_index, process_count: as in `train_iterator`.
-      max_batches: None, or how many batches at the most, the first ones.
+      max_batches: None for all sequences, or how many batches at the most: of so many sequences, spread evenly.
 
     Returns:
       An iterable, the same at each pass, over {'tokens': (G / P, T + 1) int32, 'mask': (G / P, T) float32}.
@@ -189,15 +189,17 @@ def validation_batches(
     """
     rows = _rows_of_process(global_batch_size, process_index, process_count)
     sequences = _sequences(tokens, sequence_length)
-    num_batches = -(-len(sequences) // global_batch_size)
+    count = len(sequences)
     if max_batches is not None:
         if max_batches < 1:
             raise ValueError(f'max_batches={max_batches}; allowed: None or a positive integer.')
-        num_batches = min(num_batches, max_batches)
+        count = min(count, max_batches * global_batch_size)
+    chosen = np.arange(count) * len(sequences) // count
+    num_batches = -(-count // global_batch_size)
 
     def read(batch: int) -> dict[str, np.ndarray]:
         start = batch * global_batch_size
-        block = sequences[start + rows.start : min(start + rows.stop, len(sequences))]
+        block = sequences[chosen[start + rows.start : start + rows.stop]]
         size = rows.stop - rows.start
         padded = np.zeros((size, sequence_length + 1), np.int32)
         padded[: len(block)] = block

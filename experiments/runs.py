@@ -93,7 +93,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
 
 
 def make_validation(experiment: training.Experiment, data: Data) -> Callable[[training.TrainState], dict[str, float]]:
-    """A function state -> metrics on the validation split: the first `eval_batches` batches of it, -1 for all.
+    """A function state -> metrics on the validation split: `eval_batches` batches of it, -1 for all.
 
     'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
     'validation/loss_with_noise' where the method has noise.

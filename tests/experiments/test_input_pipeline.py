@@ -424,9 +424,17 @@ def test_validation_is_the_same_at_each_pass():
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize(('max_batches', 'count'), [(1, 1), (3, 3), (100, 3), (None, 3)])
-def test_max_batches(max_batches, count):
+@pytest.mark.parametrize(
+    ('max_batches', 'first_tokens'),
+    [
+        (1, [0, 24, 48, 72]),  # of the twelve sequences, every third
+        (2, [0, 8, 24, 32, 48, 56, 72, 80]),  # eight of the twelve
+        (3, range(0, 96, 8)),
+        (100, range(0, 96, 8)),
+        (None, range(0, 96, 8)),
+    ],
+)
+def test_max_batches_spreads_evenly_over_the_split(max_batches, first_tokens):
     batches = validation_batches(np.arange(100), global_batch_size=4, sequence_length=8, max_batches=max_batches)
     rows = np.concatenate([batch['tokens'] for batch in batches])
-    assert len(rows) == count * 4
-    np.testing.assert_array_equal(rows[:4, 0], [0, 8, 16, 24])
+    np.testing.assert_array_equal(rows[:, 0], first_tokens)
