@@ -23,7 +23,7 @@ def parse(argument: str | None, **allowed) -> ConfigDict:
 
     Example:
       >>> parse('method=bf16,smoke', method=('gaussws', 'bf16'), b_target=4.0, smoke=False).to_dict()
-      {'method': 'bf16', 'b_target': 4.0, 'smoke': True}
+      {'b_target': 4.0, 'method': 'bf16', 'smoke': True}
     """
     values = {name: default[0] if isinstance(default, tuple) else default for name, default in allowed.items()}
     given = set()

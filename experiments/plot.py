@@ -1,6 +1,8 @@
 """Draw the loss and the mean bitwidth of runs, from their metrics.jsonl.
 
     python -m experiments.plot --output=docs/tiny.png runs/tiny-bf16 runs/tiny-gaussws runs/tiny-diffq
+
+The legend has each run's last validation loss.
 """
 
 import pathlib

@@ -23,7 +23,7 @@ _WIDE_KEY_MIX = (0x67617573, 0x73715F6A)  # 'gaus', 'sq_j'
 def rounded_normal(key: jax.Array, shape: tuple[int, ...], *, origin: Origin = (0, 0, 0)) -> jax.Array:
     """The noise R = round(N(0, 1) / 2): exactly what `sample_weights` adds, in units of the block's step.
 
-    P(R = 0) = .68539, P(R = +-1) = .15730 each, P(R = +-2) = .00134 each: the probabilities of the rounded normal
+    P(R = 0) = .68271, P(R = +-1) = .15730 each, P(R = +-2) = .00134 each: the probabilities of the rounded normal
     in multiples of 2^-16. R depends on the key and on the weight's place in its leaf, nothing else.
 
     Args:

@@ -91,8 +91,7 @@ def block_sum(values, block_size, reduce=np.sum):
     ]
     values = np.concatenate(by_row, axis=-2)
     by_column = [
-        reduce(values[..., c : c + block_size], axis=-1, keepdims=True)
-        for c in range(0, values.shape[-1], block_size)
+        reduce(values[..., c : c + block_size], axis=-1, keepdims=True) for c in range(0, values.shape[-1], block_size)
     ]
     return np.concatenate(by_column, axis=-1)
 
@@ -126,9 +125,7 @@ def sample_weights(
     return {'bfloat16': to_bfloat16, 'float32': lambda x: x}[dtype](total)
 
 
-def bitwidth_gradient(
-    key_data, w, bitwidths, cotangent, *, origin=(0, 0, 0), block_size=32, noise='rounded_normal'
-):
+def bitwidth_gradient(key_data, w, bitwidths, cotangent, *, origin=(0, 0, 0), block_size=32, noise='rounded_normal'):
     """db = -ln2 step sum(dW_hat R) and the size of its terms, ln2 step sum |dW_hat R|, float64."""
     step = block_step(w, bitwidths, block_size, noise)
     terms = np.asarray(cotangent, np.float64) * noise_values(key_data, np.shape(w), origin, noise)
@@ -139,9 +136,7 @@ def bitwidth_gradient(
 def random_weights(shape, seed=0):
     """Float32 weights whose size differs from row to row, so that a wrong block maximum shows."""
     generator = np.random.default_rng(seed)
-    return (generator.normal(size=shape) * np.exp2(generator.integers(-6, 3, (*shape[:-1], 1)))).astype(
-        np.float32
-    )
+    return (generator.normal(size=shape) * np.exp2(generator.integers(-6, 3, (*shape[:-1], 1)))).astype(np.float32)
 
 
 def random_bitwidths(shape, block_size=32, seed=1):

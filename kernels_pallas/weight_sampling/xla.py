@@ -8,6 +8,7 @@ Equivalent to, for each square block of W with its noise R,
 with every choice that could move a bit (the noise's bits, the order of the sum, the rounding) fixed.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,7 @@ LARGEST_STEP = 2.0**125  # so that 2 * step is finite
 Origin = tuple[jax.Array, jax.Array, jax.Array]
 
 
+@functools.partial(jax.jit, static_argnames=('block_size', 'noise', 'dtype'))
 def forward(
     key: Words2, origin: Origin, w: jax.Array, scale: jax.Array, *, block_size: int, noise: str, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
@@ -48,6 +50,7 @@ def forward(
     return round_to_dtype(w + r * _expand_blocks(step, block_size, w.shape), dtype), step
 
 
+@functools.partial(jax.jit, static_argnames=('block_size', 'noise'))
 def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int, noise: str) -> jax.Array:
     """sum(dW_hat * R) over each block, float32 (..., ceil(m / B), ceil(n / B)), from the same R, drawn again.
 
@@ -62,6 +65,7 @@ def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int,
     return _reduce_blocks(dw_hat * r, block_size, jnp.add)
 
 
+@functools.partial(jax.jit, static_argnames=('shape', 'noise', 'row_alignment'))
 def draw(key: Words2, origin: Origin, shape: tuple[int, ...], *, noise: str, row_alignment: int = 1) -> jax.Array:
     """The noise R of `shape` (..., m, n), as float32; origin's row is a multiple of `row_alignment`."""
     *leading_shape, m, n = shape

@@ -5,7 +5,16 @@ import sys
 
 import pytest
 
-EXPERIMENTS = ('tensorflow_datasets', 'grain', 'matplotlib', 'ml_collections', 'absl', 'tqdm', 'tensorboardX', 'configs')
+EXPERIMENTS = (
+    'tensorflow_datasets',
+    'grain',
+    'matplotlib',
+    'ml_collections',
+    'absl',
+    'tqdm',
+    'tensorboardX',
+    'configs',
+)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,21 @@ def test_contract_one_key_one_result(transform):
 
 
 @every_transform
+@pytest.mark.parametrize('noise', [True, False])
+def test_contract_a_consumer_in_the_same_program_sees_the_rounded_leaves(transform, noise):
+    """A reduction, which XLA would fuse with the cast and then compute unrounded; a maximum is exact."""
+    params = contract_params()
+    state, key = transform.init(params), KEY if noise else None
+
+    def consume(tree):
+        return jax.tree.map(lambda leaf: jnp.max(leaf.astype(jnp.float32), axis=0), tree)
+
+    alone = jax.jit(transform.apply)(key, params, state)
+    fused = jax.jit(lambda params, state: consume(transform.apply(key, params, state)))(params, state)
+    assert_identical_trees(fused, consume(alone))
+
+
+@every_transform
 def test_contract_shapes_are_known_before_anything_is_allocated(transform):
     abstract = jax.eval_shape(contract_params)
     state = jax.eval_shape(transform.init, abstract)

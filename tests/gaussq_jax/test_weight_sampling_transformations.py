@@ -122,36 +122,38 @@ def test_the_count_of_residuals_sees_stored_noise():
     assert residual_elements(sample, w, bitwidths) >= w.size
 
 
-def consume(w_hat):
-    """What a model does with W_hat: arithmetic and a matmul in float32, here exact whatever W_hat holds."""
-    w_hat = w_hat.astype(jnp.float32)
+def matmul(w_hat):
+    """As a layer uses W_hat; each output is one product with a power of two, hence exact."""
     reversed_rows = jnp.eye(w_hat.shape[-2], dtype=jnp.float32)[::-1] * 4.0
-    return w_hat * 0.5, jnp.matmul(reversed_rows, w_hat, precision='highest')
+    return jnp.matmul(reversed_rows, w_hat.astype(jnp.float32), precision='highest')
 
 
-def check_that_consumers_see(w_hat, sample, w, bitwidths):
+def reduction(w_hat):
+    """Where XLA:CPU does elide the rounding, if nothing keeps it; exact in any order."""
+    return jnp.max(2.0 * w_hat.astype(jnp.float32), axis=0)
+
+
+def check_that_consumer_sees(w_hat, consume, sample, w, bitwidths):
     """In one layer, in a rematerialised scan over layers, and in the forward pass that its gradient repeats."""
 
     def stack(scale):
         @jax.checkpoint
         def layer(carry, inputs):
             w, bitwidths, index = inputs
-            return carry, jax.tree.map(jnp.multiply, scale, consume(sample(w, bitwidths, (index, 0, 0))))
+            return carry, scale * consume(sample(w, bitwidths, (index, 0, 0)))
 
         return jax.lax.scan(layer, None, (w, bitwidths, jnp.arange(w.shape[0])))[1]
 
     expected = jax.vmap(consume)(w_hat)
-    last = jax.tree.map(lambda leaf: leaf[-1], expected)
-    ones = jax.tree.map(jnp.ones_like, last)
-    place = (w.shape[0] - 1, 0, 0)
-    jax.tree.map(assert_identical, jax.jit(lambda w, b: consume(sample(w, b, place)))(w[-1], bitwidths[-1]), last)
-    jax.tree.map(assert_identical, jax.jit(stack)(ones), expected)
-    gradient = jax.jit(jax.grad(lambda scale: sum(jnp.sum(values[-1]) for values in stack(scale))))(ones)
-    jax.tree.map(assert_identical, gradient, last)
+    scale, last = jnp.ones_like(expected[0]), (w.shape[0] - 1, 0, 0)
+    assert_identical(jax.jit(lambda w, b: consume(sample(w, b, last)))(w[-1], bitwidths[-1]), expected[-1])
+    assert_identical(jax.jit(stack)(scale), expected)
+    assert_identical(jax.jit(jax.grad(lambda scale: jnp.sum(stack(scale)[-1])))(scale), expected[-1])
 
 
 @pytest.mark.parametrize('noise', ['rounded_normal', 'uniform'])
-def test_consumers_in_the_same_program_see_rounded_weights(noise):
+@pytest.mark.parametrize('consume', [matmul, reduction])
+def test_a_consumer_in_the_same_program_sees_rounded_weights(consume, noise):
     """XLA may drop a float32 -> bfloat16 -> float32 pair inside a fusion."""
     w, bitwidths = random_weights((3, 64, 96)), random_bitwidths((3, 64, 96))
     w_hat = oracle.sample_weights(jax.random.key_data(KEY), w, bitwidths, noise=noise).astype(np.float32)
@@ -159,10 +161,10 @@ def test_consumers_in_the_same_program_see_rounded_weights(noise):
     def sample(w, bitwidths, origin, dtype=jnp.bfloat16):
         return gq.sample_weights(KEY, w, bitwidths, origin=origin, noise=noise, dtype=dtype)
 
-    check_that_consumers_see(w_hat, sample, w, bitwidths)
+    check_that_consumer_sees(w_hat, consume, sample, w, bitwidths)
     unrounded = functools.partial(sample, dtype=jnp.float32)
     with pytest.raises(AssertionError):  # what an elided rounding would give
-        check_that_consumers_see(w_hat, unrounded, w, bitwidths)
+        check_that_consumer_sees(w_hat, consume, unrounded, w, bitwidths)
 
 
 def test_one_compilation_serves_every_key_bitwidth_and_origin():

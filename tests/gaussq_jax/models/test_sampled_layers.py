@@ -1,0 +1,85 @@
+"""W_hat made one layer at a time inside the scan is the W_hat of the whole tree: seen by the loss, bit for bit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy_weight_sampling import assert_identical
+
+import gaussq_jax as gq
+from gaussq_jax import models
+
+KEY = jax.random.key(3)
+TOKENS = np.random.default_rng(0).integers(0, 61, (2, 17)).astype(np.int32)
+SIZES = dict(vocab_size=61, num_layers=3, hidden_size=80, mlp_size=144, num_heads=2, dtype=jnp.float32)
+
+
+def make_params(model):
+    shapes = jax.eval_shape(model.init, KEY, TOKENS[:, :-1])['params']
+    generator = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: generator.normal(0.5, 0.2, leaf.shape).astype(np.float32), shapes)
+
+
+def loss(logits):
+    log_probabilities = jax.nn.log_softmax(logits)
+    return -jnp.mean(jnp.take_along_axis(log_probabilities, TOKENS[:, 1:, None], axis=-1))
+
+
+def whole_tree(transform, model, params, state):
+    return loss(model.apply({'params': transform.apply(KEY, params, state)}, TOKENS[:, :-1]))
+
+
+def layer_by_layer(transform, model, params, state):
+    """The stacked layers reach the model as they are; everything else is cast outside."""
+
+    def transform_layer(layer_params, layer):
+        return transform.apply(KEY, layer_params, state, path=('layers',), layer=layer)
+
+    outside = {name: leaf for name, leaf in params.items() if name != 'layers'}
+    values = {**gq.cast_params().apply(None, outside, {}), 'layers': params['layers']}
+    return loss(model.clone(layer_transform=transform_layer).apply({'params': values}, TOKENS[:, :-1]))
+
+
+@pytest.mark.parametrize('remat_policy', [None, 'full'])
+@pytest.mark.parametrize(
+    ('model', 'make_transform'),
+    [
+        (models.Llama(**SIZES), gq.gaussian_weight_sampling),
+        (models.GPT2(max_length=16, **SIZES), gq.uniform_weight_sampling),
+    ],
+)
+def test_layer_by_layer_is_the_whole_tree(model, make_transform, remat_policy):
+    model, transform = model.clone(remat_policy=remat_policy), make_transform()
+    params = make_params(model)
+    state = {path: 0.7 * b_i for path, b_i in transform.init(params).items()}
+
+    def run(how):
+        return jax.jit(jax.value_and_grad(functools.partial(how, transform, model), (0, 1)))(params, state)
+
+    expected, expected_gradients = run(whole_tree)
+    got, gradients = run(layer_by_layer)
+    assert_identical(got, expected)
+    without_noise = loss(model.apply({'params': transform.apply(None, params, state)}, TOKENS[:, :-1]))
+    assert abs(float(expected) - float(without_noise)) > 1e-3 * float(expected)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(expected_gradients)):
+        error = np.linalg.norm(leaf - other) / np.linalg.norm(other)
+        assert error < 1e-3, jax.tree_util.keystr(path)
+
+
+def test_the_backward_pass_samples_again():
+    """With rematerialised layers, no W_hat of any layer is kept: the residuals have neither its size nor its dtype."""
+    transform = gq.gaussian_weight_sampling()
+
+    def residuals(how, remat_policy):
+        model = models.Llama(**SIZES, remat_policy=remat_policy)
+        params = make_params(model)
+        pull_back = lambda *values: jax.vjp(functools.partial(how, transform, model), *values)[1]
+        return jax.eval_shape(pull_back, params, transform.init(params))
+
+    shapes = lambda tree: {leaf.shape for leaf in jax.tree.leaves(tree) if leaf.dtype == jnp.bfloat16}
+    up = (3, 80, 144)
+    assert up in shapes(residuals(whole_tree, 'full'))
+    assert up in shapes(residuals(layer_by_layer, None))
+    assert up not in shapes(residuals(layer_by_layer, 'full'))
