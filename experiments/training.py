@@ -148,7 +148,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         values = optax.apply_updates(values, updates)
         metrics = {
             'train/loss': loss,
-            'train/gradient_norm': optax.global_norm(gradients['params']),
+            'train/gradient_norm': optax.tree.norm(gradients['params']),
             'learning_rate': schedule(state.step),
             **bitwidth_metrics(transform, state.bitwidths),
         }

@@ -47,7 +47,8 @@ class MatrixRule:
         _check_regex(self)
         for name in ('batch_axes', 'row_axes', 'col_axes'):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.row_axes or not self.col_axes or sorted(self.axes) != list(range(len(self.axes))):
+        integers = all(type(axis) is int for axis in self.axes)
+        if not (integers and self.row_axes and self.col_axes) or sorted(self.axes) != list(range(len(self.axes))):
             raise ValueError(
                 f'{self}: batch_axes, row_axes and col_axes must name the axes 0, 1, .., n - 1 once each,'
                 ' at least one of them a row axis and one a column axis'

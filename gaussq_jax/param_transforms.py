@@ -222,6 +222,8 @@ class _WeightSampling:
         if layer is not None:
             if not rule.batch_axes:
                 raise ValueError(f'layer={layer} was given, but {rule} has no batch axis that could count layers')
+            if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < b_i.shape[0]:
+                raise ValueError(f'layer={layer}: the leaf has the layers 0 to {b_i.shape[0] - 1}')
             leaf = jnp.expand_dims(leaf, rule.batch_axes[0])
             leading = layer * math.prod(b_i.shape[1 : len(rule.batch_axes)])
             b_i = jax.lax.dynamic_index_in_dim(b_i, layer, axis=0)

@@ -200,7 +200,7 @@ def _key_words(key: jax.Array) -> Words2:
     ):
         raise TypeError(f'key must be a JAX PRNG key as of jax.random.key(0), got {key!r:.200}')
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    name = str(jax.random.key_impl(key)) if typed else 'raw'
+    name = jax.random.key_impl(key) if typed else 'raw'  # a str, or of a foreign implementation an object
     if typed and key.ndim:
         raise ValueError(f'key has shape {key.shape}: one key is needed; map over several with jax.vmap')
     words = tuple(jax.random.key_data(key) if typed else key)
@@ -208,7 +208,7 @@ def _key_words(key: jax.Array) -> Words2:
         return words
     if (name in ('rbg', 'unsafe_rbg') or not typed) and len(words) == 4:
         return philox_4x32(tuple(map(jnp.uint32, _WIDE_KEY_MIX)), words)[:2]
-    raise TypeError(f'keys of the implementation {name} are not supported; allowed are threefry2x32, rbg, unsafe_rbg')
+    raise TypeError(f'keys of the implementation {name!r} are not supported; allowed are threefry2x32, rbg, unsafe_rbg')
 
 
 def _check_origin(origin: Origin, block_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:

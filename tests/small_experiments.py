@@ -19,6 +19,8 @@ def small_config(argument='smoke', **changes):
     """The smoke config of tiny with layers of 80; `changes` are fields, a group's name before two underscores."""
     config = tiny.get_config(argument)
     config.model.hidden_size, config.model.mlp_size, config.sequence_length = 80, 144, 24
+    config.optimizer.learning_rate, config.optimizer.final_learning_rate = 6e-4, 6e-5
+    config.quantization.learning_rate, config.quantization.weight_decay, config.quantization.penalty = 2e-2, 0.1, 0.0
     for name, value in changes.items():
         *groups, field = name.split('__')
         node = config

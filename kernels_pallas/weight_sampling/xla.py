@@ -54,15 +54,18 @@ def forward(
 def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int, noise: str) -> jax.Array:
     """sum(dW_hat * R) over each block, float32 (..., ceil(m / B), ceil(n / B)), from the same R, drawn again.
 
-    The order of the sum is fixed: halving over the rows, then halving over the columns. dW_hat * R is exact
-    in float32, so that a fused multiply-add changes nothing; for that the uniform noise takes dW_hat
-    rounded to eight significant bits, which a bfloat16 cotangent has anyway.
+    The order of the sum is fixed: halving over the rows, then halving over the columns. The products are exact in
+    float32, so that a fused multiply-add changes nothing; for that, a float32 cotangent meets the 16 bits
+    of the uniform noise in three parts of eight bits.
     """
-    dw_hat = dw_hat.astype(jnp.float32)
-    if noise == 'uniform':
-        dw_hat = jax.lax.reduce_precision(dw_hat, 8, 7)
+    parts = [dw_hat.astype(jnp.float32)]
+    if noise == 'uniform' and dw_hat.dtype == jnp.float32:
+        for _ in range(2):
+            high = jax.lax.reduce_precision(parts[-1], 8, 7)
+            parts[-1:] = [high, parts[-1] - high]
     r = draw(key, origin, dw_hat.shape, noise=noise, row_alignment=block_size)
-    return _reduce_blocks(dw_hat * r, block_size, jnp.add)
+    sums = [_reduce_blocks(part * r, block_size, jnp.add) for part in parts]
+    return functools.reduce(jnp.add, sums)
 
 
 @functools.partial(jax.jit, static_argnames=('shape', 'noise', 'row_alignment'))

@@ -1,0 +1,53 @@
+"""The parser of config arguments: every name and value is known, or it is an error that says what is."""
+
+import pytest
+
+from configs import common
+
+ALLOWED = dict(size=('small', 'large'), b_target=4.0, layers=2, note='', smoke=False)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'changes'),
+    [
+        (None, {}),
+        ('', {}),
+        ('size=large', {'size': 'large'}),
+        ('smoke', {'smoke': True}),
+        ('smoke=false', {'smoke': False}),
+        ('b_target=3,layers=5', {'b_target': 3.0, 'layers': 5}),
+        ('note=a=b,size=small', {'note': 'a=b'}),
+    ],
+)
+def test_parse(argument, changes):
+    defaults = {'size': 'small', 'b_target': 4.0, 'layers': 2, 'note': '', 'smoke': False}
+    parsed = common.parse(argument, **ALLOWED).to_dict()
+    assert parsed == {**defaults, **changes}
+    assert all(type(parsed[name]) is type(default) for name, default in defaults.items())
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('sise=large', "config argument 'sise' is unknown; allowed are size, b_target, layers, note, smoke"),
+        ('size=huge', "config argument size='huge': allowed are small, large"),
+        ('size', "config argument size='true': allowed are small, large"),
+        ('layers=2.5', "config argument layers='2.5' is no int"),
+        ('b_target=four', "config argument b_target='four' is no float"),
+        ('smoke=yes', "config argument smoke='yes' is no bool"),
+        ('smoke,smoke', "config argument 'smoke' is given twice in 'smoke,smoke'"),
+        ('size =large', "config argument 'size ' is unknown"),
+    ],
+)
+def test_parse_refuses(argument, message):
+    with pytest.raises(ValueError) as error:
+        common.parse(argument, **ALLOWED)
+    assert str(error.value).startswith(message)
+
+
+def test_arguments_reach_the_config():
+    parsed = common.parse('method=diffq,b_init=7,b_target=3,parts=out', **common.ARGUMENTS)
+    config = common.base_config(parsed)
+    assert (config.method, config.quantization.b_init, config.quantization.b_target, config.quantization.parts) == (
+        *('diffq', 7.0, 3.0, 'out'),
+    )

@@ -1,0 +1,93 @@
+"""Every config that is offered is one that can be trained: built whole, from shapes alone."""
+
+import importlib
+import itertools
+
+import jax
+import pytest
+
+from configs import common
+from experiments import training
+
+VOCABULARY = 257
+# Parameters that are sampled, by hand: layers (4 h^2 + 3 h f), without the gate for GPT-2; and the rest with the
+# vocabulary of bytes: embedding, head, norms, positions and biases.
+SIZES = {
+    ('tiny', ''): (4 * (4 * 128**2 + 3 * 128 * 384), 2 * 257 * 128 + (2 * 4 + 1) * 128),
+    ('llama2', 'size=134m'): (12 * (4 * 768**2 + 3 * 768 * 2048), 2 * 257 * 768 + (2 * 12 + 1) * 768),
+    ('llama2', 'size=1b'): (20 * (4 * 2048**2 + 3 * 2048 * 5632), 2 * 257 * 2048 + (2 * 20 + 1) * 2048),
+    ('gpt2', 'size=124m'): (
+        12 * (4 * 768**2 + 2 * 768 * 3072),
+        (257 + 1024) * 768 + 12 * (4 * 768 + 3072 + 768 + 2 * 2 * 768) + 2 * 768,
+    ),
+}
+
+
+def get_config(name, *arguments):
+    return importlib.import_module(f'configs.{name}').get_config(','.join(filter(None, arguments)))
+
+
+def make_experiment(config):
+    """The experiment of a config on the eight devices of the tests; nothing is allocated for it."""
+    before = len(jax.live_arrays())
+    experiment = training.make_experiment(config, VOCABULARY)
+    assert len(jax.live_arrays()) == before
+    return experiment
+
+
+@pytest.mark.parametrize(('name', 'size'), SIZES)
+def test_parameter_count(name, size):
+    """Sizes are what the names say; W_hat's blocks cover the linear layers and nothing else."""
+    sampled, others = SIZES[name, size]
+    experiment = make_experiment(get_config(name, size))
+    assert experiment.num_params == sampled + others
+    assert experiment.num_blocks * 32 * 32 == sampled  # all sizes are multiples of 32
+
+
+def test_paper_sizes_with_their_vocabularies():
+    """134M and 1B with Llama 2's vocabulary of 32,000; 124M with GPT-2's of 50,257."""
+    count = lambda *names, vocabulary: training.make_experiment(get_config(*names), vocabulary).num_params
+    assert count('llama2', 'size=134m', vocabulary=32_000) == pytest.approx(134e6, rel=0.01)
+    assert count('llama2', 'size=1b', vocabulary=32_000) == pytest.approx(1.1e9, rel=0.05)
+    assert count('gpt2', 'size=124m', vocabulary=50_257) == 124_439_808  # of the published model
+
+
+@pytest.mark.parametrize(('name', 'size'), SIZES)
+@pytest.mark.parametrize('smoke', ['', 'smoke'])
+@pytest.mark.parametrize('method', common.METHODS)
+def test_every_config_can_be_built(name, size, method, smoke):
+    config = get_config(name, size, f'method={method}', smoke)
+    experiment = make_experiment(config)
+    assert (experiment.num_blocks == 0) == (method == 'bf16')
+    assert config.name == '-'.join(filter(None, (name, size.removeprefix('size='), method)))
+    if smoke:
+        assert experiment.num_params < 150_000 and config.total_steps <= 20
+        assert config.dataset == 'python_stdlib' and config.tokenizer == 'bytes'
+
+
+@pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
+@pytest.mark.parametrize('parts', common.PARTS)
+def test_parts_are_the_layers_that_they_name(name, parts):
+    leaves = {
+        'qkv': ('attention/query', 'attention/key', 'attention/value'),
+        'out': ('attention/out',),
+        'up': ('mlp/up',) if name == 'gpt2' else ('mlp/gate', 'mlp/up'),
+        'down': ('mlp/down',),
+    }
+    leaves['all'] = tuple(itertools.chain(*leaves.values()))
+    bitwidths = make_experiment(get_config(name, f'parts={parts}', 'smoke')).abstract_state.bitwidths
+    assert set(bitwidths) == {f'layers/{leaf}/kernel' for leaf in leaves[parts]}
+
+
+@pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
+def test_bits_are_those_of_the_argument(name):
+    experiment = make_experiment(get_config(name, 'b_init=7.5', 'b_target=3', 'smoke'))
+    for b_i, b_t in ((1.0, 7.5), (0.0, 3.0)):
+        assert experiment.transform.bitwidths({'leaf': b_i}) == {'leaf': b_t}
+
+
+@pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
+@pytest.mark.parametrize('argument', ['sise=1b', 'method=fp8', 'parts=mlp', 'b_init=six', 'smoke,smoke'])
+def test_refuses_unknown_arguments(name, argument):
+    with pytest.raises(ValueError, match='config argument'):
+        get_config(name, argument)
