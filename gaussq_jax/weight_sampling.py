@@ -17,6 +17,7 @@ Origin = tuple[Any, Any, Any]
 
 _BITWIDTH_STEPS = 1024  # bitwidths act as multiples of 1 / 1024
 _FRACTIONAL_POWERS = np.exp2(np.arange(_BITWIDTH_STEPS) / _BITWIDTH_STEPS).astype(np.float32)
+KEY_IMPLEMENTATIONS = ('threefry2x32', 'rbg', 'unsafe_rbg')
 _WIDE_KEY_MIX = (0x67617573, 0x73715F6A)  # 'gaus', 'sq_j'
 
 
@@ -195,20 +196,19 @@ def _power_of_two(x: jax.Array) -> jax.Array:
 
 def _key_words(key: jax.Array) -> Words2:
     """The 64-bit Philox key: the words of a threefry key as they are, the four of an rbg key mixed into two."""
-    if not hasattr(key, 'dtype') or not (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.ndim == 1)
-    ):
-        raise TypeError(f'key must be a JAX PRNG key as of jax.random.key(0), got {key!r:.200}')
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    name = jax.random.key_impl(key) if typed else 'raw'  # a str, or of a foreign implementation an object
-    if typed and key.ndim:
-        raise ValueError(f'key has shape {key.shape}: one key is needed; map over several with jax.vmap')
-    words = tuple(jax.random.key_data(key) if typed else key)
-    if (name == 'threefry2x32' or not typed) and len(words) == 2:
-        return words
-    if (name in ('rbg', 'unsafe_rbg') or not typed) and len(words) == 4:
-        return philox_4x32(tuple(map(jnp.uint32, _WIDE_KEY_MIX)), words)[:2]
-    raise TypeError(f'keys of the implementation {name!r} are not supported; allowed are threefry2x32, rbg, unsafe_rbg')
+    dtype = getattr(key, 'dtype', None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        implementation = jax.random.key_impl(key)  # a str, or an object if it is foreign
+        if implementation not in KEY_IMPLEMENTATIONS:
+            allowed = ', '.join(KEY_IMPLEMENTATIONS)
+            raise TypeError(f'key is of the implementation {implementation!r}; allowed are {allowed}')
+        if key.ndim:
+            raise ValueError(f'key has shape {key.shape}: one key is needed; map over several with jax.vmap')
+        key = jax.random.key_data(key)
+    elif dtype != jnp.uint32 or key.shape not in ((2,), (4,)):
+        raise TypeError(f'key must be a JAX PRNG key, as jax.random.key(0) is; got {key!r:.200}')
+    words = tuple(jnp.asarray(key))
+    return words if len(words) == 2 else philox_4x32(tuple(map(jnp.uint32, _WIDE_KEY_MIX)), words)[:2]
 
 
 def _check_origin(origin: Origin, block_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
