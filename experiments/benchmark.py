@@ -125,4 +125,4 @@ def environment() -> dict[str, str]:
 
 
 if __name__ == '__main__':
-    runs.start(main, default_config=DEFAULT_CONFIG)
+    runs.start(main, default_config=DEFAULT_CONFIG, takes_arguments=True)

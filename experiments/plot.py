@@ -67,4 +67,4 @@ def series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    runs.start(main, takes_arguments=True)

@@ -128,7 +128,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict):
     (workdir / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
 
 
-def start(main: Callable[[list[str]], None], *, default_config: str | None = None):
+def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
     """Runs a program's `main` with its flags; what the libraries log is shown with --verbosity=0 only.
 
     `default_config` is what --config means when it isn't given. It can't be the flag's default, which
@@ -141,13 +141,18 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
     def main_without_log(argv):
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)
+        if len(argv) > 1 and not takes_arguments:
+            sys.exit(f'error: {" ".join(argv[1:])!r} is not understood; settings are given as --name=value')
         main(argv)
 
     def parse_flags(argv):
         try:
-            return app.parse_flags_with_usage(argv)
-        except AttributeError as error:  # of ml_collections, around a KeyError
-            sys.exit(f'error: the config has no field {" ".join(error.args[0].args[0].split())}')
+            return flags.FLAGS(argv)
+        except flags.Error as error:  # what a config file raises comes with its traceback: the last line says it
+            sys.exit('error: ' + str(error).rstrip().splitlines()[-1].removeprefix('ValueError: '))
+        except (AttributeError, KeyError) as error:  # of ml_collections, the former around a KeyError
+            (reason,) = getattr(error.args[0], 'args', error.args)
+            sys.exit(f'error: the config has no field {" ".join(str(reason).split())}')
 
     app.run(main_without_log, argv=argv, flags_parser=parse_flags)
 

@@ -34,35 +34,38 @@ SHOWN = (
 
 
 def main(argv):
-    if len(argv) > 1:
-        sys.exit(f'error: {" ".join(argv[1:])!r} is not understood; settings are given as --config.name=value')
+    del argv
     config = CONFIG.value
-    workdir = pathlib.Path(WORKDIR.value or f'runs/{config.name}')
-    if config.deterministic:
-        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
     with runs.user_errors():
+        workdir = pathlib.Path(WORKDIR.value or f'runs/{config.name}')
+        if config.deterministic:
+            os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
         data = runs.load_data(config)
         experiment = training.make_experiment(config, data.tokenizer.vocab_size)
         checkpointer = Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints)
         restored = runs.restore(checkpointer, experiment, data)
-    start = restored.step if restored else None
-    if start == config.total_steps:
-        print(f'{workdir} is complete, with {start} steps: see its summary.json, or give another --workdir.')
-        return
-    is_main_process = jax.process_index() == 0
-    if is_main_process:
-        runs.write_config(workdir, config)
-        describe(experiment, data, workdir, start)
+        start = restored.step if restored else None
+        if start == config.total_steps:
+            print(f'{workdir} is complete, with {start} steps: see its summary.json, or give another --workdir.')
+            return
+        is_main_process = jax.process_index() == 0
+        if is_main_process:
+            runs.write_config(workdir, config)
+            describe(experiment, data, workdir, start)
     with (
         checkpointer,
         MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process) as writer,
     ):
         try:
-            train(experiment, data, checkpointer, restored, writer)
+            summary = train(experiment, data, checkpointer, restored, writer)
         except FloatingPointError as error:
             sys.exit(f'error: {error}; the newest checkpoint is of step {checkpointer.latest_step()}')
         except KeyboardInterrupt:
             sys.exit(f'\ninterrupted; the same command continues from step {checkpointer.latest_step()}')
+    if is_main_process:
+        loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
+        print(f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise')
+        print(f'          next: python -m experiments.generate --workdir={workdir} --prompt="def "')
 
 
 def train(
@@ -71,7 +74,7 @@ def train(
     checkpointer: Checkpointer,
     restored: Restored | None,
     writer: MetricWriter,
-):
+) -> dict[str, float]:
     """Trains from the restored state, or from the beginning, to the last step; evaluates and saves on the way."""
     config = experiment.config
     started = time.perf_counter()
@@ -117,6 +120,7 @@ def train(
     seconds = time.perf_counter() - started
     summary = {name: float(value) for name, value in {**metrics, **results}.items()}
     writer.summary({'step': config.total_steps, 'seconds': seconds, 'parameters': experiment.num_params, **summary})
+    return summary
 
 
 def check_finite(unchecked: list[tuple[int, dict[str, jax.Array]]]):

@@ -39,7 +39,12 @@ class Experiment:
     model: Any
     transform: gq.ParamTransform
     optimizer: optax.GradientTransformation
+    init: Callable[[], TrainState]  # the state before the first step
     abstract_state: TrainState  # shapes, dtypes and shardings
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     @property
     def num_params(self) -> int:
@@ -67,13 +72,13 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     model = make_model(config, vocab_size)
     transform = make_transform(config)
     optimizer = optimizers.make_optimizer(config)
-    init = functools.partial(_init_state, config=config, model=model, transform=transform, optimizer=optimizer)
+    init = functools.partial(_init_state, config, model, transform, optimizer)
     shapes = jax.eval_shape(init)
     shardings = partitioning.state_shardings(mesh, shapes)
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    return Experiment(config, mesh, model, transform, optimizer, abstract_state)
+    return Experiment(config, mesh, model, transform, optimizer, init, abstract_state)
 
 
 def make_model(config: ConfigDict, vocab_size: int) -> Any:
@@ -101,15 +106,7 @@ def make_transform(config: ConfigDict) -> gq.ParamTransform:
 
 def init_state(experiment: Experiment) -> TrainState:
     """The state before the first step, created where it lives."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state)
-    init = functools.partial(
-        _init_state,
-        config=experiment.config,
-        model=experiment.model,
-        transform=experiment.transform,
-        optimizer=experiment.optimizer,
-    )
-    return jax.jit(init, out_shardings=shardings)()
+    return jax.jit(experiment.init, out_shardings=experiment.shardings)()
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -154,9 +151,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         }
         return TrainState(state.step + 1, values['params'], values['bitwidths'], opt_state), metrics
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state)
     replicated = NamedSharding(experiment.mesh, PartitionSpec())
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(experiment.shardings, replicated))
 
 
 def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
@@ -202,7 +198,7 @@ def bitwidth_metrics(transform: gq.ParamTransform, state: dict[str, jax.Array]) 
     }
 
 
-def _init_state(*, config, model, transform, optimizer) -> TrainState:
+def _init_state(config, model, transform, optimizer) -> TrainState:
     tokens = jnp.zeros((1, config.sequence_length), jnp.int32)
     params = model.init(jax.random.key(config.seed), tokens)['params']
     bitwidths = transform.init(params)

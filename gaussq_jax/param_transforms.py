@@ -10,6 +10,7 @@ a training loop never asks which method it runs:
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,8 @@ from gaussq_jax.bitwidths import effective_bitwidths
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, find_rule, is_floating, leaf_path, match_rules
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, sample_weights
 from kernels_pallas.weight_sampling import round_to_dtype, select
+
+_logger = logging.getLogger(__name__)
 
 Params = Any  # a pytree of weights: linen, NNX, Equinox, Haiku
 State = dict[str, jax.Array]  # leaf path -> b_i
@@ -189,7 +192,9 @@ class _WeightSampling:
 
     def init(self, params: Params) -> State:
         leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        matrices, _ = match_rules(params, self.rules)
+        matrices, unmatched = match_rules(params, self.rules)
+        for rule in unmatched:
+            _logger.info('no leaf is matched by %s', rule)
         _check_hashes(matrices)
         grid = lambda path: block_grid(matrices[path].matrix_shape(leaves[path].shape), self.block_size)
         return {path: jnp.ones(grid(path), jnp.float32) for path in matrices}

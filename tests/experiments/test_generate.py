@@ -11,6 +11,8 @@ from gaussq_jax import models
 generate = import_program('generate').generate
 PROMPT = jnp.array([60, 3, 14], jnp.int32)
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def llama():
@@ -29,14 +31,14 @@ def written_one_by_one(model, weights, prompt, num_tokens, window):
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize(('num_tokens', 'window'), [(4, 8), (8, 5), (5, 2), (1, 3)])
+@pytest.mark.parametrize(('num_tokens', 'window'), [(6, 5), (4, 2)])
 def test_likeliest_tokens(llama, num_tokens, window):
     """Within the window and beyond it, with a prompt shorter and longer than it; padding is never seen."""
     arguments = dict(num_tokens=num_tokens, window=window)
     tokens = generate(*llama, PROMPT, key=jax.random.key(0), temperature=0.0, **arguments)
     expected = written_one_by_one(*llama, PROMPT, **arguments)
     assert tokens.tolist() == expected
-    assert len(set(expected)) > 1 or num_tokens == 1
+    assert len(set(expected)) > 1
 
 
 class Coin:

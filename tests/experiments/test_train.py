@@ -1,0 +1,350 @@
+"""The training program: what a run leaves, that it resumes bit for bit, and that every mistake is told at once."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+from parameter_trees import assert_identical_trees
+from programs import import_program
+from small_experiments import ONE_DEVICE, on_mesh, small_config
+
+from experiments import checkpointing, runs, training
+from experiments.metrics import read_metrics
+
+train = import_program('train')
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+STEPS = dict(total_steps=12, log_every=3, eval_every=6, eval_batches=1, checkpoint_every=4)
+SHOWN = {'train/loss', 'bits/mean', 'tokens_per_second', 'learning_rate', 'train/gradient_norm', 'bits/min', 'bits/max'}
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def run_config(**changes):
+    """The config of the runs here: twelve steps, three checkpoints, one kind of layer sampled."""
+    return small_config(**{**STEPS, 'quantization__parts': 'down', 'name': 'small', **changes})
+
+
+def start(workdir, config, sizes=ONE_DEVICE):
+    """What `python -m experiments.train` does, after its flags are read."""
+    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(sizes):
+        monkeypatch.setattr(train, 'CONFIG', types.SimpleNamespace(value=config))
+        monkeypatch.setattr(train, 'WORKDIR', types.SimpleNamespace(value=str(workdir)))
+        monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])  # which it changes
+        train.main(['train'])
+
+
+def final_state(workdir, sizes=ONE_DEVICE):
+    with on_mesh(sizes):
+        return jax.tree.map(np.asarray, runs.open_run(workdir).state)
+
+
+def records(workdir):
+    """The lines of metrics.jsonl, without what the clock says."""
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    return [{name: value for name, value in line.items() if name != 'tokens_per_second'} for line in lines]
+
+
+def without_seconds(workdir):
+    summary = json.loads((workdir / 'summary.json').read_text())
+    return {name: value for name, value in summary.items() if name not in ('seconds', 'tokens_per_second')}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, caches):
+    """The workdir of a run that was never stopped."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    workdir = tmp_path_factory.mktemp('finished')
+    start(workdir, run_config())
+    return workdir
+
+
+def test_files_of_a_run(finished):
+    assert json.loads((finished / 'config.json').read_text()) == run_config().to_dict()
+    assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['12', '4', '8']
+    assert list((finished / 'tensorboard').iterdir())
+    lines = read_metrics(finished / 'metrics.jsonl')
+    validation = {'validation/loss', 'validation/bits_per_byte', 'validation/loss_with_noise'}
+    logged, validated = ([line for line in lines if name in line] for name in ('train/loss', 'validation/loss'))
+    assert [line['step'] for line in logged] == [3, 6, 9, 12] and [line['step'] for line in validated] == [6, 12]
+    assert all(set(line) == {'step', *SHOWN} for line in logged)
+    assert all(set(line) == {'step', *validation} for line in validated)
+
+    summary = json.loads((finished / 'summary.json').read_text())
+    assert set(summary) == {'step', 'seconds', 'parameters', *SHOWN, *validation}
+    assert summary['step'] == 12 and summary['parameters'] == 257 * 80 * 2 + 5 * 80 + 2 * (4 * 80**2 + 3 * 80 * 144)
+    for name in (*SHOWN, *validation):
+        assert summary[name] == [line[name] for line in lines if name in line][-1]
+
+
+def test_the_loss_falls_from_that_of_a_guess(finished):
+    losses = [line['train/loss'] for line in records(finished) if 'train/loss' in line]
+    assert losses[0] == pytest.approx(math.log(257), rel=0.05)
+    assert losses[-1] < losses[0] - 0.2
+    validation = [line for line in records(finished) if 'validation/loss' in line]
+    assert validation[-1]['validation/loss'] < validation[0]['validation/loss'] < math.log(257)
+    # One token more than bytes a document, at its end.
+    bits = validation[-1]['validation/loss'] / math.log(2)
+    assert bits <= validation[-1]['validation/bits_per_byte'] < 1.001 * bits
+
+
+def test_a_finished_run_is_left_alone(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob('*')}
+    start(finished, run_config())
+    assert capsys.readouterr().out.strip() == (
+        f'{finished} is complete, with 12 steps: see its summary.json, or give another --workdir.'
+    )
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob('*')} == before
+
+
+def interrupt(monkeypatch, before_step, error=KeyboardInterrupt):
+    """Lets the training stop with an error just before this step."""
+    make_train_step = training.make_train_step
+
+    def make_interrupted_step(experiment):
+        step = make_train_step(experiment)
+
+        def train_step(state, batch):
+            if int(state.step) + 1 == before_step:
+                raise error
+            return step(state, batch)
+
+        return train_step
+
+    monkeypatch.setattr(training, 'make_train_step', make_interrupted_step)
+
+
+@pytest.mark.parametrize('steps', [(7,), (2, 10, 12)])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(finished, tmp_path, steps):
+    """Before its first checkpoint, between two, and after the last but one; what was logged in between is gone."""
+    for step in steps:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupt(monkeypatch, step)
+            last = 4 * ((step - 1) // 4) or None
+            with pytest.raises(SystemExit, match=f'interrupted; the same command continues from step {last}'):
+                start(tmp_path, run_config())
+        assert not (tmp_path / 'summary.json').exists()
+    start(tmp_path, run_config())
+    assert_identical_trees(final_state(tmp_path), final_state(finished))
+    assert records(tmp_path) == records(finished)
+    assert without_seconds(tmp_path) == without_seconds(finished)
+
+
+def test_a_checkpoint_opens_on_any_mesh_with_the_same_bits(finished):
+    assert_identical_trees(final_state(finished, (2, 2, 2)), final_state(finished))
+
+
+def test_training_on_a_mesh(finished, tmp_path):
+    start(tmp_path, run_config(), (2, 2, 2))
+    for got, expected in zip(records(tmp_path), records(finished), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
+    """The step is named though the log comes later; the checkpoint before is whole and finite."""
+    config = run_config(optimizer__learning_rate=1e30, optimizer__clip_norm=1.0, optimizer__warmup_steps=5)
+    config.checkpoint_every, config.log_every = 1, 12
+    with pytest.raises(SystemExit) as error:
+        start(tmp_path, config)
+    message = re.fullmatch(
+        r'error: train/(loss|gradient_norm) is (nan|inf) at step (\d+); the newest checkpoint is of step (\d+)',
+        error.value.code,
+    )
+    assert message and int(message[3]) == int(message[4]) + 1
+    state = final_state(tmp_path)
+    assert int(state.step) == int(message[4])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.bitwidths)))
+    assert not (tmp_path / 'summary.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(quantization__b_target=6.5), 'b_target=6.5, b_init=6.0: allowed are finite 1 <= b_target <= b_init'),
+        (dict(method='gauss'), "config.method='gauss': allowed are 'gaussws', 'diffq', 'bf16'"),
+        (dict(quantization__parts='layers/mlp/gates/kernel'), "'layers/mlp/gates/kernel'.* matches no leaf"),
+        (dict(dataset='no_such_dataset'), "dataset='no_such_dataset' is not prepared in data_dir="),
+        (dict(train_split='trian'), "split='trian': python_stdlib/.* has \\['train', 'validation'\\]"),
+        (dict(text_feature='txt'), "text_feature='txt': .* has no such feature; it has \\['path', 'text'\\]"),
+        (dict(tokenizer='missing.model'), "tokenizer='missing.model' can't be read: No such file"),
+        (dict(tokenizer='words'), "tokenizer='words' is unknown; allowed: 'bytes'"),
+        (dict(batch_size=6, microbatches=4), 'config.batch_size=6 must be a multiple of config.microbatches=4'),
+        (dict(sequence_length=10**8), 'sequence_length=100000000; allowed: 1 to'),
+        (dict(optimizer__warmup_steps=12), 'config.optimizer.warmup_steps=12 must be .* less than config.total_steps=12'),
+        (dict(keep_checkpoints=0), 'config.keep_checkpoints=0 must be at least 1'),
+        (dict(eval_batches=0), 'eval_batches=0'),
+        (dict(seed=-1), 'seed=-1'),
+    ],
+)
+def test_a_mistake_is_one_error_before_the_first_step(tmp_path, changes, message):
+    with pytest.raises(SystemExit) as error:
+        start(tmp_path / 'run', run_config(**changes))
+    assert re.match(f'error: .*{message}', error.value.code) and '\n' not in error.value.code
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('contents', ['', '{"version": "1.0"', '{}'])
+def test_an_unreadable_tokenizer_file(tmp_path, contents):
+    tokenizer = tmp_path / 'tokenizer.json'
+    tokenizer.write_text(contents)
+    with pytest.raises(SystemExit, match=f"error: tokenizer='{tokenizer}' isn't a Hugging Face tokenizers file"):
+        start(tmp_path / 'run', run_config(tokenizer=str(tokenizer)))
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(model__mlp_size=160), r'saved by a run with another config:\n.*mlp_size.*144.*160'),
+        (dict(method='bf16'), r"saved by a run with another config:\n.*method.*'gaussws'.*'bf16'"),
+        (dict(seed=1), r'saved by a run with another config:\n.*seed.*0.*1'),
+        (dict(quantization__b_target=3.0), r'saved by a run with another config:\n.*b_target.*4.0.*3.0'),
+    ],
+)
+def test_the_workdir_of_another_run(finished, changes, message):
+    before = (finished / 'config.json').read_text(), records(finished)
+    with pytest.raises(SystemExit, match=message):
+        start(finished, run_config(**changes))
+    assert ((finished / 'config.json').read_text(), records(finished)) == before
+
+
+def test_what_a_run_is_watched_by_may_change(finished, tmp_path):
+    """Other intervals of logging, evaluation and checkpoints, another mesh: still the same run."""
+    free = dict(log_every=1, eval_every=4, eval_batches=2, checkpoint_every=6, keep_checkpoints=1)
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(SystemExit, match='continues from step 4'):
+        interrupt(monkeypatch, 7)
+        start(tmp_path, run_config())
+    start(tmp_path, run_config(**free))
+    assert_identical_trees(final_state(tmp_path), final_state(finished))
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['12']
+
+
+def test_a_workdir_that_cannot_be(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit, match=r'error: .*file'):
+        start(tmp_path / 'file', run_config())
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
+    """The run continues from the one before, and ends as it would have."""
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(SystemExit, match='continues from step 8'):
+        interrupt(monkeypatch, 10)
+        start(tmp_path, run_config())
+    contents = tmp_path / 'checkpoints' / '8' / checkpointing.CONTENTS
+    contents.write_text(contents.read_text().replace('train_tokens', 'train_token'))
+    with pytest.warns(UserWarning, match='skipping the damaged checkpoint .*/8: checkpoint.json'):
+        start(tmp_path, run_config())
+    assert_identical_trees(final_state(tmp_path), final_state(finished))
+    assert records(tmp_path) == records(finished)
+
+
+# The command line itself, in processes of their own.
+
+
+def command(program, *arguments):
+    """A process of one device: `python -m experiments.<program>`."""
+    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    return subprocess.Popen(
+        [sys.executable, '-m', f'experiments.{program}', *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+MISTAKES = {
+    ('train', '--config.batch_sise=8'): "the config has no field 'batch_sise'",
+    ('train', '--config.optimizer.learning_rat=1'): "the config has no field 'learning_rat'.*learning_rate",
+    ('train', '--config.optimiser.learning_rate=1'): "the config has no field 'optimiser'.*optimizer",
+    ('train', '--config=configs/tiny.py:method=fp8'): "argument method='fp8': allowed are gaussws, diffq, bf16",
+    ('train', '--config=configs/missing.py'): r'configs/missing.py(.|\n)*No such file',
+    ('train', '--config.batch_size=1.5'): '--config.batch_size=1.5: invalid literal for int',
+    ('train', '--config.mesh.fsdp=3'): r"config.mesh={.*'fsdp': 3.*} does not fit 1 device\(s\)",
+    ('train', 'method=bf16'): "'method=bf16' is not understood; settings are given as --name=value",
+    ('train', '--work=runs'): "Unknown command line flag 'work'",
+    ('evaluate', '--workdir={workdir}'): '{workdir}/checkpoints holds no checkpoint',
+    ('generate', '--workdir={workdir}', 'def'): "'def' is not understood",
+}
+
+
+def test_command_line_mistakes(tmp_path):
+    """One line that names the mistake, and a status that isn't 0."""
+    fill = lambda text: text.replace('{workdir}', str(tmp_path))
+    commands = [(name, *(fill(argument) for argument in arguments)) for name, *arguments in MISTAKES]
+    commands = [(*it, f'--workdir={tmp_path}') if it[0] == 'train' else it for it in commands]
+    for together in range(0, len(commands), 4):
+        processes = [command(*it) for it in commands[together : together + 4]]
+        for process, message in zip(processes, list(MISTAKES.values())[together:]):
+            output, errors = process.communicate(timeout=300)
+            assert process.returncode == 1 and output == ''
+            assert re.match(f'error: (.|\n)*{fill(message)}', errors), errors
+            assert 'Traceback' not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def output_of(process):
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_train_evaluate_and_generate(tmp_path):
+    """The three commands of the documentation, each on what the one before left."""
+    workdir = f'--workdir={tmp_path}'
+    shown = output_of(command('train', '--config=configs/tiny.py:smoke,parts=down', workdir))
+    lines = read_metrics(tmp_path / 'metrics.jsonl')
+    assert 'model     llama, 115,136 parameters; gaussws' in shown and 'starting, 20 steps' in shown
+    assert sum(line.startswith('step ') for line in shown.splitlines()) == len(lines)
+
+    evaluation = command('evaluate', workdir, '--eval_batches=2')
+    arguments = (workdir, '--prompt=def ', '--num_tokens=8')
+    generations = [command('generate', *arguments, f'--seed={seed}') for seed in (0, 0, 1)]
+    metrics = json.loads(output_of(evaluation))
+    assert metrics['step'] == 20
+    final = {name: value for name, value in lines[-1].items() if name.startswith('validation/')}
+    assert {name: metrics[name] for name in final} == final
+    assert metrics['bits/mean'] < lines[-2]['bits/mean']
+    first, again, other = (output_of(process) for process in generations)
+    assert first == again != other and first.startswith('def ')
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    """SIGKILL, at moments that nobody chose, against a run that was never stopped."""
+    settings = ('--config=configs/tiny.py:smoke', '--config.total_steps=400', '--config.checkpoint_every=20')
+    output_of(command('train', *settings, f'--workdir={tmp_path}/whole'))
+    kills, killed = 0, tmp_path / 'killed'
+    while kills < 5:
+        process = command('train', *settings, f'--workdir={killed}')
+        began = first = None
+        while process.poll() is None:
+            steps = [int(path.name) for path in killed.glob('checkpoints/*') if path.name.isdecimal()]
+            first = max(steps, default=0) if first is None else first
+            if max(steps, default=0) > first:
+                began = began or time.monotonic()
+                if time.monotonic() - began > 0.13 * kills:
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+            time.sleep(0.01)
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert kills >= 3, 'the run was too short to be killed'
+    output = output_of(command('train', *settings, f'--workdir={killed}'))
+    assert 'continuing from step' in output
+    assert_identical_trees(final_state(killed), final_state(tmp_path / 'whole'))
+    assert records(killed) == records(tmp_path / 'whole')
+    assert without_seconds(killed) == without_seconds(tmp_path / 'whole')
