@@ -54,8 +54,8 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 b_target=argument.b_target,  # bits towards which they decay
                 block_size=32,
                 parts=argument.parts,  # which linear layers are sampled: of PARTS, or a regex of leaf paths
-                learning_rate=1e-2,  # of b_i, on the schedule of the weights' learning rate
-                weight_decay=1.5,  # of b_i, towards b_target
+                learning_rate=1e-3,  # of b_i, constant
+                weight_decay=1.0,  # of b_i; alone, it makes them exp(-learning_rate weight_decay step)
                 penalty=0.0,  # times the mean bitwidth, added to the loss
             ),
             # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.

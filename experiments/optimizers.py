@@ -11,15 +11,15 @@ from gaussq_jax.param_rules import leaf_path
 NO_WEIGHT_DECAY = ('scale', 'bias')  # last names of the leaves of norms, and biases
 
 
-def learning_rate_schedule(config: ConfigDict, peak: float) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then a cosine to the config's final learning rate in proportion."""
+def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
+    """Of the weights: linear warm-up from 0, then a cosine to the final learning rate."""
     optimizer = config.optimizer
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=peak,
+        peak_value=optimizer.learning_rate,
         warmup_steps=optimizer.warmup_steps,
         decay_steps=config.total_steps,
-        end_value=peak * optimizer.final_learning_rate / optimizer.learning_rate,
+        end_value=optimizer.final_learning_rate,
     )
 
 
@@ -47,15 +47,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     weights = optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
         optax.adamw(
-            learning_rate_schedule(config, optimizer.learning_rate),
+            learning_rate_schedule(config),
             weight_decay=optimizer.weight_decay,
             mask=has_weight_decay,
             **moments,
         ),
     )
-    bitwidths = optax.adamw(
-        learning_rate_schedule(config, quantization.learning_rate), weight_decay=quantization.weight_decay, **moments
-    )
+    bitwidths = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **moments)
     return optax.partition(
         {'params': weights, 'bitwidths': bitwidths},
         param_labels=lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, tree),

@@ -78,16 +78,18 @@ def train(
     """Trains from the restored state, or from the beginning, to the last step; evaluates and saves on the way."""
     config = experiment.config
     started = time.perf_counter()
-    train_step, validate = training.make_train_step(experiment), runs.make_validation(experiment, data)
+    with runs.user_errors():
+        validate = runs.make_validation(experiment, data)
+        batches = input_pipeline.train_iterator(
+            data.train.tokens,
+            global_batch_size=config.batch_size,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    train_step = training.make_train_step(experiment)
     state = restored.state if restored else training.init_state(experiment)
-    batches = input_pipeline.train_iterator(
-        data.train.tokens,
-        global_batch_size=config.batch_size,
-        sequence_length=config.sequence_length,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     if restored:
         batches.set_state(restored.data_state)
     first_step = int(state.step) + 1

@@ -120,7 +120,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     a token, 'train/gradient_norm', 'learning_rate', and those of `bitwidth_metrics`.
     """
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
-    schedule = optimizers.learning_rate_schedule(config, config.optimizer.learning_rate)
+    schedule = optimizers.learning_rate_schedule(config)
     penalty = config.quantization.penalty
 
     def loss_fn(weights, tokens):

@@ -19,9 +19,9 @@ def caches(tmp_path_factory):
         compilation_cache.reset_cache()
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def quick_compilation():
-    """For tests that run a program's step a few times: compiling it is what takes long."""
+    """For a module of tests that run a step a few times: compiling it is what takes long."""
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)

@@ -70,8 +70,9 @@ def test_adamw_of_weights_and_bitwidths():
         decay = 0.2 if path in (KERNEL, 'embed/embedding') else 0.0
         expected = adamw(flatten(start['params'])[path], [flatten(g)[path] for g in clipped], rates, decay, **moments)
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7, err_msg=path)
-    rates = [schedule(step, 0.05, 0.05 * 6e-5 / 1e-3, 10, 100) for step in range(3)]
-    expected = adamw(start['bitwidths'][KERNEL], [g['bitwidths'][KERNEL] for g in gradients], rates, 0.3, **moments)
+    expected = adamw(
+        start['bitwidths'][KERNEL], [g['bitwidths'][KERNEL] for g in gradients], [0.05] * 3, 0.3, **moments
+    )
     np.testing.assert_allclose(values['bitwidths'][KERNEL], expected, rtol=1e-6)
 
 
@@ -83,7 +84,7 @@ def test_norms_and_biases_never_decay():
 
 def test_schedule():
     config = small_config(total_steps=50, optimizer__warmup_steps=5, optimizer__final_learning_rate=1e-4)
-    learning_rate = optimizers.learning_rate_schedule(config, config.optimizer.learning_rate)
+    learning_rate = optimizers.learning_rate_schedule(config)
     expected = [schedule(step, 6e-4, 1e-4, 5, 50) for step in range(51)]
     np.testing.assert_allclose([learning_rate(step) for step in range(51)], expected, rtol=1e-5, atol=1e-10)
 
@@ -98,7 +99,10 @@ def test_without_learned_bitwidths():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(optimizer__warmup_steps=100), 'config.optimizer.warmup_steps=100 must be .* less than config.total_steps=100'),
+        (
+            dict(optimizer__warmup_steps=100),
+            'warmup_steps=100 must be .* less than config.total_steps=100',
+        ),
         (dict(optimizer__warmup_steps=-1), 'config.optimizer.warmup_steps=-1 must be at least 0'),
         (dict(optimizer__learning_rate=0.0), 'config.optimizer.learning_rate=0.0 must be positive'),
         (dict(optimizer__final_learning_rate=1.0), 'final_learning_rate=1.0 between 0 and that'),

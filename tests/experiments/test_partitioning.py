@@ -14,7 +14,13 @@ from experiments import partitioning, training
 
 @pytest.mark.parametrize(
     ('sizes', 'shape'),
-    [((-1, 1, 1), (8, 1, 1)), ((2, 2, 2), (2, 2, 2)), ((2, -1, 1), (2, 4, 1)), ((1, 2, -1), (1, 2, 4)), ((8, -1, 1), (8, 1, 1))],
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, 2, 2), (2, 2, 2)),
+        ((2, -1, 1), (2, 4, 1)),
+        ((1, 2, -1), (1, 2, 4)),
+        ((8, -1, 1), (8, 1, 1)),
+    ],
 )
 def test_mesh(sizes, shape):
     mesh = partitioning.make_mesh(ConfigDict(dict(zip(partitioning.AXES, sizes))))
@@ -22,7 +28,9 @@ def test_mesh(sizes, shape):
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
-@pytest.mark.parametrize('sizes', [(1, 1, 1), (3, -1, 1), (16, 1, 1), (-1, -1, 1), (0, 8, 1), (-1, 0, 1), (-2, -4, 1), (-8, -1, 1)])
+@pytest.mark.parametrize(
+    'sizes', [(1, 1, 1), (3, -1, 1), (16, 1, 1), (-1, -1, 1), (0, 8, 1), (-1, 0, 1), (-2, -4, 1), (-8, -1, 1)]
+)
 def test_mesh_that_does_not_fit(sizes):
     config = ConfigDict(dict(zip(partitioning.AXES, sizes)))
     with pytest.raises(ValueError, match=r'config.mesh=.* does not fit 8 device\(s\)'):

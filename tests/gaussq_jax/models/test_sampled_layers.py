@@ -44,8 +44,10 @@ def layer_by_layer(transform, model, params, state):
 
 @functools.cache
 def run(how, remat_policy):
-    """Loss and gradients, with few bits, so that the noise matters."""
-    model, transform = models.Llama(**SIZES, dtype=jnp.float32, remat_policy=remat_policy), gq.gaussian_weight_sampling()
+    """Loss and gradients; two kinds of layer are sampled, with few bits, so that the noise matters."""
+    model = models.Llama(**SIZES, dtype=jnp.float32, remat_policy=remat_policy)
+    rule = gq.MatrixRule('layers/(attention/out|mlp/up)/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,))
+    transform = gq.gaussian_weight_sampling(rules=(rule, gq.CastOnly('.*')))
     params = make_params(model)
     state = jax.tree.map(jnp.zeros_like, transform.init(params))
     return jax.jit(jax.value_and_grad(functools.partial(how, transform, model), (0, 1)))(params, state)
