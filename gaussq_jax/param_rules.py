@@ -6,6 +6,7 @@ NNX variables have, is dropped.
 """
 
 import dataclasses
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +107,19 @@ def _check_regex(rule: Any):
 
 Rule = MatrixRule | CastOnly
 
-# A module that nn.scan stacked along axis 0: named layers (with no index behind it), or by linen's default.
-_SCANNED = r'(.*/)?(layers|Scan\w+)/(?!\d+/)(.*/)?'
+# A module that nn.scan stacked along axis 0: named layers (with no index behind it), or by linen's default. Models that
+# stack along another axis, as T5X and MaxText do by default, need rules of their own: a shape doesn't tell.
+_SCANNED = r'(.*/)?(layers|Scan\w+)/(?!(.*/)?\d+/)(.*/)?'
+_HEADS = 'lm_head|cls_head|mlm_head|head|logits|logits_dense|to_logits|classifier|qa_outputs'
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     CastOnly(r'(.*/)?(bias|scale|embedding)'),
-    CastOnly(r'(.*/)?(lm_head|head|logits|classifier)/(.*/)?kernel'),
+    CastOnly(rf'(.*/)?({_HEADS})/(.*/)?kernel'),
     # Attention with fused heads: query, key and value (d, heads, head_dim), out (heads, head_dim, d).
     MatrixRule(_SCANNED + r'(query|key|value)/kernel', (0,), (1,), (2, 3)),
     MatrixRule(_SCANNED + r'out/kernel', (0,), (1, 2), (3,)),
+    MatrixRule(_SCANNED + r'[Cc]onv\w*/kernel', (0,), (1, 2), (3,)),
+    MatrixRule(_SCANNED + r'[Cc]onv\w*/kernel', (0,), (1, 2, 3), (4,)),
     MatrixRule(_SCANNED + r'kernel', (0,), (1,), (2,)),
     MatrixRule(r'(.*/)?(query|key|value)/kernel', (), (0,), (1, 2)),
     MatrixRule(r'(.*/)?out/kernel', (), (0, 1), (2,)),
@@ -157,9 +164,13 @@ def find_rule(path: str, number_of_axes: int, rules: Sequence[Rule]) -> Rule | N
 def match_rules(params: Any, rules: Sequence[Rule]) -> tuple[dict[str, MatrixRule], list[Rule]]:
     """The MatrixRule of every leaf that is sampled, by path, and the rules that matched no leaf.
 
+    What was understood is logged (INFO): the matrices, the rules that matched nothing, and the leaves of two or more
+    axes that no rule names.
+
     Raises:
-      ValueError: as `find_rule`; if one of the caller's own rules (not of DEFAULT_RULES) matches no leaf, or none
-        but leaves that an earlier rule took; if no leaf is sampled at all.
+      ValueError: as `find_rule`; if two leaves have one path; if a leaf that is sampled is neither float32 nor
+        bfloat16; if one of the caller's own rules (not of DEFAULT_RULES) matches no leaf, or none but leaves
+        that an earlier rule took; if no leaf is sampled at all.
 
     Example:
       >>> params = {'up': {'kernel': jnp.zeros((8, 16)), 'bias': jnp.zeros(16)}}
@@ -168,11 +179,22 @@ def match_rules(params: Any, rules: Sequence[Rule]) -> tuple[dict[str, MatrixRul
       {'up/kernel': MatrixRule(path_regex='(.*/)?kernel', batch_axes=(), row_axes=(0,), col_axes=(1,))}
     """
     found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if is_floating(leaf):
-            found[leaf_path(path)] = find_rule(leaf_path(path), leaf.ndim, rules)
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not is_floating(leaf):
+            continue
+        path = leaf_path(key_path)
+        if path in found:
+            raise ValueError(f'two leaves have the path {path!r}, and would share bitwidths and noise; rename one')
+        found[path] = rule = find_rule(path, leaf.ndim, rules)
+        if isinstance(rule, MatrixRule):
+            if leaf.dtype not in (jnp.float32, jnp.bfloat16):
+                raise ValueError(f'{path!r} is {leaf.dtype}: only float32 and bfloat16 weights can be sampled')
+            _logger.info('%s is sampled, as matrices of shape %s', path, rule.matrix_shape(leaf.shape))
+        elif rule is None and leaf.ndim > 1:
+            _logger.info('%s, of shape %s, is named by no rule, and cast only', path, leaf.shape)
     unmatched = [rule for rule in rules if rule not in found.values()]
     for rule in unmatched:
+        _logger.info('%s matches no leaf', rule)
         if rule not in DEFAULT_RULES:
             raise ValueError(
                 f'{rule} matches no leaf that an earlier rule has not taken. The leaves are {_listing(found)}'

@@ -10,7 +10,6 @@ a training loop never asks which method it runs:
 import dataclasses
 import functools
 import hashlib
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -22,8 +21,6 @@ from gaussq_jax.bitwidths import effective_bitwidths
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, find_rule, is_floating, leaf_path, match_rules
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, sample_weights
 from kernels_pallas.weight_sampling import round_to_dtype, select
-
-_logger = logging.getLogger(__name__)
 
 Params = Any  # a pytree of weights: linen, NNX, Equinox, Haiku
 State = dict[str, jax.Array]  # leaf path -> b_i
@@ -155,7 +152,7 @@ def cast_params(dtype: Any = jnp.bfloat16) -> ParamTransform:
 
     def apply(key, params, state, *, path=(), layer=None):
         del key, path, layer
-        _check_state(state, set())
+        _check_state(state, ())
         return jax.tree.map(functools.partial(_cast, dtype=dtype), params)
 
     return ParamTransform(init=lambda params: {}, apply=apply, bitwidths=lambda state: {})
@@ -192,28 +189,31 @@ class _WeightSampling:
 
     def init(self, params: Params) -> State:
         leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        matrices, unmatched = match_rules(params, self.rules)
-        for rule in unmatched:
-            _logger.info('no leaf is matched by %s', rule)
+        matrices, _ = match_rules(params, self.rules)
         _check_hashes(matrices)
         grid = lambda path: block_grid(matrices[path].matrix_shape(leaves[path].shape), self.block_size)
         return {path: jnp.ones(grid(path), jnp.float32) for path in matrices}
 
     def apply(self, key, params, state, *, path=(), layer=None):
+        if isinstance(path, str):
+            raise ValueError(f'path={path!r}: it must be a sequence of names, such as {tuple(path.split("/"))}')
         sampled = set()
 
         def transform_leaf(key_path, leaf):
-            name = '/'.join((*path, leaf_path(key_path)))
+            name = '/'.join((*path, *filter(None, [leaf_path(key_path)]))).removesuffix('/value')
             rule = find_rule(name, leaf.ndim + (layer is not None), self.rules) if is_floating(leaf) else None
             if isinstance(rule, MatrixRule):
                 sampled.add(name)
             if not isinstance(rule, MatrixRule) or key is None:
                 return _cast(leaf, self.dtype)
-            _check_state(state, {name}, whole=False)
+            _check_state({name} & set(state), {name})
             return self._sample_leaf(jax.random.fold_in(key, path_hash(name)), leaf, state[name], rule, layer)
 
         transformed = jax.tree_util.tree_map_with_path(transform_leaf, params)
-        _check_state(state, sampled, whole=layer is None and not path)
+        under_path = {name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}
+        _check_state(under_path, sampled)
+        if layer is not None and state and not sampled:
+            raise ValueError(f'path={tuple(path)}: no leaf under it has bitwidths; those that have are {sorted(state)}')
         return transformed
 
     def bitwidths(self, state: State) -> dict[str, jax.Array]:
@@ -250,8 +250,8 @@ def _cast(leaf: Any, dtype: Any) -> Any:
     return round_to_dtype(leaf, dtype) if is_floating(leaf) else leaf
 
 
-def _check_state(state: State, sampled: set[str], *, whole: bool = True):
-    missing, unexpected = sampled - set(state), (set(state) - sampled) if whole else set()
+def _check_state(learned: Iterable[str], sampled: Iterable[str]):
+    missing, unexpected = set(sampled) - set(learned), set(learned) - set(sampled)
     if missing or unexpected:
         raise ValueError(
             f'state is not of these params: it lacks {sorted(missing) or "nothing"}'

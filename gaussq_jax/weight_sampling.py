@@ -24,8 +24,8 @@ _WIDE_KEY_MIX = (0x67617573, 0x73715F6A)  # 'gaus', 'sq_j'
 def rounded_normal(key: jax.Array, shape: tuple[int, ...], *, origin: Origin = (0, 0, 0)) -> jax.Array:
     """The noise R = round(N(0, 1) / 2): exactly what `sample_weights` adds, in units of the block's step.
 
-    P(R = 0) = .68271, P(R = +-1) = .15730 each, P(R = +-2) = .00134 each: the probabilities of the rounded normal
-    in multiples of 2^-16. R depends on the key and on the weight's place in its leaf, nothing else.
+    P(R = 0) = .68271, P(R = +-1) = .15730 each, P(R = +-2) = .00134 each: the rounded normal's probabilities, cut
+    to multiples of 2^-16. R depends on the key and on the weight's place in its leaf, nothing else.
 
     Args:
       key: a JAX PRNG key.
@@ -70,7 +70,10 @@ def sample_weights(
     keeps is one step a block.
 
     Defined for every input: an all-zero block stays zero; the maximum is taken over the finite weights, and an
-    infinite or NaN weight comes out as it is; a step below 2^-126 is 0, and none exceeds 2^125.
+    infinite or NaN weight comes out as it is; a step below 2^-126 (2^-109 for uniform noise) is 0, and none exceeds
+    2^125. Derivatives are of first order, in reverse mode.
+
+    One key and one origin mean one noise: under `jax.vmap`, map the key, or the origin's leading index, too.
 
     Args:
       key: a JAX PRNG key, typed or not, of the implementations threefry2x32, rbg and unsafe_rbg.
@@ -103,6 +106,7 @@ def sample_weights(
     Source: arXiv 2505.11170, section 3, equations 3 to 5.
     """
     block_size = check_block_size(block_size)
+    bitwidths = jnp.asarray(bitwidths)
     if noise not in kernels.NOISES:
         raise ValueError(f'noise={noise!r} is not one of {", ".join(map(repr, kernels.NOISES))}')
     if w.ndim < 2 or w.dtype not in (jnp.float32, jnp.bfloat16):
@@ -116,7 +120,11 @@ def sample_weights(
         raise ValueError(f'bitwidths is {bitwidths.dtype}; it must be floating, bitwidths are real numbers')
     how = _How(block_size, noise, check_dtype(dtype), w.dtype, bitwidths.dtype, implementation)
     kernels.select(implementation)
-    return _sample(how, _key_words(key), _check_origin(origin, block_size), w, bitwidths)
+    sample = functools.partial(_sample, how)
+    sharding = jax.typeof(w).sharding
+    if explicit := sharding.mesh.explicit_axes:  # the reshapes into blocks are XLA's to partition
+        sample = jax.sharding.auto_axes(sample, axes=explicit, out_sharding=sharding)
+    return sample(_key_words(key), _check_origin(origin, block_size), w, bitwidths)
 
 
 def block_grid(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
@@ -191,7 +199,7 @@ def _power_of_two(x: jax.Array) -> jax.Array:
     whole, fraction = steps // _BITWIDTH_STEPS, steps % _BITWIDTH_STEPS
     mantissa = jax.lax.bitcast_convert_type(jnp.asarray(_FRACTIONAL_POWERS)[fraction], jnp.int32)
     power = jax.lax.bitcast_convert_type(mantissa + (whole << 23), jnp.float32)
-    return jnp.where(jnp.isnan(x), x, power)
+    return jnp.where(jnp.isnan(x), jnp.nan, power)
 
 
 def _key_words(key: jax.Array) -> Words2:
@@ -214,10 +222,10 @@ def _key_words(key: jax.Array) -> Words2:
 def _check_origin(origin: Origin, block_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     if len(origin) != 3:
         raise ValueError(f'origin={origin} must be (leading index, row, column)')
-    for name, value in zip(('leading index', 'row', 'column'), origin):
+    for name, value, multiple in zip(('leading index', 'row', 'column'), origin, (1, block_size, block_size)):
         if isinstance(value, jax.core.Tracer):
             continue
-        if operator.index(value) < 0 or (name != 'leading index' and operator.index(value) % block_size):
-            allowed = 'not negative' + f', and a multiple of the block size {block_size}' * (name != 'leading index')
-            raise ValueError(f'origin={origin}: the {name} must be {allowed}')
-    return tuple(jnp.asarray(value).astype(jnp.uint32) for value in origin)
+        if not 0 <= operator.index(value) < 2**32 or operator.index(value) % multiple:
+            raise ValueError(f'origin={origin}: the {name} must be a multiple of {multiple} from 0 to 2^32 - 1')
+    traced_or_known = (value if isinstance(value, jax.core.Tracer) else np.uint32(value) for value in origin)
+    return tuple(jnp.asarray(value).astype(jnp.uint32) for value in traced_or_known)

@@ -7,7 +7,7 @@ the exact sum would (53 >= 2 * 24 + 2 bits), so W_hat can be compared bit for bi
 
 import numpy as np
 
-SMALLEST_NORMAL = 2.0**-126
+SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}
 LARGEST_STEP = 2.0**125
 
 
@@ -111,7 +111,7 @@ def block_step(w, bitwidths, block_size=32, noise='rounded_normal'):
     step = np.ldexp(round_significand(absmax * table, 24), exponent // 1024)
     if noise == 'uniform':
         step = round_significand(step, 8)
-    step = np.minimum(np.where(step < SMALLEST_NORMAL, 0.0, step), LARGEST_STEP)
+    step = np.minimum(np.where(step < SMALLEST_STEP[noise], 0.0, step), LARGEST_STEP)
     return np.where(np.isnan(bitwidths), np.nan, step)
 
 

@@ -19,7 +19,7 @@ LANE_ROWS = 4
 
 NOISES = ('rounded_normal', 'uniform')
 
-# P(|R| = 2) and P(|R| >= 1) of R = round(N(0, 1) / 2), halved and times 2^16: 88.4 and 10397.6, rounded to integers.
+# P(|R| = 2) and P(|R| >= 1) of R = round(N(0, 1) / 2), halved and times 2^16: 88.4 and 10397.6, cut to integers.
 _TWO = 88
 _ONE = 10397
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kernels_pallas.philox import Words2, Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
 
-SMALLEST_NORMAL = 2.0**-126
+SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}  # so that R * step is a normal number
 LARGEST_STEP = 2.0**125  # so that 2 * step is finite
 Origin = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -42,7 +42,7 @@ def forward(
     magnitude = jnp.where(jnp.isfinite(w), jnp.abs(w), 0)
     absmax = _reduce_blocks(magnitude, block_size, jnp.maximum)
     step = jnp.minimum(absmax * scale, LARGEST_STEP)
-    step = jnp.where(step < SMALLEST_NORMAL, 0, step)
+    step = jnp.where(step < SMALLEST_STEP[noise], 0, step)
     if noise == 'uniform':
         step = jax.lax.reduce_precision(step, 8, 7)  # so that R * step is exact, whatever is fused
     step = jax.lax.bitcast_convert_type(_computed_once(jax.lax.bitcast_convert_type(step, jnp.uint32)), jnp.float32)
@@ -99,7 +99,8 @@ def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     XLA may elide the pair of conversions float32 -> bfloat16 -> float32; it keeps a `reduce_precision`.
     """
     if dtype == jnp.bfloat16 and x.dtype != jnp.bfloat16:
-        x = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of float16 reduce_precision would cut subnormals
+        x = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
     return x.astype(dtype)
 
 
@@ -114,7 +115,10 @@ def _rounded_normal_lanes(words: Words4) -> jax.Array:
 
 def _uniform_lanes(words: Words4) -> jax.Array:
     """(..., groups, 4, n) words -> (..., groups, 8, 4, n) float32 noise."""
-    (word0, _), (word1, _), (word2, _), (word3, i) = (_spread_over_lanes(_computed_once(word)) for word in words)
+    with jax.enable_x64(True):  # a word may have all bits set: as 64 bits it hasn't
+        words = [_computed_once(jax.lax.convert_element_type(word, jnp.uint64)) for word in words]
+        words = [jax.lax.convert_element_type(word, jnp.uint32) for word in words]
+    (word0, _), (word1, _), (word2, _), (word3, i) = map(_spread_over_lanes, words)
     word = jnp.where(i < 4, jnp.where(i < 2, word0, word1), jnp.where(i < 6, word2, word3))
     return noise_bits.uniform(((word >> (16 * (i % 2))) & jnp.uint32(0xFFFF)).astype(jnp.int32))
 
@@ -126,13 +130,13 @@ def _spread_over_lanes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _computed_once(bits: jax.Array) -> jax.Array:
-    """`bits`, which must not be 2^32 - 1, computed once although they are read many times.
+    """Unsigned `bits`, of which not all are set, computed once although they are read many times.
 
     XLA:CPU fuses a producer that it deems cheap into each read of it: Philox would run once a lane, the block's
     maximum once a weight. A remainder counts as expensive, and this one is the identity. From JAX 0.11 the barrier
     alone would do; 0.10 drops it before fusion.
     """
-    return jax.lax.optimization_barrier(jax.lax.rem(bits, jnp.uint32(0xFFFFFFFF)))
+    return jax.lax.optimization_barrier(jax.lax.rem(bits, jnp.full_like(bits, jnp.iinfo(bits.dtype).max)))
 
 
 def _reduce_blocks(x: jax.Array, block_size: int, combine: Callable) -> jax.Array:
