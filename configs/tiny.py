@@ -9,17 +9,17 @@ from configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    parsed = common.parse(argument, method=common.METHODS, b_init=6.0, b_target=4.0, parts=common.PARTS, smoke=False)
+    parsed = common.parse(argument, **common.ARGUMENTS)
     config = common.base_config(parsed)
     config.name = f'tiny-{parsed.method}'
-    config.model = ConfigDict(dict(family='llama', num_layers=4, hidden_size=128, mlp_size=384, num_heads=4))
+    config.model = ConfigDict(dict(family='llama', num_layers=3, hidden_size=128, mlp_size=384, num_heads=4))
     config.dtype = 'float32'
     config.batch_size = 16
     config.sequence_length = 128
-    config.total_steps = 600
+    config.total_steps = 900
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 1e-4
     config.quantization.learning_rate = 2e-3
-    config.quantization.weight_decay = 2.5
-    config.eval_every = config.checkpoint_every = 100
+    config.quantization.weight_decay = 2.25
+    config.eval_every = config.checkpoint_every = 150
     return common.shrink(config) if parsed.smoke else config
