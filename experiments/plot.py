@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 
 OUTPUT = flags.DEFINE_string('output', 'runs.png', 'The picture: .png, .svg or .pdf.')
 
+STYLES = ('-', '--', ':', '-.')  # runs that coincide stay visible
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito, for every eye
 
 
@@ -41,14 +42,15 @@ def draw(runs_by_name: dict[str, list[dict]], output: str):
     """
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
-        for (name, lines), color in zip(runs_by_name.items(), COLORS * len(runs_by_name)):
+        for i, (name, lines) in enumerate(runs_by_name.items()):
+            color, style = COLORS[i % len(COLORS)], STYLES[i % len(STYLES)]
             if not any('train/loss' in line for line in lines):
                 raise ValueError(f'{name} has no training loss in its metrics.jsonl')
             loss.plot(*series(lines, 'train/loss'), color=color, alpha=0.35, linewidth=0.9)
             steps, values = series(lines, 'validation/loss')
             last = f'{name}: {values[-1]:.3f}' if len(values) else name
-            loss.plot(steps, values, color=color, marker='o', markersize=3.5, linewidth=1.4, label=last)
-            bits.plot(*series(lines, 'bits/mean'), color=color, linewidth=1.6)
+            loss.plot(steps, values, style, color=color, marker='o', markersize=4, linewidth=1.6, label=last)
+            bits.plot(*series(lines, 'bits/mean'), style, color=color, linewidth=1.6)
         loss.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
         loss.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
         loss.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter('%g'))

@@ -79,13 +79,15 @@ def restore(checkpointer: Checkpointer, experiment: training.Experiment, data: D
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     """Opens a workdir with its newest checkpoint, to look at it; `changes` replace fields of its config.
 
+    Whatever mesh it was trained on, the weights are sharded over the devices that there are.
+
     Raises:
       ValueError: if there is no whole checkpoint.
     """
     directory = workdir / 'checkpoints'
     config = ConfigDict(load_config(directory))
     del config['corpus']
-    config.update(changes)
+    config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
     data = load_data(config)
     experiment = training.make_experiment(config, data.tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:

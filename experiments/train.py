@@ -112,6 +112,10 @@ def train(
         if is_evaluation:
             results = validate(state)
             writer.write(step, results)
+        if is_last:  # before the last checkpoint: a run that has that one has its summary
+            summary = {name: float(value) for name, value in {**metrics, **results}.items()}
+            seconds = time.perf_counter() - started
+            writer.summary({'step': step, 'seconds': seconds, 'parameters': experiment.num_params, **summary})
         if is_checkpoint:
             checkpointer.save(step, state, batches.get_state(), runs.stored_config(config, data))
         if is_log or is_evaluation or is_checkpoint or step == first_step:  # without the compilation, too
@@ -119,9 +123,6 @@ def train(
             clock, clocked_steps = time.perf_counter(), 0
     batches.close()
     checkpointer.wait()
-    seconds = time.perf_counter() - started
-    summary = {name: float(value) for name, value in {**metrics, **results}.items()}
-    writer.summary({'step': config.total_steps, 'seconds': seconds, 'parameters': experiment.num_params, **summary})
     return summary
 
 
