@@ -96,6 +96,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
 
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same config in seconds on any machine: two small layers, short sequences, few steps."""
+    config.name += '-smoke'
     config.model.num_layers = 2
     config.model.hidden_size = 64
     config.model.num_heads = 2

@@ -24,7 +24,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f'gpt2-{parsed.size}-{parsed.method}'
     config.model = ConfigDict(dict(family='gpt2', **SIZES[parsed.size]))
     config.batch_size = 480
-    config.microbatches = 6
+    config.microbatches = 30
     config.sequence_length = 1024
     config.total_steps = 100_000
     config.optimizer.warmup_steps = 2000

@@ -28,12 +28,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f'llama2-{parsed.size}-{parsed.method}'
     config.model = ConfigDict(dict(family='llama', **SIZES[parsed.size]))
     config.batch_size = 512
-    config.microbatches = 8
+    config.microbatches = 32
     config.sequence_length = 2048
     config.total_steps = 50_000
     config.optimizer.learning_rate = {'134m': 6e-4, '1b': 3e-4}[parsed.size]
     config.optimizer.final_learning_rate = config.optimizer.learning_rate / 10
     config.optimizer.warmup_steps = 2000
-    config.remat_policy = 'full' if parsed.size == '1b' else ''
+    config.remat_policy = 'full'
     config.eval_every = config.checkpoint_every = 1000
     return common.shrink(config) if parsed.smoke else config

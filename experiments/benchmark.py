@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ VOCABULARY = 257  # of bytes
 
 def main(argv):
     if argv[1:] != ['step']:
-        sys.exit(f'error: what to measure is {" ".join(argv[1:]) or "missing"!r}; allowed is: step')
+        sys.exit(f'error: say what to measure: step (not {" ".join(argv[1:])!r})')
     with runs.user_errors():
         results = time_steps(CONFIG.value, ['bf16', *(name for name in METHODS.value if name != 'bf16')], TURNS.value)
     print(f'training step of {CONFIG.value.model.family}, {results["parameters"]:,} parameters, {results["device"]}')
@@ -90,8 +91,11 @@ def time_steps(config: ConfigDict, methods: list[str], turns: int) -> dict:
 
 
 def naive(experiment: training.Experiment) -> training.Experiment:
-    """The same experiment with Gaussian sampling as one writes it first: jax.random.normal, round, add, autodiff."""
-    transform = experiment.transform
+    """The same experiment with Gaussian sampling as one writes it first: jax.random.normal, round, add, autodiff.
+
+    It knows scanned matrices of whole blocks only, as those of our models are.
+    """
+    transform, size = experiment.transform, experiment.config.quantization.block_size
 
     def apply(key, params, state):
         bitwidths = transform.bitwidths(state)
@@ -100,7 +104,7 @@ def naive(experiment: training.Experiment) -> training.Experiment:
             if (name := leaf_path(path)) not in bitwidths:
                 return w.astype(jnp.bfloat16)
             layers, m, n = w.shape
-            blocks = jax.lax.stop_gradient(w).reshape(layers, m // 32, 32, n // 32, 32)
+            blocks = jax.lax.stop_gradient(w).reshape(layers, m // size, size, n // size, size)
             step = jnp.max(jnp.abs(blocks), axis=(2, 4)) * 2 ** (1 - bitwidths[name])
             leaf_key = jax.random.fold_in(key, path_hash(name))
             noise = jnp.round(jax.random.normal(leaf_key, blocks.shape) / 2) * step[:, :, None, :, None]
@@ -114,13 +118,14 @@ def naive(experiment: training.Experiment) -> training.Experiment:
 def environment() -> dict[str, str]:
     """On what, with what and when something was measured."""
     device = jax.devices()[0]
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False).stdout.strip()
+    git = shutil.which('git')
+    commit = git and subprocess.run([git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False).stdout
     return {
         'device': f'{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores',
         'jax': jax.__version__,
         'flax': flax.__version__,
         'date': datetime.date.today().isoformat(),
-        'commit': commit,
+        'commit': (commit or 'unknown').strip(),
     }
 
 

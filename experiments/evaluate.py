@@ -18,7 +18,9 @@ def main(argv):
     del argv
     with runs.user_errors():
         run = runs.open_run(pathlib.Path(WORKDIR.value), eval_batches=EVAL_BATCHES.value)
-    metrics = runs.make_validation(run.experiment, run.data)(run.state)
+        data = runs.load_data(run.experiment.config, run.tokenizer)
+        validate = runs.make_validation(run.experiment, data)
+    metrics = validate(run.state)
     bitwidths = training.bitwidth_metrics(run.experiment.transform, run.state.bitwidths)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
     print(json.dumps({'step': int(run.state.step), **metrics}, indent=2))

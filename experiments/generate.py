@@ -23,7 +23,7 @@ def main(argv):
     del argv
     with runs.user_errors():
         run = runs.open_run(pathlib.Path(WORKDIR.value))
-    tokenizer = run.data.tokenizer
+    tokenizer = run.tokenizer
     prompt = [tokenizer.end_of_document, *tokenizer.encode(PROMPT.value)]
     weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
     tokens = generate(

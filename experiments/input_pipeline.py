@@ -36,11 +36,13 @@ class TokenData:
     tokens: (num_tokens,) uint16 or uint32, memory-mapped from a file.
     num_bytes: UTF-8 bytes of the text, ends of documents not counted.
     num_documents: how many documents the split has.
+    sha256: of the tokens and the counts, as hexadecimal digits.
     """
 
     tokens: np.memmap
     num_bytes: int
     num_documents: int
+    sha256: str
 
     @property
     def num_tokens(self) -> int:
@@ -314,7 +316,7 @@ def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData 
         if _finish(digest, counts) != sha256:
             raise ValueError('its SHA-256 is another')
         tokens = np.memmap(tokens_file, dtype, mode='r', shape=(counts['num_tokens'],))
-        return TokenData(tokens, counts['num_bytes'], counts['num_documents'])
+        return TokenData(tokens, counts['num_bytes'], counts['num_documents'], sha256)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning('%s is damaged (%s) and will be written anew', tokens_file, error)
         return None

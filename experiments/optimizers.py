@@ -30,9 +30,21 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     biases alone, by name.
 
     Raises:
-      ValueError: for a warm-up that isn't shorter than the training, or settings that are negative.
+      ValueError: for a warm-up that isn't shorter than the training, learning rates that rise, and settings
+        out of their range; naming the field.
     """
     optimizer, quantization = config.optimizer, config.quantization
+    for name in ('clip_norm', 'eps'):
+        if not optimizer[name] > 0:
+            raise ValueError(f'config.optimizer.{name}={optimizer[name]} must be positive (inf clips nothing)')
+    for name in ('b1', 'b2'):
+        if not 0 <= optimizer[name] < 1:
+            raise ValueError(f'config.optimizer.{name}={optimizer[name]} must be at least 0 and less than 1')
+    decays = {'optimizer.weight_decay': optimizer.weight_decay}
+    decays |= {f'quantization.{name}': quantization[name] for name in ('learning_rate', 'weight_decay', 'penalty')}
+    for name, value in decays.items():
+        if not value >= 0:
+            raise ValueError(f'config.{name}={value} must not be negative')
     if not 0 <= optimizer.warmup_steps < config.total_steps:
         raise ValueError(
             f'config.optimizer.warmup_steps={optimizer.warmup_steps} must be at least 0 and less than'

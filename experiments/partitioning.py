@@ -68,4 +68,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> the global arrays, sharded over the mesh."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+    def to_global(rows):
+        shape = (len(rows) * jax.process_count(), *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: to_global(rows) for name, rows in batch.items()}

@@ -29,6 +29,8 @@ def main(argv):
     if not workdirs:
         sys.exit('error: name the workdirs to draw')
     with runs.user_errors():
+        if len({workdir.name for workdir in workdirs}) < len(workdirs):
+            raise ValueError(f'the last names of {", ".join(map(str, workdirs))} must differ: they name the curves')
         lines = {workdir.name: read_metrics(workdir / 'metrics.jsonl') for workdir in workdirs}
         draw(lines, OUTPUT.value)
     print(OUTPUT.value)

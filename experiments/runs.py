@@ -15,17 +15,17 @@ from ml_collections import ConfigDict
 from experiments import input_pipeline, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored, load_config
 
-# Fields in which two starts of one run may differ: they change nothing of what is learned.
+# Fields in which two starts of one run may differ: they change nothing of what is learned. (The tokens' digest stands
+# for the tokenizer, whose file may have moved.)
 FREE_FIELDS = (
-    *('mesh', 'deterministic', 'data_dir', 'cache_dir', 'eval_batches'),
+    *('mesh', 'deterministic', 'data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
     *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints'),
 )
 
 
 class Data(NamedTuple):
-    """The tokenizer, and both splits as token arrays."""
+    """Both splits as token arrays."""
 
-    tokenizer: tokenizers.Tokenizer
     train: input_pipeline.TokenData
     validation: input_pipeline.TokenData
 
@@ -34,18 +34,17 @@ class Run(NamedTuple):
     """A run opened again, with its newest state."""
 
     experiment: training.Experiment
-    data: Data
+    tokenizer: tokenizers.Tokenizer
     state: training.TrainState
 
 
-def load_data(config: ConfigDict) -> Data:
+def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
     """The data of a config, prepared and tokenised at its first use.
 
     Raises:
-      ValueError: for a dataset that isn't there, a tokenizer file that can't be read.
+      ValueError: for a dataset, a split or a text feature that isn't there.
     """
-    tokenizer = tokenizers.load_tokenizer(config.tokenizer)
-    train, validation = (
+    splits = (
         input_pipeline.load_tokens(
             config.dataset,
             split,
@@ -56,13 +55,12 @@ def load_data(config: ConfigDict) -> Data:
         )
         for split in (config.train_split, config.validation_split)
     )
-    return Data(tokenizer, train, validation)
+    return Data(*splits)
 
 
 def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
     """The resolved config as checkpoints keep it, with what identifies the text."""
-    corpus = {'train_tokens': data.train.num_tokens, 'tokenizer': data.tokenizer.fingerprint}
-    return {**config.to_dict(), 'corpus': corpus}
+    return {**config.to_dict(), 'corpus': data.train.sha256}
 
 
 def restore(checkpointer: Checkpointer, experiment: training.Experiment, data: Data) -> Restored | None:
@@ -79,34 +77,35 @@ def restore(checkpointer: Checkpointer, experiment: training.Experiment, data: D
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     """Opens a workdir with its newest checkpoint, to look at it; `changes` replace fields of its config.
 
-    Whatever mesh it was trained on, the weights are sharded over the devices that there are.
+    Whatever mesh it was trained on, the weights are sharded over the devices that there are. No text is needed.
 
     Raises:
-      ValueError: if there is no whole checkpoint.
+      ValueError: if there is no whole checkpoint, or the tokenizer's file can't be read.
     """
     directory = workdir / 'checkpoints'
     config = ConfigDict(load_config(directory))
     del config['corpus']
     config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
-    data = load_data(config)
-    experiment = training.make_experiment(config, data.tokenizer.vocab_size)
+    tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+    experiment = training.make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
-        return Run(experiment, data, restore(checkpointer, experiment, data).state)
+        restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
+    return Run(experiment, tokenizer, restored.state)
 
 
 def make_validation(experiment: training.Experiment, data: Data) -> Callable[[training.TrainState], dict[str, float]]:
     """A function state -> metrics on the validation split: `eval_batches` batches of it, -1 for all.
 
     'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
-    'validation/loss_with_noise' where the method has noise.
+    'validation/loss_with_noise' where the method has noise. The batches are processed in the parts of training.
     """
     config = experiment.config
     evaluate = training.make_evaluation(experiment)
     batches = input_pipeline.validation_batches(
         data.validation.tokens,
-        global_batch_size=config.batch_size,
+        global_batch_size=config.batch_size // config.microbatches,
         sequence_length=config.sequence_length,
-        max_batches=None if config.eval_batches == -1 else config.eval_batches,
+        max_batches=None if config.eval_batches == -1 else config.eval_batches * config.microbatches,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

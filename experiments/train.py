@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import input_pipeline, partitioning, runs, training
+from experiments import input_pipeline, partitioning, runs, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored
 from experiments.metrics import MetricWriter
 
@@ -29,7 +29,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; runs/<
 # What is written at each log, in this order.
 SHOWN = (
     *('train/loss', 'bits/mean', 'tokens_per_second', 'learning_rate', 'train/gradient_norm'),
-    *('bits/min', 'bits/max'),
+    *('bits/min', 'bits/max', 'bits/gradient_norm'),
 )
 
 
@@ -40,8 +40,9 @@ def main(argv):
         workdir = pathlib.Path(WORKDIR.value or f'runs/{config.name}')
         if config.deterministic:
             os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-        data = runs.load_data(config)
-        experiment = training.make_experiment(config, data.tokenizer.vocab_size)
+        tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+        experiment = training.make_experiment(config, tokenizer.vocab_size)
+        data = runs.load_data(config, tokenizer)
         checkpointer = Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints)
         restored = runs.restore(checkpointer, experiment, data)
         start = restored.step if restored else None
@@ -65,6 +66,9 @@ def main(argv):
     if is_main_process:
         loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
         print(f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise')
+        if experiment.num_blocks:
+            print(f'          with noise {summary["validation/loss_with_noise"]:.3f}; ', end='')
+            print(f'bitwidths went from {config.quantization.b_init:g} to {summary["bits/mean"]:.2f} bits on average')
         print(f'          next: python -m experiments.generate --workdir={workdir} --prompt="def "')
 
 
@@ -129,8 +133,8 @@ def train(
 def check_finite(unchecked: list[tuple[int, dict[str, jax.Array]]]):
     """Empties the list of steps and their metrics; FloatingPointError if a loss or a gradient isn't finite."""
     for step, metrics in unchecked:
-        for name in ('train/loss', 'train/gradient_norm'):
-            if not math.isfinite(value := float(metrics[name])):
+        for name in ('train/loss', 'train/gradient_norm', 'bits/gradient_norm'):
+            if not math.isfinite(value := float(metrics.get(name, 0.0))):
                 raise FloatingPointError(f'{name} is {value} at step {step}')
     unchecked.clear()
 
@@ -143,7 +147,7 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
     print(f'model     {config.model.family}, {experiment.num_params:,} parameters; {config.method}, {sampled}')
     print(
         f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on; tokenizer {config.tokenizer},'
-        f' vocabulary {data.tokenizer.vocab_size}'
+        f' vocabulary {experiment.vocab_size}'
     )
     device = mesh.devices.flat[0].device_kind
     print(f'devices   {mesh.size} x {device}: ' + ', '.join(f'{name} {size}' for name, size in mesh.shape.items()))

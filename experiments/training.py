@@ -35,6 +35,7 @@ class Experiment:
     """What a config means, with nothing allocated yet."""
 
     config: ConfigDict
+    vocab_size: int
     mesh: Mesh
     model: Any
     transform: gq.ParamTransform
@@ -78,7 +79,7 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    return Experiment(config, mesh, model, transform, optimizer, init, abstract_state)
+    return Experiment(config, vocab_size, mesh, model, transform, optimizer, init, abstract_state)
 
 
 def make_model(config: ConfigDict, vocab_size: int) -> Any:
@@ -117,7 +118,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     it back once gives db. The noise's key is a function of (seed, step).
 
     The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
-    a token, 'train/gradient_norm', 'learning_rate', and those of `bitwidth_metrics`.
+    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm' and those
+    of `bitwidth_metrics`.
     """
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
     schedule = optimizers.learning_rate_schedule(config)
@@ -149,6 +151,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             'learning_rate': schedule(state.step),
             **bitwidth_metrics(transform, state.bitwidths),
         }
+        if state.bitwidths:
+            metrics['bits/gradient_norm'] = optax.tree.norm(d_bitwidths)
         return TrainState(state.step + 1, values['params'], values['bitwidths'], opt_state), metrics
 
     replicated = NamedSharding(experiment.mesh, PartitionSpec())

@@ -25,7 +25,16 @@ train = import_program('train')
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 STEPS = dict(total_steps=12, log_every=3, eval_every=6, eval_batches=1, checkpoint_every=4)
-SHOWN = {'train/loss', 'bits/mean', 'tokens_per_second', 'learning_rate', 'train/gradient_norm', 'bits/min', 'bits/max'}
+SHOWN = {
+    'train/loss',
+    'bits/mean',
+    'tokens_per_second',
+    'learning_rate',
+    'train/gradient_norm',
+    'bits/min',
+    'bits/max',
+    'bits/gradient_norm',
+}
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -242,7 +251,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
         interrupt(monkeypatch, 10)
         start(tmp_path, run_config())
     contents = tmp_path / 'checkpoints' / '8' / checkpointing.CONTENTS
-    contents.write_text(contents.read_text().replace('train_tokens', 'train_token'))
+    contents.write_text(contents.read_text().replace('corpus', 'korpus'))
     with pytest.warns(UserWarning, match='skipping the damaged checkpoint .*/8: checkpoint.json'):
         start(tmp_path, run_config())
     assert_identical_trees(final_state(tmp_path), final_state(finished))
