@@ -10,6 +10,7 @@ EXPERIMENTS = [
     'array_record>=0.8.3',
     'etils[epath]>=1.13',
     'grain>=0.2.18,<0.3',
+    'importlib_resources>=6',  # tensorflow-datasets prepares packaged builders with it, and doesn't ask for it
     'matplotlib>=3.10',
     'ml_collections>=1.1,<2',
     'optax>=0.2.8,<0.3',

@@ -143,7 +143,8 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
     """Prints what is about to be trained, on what, and where."""
     config, mesh = experiment.config, experiment.mesh
     blocks = experiment.num_blocks
-    sampled = f'{blocks:,} blocks of learned bitwidth' if blocks else 'no learned bitwidths'
+    leaves = len(experiment.abstract_state.bitwidths)
+    sampled = f'{leaves} leaves in {blocks:,} blocks of learned bitwidth' if blocks else 'no learned bitwidths'
     print(f'model     {config.model.family}, {experiment.num_params:,} parameters; {config.method}, {sampled}')
     print(
         f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on; tokenizer {config.tokenizer},'
