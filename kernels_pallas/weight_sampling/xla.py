@@ -73,8 +73,7 @@ def draw(key: Words2, origin: Origin, shape: tuple[int, ...], *, noise: str, row
     """The noise R of `shape` (..., m, n), as float32; origin's row is a multiple of `row_alignment`."""
     *leading_shape, m, n = shape
     leading, row, column = origin
-    shift = jnp.uint32(0) if row_alignment % noise_bits.GROUP_ROWS == 0 else row % noise_bits.GROUP_ROWS
-    most_shift = 0 if row_alignment % noise_bits.GROUP_ROWS == 0 else noise_bits.GROUP_ROWS - 1
+    most_shift = noise_bits.GROUP_ROWS - 1 if row_alignment % noise_bits.GROUP_ROWS else 0  # of row into its group
     groups = -(-(m + most_shift) // noise_bits.GROUP_ROWS)
 
     counters = (*leading_shape, groups, noise_bits.LANE_ROWS, n)
@@ -89,7 +88,8 @@ def draw(key: Words2, origin: Origin, shape: tuple[int, ...], *, noise: str, row
     unpack = _rounded_normal_lanes if noise == 'rounded_normal' else _uniform_lanes
     r = unpack(words).reshape(*leading_shape, groups * noise_bits.GROUP_ROWS, n)
     if most_shift:
-        return jax.lax.dynamic_slice_in_dim(r, shift.astype(jnp.int32), m, axis=r.ndim - 2)
+        shift = (row % noise_bits.GROUP_ROWS).astype(jnp.int32)
+        return jax.lax.dynamic_slice_in_dim(r, shift, m, axis=r.ndim - 2)
     return r[..., :m, :]
 
 
