@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from gaussq_jax.bitwidths import effective_bitwidths
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, find_rule, is_floating, leaf_path, match_rules
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, sample_weights
-from kernels_pallas.weight_sampling import round_to_dtype, select
+from kernels_pallas.float_rounding import round_to_dtype
+from kernels_pallas.weight_sampling import select
 
 Params = Any  # a pytree of weights: linen, NNX, Equinox, Haiku
 State = dict[str, jax.Array]  # leaf path -> b_i

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gaussq_jax import explicit_sharding
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.philox import Words2, philox_4x32
 
@@ -120,10 +121,7 @@ def sample_weights(
         raise ValueError(f'bitwidths is {bitwidths.dtype}; it must be floating, bitwidths are real numbers')
     how = _How(block_size, noise, check_dtype(dtype), w.dtype, bitwidths.dtype, implementation)
     kernels.select(implementation)
-    sample = functools.partial(_sample, how)
-    sharding = jax.typeof(w).sharding
-    if explicit := sharding.mesh.explicit_axes:  # the reshapes into blocks are XLA's to partition
-        sample = jax.sharding.auto_axes(sample, axes=explicit, out_sharding=sharding)
+    sample = explicit_sharding.like(w, functools.partial(_sample, how))
     return sample(_key_words(key), _check_origin(origin, block_size), w, bitwidths)
 
 

@@ -2,11 +2,11 @@
 
 from kernels_pallas.weight_sampling import xla
 from kernels_pallas.weight_sampling.noise import NOISES
-from kernels_pallas.weight_sampling.xla import draw, round_to_dtype
+from kernels_pallas.weight_sampling.xla import draw
 
 IMPLEMENTATIONS = {'xla': xla}
 
-__all__ = ['IMPLEMENTATIONS', 'NOISES', 'draw', 'round_to_dtype', 'select']
+__all__ = ['IMPLEMENTATIONS', 'NOISES', 'draw', 'select']
 
 
 def select(implementation: str | None):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.float_rounding import round_to_dtype
 from kernels_pallas.philox import Words2, Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
 
@@ -91,17 +92,6 @@ def draw(key: Words2, origin: Origin, shape: tuple[int, ...], *, noise: str, row
         shift = (row % noise_bits.GROUP_ROWS).astype(jnp.int32)
         return jax.lax.dynamic_slice_in_dim(r, shift, m, axis=r.ndim - 2)
     return r[..., :m, :]
-
-
-def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x rounded to nearest even in `dtype` (bfloat16 or float32), also where XLA fuses it with its consumer.
-
-    XLA may elide the pair of conversions float32 -> bfloat16 -> float32; it keeps a `reduce_precision`.
-    """
-    if dtype == jnp.bfloat16 and x.dtype != jnp.bfloat16:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of float16 reduce_precision would cut subnormals
-        x = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
-    return x.astype(dtype)
 
 
 def _rounded_normal_lanes(words: Words4) -> jax.Array:

@@ -1,0 +1,32 @@
+"""Print a table of float formats: the standard ones and the all-finite ones of up to eight bits, or those named.
+
+python -m gaussq_jax [FORMAT ..]
+"""
+
+import sys
+
+from gaussq_jax.formats import ML_DTYPES_FORMATS, FloatFormat, parse_format
+
+COLUMNS = ('format', 'special', 'bits', 'bias', 'largest', 'least normal', 'least subnormal', 'numbers >= 0')
+
+
+def main(names: list[str]):
+    try:
+        formats = [parse_format(name) for name in names] or [*ML_DTYPES_FORMATS.values(), *paper_formats()]
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    print('{:<15}{:<9}{:>4}{:>6}{:>14}{:>14}{:>17}{:>14}'.format(*COLUMNS))
+    for fmt in formats:
+        numbers = [fmt.max, fmt.smallest_normal, fmt.smallest_subnormal]
+        largest, normal, subnormal = ('-' if number is None else f'{number:.7g}' for number in numbers)
+        print(f'{fmt.name:<15}{fmt.special_values:<9}{fmt.bits:>4}{fmt.bias:>6}', end='')
+        print(f'{largest:>14}{normal:>14}{subnormal:>17}{len(fmt.values()):>14}')
+
+
+def paper_formats() -> list[FloatFormat]:
+    """E + M from 2 to 7, at most six exponent bits, and a mantissa bit at least: the layouts of the Capybara paper."""
+    return [FloatFormat(e, total - e) for total in range(2, 8) for e in range(min(total, 7))]
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

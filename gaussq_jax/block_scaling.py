@@ -1,0 +1,236 @@
+"""Fake quantization: blocks of a tensor scaled to a low-bit format's range, rounded there, and scaled back."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaussq_jax import explicit_sharding
+from gaussq_jax.formats import FloatFormat
+from gaussq_jax.rounding import as_format, check_input, check_rounding, straight_through
+from kernels_pallas.float_rounding import ROUNDINGS, round_to_dtype, round_to_grid
+
+SCALES = ('absmax', 'mx', 'nvfp4')
+Axis = int | Sequence[int]
+
+_NVFP4_BLOCK_SIZE = 16
+_NVFP4_SCALE = FloatFormat(4, 3, 'fn')
+_LARGEST = float(np.finfo(np.float32).max) * (1 - 2.0**-22)  # scaled back and rounded, it is still finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """How a tensor is quantized: to which format, and what shares a scale.
+
+    Attributes:
+      fmt: a FloatFormat, or a name for `parse_format`.
+      block_size: what shares a scale, along an axis that is chosen where the quantizer is used.
+        an integer: so many consecutive values along the axis; the last block may be shorter.
+        'channel': the whole of the axis.
+        'tensor': the whole tensor.
+        (rows, cols): a tile of `cols` values along the axis and `rows` along the other one of the last two axes.
+      scale: how a block's scale follows from A, its largest magnitude.
+        'absmax': S = fmt.max / A in float32, Y = round(X S) / S.
+        'mx': s = 2^(floor(log2 A) - floor(log2 fmt.max)), exponent clipped to +-127, Y = s round(X / s): OCP's MX
+          if the block size is 32. The largest values may saturate.
+        'nvfp4': for E2M1 in blocks of 16, two scales: g = 2688 / max|X| of the tensor, s = A g / 6 rounded to
+          float8_e4m3fn, Y = s / g round(X g / s); zeros if s is 0.
+      rounding: as for `round_to_format`; of the values, scales are rounded to nearest.
+
+    Raises:
+      ValueError: naming the argument, for a value other than these.
+
+    Example:
+      >>> Quantizer('e4m3', block_size=128)
+      Quantizer(fmt=FloatFormat(exponent_bits=4, mantissa_bits=3, special_values='finite'), block_size=128,
+          scale='absmax', rounding='nearest_even')
+
+    Source: arXiv 2501.02423, section 3; OCP Microscaling Formats v1.0, section 6.3; NVIDIA's NVFP4.
+    """
+
+    fmt: FloatFormat | str
+    _: dataclasses.KW_ONLY
+    block_size: int | str | tuple[int, int] = 32
+    scale: str = 'absmax'
+    rounding: str = 'nearest_even'
+
+    def __post_init__(self):
+        object.__setattr__(self, 'fmt', as_format(self.fmt))
+        object.__setattr__(self, 'block_size', _check_block_size(self.block_size))
+        if self.scale not in SCALES:
+            raise ValueError(f'scale={self.scale!r} is not one of {", ".join(map(repr, SCALES))}')
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f'rounding={self.rounding!r} is not one of {", ".join(map(repr, ROUNDINGS))}')
+        if self.scale == 'nvfp4' and (self.fmt.name not in ('e2m1', 'float4_e2m1fn') or self.block_size != 16):
+            raise ValueError(
+                f"scale='nvfp4' with fmt {self.fmt} and block_size={self.block_size!r}: it is defined for e2m1"
+                f' and block_size={_NVFP4_BLOCK_SIZE}'
+            )
+
+
+def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: jax.Array | None = None) -> jax.Array:
+    """x quantized and dequantized, in its own dtype: what is left of it in the quantizer's format and scales.
+
+    Computed in float32. No infinity and no NaN is made of finite values, zeros stay zeros; infinite and NaN values
+    come out as they are, and don't enter the maximum of their block. A block whose largest magnitude is below 2^-123
+    (2^-125 for MX, 2^-105 of the whole tensor for NVFP4) is scaled as if it were that. Float32 subnormals
+    count as zero where the device flushes them, as CPUs do. The gradient is straight through, dx = dy.
+
+    Args:
+      x: float32, bfloat16 or float16, of any shape.
+      quantizer: says what shares a scale along `axis`, and what the values are rounded to.
+      axis: an axis of x, or several that are read as one, flattened in the order given. For the GEMM operand that x
+        is, its contraction axis.
+      key: a JAX PRNG key; needed for stochastic rounding, and for nothing else.
+
+    Returns:
+      An array of x's shape and dtype.
+
+    Raises:
+      ValueError: for a dtype or an axis that x can't have; for tiles along another axis than one of the last two; a key
+        missing, or given for nothing.
+
+    Example:
+      >>> fake_quantize(jnp.array([[0.1, -0.7, 3.0, 5.0]]), Quantizer('e2m1', block_size=2))
+      Array([[ 0.11666667, -0.7       ,  3.3333335 ,  5.        ]], dtype=float32)
+
+    Source: arXiv 2501.02423, section 3.
+    """
+    check_input(x)
+    check_rounding(quantizer.rounding, key)
+    axes = _check_axis(axis, x.ndim, quantizer.block_size)
+    if not x.size:
+        return x
+    blocks = _Blocks(x.shape, axes, quantizer.block_size)
+
+    def quantize(x, key):
+        random_bits = None if key is None else blocks.split(jax.random.bits(key, x.shape, jnp.uint32))
+        return blocks.join(_quantize_blocks(blocks.split(x), random_bits, blocks.within, quantizer))
+
+    return straight_through(x, explicit_sharding.like(x, quantize)(x, key))
+
+
+def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantizer):
+    """Fake quantization of x, whose axes `within` lie within blocks, all others count them."""
+    fmt = quantizer.fmt
+    wide = x.astype(jnp.float32)
+    absmax = jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=within, keepdims=True)
+    scales = {'absmax': _absmax_scales, 'mx': _mx_scales, 'nvfp4': _nvfp4_scales}[quantizer.scale]
+    scale, inverse, shift = scales(absmax, fmt)
+    largest = fmt.max * 2.0**shift
+    rounded = round_to_grid(
+        wide * scale,
+        random_bits,
+        mantissa_bits=fmt.mantissa_bits,
+        min_exponent=fmt.min_exponent + shift,
+        largest=largest,
+        overflow=largest,
+        infinity=largest,
+        rounding=quantizer.rounding,
+    )
+    return round_to_dtype(jnp.where(jnp.isfinite(wide), rounded * inverse, wide), x.dtype)
+
+
+# Each of the following returns a block's scale, its inverse, and an integer k such that X scale is rounded to
+# the format's numbers times 2^k. The k keeps scale and inverse normal float32 numbers for blocks of (almost) any
+# magnitude, and makes formats that differ by a power of two, as E0M7 and E1M6, one and the same.
+
+
+def _absmax_scales(absmax, fmt):
+    shift = 3 - math.frexp(fmt.max)[1]  # the largest number is in [4, 8)
+    absmax = jnp.clip(absmax, 2.0**-123, _LARGEST)
+    largest = fmt.max * 2.0**shift
+    return largest / absmax, absmax / largest, shift
+
+
+def _mx_scales(absmax, fmt):
+    emax = math.frexp(fmt.max)[1] - 1
+    shift = 1 - emax  # the largest number is in [2, 4)
+    exponent = (jax.lax.bitcast_convert_type(absmax, jnp.int32) >> 23) - 127
+    exponent = jnp.maximum(exponent - 1, max(-127 - shift, -126))  # of the block's scale s, and of 2^-shift
+    power_of_two = lambda n: jax.lax.bitcast_convert_type((n + 127) << 23, jnp.float32)
+    return power_of_two(-exponent), power_of_two(exponent), shift
+
+
+def _nvfp4_scales(absmax, fmt):
+    tensor_scale = fmt.max * _NVFP4_SCALE.max / jnp.clip(jnp.max(absmax), 2.0**-105, _LARGEST)
+    block_scale = round_to_grid(
+        absmax / fmt.max * tensor_scale,
+        mantissa_bits=_NVFP4_SCALE.mantissa_bits,
+        min_exponent=_NVFP4_SCALE.min_exponent,
+        largest=_NVFP4_SCALE.max,
+        overflow=_NVFP4_SCALE.max,
+        infinity=_NVFP4_SCALE.max,
+    )
+    scale = jnp.where(block_scale > 0, tensor_scale / jnp.where(block_scale > 0, block_scale, 1), 0)
+    return scale, block_scale / tensor_scale, 0
+
+
+class _Blocks:
+    """An array of `shape` cut into blocks: `split` gives each axis that is cut a second one, `within` the blocks."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], block_size: int | str | tuple[int, int]):
+        # The merged axes come where the first of them is: as they are if they lie side by side.
+        others = [i for i in range(len(shape)) if i not in axes]
+        position = sum(i < axes[0] for i in others) if axes else 0
+        self.order = (*others[:position], *axes, *others[position:])
+        self.transposed = tuple(shape[i] for i in self.order)
+        merged = math.prod(shape[i] for i in axes)
+        self.merged = (*(shape[i] for i in others[:position]), merged, *(shape[i] for i in others[position:]))
+        if block_size == 'tensor':
+            sizes = dict(enumerate(self.merged))
+        elif isinstance(block_size, tuple):
+            other = 2 * len(self.merged) - 3 - position  # the other one of the last two
+            sizes = {other: block_size[0], position: block_size[1]}
+        else:
+            sizes = {position: merged if block_size == 'channel' else block_size}
+        sizes = {axis: min(size, self.merged[axis]) for axis, size in sizes.items()}
+        self.blocked, within = [], []
+        self.padding = [(0, 0)] * len(self.merged)
+        for i, length in enumerate(self.merged):
+            if i not in sizes:
+                self.blocked.append(length)
+                continue
+            count = -(-length // sizes[i])
+            self.padding[i] = (0, count * sizes[i] - length)
+            within.append(len(self.blocked) + 1)
+            self.blocked += [count, sizes[i]]
+        self.within = tuple(within)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        x = jnp.transpose(x, self.order).reshape(self.merged)
+        x = jnp.pad(x, self.padding) if any(high for _, high in self.padding) else x
+        return x.reshape(self.blocked)
+
+    def join(self, blocks: jax.Array) -> jax.Array:
+        padded = [length + high for length, (_, high) in zip(self.merged, self.padding)]
+        x = blocks.reshape(padded)[tuple(slice(length) for length in self.merged)]
+        return jnp.transpose(x.reshape(self.transposed), np.argsort(self.order))
+
+
+def _check_block_size(block_size: Any) -> int | str | tuple[int, int]:
+    is_size = lambda size: not isinstance(size, bool) and hasattr(size, '__index__') and size > 0
+    if is_size(block_size):
+        return operator.index(block_size)
+    if isinstance(block_size, (tuple, list)) and len(block_size) == 2 and all(map(is_size, block_size)):
+        return tuple(map(operator.index, block_size))
+    if isinstance(block_size, str) and block_size in ('channel', 'tensor'):
+        return block_size
+    raise ValueError(f"block_size={block_size!r}: allowed are a positive integer, 'channel', 'tensor' and (rows, cols)")
+
+
+def _check_axis(axis: Axis, ndim: int, block_size: Any) -> tuple[int, ...]:
+    given = (axis,) if hasattr(axis, '__index__') else tuple(axis)
+    axes = tuple(operator.index(i) + ndim * (i < 0) for i in given)
+    if len(set(axes)) < len(axes) or not all(0 <= i < ndim for i in axes):
+        raise ValueError(
+            f'axis={axis} of an array of {ndim} axes; allowed are those from {-ndim} to {ndim - 1}, once each'
+        )
+    if isinstance(block_size, tuple) and (ndim < 2 or len(axes) != 1 or axes[0] < ndim - 2):
+        raise ValueError(f'axis={axis} of an array of {ndim} axes: tiles of {block_size} need one of the last two')
+    return axes

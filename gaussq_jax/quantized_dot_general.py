@@ -1,0 +1,162 @@
+"""A drop-in `dot_general` that quantizes any of the six operands of a linear layer's three GEMMs."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.rounding import check_input
+
+TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
+DimensionNumbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+
+
+def quantized_dot_general(
+    *,
+    P1: Quantizer | None = None,
+    P2: Quantizer | None = None,
+    P3: Quantizer | None = None,
+    P4: Quantizer | None = None,
+    P5: Quantizer | None = None,
+    P6: Quantizer | None = None,
+) -> Callable[..., jax.Array]:
+    """A `dot_general` for fully quantized training: X (lhs) the activations, W (rhs) the weights, dY the gradient.
+
+        Y = P1(X) P2(W),    dX = P3(dY) P4(W)^T,    dW = P6(X)^T P5(dY)
+
+    Each operand is fake-quantized, in its own dtype, by scales along the axes that its GEMM contracts: the
+    contracting axes of X and W for P1 and P2, the free axes of W for P3 and P4, the free axes of X for P5 and P6.
+    Several such axes are read as one. Then `jax.lax.dot_general` multiplies, forward and backward, as it does
+    without quantization: bfloat16 operands with float32 accumulation.
+
+    Args:
+      P1, P2, P3, P4, P5, P6: a Quantizer, or None to leave the operand as it is. Tiles (rows, cols) have their
+        columns along the contracted axis and their rows along the free one, batch by batch.
+
+    Returns:
+      f(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, *, out_sharding=None, key=None), with
+      the meaning of `jax.lax.dot_general`, for `dot_general=` of Flax's linear layers, linen or NNX, and
+      `_dot_general=` of `jnp.einsum`. `key` is a JAX PRNG key, needed if a Quantizer rounds stochastically, and new
+      for each use: the operand Pi takes its random bits from fold_in(key, i). For linen there is
+      `gaussq_jax.models.QuantizedDotGeneral`, which takes keys from an rng stream. If all six are None, f is
+      `jax.lax.dot_general`. f has derivatives of first order, in reverse mode.
+
+    Raises:
+      ValueError: for an operand that is no Quantizer; in f, for operands that are not float32, bfloat16 or float16,
+        and for a key missing or given for nothing.
+
+    Example:
+      >>> fqt = quantized_dot_general(P2=Quantizer('e2m1', block_size='channel'))
+      >>> fqt(jnp.ones((1, 3)), jnp.array([[6.0], [2.2], [0.8]]), (((1,), (0,)), ((), ())))
+      Array([[9.]], dtype=float32)
+
+    Source: arXiv 2501.02423, section 3.1.
+    """
+    quantizers = (P1, P2, P3, P4, P5, P6)
+    for name, quantizer in zip(TARGETS, quantizers):
+        if not isinstance(quantizer, Quantizer | None):
+            raise ValueError(f'{name}={quantizer!r}: allowed are a Quantizer and None')
+    stochastic = [name for name, q in zip(TARGETS, quantizers) if q and q.rounding == 'stochastic']
+
+    def dot_general(
+        lhs: jax.Array,
+        rhs: jax.Array,
+        dimension_numbers: DimensionNumbers,
+        precision: Any = None,
+        preferred_element_type: Any = None,
+        *,
+        out_sharding: Any = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        if bool(stochastic) != (key is not None):
+            needs = f'{", ".join(stochastic)} need one' if stochastic else 'no quantizer rounds stochastically'
+            raise ValueError(f'key={key}: {needs}')
+        multiply = functools.partial(
+            jax.lax.dot_general,
+            dimension_numbers=dimension_numbers,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            out_sharding=out_sharding,
+        )
+        if not any(quantizers):
+            return multiply(lhs, rhs)
+        check_input(lhs)
+        check_input(rhs)
+        return _three_gemms(multiply, _roles(dimension_numbers, lhs.ndim, rhs.ndim), quantizers)(key, lhs, rhs)
+
+    return dot_general
+
+
+class _Roles(NamedTuple):
+    """The axes of one array: those in both operands and the output, those in the lhs and those in the rhs alone."""
+
+    batch: tuple[int, ...]
+    lhs: tuple[int, ...] = ()
+    rhs: tuple[int, ...] = ()
+    contracting: tuple[int, ...] = ()
+
+
+def _roles(dimension_numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) -> tuple[_Roles, _Roles, _Roles]:
+    """Of lhs, rhs and output."""
+    contracting, batch = dimension_numbers
+    free = [
+        tuple(axis for axis in range(ndim) if axis not in (*contracted, *batched))
+        for ndim, contracted, batched in zip((lhs_ndim, rhs_ndim), contracting, batch)
+    ]
+    lhs = _Roles(tuple(batch[0]), lhs=free[0], contracting=tuple(contracting[0]))
+    rhs = _Roles(tuple(batch[1]), rhs=free[1], contracting=tuple(contracting[1]))
+    axes = iter(range(len(lhs.batch) + len(lhs.lhs) + len(rhs.rhs)))  # of the output: batch.., lhs.., rhs..
+    take = lambda names: tuple(next(axes) for _ in names)
+    return lhs, rhs, _Roles(take(lhs.batch), lhs=take(lhs.lhs), rhs=take(rhs.rhs))
+
+
+def _three_gemms(multiply: Callable, roles: tuple[_Roles, _Roles, _Roles], quantizers: Sequence[Quantizer | None]):
+    """The function (key, lhs, rhs) -> output with its backward pass; `multiply` does without quantization."""
+    of_lhs, of_rhs, of_out = roles
+
+    def quantize(number, key, x, axes, free):
+        quantizer = quantizers[number - 1]
+        if quantizer is None:
+            return x
+        key = jax.random.fold_in(key, number) if quantizer.rounding == 'stochastic' else None
+        return _quantize_operand(x, quantizer, key, axes, free)
+
+    @jax.custom_vjp
+    def gemms(key, lhs, rhs):
+        return multiply(
+            quantize(1, key, lhs, of_lhs.contracting, of_lhs.lhs),
+            quantize(2, key, rhs, of_rhs.contracting, of_rhs.rhs),
+        )
+
+    def forward(key, lhs, rhs):
+        return gemms(key, lhs, rhs), (key, lhs, rhs)
+
+    def backward(residuals, d_out):
+        key, lhs, rhs = residuals
+        p3 = quantize(3, key, d_out, of_out.rhs, of_out.lhs)
+        p4 = quantize(4, key, rhs, of_rhs.rhs, of_rhs.contracting)
+        p5 = quantize(5, key, d_out, of_out.lhs, of_out.rhs)
+        p6 = quantize(6, key, lhs, of_lhs.lhs, of_lhs.contracting)
+        (d_lhs,) = jax.linear_transpose(lambda lhs: multiply(lhs, p4), lhs)(p3)
+        (d_rhs,) = jax.linear_transpose(lambda rhs: multiply(p6, rhs), rhs)(p5)
+        return None, d_lhs, d_rhs
+
+    gemms.defvjp(forward, backward)
+    return gemms
+
+
+def _quantize_operand(x: jax.Array, quantizer: Quantizer, key, contracted: tuple[int, ...], free: tuple[int, ...]):
+    """Fake quantization with scales along `contracted`; tiles have their rows along `free`, both read as one axis."""
+    if not isinstance(quantizer.block_size, tuple):
+        return fake_quantize(x, quantizer, axis=contracted, key=key)
+    order = (*(axis for axis in range(x.ndim) if axis not in (*free, *contracted)), *free, *contracted)
+    ordered = jnp.transpose(x, order)
+    batch = ordered.shape[: x.ndim - len(free) - len(contracted)]
+    rows = math.prod(x.shape[axis] for axis in free)
+    tiles = fake_quantize(ordered.reshape(*batch, rows, -1), quantizer, key=key)
+    return jnp.transpose(tiles.reshape(ordered.shape), np.argsort(order))

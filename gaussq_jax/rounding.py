@@ -1,0 +1,123 @@
+"""Simulated casts: numbers rounded to those of a low-bit format, and kept in their own dtype."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from gaussq_jax import explicit_sharding
+from gaussq_jax.formats import FloatFormat, parse_format
+from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def round_to_format(
+    x: jax.Array,
+    fmt: FloatFormat | str,
+    *,
+    rounding: str = 'nearest_even',
+    key: jax.Array | None = None,
+    saturate: bool = True,
+) -> jax.Array:
+    """x rounded to the numbers of a format: a simulated cast, exact to the bit, on every device.
+
+    The format's subnormals are kept, also those that are float32 subnormals; so is the sign of a zero; NaN stays NaN.
+    The gradient is straight through, dx = dy, also where x saturates.
+
+    Args:
+      x: float32, bfloat16 or float16, of any shape.
+      fmt: a FloatFormat, or a name for `parse_format`.
+      rounding: which neighbour is taken.
+        'nearest_even': the nearest, of two equally near the one of even code, as IEEE and ml_dtypes do.
+        'nearest_away': the nearest, of two equally near the larger magnitude, as QPyTorch does.
+        'toward_zero': the smaller magnitude.
+        'stochastic': the larger magnitude with the probability (|x| - lower) / (upper - lower), to 2^-31: the
+          mean of the result is x.
+      key: a JAX PRNG key; needed for stochastic rounding, and for nothing else.
+      saturate: whether magnitudes beyond the format's largest number, infinity too, become that number (the largest
+        that x's dtype holds, too). Otherwise what is rounded beyond it becomes infinity if the format has that, NaN
+        if it has NaN only, as with ml_dtypes; a format that has neither saturates all the same.
+
+    Returns:
+      An array of x's shape and dtype.
+
+    Raises:
+      ValueError: for a dtype, format or rounding other than these; a key missing, or given for nothing.
+
+    Example:
+      >>> round_to_format(jnp.array([0.3, 1.25, -2.4, 100.0]), 'e2m1')
+      Array([ 0.5,  1. , -2. ,  6. ], dtype=float32)
+
+    Source: IEEE 754; OCP 8-bit Floating Point Specification, section 5; arXiv 2501.02423, section 3.
+    """
+    fmt = as_format(fmt)
+    check_input(x)
+    check_rounding(rounding, key)
+    largest = _largest_in(x.dtype, fmt)
+    overflow = infinity = largest
+    if not saturate and fmt.special_values == 'ieee':
+        overflow = infinity = float('inf')
+    elif not saturate and fmt == FloatFormat(4, 3, 'fn'):
+        overflow = infinity = float('nan')
+
+    def round_(x, key):
+        rounded = round_to_grid(
+            x.astype(jnp.float32),
+            None if key is None else jax.random.bits(key, x.shape, jnp.uint32),
+            mantissa_bits=fmt.mantissa_bits,
+            min_exponent=fmt.min_exponent,
+            largest=largest,
+            overflow=overflow,
+            infinity=infinity,
+            rounding=rounding,
+        )
+        return rounded.astype(x.dtype)
+
+    return straight_through(x, explicit_sharding.like(x, round_)(x, key))
+
+
+def as_format(fmt: FloatFormat | str) -> FloatFormat:
+    """`fmt` itself, or the format of that name; ValueError for what is neither."""
+    return fmt if isinstance(fmt, FloatFormat) else parse_format(fmt)
+
+
+def check_input(x: jax.Array):
+    """ValueError unless x is an array of a dtype that float32 holds."""
+    if getattr(x, 'dtype', None) not in DTYPES:
+        raise ValueError(f'x is {getattr(x, "dtype", type(x).__name__)}; allowed are float32, bfloat16 and float16')
+
+
+def check_rounding(rounding: str, key: jax.Array | None):
+    """ValueError unless the rounding is known and there is a key if, and only if, it is stochastic."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f'rounding={rounding!r} is not one of {", ".join(map(repr, ROUNDINGS))}')
+    if (rounding == 'stochastic') != (key is not None):
+        needs = 'needs a key, such as key=jax.random.key(0)' if key is None else 'takes no key; only stochastic does'
+        raise ValueError(f'rounding={rounding!r} {needs}')
+
+
+@jax.custom_jvp
+def straight_through(x: jax.Array, y: jax.Array) -> jax.Array:
+    """y, with the derivatives of x; both of one shape and dtype."""
+    del x
+    return y
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+@functools.cache
+def _largest_in(dtype: Any, fmt: FloatFormat) -> float:
+    """The largest number that the dtype and the format share."""
+    info = ml_dtypes.finfo(dtype)
+    if fmt.max >= float(info.max):
+        values = fmt.values()
+        return float(values[values <= float(info.max)][-1])
+    largest = np.float32(fmt.max).view(np.uint32) >> (23 - info.nmant) << (23 - info.nmant)
+    return float(largest.astype(np.uint32).view(np.float32))

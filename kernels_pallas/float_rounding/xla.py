@@ -1,0 +1,98 @@
+"""The reference: rounding to a grid of floating-point numbers, on integer bit patterns, in plain `jax.numpy`.
+
+No arithmetic on the values takes place, so that nothing can be folded, fused or flushed: float32 subnormals
+are numbers like others, whatever the device does with them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROUNDINGS = ('nearest_even', 'nearest_away', 'toward_zero', 'stochastic')
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)  # all bits of a float32 but its sign
+_INFINITY = np.uint32(0x7F800000)
+
+
+@functools.partial(
+    jax.jit, static_argnames=('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'infinity', 'rounding')
+)
+def round_to_grid(
+    x: jax.Array,
+    random_bits: jax.Array | None = None,
+    *,
+    mantissa_bits: int,
+    min_exponent: int,
+    largest: float,
+    overflow: float,
+    infinity: float,
+    rounding: str = 'nearest_even',
+) -> jax.Array:
+    """x rounded to the numbers +-k 2^(e - M), with e >= `min_exponent` and k < 2^(M + 1), of at most `largest`.
+
+    Args:
+      x: float32 of any shape.
+      random_bits: for stochastic rounding, uint32 of x's shape: |x| goes up if the fraction of the step that it lies
+        above the number below is greater than random_bits / 2^32.
+      mantissa_bits: M, 0 to 10.
+      min_exponent: exponent of the smallest normal number.
+      largest: the largest number, on the grid.
+      overflow: what a magnitude becomes that is rounded beyond `largest`; toward zero, it is `largest` anyway.
+      infinity: what an infinite magnitude becomes. NaN stays NaN.
+      rounding: of ROUNDINGS.
+
+    Returns:
+      float32 of x's shape, with the signs of x.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    magnitude = bits & _MAGNITUDE
+    rounded = _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, rounding)
+    if rounding == 'toward_zero':
+        overflow = largest
+    rounded = jnp.where(rounded > _bits_of(largest), _bits_of(overflow), rounded)
+    rounded = jnp.where(magnitude == _INFINITY, _bits_of(infinity), rounded)
+    rounded = jnp.where(magnitude > _INFINITY, magnitude, rounded)
+    return jax.lax.bitcast_convert_type((bits ^ magnitude) | rounded, jnp.float32)
+
+
+def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x rounded to nearest even in `dtype` (bfloat16 or float32), also where XLA fuses it with its consumer.
+
+    XLA may elide the pair of conversions float32 -> bfloat16 -> float32; it keeps a `reduce_precision`.
+    """
+    if dtype == jnp.bfloat16 and x.dtype != jnp.bfloat16:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of float16 reduce_precision would cut subnormals
+        x = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
+    return x.astype(dtype)
+
+
+def _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, rounding):
+    """Bit patterns of numbers >= 0 -> those of their neighbours on a grid without an upper end."""
+    exponent = jnp.maximum(magnitude >> 23, 1).astype(jnp.int32)  # the code of float32, as in `first_normal`
+    significand = magnitude - ((exponent - 1) << 23).astype(jnp.uint32)  # its leading bit, 23, is set unless subnormal
+    first_normal = min_exponent + 127
+    # So many low bits of the significand lie below the step: more, the further x lies below the normal numbers.
+    below_step = 23 - mantissa_bits + jnp.maximum(first_normal - exponent, 0)
+    within_step = below_step > 23  # x is less than the first step, of which the code is
+    first_step = np.uint32(max(first_normal - mantissa_bits, 0) << 23)
+    shift = jnp.minimum(below_step, 23).astype(jnp.uint32)
+
+    # How far x lies above the number below, in units of 2^-32 steps; and whether the code of that is odd.
+    far_below = jnp.clip(below_step - 24, 0, 31).astype(jnp.uint32)
+    fraction = jnp.where(within_step, ((significand << 7) >> far_below) << 1, significand << (32 - shift))
+    code = significand >> shift if mantissa_bits else (exponent - first_normal + 1).astype(jnp.uint32)
+    odd = jnp.where(within_step, 0, code & 1)
+    half = np.uint32(1 << 31)
+    up = {
+        'nearest_even': lambda: fraction > half - odd,
+        'nearest_away': lambda: fraction >= half,
+        'toward_zero': lambda: jnp.zeros_like(within_step),
+        'stochastic': lambda: fraction > random_bits,
+    }[rounding]().astype(jnp.uint32)
+    return jnp.where(within_step, up * first_step, ((magnitude >> shift) + up) << shift)
+
+
+def _bits_of(value: float) -> np.uint32:
+    return np.float32(value).view(np.uint32)
