@@ -2,9 +2,20 @@
 
 from ml_collections import ConfigDict
 
-METHODS = ('gaussws', 'diffq', 'bf16')
+METHODS = ('gaussws', 'diffq', 'qat', 'fqt', 'bf16')
 PARTS = ('all', 'qkv', 'out', 'up', 'down')
-ARGUMENTS = dict(method=METHODS, b_init=6.0, b_target=4.0, parts=PARTS, smoke=False)  # of every config
+ARGUMENTS = dict(  # of every config
+    method=METHODS,
+    b_init=6.0,
+    b_target=4.0,
+    parts=PARTS,
+    format='',
+    block_size='32',
+    scale=('absmax', 'mx', 'nvfp4'),
+    rounding=('nearest_even', 'nearest_away', 'toward_zero', 'stochastic'),
+    targets='P2+P4+P6',
+    smoke=False,
+)
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -48,12 +59,18 @@ def base_config(argument: ConfigDict) -> ConfigDict:
         dict(
             seed=0,
             method=argument.method,
-            # Weights: how they are sampled, and how their bitwidths are trained.
             quantization=dict(
+                # What is rounded to what. gaussws, diffq: the sampled weights, in square blocks, to a format if one is
+                # named; qat: the weights; fqt: the GEMM operands.
+                format=argument.format or ('e4m3' if argument.method in ('qat', 'fqt') else ''),
+                block_size=argument.block_size,  # a number, and for qat and fqt also channel, tensor, ROWSxCOLS
+                scale=argument.scale,  # qat, fqt
+                rounding=argument.rounding,  # qat, fqt; outside of training steps, stochastic means nearest_even
+                targets=argument.targets,  # fqt: of P1 .. P6
+                parts=argument.parts,  # gaussws, diffq, qat: linear layers, of PARTS, or a regex of leaf paths
+                # How bitwidths are trained: gaussws, diffq.
                 b_init=argument.b_init,  # bits at the start
                 b_target=argument.b_target,  # bits towards which they decay
-                block_size=32,
-                parts=argument.parts,  # which linear layers are sampled: of PARTS, or a regex of leaf paths
                 learning_rate=1e-3,  # of b_i, constant
                 weight_decay=1.0,  # of b_i; alone, it makes them exp(-learning_rate weight_decay step)
                 penalty=0.0,  # times the mean bitwidth, added to the loss

@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import input_pipeline, partitioning, runs, tokenizers, training
+from experiments import input_pipeline, methods, partitioning, runs, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored
 from experiments.metrics import MetricWriter
 
@@ -119,7 +119,8 @@ def train(
         if is_last:  # before the last checkpoint: a run that has that one has its summary
             summary = {name: float(value) for name, value in {**metrics, **results}.items()}
             seconds = time.perf_counter() - started
-            writer.summary({'step': step, 'seconds': seconds, 'parameters': experiment.num_params, **summary})
+            sizes = {'parameters': experiment.num_params, 'N': experiment.num_linear_params, 'D': experiment.num_tokens}
+            writer.summary({'step': step, 'seconds': seconds, **sizes, **summary})
         if is_checkpoint:
             checkpointer.save(step, state, batches.get_state(), runs.stored_config(config, data))
         if is_log or is_evaluation or is_checkpoint or step == first_step:  # without the compilation, too
@@ -144,11 +145,15 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
     config, mesh = experiment.config, experiment.mesh
     blocks = experiment.num_blocks
     leaves = len(experiment.abstract_state.bitwidths)
-    sampled = f'{leaves} leaves in {blocks:,} blocks of learned bitwidth' if blocks else 'no learned bitwidths'
-    print(f'model     {config.model.family}, {experiment.num_params:,} parameters; {config.method}, {sampled}')
+    blocks_of = f'; {blocks:,} blocks in {leaves} leaves' if blocks else ''
+    print(
+        f'model     {config.model.family}, {experiment.num_params:,} parameters,'
+        f' N = {experiment.num_linear_params:,} in linear layers'
+    )
+    print(f'method    {config.method}: {methods.describe(config)}{blocks_of}')
     print(
         f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on; tokenizer {config.tokenizer},'
-        f' vocabulary {experiment.vocab_size}'
+        f' vocabulary {experiment.vocab_size}; D = {experiment.num_tokens:,} tokens in all steps'
     )
     device = mesh.devices.flat[0].device_kind
     print(f'devices   {mesh.size} x {device}: ' + ', '.join(f'{name} {size}' for name, size in mesh.shape.items()))

@@ -13,12 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from experiments import optimizers, partitioning
+from experiments import methods, optimizers, partitioning
 from gaussq_jax import models
+from gaussq_jax.param_rules import leaf_path, match_rules
 
-TRANSFORMS = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling, 'bf16': gq.cast_params}
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
-PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
 
 
 class TrainState(NamedTuple):
@@ -37,7 +36,7 @@ class Experiment:
     config: ConfigDict
     vocab_size: int
     mesh: Mesh
-    model: Any
+    model: Any  # as it is outside of training steps
     transform: gq.ParamTransform
     optimizer: optax.GradientTransformation
     init: Callable[[], TrainState]  # the state before the first step
@@ -50,6 +49,21 @@ class Experiment:
     @property
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+
+    @property
+    def num_linear_params(self) -> int:
+        """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
+        matrices, _ = match_rules(self.abstract_state.params, gq.DEFAULT_RULES)
+        return sum(
+            leaf.size
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_state.params)
+            if leaf_path(path) in matrices
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """D of the scaling laws: the tokens that the whole training sees."""
+        return self.config.total_steps * self.config.batch_size * self.config.sequence_length
 
     @property
     def num_blocks(self) -> int:
@@ -71,7 +85,7 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
             f' times the {shards} shard(s) of the batch that config.mesh makes'
         )
     model = make_model(config, vocab_size)
-    transform = make_transform(config)
+    transform = methods.make_transform(config)
     optimizer = optimizers.make_optimizer(config)
     init = functools.partial(_init_state, config, model, transform, optimizer)
     shapes = jax.eval_shape(init)
@@ -82,26 +96,16 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     return Experiment(config, vocab_size, mesh, model, transform, optimizer, init, abstract_state)
 
 
-def make_model(config: ConfigDict, vocab_size: int) -> Any:
-    """The flax module of `config.model`."""
+def make_model(config: ConfigDict, vocab_size: int, *, training: bool = False) -> Any:
+    """The flax module of `config.model`; `training` if it is for training steps (see `make_dot_general_cls`)."""
     fields = config.model.to_dict()
     family = fields.pop('family')
     return MODELS[family](
-        vocab_size=vocab_size, dtype=jnp.dtype(config.dtype), remat_policy=config.remat_policy or None, **fields
-    )
-
-
-def make_transform(config: ConfigDict) -> gq.ParamTransform:
-    """The ParamTransform of `config.method`, sampling the linear layers that `config.quantization.parts` names."""
-    if config.method == 'bf16':
-        return gq.cast_params(jnp.bfloat16)
-    quantization = config.quantization
-    rules = gq.DEFAULT_RULES
-    if (parts := quantization.parts) != 'all':
-        regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
-        rules = (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
-    return TRANSFORMS[config.method](
-        quantization.b_init, quantization.b_target, rules=rules, block_size=quantization.block_size
+        vocab_size=vocab_size,
+        dtype=jnp.dtype(config.dtype),
+        dot_general_cls=methods.make_dot_general_cls(config, training=training),
+        remat_policy=config.remat_policy or None,
+        **fields,
     )
 
 
@@ -125,16 +129,19 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     schedule = optimizers.learning_rate_schedule(config)
     penalty = config.quantization.penalty
 
-    def loss_fn(weights, tokens):
-        return jnp.mean(_token_losses(experiment.model, weights, tokens))
+    model = make_model(config, experiment.vocab_size, training=True)
+
+    def loss_fn(weights, tokens, key):
+        return jnp.mean(_token_losses(model, weights, tokens, rngs={'quantization': key}))
 
     def train_step(state: TrainState, batch):
         weights, pull_back = jax.vjp(
             lambda bitwidths: transform.apply(_noise_key(config.seed, state.step), state.params, bitwidths),
             state.bitwidths,
         )
+        rounding_keys = jax.random.split(_rounding_key(config.seed, state.step), config.microbatches)
         loss, d_params = _mean_over_microbatches(
-            jax.value_and_grad(loss_fn), weights, batch['tokens'], config.microbatches, experiment.mesh
+            jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh
         )
         (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
         if penalty and state.bitwidths:
@@ -214,30 +221,35 @@ def _noise_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
 
 
-def _token_losses(model, weights, tokens):
-    logits = model.apply({'params': weights}, tokens[:, :-1])
+def _rounding_key(seed: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), step)
+
+
+def _token_losses(model, weights, tokens, rngs=None):
+    logits = model.apply({'params': weights}, tokens[:, :-1], rngs=rngs)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
 
 
-def _mean_over_microbatches(value_and_grad, weights, tokens, microbatches, mesh):
-    """Mean loss, and the mean gradient, summed in float32 over equal parts of the batch."""
+def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh):
+    """Mean loss, and the mean gradient, summed in float32 over equal parts of the batch, one for each key."""
+    microbatches = keys.size
     if microbatches == 1:
-        return value_and_grad(weights, tokens)
+        return value_and_grad(weights, tokens, keys[0])
 
     def add_part(total, part):
-        return jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value_and_grad(weights, part)), None
+        return jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value_and_grad(weights, *part)), None
 
     parts = tokens.reshape(-1, microbatches, tokens.shape[-1]).swapaxes(0, 1)  # each device keeps its own rows
     parts = jax.lax.with_sharding_constraint(
         parts, NamedSharding(mesh, PartitionSpec(None, *partitioning.batch_sharding(mesh).spec))
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), jax.eval_shape(value_and_grad, weights, parts[0]))
-    total, _ = jax.lax.scan(add_part, zeros, parts)
+    shapes = jax.eval_shape(value_and_grad, weights, parts[0], keys[0])
+    total, _ = jax.lax.scan(add_part, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes), (parts, keys))
     return jax.tree.map(lambda x: x / microbatches, total)
 
 
 def _check_config(config: ConfigDict):
-    choices = {'method': TRANSFORMS, 'model.family': MODELS, 'dtype': ('bfloat16', 'float32')}
+    choices = {'method': methods.METHODS, 'model.family': MODELS, 'dtype': ('bfloat16', 'float32')}
     for name, allowed in choices.items():
         value = functools.reduce(getattr, name.split('.'), config)
         if value not in allowed:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gaussq_jax.formats import FloatFormat
+
 
 def effective_bitwidths(b_i: jax.Array, b_init: float, b_target: float) -> jax.Array:
     """The bitwidths that act: b_t = b_target + b_i (b_init - b_target).
@@ -32,6 +34,41 @@ def effective_bitwidths(b_i: jax.Array, b_init: float, b_target: float) -> jax.A
     if not (math.isfinite(b_init) and 1 <= b_target <= b_init):
         raise ValueError(f'b_target={b_target}, b_init={b_init}: allowed are finite 1 <= b_target <= b_init')
     return b_target + b_i * (b_init - b_target)
+
+
+def format_for_bitwidth(b_t: float) -> FloatFormat:
+    """The narrowest format in which the rounded normal noise of a bitwidth survives.
+
+        M = ceil(b_t) - 2,    E the least with 2^E - 2 >= ceil(b_t) - 1
+
+    That many mantissa bits hold W + R step next to a block's largest weight; with that many binades the step, too,
+    is a normal number, where the block is scaled so that its largest weight is in the top one.
+
+    Args:
+      b_t: a bitwidth, in bits. What is below 3 takes the format of 3, what is above 9 takes bfloat16.
+
+    Raises:
+      ValueError: for NaN.
+
+    Example:
+      >>> [format_for_bitwidth(b).name for b in (3, 4, 5, 6.5, 8, 9, 10)]
+      ['e2m1', 'e3m2', 'e3m3', 'e3m5', 'e4m6', 'e4m7', 'bfloat16']
+
+    Source: arXiv 2505.11170, section 3 (E3M2 for 4 bits); the others follow in the same way.
+    """
+    if math.isnan(b_t):
+        raise ValueError('b_t is NaN; it must be a number of bits')
+    if b_t > 9:
+        return FloatFormat(8, 7, 'ieee')
+    b = max(math.ceil(b_t), 3)
+    return next(fmt for fmt in (FloatFormat(e, b - 2) for e in range(2, 8)) if holds_noise(fmt, b))
+
+
+def holds_noise(fmt: FloatFormat, b_t: float) -> bool:
+    """Whether rounded normal noise of this bitwidth survives in the format: see `format_for_bitwidth`."""
+    b = math.ceil(b_t)
+    top_exponent = math.frexp(fmt.max)[1] - 1
+    return fmt.mantissa_bits >= b - 2 and top_exponent - fmt.min_exponent >= b - 1
 
 
 def bitwidth_penalty(bitwidths: Any) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 from gaussq_jax import explicit_sharding
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.rounding import as_format, check_input, check_rounding, straight_through
-from kernels_pallas.float_rounding import ROUNDINGS, round_to_dtype, round_to_grid
+from kernels_pallas.float_rounding import ROUNDINGS, power_of_two_scale, round_to_dtype, round_to_grid
 
 SCALES = ('absmax', 'mx', 'nvfp4')
 Axis = int | Sequence[int]
@@ -149,12 +149,7 @@ def _absmax_scales(absmax, fmt):
 
 
 def _mx_scales(absmax, fmt):
-    emax = math.frexp(fmt.max)[1] - 1
-    shift = 1 - emax  # the largest number is in [2, 4)
-    exponent = (jax.lax.bitcast_convert_type(absmax, jnp.int32) >> 23) - 127
-    exponent = jnp.maximum(exponent - 1, max(-127 - shift, -126))  # of the block's scale s, and of 2^-shift
-    power_of_two = lambda n: jax.lax.bitcast_convert_type((n + 127) << 23, jnp.float32)
-    return power_of_two(-exponent), power_of_two(exponent), shift
+    return power_of_two_scale(absmax, fmt.max)
 
 
 def _nvfp4_scales(absmax, fmt):

@@ -1,7 +1,7 @@
 """ParamTransform: what happens to a parameter tree before the model sees it, as a pair of pure functions.
 
-The BF16 baseline, Gaussian weight sampling and DiffQ's uniform noise are values of this one type, so that
-a training loop never asks which method it runs:
+The BF16 baseline, Gaussian weight sampling, DiffQ's uniform noise and straight-through quantization-aware training
+are values of this one type, so that a training loop never asks which method it runs:
 
     state = transform.init(params)
     loss = lambda params, state: f(model.apply({'params': transform.apply(key, params, state)}, batch))
@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from gaussq_jax.bitwidths import effective_bitwidths
+from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
+from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.formats import FloatFormat
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, find_rule, is_floating, leaf_path, match_rules
-from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, sample_weights
+from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
 from kernels_pallas.float_rounding import round_to_dtype
 from kernels_pallas.weight_sampling import select
 
@@ -82,6 +84,7 @@ def gaussian_weight_sampling(
     *,
     rules: Sequence[Rule] = DEFAULT_RULES,
     block_size: int = 32,
+    fmt: FloatFormat | str | None = None,
     dtype: Any = jnp.bfloat16,
     implementation: str | None = None,
 ) -> ParamTransform:
@@ -96,11 +99,14 @@ def gaussian_weight_sampling(
       b_target: bitwidth that b_t decays to, in bits.
       rules: ordered rules that say which leaves are weight matrices, and what their axes mean.
       block_size: side of the square blocks that share a bitwidth.
+      fmt: a low-bit format, or its name, that sampled weights are rounded to as `sample_weights` does; without noise
+        (key=None) they are rounded to it, too.
       dtype: of the weights handed to the model, bfloat16 or float32.
       implementation: as for `sample_weights`.
 
     Raises:
-      ValueError: unless 1 <= b_target <= b_init; for a dtype, block size or implementation that isn't allowed.
+      ValueError: unless 1 <= b_target <= b_init; for a dtype, block size or implementation that isn't allowed; for a
+        format that can't hold the noise at b_init, saying which can, or that `dtype` can't hold.
 
     Example:
       >>> pqt = gaussian_weight_sampling(b_init=6, b_target=4)
@@ -114,7 +120,7 @@ def gaussian_weight_sampling(
     Source: arXiv 2505.11170, section 3.
     """
     return _WeightSampling(
-        'rounded_normal', b_init, b_target, tuple(rules), block_size, dtype, implementation
+        tuple(rules), dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
     ).transform()
 
 
@@ -124,16 +130,51 @@ def uniform_weight_sampling(
     *,
     rules: Sequence[Rule] = DEFAULT_RULES,
     block_size: int = 32,
+    fmt: FloatFormat | str | None = None,
     dtype: Any = jnp.bfloat16,
     implementation: str | None = None,
 ) -> ParamTransform:
     """DiffQ-style noise: as `gaussian_weight_sampling`, with R ~ U(-1/2, 1/2) and the same step.
 
-    Arguments and errors are those of `gaussian_weight_sampling`.
+    Arguments and errors are those of `gaussian_weight_sampling`; any format is allowed, since none holds all of a noise
+    that isn't integer.
 
     Source: DiffQ, arXiv 2104.09987, with the blocks and the step of arXiv 2505.11170.
     """
-    return _WeightSampling('uniform', b_init, b_target, tuple(rules), block_size, dtype, implementation).transform()
+    return _WeightSampling(
+        tuple(rules), dtype, 'uniform', b_init, b_target, block_size, fmt, implementation
+    ).transform()
+
+
+def quantization_aware(
+    quantizer: Quantizer, *, rules: Sequence[Rule] = DEFAULT_RULES, dtype: Any = jnp.bfloat16
+) -> ParamTransform:
+    """Straight-through quantization-aware training: weight matrices are fake-quantized, gradients pass unchanged.
+
+        W_hat = round(fake_quantize(W)),    dW = dW_hat
+
+    Scales run along the rows of a matrix (see `rules`), the axis that a linear layer contracts; 'tensor' means
+    the matrix. All other floating leaves are rounded to `dtype`; nothing is learned.
+
+    Args:
+      quantizer: says what shares a scale and what the weights are rounded to. If it rounds stochastically, the random
+        bits of a leaf come from the key and the leaf's path alone; with key=None it rounds to nearest even.
+      rules: ordered rules that say which leaves are weight matrices, and what their axes mean.
+      dtype: of the weights handed to the model, bfloat16 or float32.
+
+    Raises:
+      ValueError: for what is no Quantizer, and a dtype that isn't allowed.
+
+    Example:
+      >>> qat = quantization_aware(Quantizer('e2m1', block_size='channel'))
+      >>> qat.apply(None, {'up': {'kernel': jnp.array([[6.0], [2.2], [0.8]])}}, {})['up']['kernel'].ravel()
+      Array([6, 2, 1], dtype=bfloat16)
+
+    Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
+    """
+    if not isinstance(quantizer, Quantizer):
+        raise ValueError(f'quantizer={quantizer!r}: it must be a Quantizer, such as Quantizer("e4m3")')
+    return _QuantizationAware(tuple(rules), dtype, quantizer).transform()
 
 
 def cast_params(dtype: Any = jnp.bfloat16) -> ParamTransform:
@@ -153,7 +194,7 @@ def cast_params(dtype: Any = jnp.bfloat16) -> ParamTransform:
 
     def apply(key, params, state, *, path=(), layer=None):
         del key, path, layer
-        _check_state(state, ())
+        _check_empty(state)
         return jax.tree.map(functools.partial(_cast, dtype=dtype), params)
 
     return ParamTransform(init=lambda params: {}, apply=apply, bitwidths=lambda state: {})
@@ -165,22 +206,14 @@ def path_hash(path: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _WeightSampling:
-    """The three functions of a transform that samples, over what its constructor fixed."""
+class _MatrixTransform:
+    """The functions of a transform of weight matrices, over what its constructor fixed; other leaves are cast."""
 
-    noise: str
-    b_init: float
-    b_target: float
     rules: Sequence[Rule]
-    block_size: int
     dtype: Any
-    implementation: str | None
 
-    def __post_init__(self):
-        self._bitwidths_of(1.0)  # refuses what can't be here, rather than in the first step
+    def __post_init__(self):  # refuses what can't be here, rather than in the first step
         check_dtype(self.dtype)
-        check_block_size(self.block_size)
-        select(self.implementation)
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise ValueError(f'rules holds {rule!r}; allowed are MatrixRule and CastOnly')
@@ -192,30 +225,69 @@ class _WeightSampling:
         leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         matrices, _ = match_rules(params, self.rules)
         _check_hashes(matrices)
-        grid = lambda path: block_grid(matrices[path].matrix_shape(leaves[path].shape), self.block_size)
-        return {path: jnp.ones(grid(path), jnp.float32) for path in matrices}
+        return self.init_state({path: rule.matrix_shape(leaves[path].shape) for path, rule in matrices.items()})
 
     def apply(self, key, params, state, *, path=(), layer=None):
         if isinstance(path, str):
             raise ValueError(f'path={path!r}: it must be a sequence of names, such as {tuple(path.split("/"))}')
-        sampled = set()
+        found = set()
 
         def transform_leaf(key_path, leaf):
             name = '/'.join((*path, *filter(None, [leaf_path(key_path)]))).removesuffix('/value')
             rule = find_rule(name, leaf.ndim + (layer is not None), self.rules) if is_floating(leaf) else None
-            if isinstance(rule, MatrixRule):
-                sampled.add(name)
-            if not isinstance(rule, MatrixRule) or key is None:
+            if not isinstance(rule, MatrixRule):
                 return _cast(leaf, self.dtype)
-            _check_state({name} & set(state), {name})
-            return self._sample_leaf(jax.random.fold_in(key, path_hash(name)), leaf, state[name], rule, layer)
+            found.add(name)
+            if layer is not None:
+                if not rule.batch_axes:
+                    raise ValueError(f'layer={layer} was given, but {rule} has no batch axis that could count layers')
+                leaf = jnp.expand_dims(leaf, rule.batch_axes[0])
+            leaf_key = None if key is None else jax.random.fold_in(key, path_hash(name))
+            matrices = self.transform_matrices(leaf_key, rule.to_matrices(leaf), name, state, layer)
+            leaf = rule.from_matrices(matrices, leaf.shape)
+            return leaf if layer is None else jnp.squeeze(leaf, rule.batch_axes[0])
 
         transformed = jax.tree_util.tree_map_with_path(transform_leaf, params)
-        under_path = {name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}
-        _check_state(under_path, sampled)
-        if layer is not None and state and not sampled:
-            raise ValueError(f'path={tuple(path)}: no leaf under it has bitwidths; those that have are {sorted(state)}')
+        self.check_state({name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}, found)
+        if layer is not None and not found:
+            raise ValueError(f'path={tuple(path)}: no leaf under it is a weight matrix of the rules {self.rules}')
         return transformed
+
+
+@dataclasses.dataclass(frozen=True)
+class _WeightSampling(_MatrixTransform):
+    noise: str
+    b_init: float
+    b_target: float
+    block_size: int
+    fmt: FloatFormat | str | None
+    implementation: str | None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._bitwidths_of(1.0)
+        check_block_size(self.block_size)
+        select(self.implementation)
+        if self.fmt is None:
+            return
+        fmt = check_format(self.fmt, self.dtype)
+        if self.noise == 'rounded_normal' and not holds_noise(fmt, self.b_init):
+            enough = format_for_bitwidth(self.b_init)
+            raise ValueError(
+                f"fmt={fmt} can't hold the noise of b_init={self.b_init:g} bits, which needs {enough.mantissa_bits}"
+                f' mantissa and {enough.exponent_bits} exponent bits, as {enough} has'
+            )
+
+    def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
+        return {path: jnp.ones(block_grid(shape, self.block_size)) for path, shape in matrix_shapes.items()}
+
+    def check_state(self, learned: Iterable[str], found: Iterable[str]):
+        missing, unexpected = set(found) - set(learned), set(learned) - set(found)
+        if missing or unexpected:
+            raise ValueError(
+                f'state is not of these params: it lacks {sorted(missing) or "nothing"}'
+                f' and has {sorted(unexpected) or "nothing"} besides; make it by init(params) of this transform'
+            )
 
     def bitwidths(self, state: State) -> dict[str, jax.Array]:
         return {path: self._bitwidths_of(b_i) for path, b_i in state.items()}
@@ -223,41 +295,74 @@ class _WeightSampling:
     def _bitwidths_of(self, b_i):
         return effective_bitwidths(b_i, self.b_init, self.b_target)
 
-    def _sample_leaf(self, key, leaf, b_i, rule, layer):
-        leading = 0
+    def transform_matrices(self, key, matrices, name, state, layer):
+        if key is None:
+            if self.fmt is not None:
+                tiles = Quantizer(self.fmt, block_size=(self.block_size, self.block_size), scale='mx')
+                matrices = fake_quantize(matrices, tiles)
+            return round_to_dtype(matrices, self.dtype)
+        self.check_state({name} & set(state), {name})
+        b_i, leading = state[name], 0
         if layer is not None:
-            if not rule.batch_axes:
-                raise ValueError(f'layer={layer} was given, but {rule} has no batch axis that could count layers')
             if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < b_i.shape[0]:
                 raise ValueError(f'layer={layer}: the leaf has the layers 0 to {b_i.shape[0] - 1}')
-            leaf = jnp.expand_dims(leaf, rule.batch_axes[0])
-            leading = layer * math.prod(b_i.shape[1 : len(rule.batch_axes)])
+            leading = layer * math.prod(b_i.shape[1:-2])
             b_i = jax.lax.dynamic_index_in_dim(b_i, layer, axis=0)
-        w_hat = sample_weights(
+        return sample_weights(
             key,
-            rule.to_matrices(leaf),
+            matrices,
             self._bitwidths_of(b_i),
             origin=(leading, 0, 0),
             block_size=self.block_size,
             noise=self.noise,
+            fmt=self.fmt,
             dtype=self.dtype,
             implementation=self.implementation,
         )
-        w_hat = rule.from_matrices(w_hat, leaf.shape)
-        return w_hat if layer is None else jnp.squeeze(w_hat, rule.batch_axes[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _QuantizationAware(_MatrixTransform):
+    quantizer: Quantizer
+
+    def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
+        return {}
+
+    def check_state(self, learned: Iterable[str], found: Iterable[str]):
+        _check_empty(learned)
+
+    def bitwidths(self, state: State) -> dict[str, jax.Array]:
+        return {}
+
+    def transform_matrices(self, key, matrices, name, state, layer):
+        *batch, m, n = matrices.shape
+        stack = matrices.reshape(-1, m, n)
+        indices = jnp.arange(stack.shape[0], dtype=jnp.uint32)
+        if layer is not None:
+            indices += jnp.uint32(stack.shape[0]) * jnp.asarray(layer, jnp.uint32)
+        is_stochastic = self.quantizer.rounding == 'stochastic'
+        quantizer = (
+            dataclasses.replace(self.quantizer, rounding='nearest_even')
+            if is_stochastic and key is None
+            else self.quantizer
+        )
+        quantize = lambda index, matrix: fake_quantize(
+            matrix,
+            quantizer,
+            axis=-2,
+            key=jax.random.fold_in(key, index) if is_stochastic and key is not None else None,
+        )
+        quantized = jax.vmap(quantize)(indices, stack)
+        return round_to_dtype(quantized.reshape(*batch, m, n), self.dtype)
 
 
 def _cast(leaf: Any, dtype: Any) -> Any:
     return round_to_dtype(leaf, dtype) if is_floating(leaf) else leaf
 
 
-def _check_state(learned: Iterable[str], sampled: Iterable[str]):
-    missing, unexpected = set(sampled) - set(learned), set(learned) - set(sampled)
-    if missing or unexpected:
-        raise ValueError(
-            f'state is not of these params: it lacks {sorted(missing) or "nothing"}'
-            f' and has {sorted(unexpected) or "nothing"} besides; make it by init(params) of this transform'
-        )
+def _check_empty(state: Iterable[str]):
+    if state:
+        raise ValueError(f'state holds {sorted(state)}, but this transform learns nothing; make it by init(params)')
 
 
 def _check_hashes(paths: Iterable[str]):

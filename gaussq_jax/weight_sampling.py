@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaussq_jax import explicit_sharding
+from gaussq_jax.formats import FloatFormat
+from gaussq_jax.rounding import as_format
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.philox import Words2, philox_4x32
 
@@ -61,6 +63,7 @@ def sample_weights(
     origin: Origin = (0, 0, 0),
     block_size: int = 32,
     noise: str = 'rounded_normal',
+    fmt: FloatFormat | str | None = None,
     dtype: Any = jnp.bfloat16,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -87,7 +90,10 @@ def sample_weights(
       block_size: side of the square blocks; the paper's is 32.
       noise: 'rounded_normal', or 'uniform' for R ~ U(-1/2, 1/2) as in DiffQ, whose step acts rounded to
         eight significant bits.
-      dtype: of W_hat, bfloat16 or float32.
+      fmt: a low-bit format, or its name, that the sum W + R * step is rounded to, to nearest even and saturating: each
+        block scaled by the power of two that puts its max |W| into the format's top binade, as in MX formats.
+        Noise survives in formats as wide as `format_for_bitwidth(b_t)`.
+      dtype: of W_hat, bfloat16 or float32, of as many mantissa bits as `fmt` at least.
       implementation: None, the best for the device, or 'xla'.
 
     Returns:
@@ -119,7 +125,9 @@ def sample_weights(
         )
     if not jnp.issubdtype(bitwidths.dtype, jnp.floating):
         raise ValueError(f'bitwidths is {bitwidths.dtype}; it must be floating, bitwidths are real numbers')
-    how = _How(block_size, noise, check_dtype(dtype), w.dtype, bitwidths.dtype, implementation)
+    dtype = check_dtype(dtype)
+    grid = None if fmt is None else _grid(check_format(fmt, dtype))
+    how = _How(block_size, noise, grid, dtype, w.dtype, bitwidths.dtype, implementation)
     kernels.select(implementation)
     sample = explicit_sharding.like(w, functools.partial(_sample, how))
     return sample(_key_words(key), _check_origin(origin, block_size), w, bitwidths)
@@ -137,6 +145,17 @@ def check_dtype(dtype: Any) -> np.dtype:
     return jnp.dtype(dtype)
 
 
+def check_format(fmt: FloatFormat | str, dtype: Any) -> FloatFormat:
+    """`fmt` as a FloatFormat if weights can be rounded to it and kept in `dtype`; ValueError otherwise."""
+    fmt, mantissa_bits = as_format(fmt), jnp.finfo(dtype).nmant
+    if fmt.mantissa_bits > mantissa_bits:
+        raise ValueError(
+            f'fmt={fmt} has {fmt.mantissa_bits} mantissa bits, more than the {mantissa_bits} of'
+            f' dtype={jnp.dtype(dtype).name}, which it would be kept in'
+        )
+    return fmt
+
+
 def check_block_size(block_size: int) -> int:
     """`block_size` as an int; ValueError if it is no positive integer."""
     if isinstance(block_size, bool) or not hasattr(block_size, '__index__') or block_size < 1:
@@ -150,10 +169,15 @@ class _How:
 
     block_size: int
     noise: str
+    grid: kernels.Grid | None
     dtype: np.dtype
     weight_dtype: np.dtype
     bitwidth_dtype: np.dtype
     implementation: str | None
+
+
+def _grid(fmt: FloatFormat) -> kernels.Grid:
+    return kernels.Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -170,6 +194,7 @@ def _sample_forward(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwid
         block_size=how.block_size,
         noise=how.noise,
         dtype=how.dtype,
+        grid=how.grid,
     )
     return w_hat, (key, origin, step)
 

@@ -3,5 +3,6 @@
 from gaussq_jax.models.from_huggingface import from_huggingface
 from gaussq_jax.models.gpt2 import GPT2
 from gaussq_jax.models.llama import Llama
+from gaussq_jax.models.quantized_dot_general import QuantizedDotGeneral
 
-__all__ = ['GPT2', 'Llama', 'from_huggingface']
+__all__ = ['GPT2', 'Llama', 'QuantizedDotGeneral', 'from_huggingface']

@@ -35,7 +35,7 @@ class GPT2(nn.Module):
       max_length: positions there are; a longer sequence is an error.
       mlp_size: width of the MLP; None means 4 hidden_size.
       norm_epsilon: added to the variance.
-      dtype, dot_general, layer_transform, remat_policy: see `Llama`.
+      dtype, dot_general, dot_general_cls, layer_transform, remat_policy: see `Llama`.
 
     Raises:
       ValueError: sizes that don't divide, an unknown remat_policy, tokens that are not 2-D or are longer than
@@ -61,6 +61,7 @@ class GPT2(nn.Module):
     norm_epsilon: float = 1e-5
     dtype: Any = jnp.bfloat16
     dot_general: Callable | None = None
+    dot_general_cls: Callable | None = None
     layer_transform: layers.LayerTransform | None = None
     remat_policy: str | None = None
 
@@ -85,7 +86,7 @@ class GPT2(nn.Module):
             num_heads=self.num_heads,
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
-            dot_general=self.dot_general,
+            dot_general_cls=layers.dot_general_cls(self),
             residual_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.num_layers)),
             name='layers',
         )
@@ -107,7 +108,7 @@ class GPT2Layer(nn.Module):
     num_heads: int
     norm_epsilon: float
     dtype: Any
-    dot_general: Callable | None
+    dot_general_cls: Callable | None
     residual_init: Callable
 
     @nn.compact
@@ -119,7 +120,7 @@ class GPT2Layer(nn.Module):
             rope_theta=None,
             use_bias=True,
             dtype=self.dtype,
-            dot_general=self.dot_general,
+            dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
             out_init=self.residual_init,
             name='attention',
@@ -127,7 +128,7 @@ class GPT2Layer(nn.Module):
         mlp = GeluMLP(
             mlp_size=self.mlp_size,
             dtype=self.dtype,
-            dot_general=self.dot_general,
+            dot_general_cls=self.dot_general_cls,
             residual_init=self.residual_init,
             name='mlp',
         )
@@ -140,13 +141,13 @@ class GeluMLP(nn.Module):
 
     mlp_size: int
     dtype: Any
-    dot_general: Callable | None
+    dot_general_cls: Callable | None
     residual_init: Callable
 
     @nn.compact
     def __call__(self, x):
         """x (batch, length, hidden_size) -> the same shape."""
-        linear = functools.partial(nn.Dense, dtype=self.dtype, dot_general=self.dot_general)
+        linear = functools.partial(nn.Dense, dtype=self.dtype, dot_general_cls=self.dot_general_cls)
         y = nn.gelu(linear(self.mlp_size, kernel_init=_initializer, name='up')(x), approximate=True)
         return linear(x.shape[-1], kernel_init=self.residual_init, name='down')(y)
 

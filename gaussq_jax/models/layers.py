@@ -37,7 +37,7 @@ class Attention(nn.Module):
       rope_theta: base of the rotary position embedding of queries and keys; None for none.
       use_bias: whether the four linear layers have a bias.
       dtype: computation dtype; parameters are created in float32.
-      dot_general: the matmul of the four linear layers; the attention products never go through it.
+      dot_general_cls: makes the matmul of the four linear layers; the attention products never go through it.
       kernel_init, out_init: initialisers of query, key, value and of out.
     """
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
     rope_theta: float | None
     use_bias: bool
     dtype: Any
-    dot_general: Callable | None
+    dot_general_cls: Callable | None
     kernel_init: Callable
     out_init: Callable
 
@@ -56,7 +56,9 @@ class Attention(nn.Module):
         batch, length, hidden_size = x.shape
         head_dim = hidden_size // self.num_heads
 
-        linear = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general=self.dot_general)
+        linear = functools.partial(
+            nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general_cls=self.dot_general_cls
+        )
 
         def project(name, num_heads):
             y = linear(num_heads * head_dim, kernel_init=self.kernel_init, name=name)(x)
@@ -136,11 +138,25 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
     scan = nn.scan(
         apply_layer,
         variable_axes={'params': 0},
-        split_rngs={'params': True},
+        split_rngs={True: True},  # all streams
         length=num_layers,
         check_constancy_invariants=False,  # layers share no variable, and the check traces them a second time
     )
     return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
+
+
+def dot_general_cls(model):
+    """What the linear layers of a model make their matmul with, from its `dot_general` or `dot_general_cls`.
+
+    Raises:
+      ValueError: if both are given.
+    """
+    dot_general = model.dot_general
+    if dot_general is None:
+        return model.dot_general_cls
+    if model.dot_general_cls is not None:
+        raise ValueError('dot_general and dot_general_cls are both given; the one takes the place of the other')
+    return lambda: dot_general
 
 
 def float32_dot_general(*args, **kwargs):

@@ -38,6 +38,8 @@ class Llama(nn.Module):
       dtype: computation dtype. Norm statistics, rotary angles, softmax and logits are float32 whatever it is.
       dot_general: matmul of the layers' linear layers (`jax.lax.dot_general` if None); neither the attention
         products nor the head go through it.
+      dot_general_cls: in its place, a function without arguments that makes it, module by module, such as
+        `functools.partial(QuantizedDotGeneral, P5=quantizer)`, which takes keys from an rng stream.
       layer_transform: a function (layer_params, layer_index) -> layer_params, applied inside the scanned and
         rematerialised layer, not at initialisation. layer_params is one layer's nested dict,
         {'attention': {...}, ...}, without the leading axis; layer_index is a traced int32 scalar. The
@@ -70,6 +72,7 @@ class Llama(nn.Module):
     tie_embeddings: bool = False
     dtype: Any = jnp.bfloat16
     dot_general: Callable | None = None
+    dot_general_cls: Callable | None = None
     layer_transform: layers.LayerTransform | None = None
     remat_policy: str | None = None
 
@@ -95,7 +98,7 @@ class Llama(nn.Module):
             rope_theta=self.rope_theta,
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
-            dot_general=self.dot_general,
+            dot_general_cls=layers.dot_general_cls(self),
             name='layers',
         )
         x = layers.scan_layers(
@@ -127,7 +130,7 @@ class LlamaLayer(nn.Module):
     rope_theta: float
     norm_epsilon: float
     dtype: Any
-    dot_general: Callable | None
+    dot_general_cls: Callable | None
 
     @nn.compact
     def __call__(self, x):
@@ -138,12 +141,12 @@ class LlamaLayer(nn.Module):
             rope_theta=self.rope_theta,
             use_bias=False,
             dtype=self.dtype,
-            dot_general=self.dot_general,
+            dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
             out_init=_initializer,
             name='attention',
         )
-        mlp = SwiGLU(mlp_size=self.mlp_size, dtype=self.dtype, dot_general=self.dot_general, name='mlp')
+        mlp = SwiGLU(mlp_size=self.mlp_size, dtype=self.dtype, dot_general_cls=self.dot_general_cls, name='mlp')
         x = x + attention(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='attention_norm')(x))
         return x + mlp(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='mlp_norm')(x))
 
@@ -153,7 +156,7 @@ class SwiGLU(nn.Module):
 
     mlp_size: int
     dtype: Any
-    dot_general: Callable | None
+    dot_general_cls: Callable | None
 
     @nn.compact
     def __call__(self, x):
@@ -162,7 +165,7 @@ class SwiGLU(nn.Module):
             nn.Dense,
             use_bias=False,
             dtype=self.dtype,
-            dot_general=self.dot_general,
+            dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
         )
         gate = linear(self.mlp_size, name='gate')(x)

@@ -5,6 +5,7 @@ are numbers like others, whatever the device does with them.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,25 @@ def round_to_grid(
     rounded = jnp.where(magnitude == _INFINITY, _bits_of(infinity), rounded)
     rounded = jnp.where(magnitude > _INFINITY, magnitude, rounded)
     return jax.lax.bitcast_convert_type((bits ^ magnitude) | rounded, jnp.float32)
+
+
+def power_of_two_scale(absmax: jax.Array, largest: float) -> tuple[jax.Array, jax.Array, int]:
+    """The scale of OCP's MX formats for blocks of these largest magnitudes, its inverse, and an integer k.
+
+    MX divides a block by s = 2^(floor(log2 absmax) - floor(log2 largest)), with the exponent of s clipped to +-127, so
+    that its largest magnitude falls into the format's top binade. Returned is 2^k / s, such that the block times it
+    is to be rounded to the format's numbers times 2^k, and s / 2^k. The k makes both normal float32 numbers, the less
+    usual formats with floor(log2 largest) < 2 and blocks below 2^-125 apart, which are scaled as if they were that.
+
+    Args:
+      absmax: float32 of any shape, finite.
+      largest: the largest number of the format.
+    """
+    shift = 2 - math.frexp(largest)[1]  # the largest number times 2^shift is in [2, 4)
+    exponent = (jax.lax.bitcast_convert_type(absmax, jnp.int32) >> 23) - 127
+    exponent = jnp.maximum(exponent - 1, max(-127 - shift, -126))
+    power_of_two = lambda n: jax.lax.bitcast_convert_type((n + 127) << 23, jnp.float32)
+    return power_of_two(-exponent), power_of_two(exponent), shift
 
 
 def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

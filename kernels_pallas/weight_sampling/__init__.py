@@ -2,11 +2,11 @@
 
 from kernels_pallas.weight_sampling import xla
 from kernels_pallas.weight_sampling.noise import NOISES
-from kernels_pallas.weight_sampling.xla import draw
+from kernels_pallas.weight_sampling.xla import Grid, draw
 
 IMPLEMENTATIONS = {'xla': xla}
 
-__all__ = ['IMPLEMENTATIONS', 'NOISES', 'draw', 'select']
+__all__ = ['IMPLEMENTATIONS', 'NOISES', 'Grid', 'draw', 'select']
 
 
 def select(implementation: str | None):

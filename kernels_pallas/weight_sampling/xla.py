@@ -10,11 +10,12 @@ with every choice that could move a bit (the noise's bits, the order of the sum,
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.float_rounding import round_to_dtype
+from kernels_pallas.float_rounding import power_of_two_scale, round_to_dtype, round_to_grid
 from kernels_pallas.philox import Words2, Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
 
@@ -23,9 +24,25 @@ LARGEST_STEP = 2.0**125  # so that 2 * step is finite
 Origin = tuple[jax.Array, jax.Array, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=('block_size', 'noise', 'dtype'))
+class Grid(NamedTuple):
+    """A low-bit format as plain numbers, see `round_to_grid`."""
+
+    mantissa_bits: int
+    min_exponent: int
+    largest: float
+
+
+@functools.partial(jax.jit, static_argnames=('block_size', 'noise', 'dtype', 'grid'))
 def forward(
-    key: Words2, origin: Origin, w: jax.Array, scale: jax.Array, *, block_size: int, noise: str, dtype: jnp.dtype
+    key: Words2,
+    origin: Origin,
+    w: jax.Array,
+    scale: jax.Array,
+    *,
+    block_size: int,
+    noise: str,
+    dtype: jnp.dtype,
+    grid: Grid | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """W_hat (..., m, n) in `dtype`, and the step of each block (..., ceil(m / B), ceil(n / B)) in float32.
 
@@ -38,6 +55,8 @@ def forward(
       block_size: B, the side of a block.
       noise: 'rounded_normal' or 'uniform'.
       dtype: bfloat16 or float32.
+      grid: a low-bit format that W + R * step is rounded to first, each block scaled by the power of two that puts A
+        into the format's top binade.
     """
     w = w.astype(jnp.float32)
     magnitude = jnp.where(jnp.isfinite(w), jnp.abs(w), 0)
@@ -46,9 +65,21 @@ def forward(
     step = jnp.where(step < SMALLEST_STEP[noise], 0, step)
     if noise == 'uniform':
         step = jax.lax.reduce_precision(step, 8, 7)  # so that R * step is exact, whatever is fused
-    step = jax.lax.bitcast_convert_type(_computed_once(jax.lax.bitcast_convert_type(step, jnp.uint32)), jnp.float32)
+    expand = lambda x: _expand_blocks(_positive_computed_once(x), block_size, w.shape)
     r = draw(key, origin, w.shape, noise=noise, row_alignment=block_size)
-    return round_to_dtype(w + r * _expand_blocks(step, block_size, w.shape), dtype), step
+    w_hat = w + r * expand(step)
+    if grid is not None:
+        block_scale, inverse, shift = power_of_two_scale(absmax, grid.largest)
+        rounded = round_to_grid(
+            w_hat * expand(block_scale),
+            mantissa_bits=grid.mantissa_bits,
+            min_exponent=grid.min_exponent + shift,
+            largest=grid.largest * 2.0**shift,
+            overflow=grid.largest * 2.0**shift,
+            infinity=float('inf'),
+        )
+        w_hat = rounded * expand(inverse)
+    return round_to_dtype(w_hat, dtype), step
 
 
 @functools.partial(jax.jit, static_argnames=('block_size', 'noise'))
@@ -127,6 +158,11 @@ def _computed_once(bits: jax.Array) -> jax.Array:
     alone would do; 0.10 drops it before fusion.
     """
     return jax.lax.optimization_barrier(jax.lax.rem(bits, jnp.full_like(bits, jnp.iinfo(bits.dtype).max)))
+
+
+def _positive_computed_once(x: jax.Array) -> jax.Array:
+    """The same for float32 numbers >= 0."""
+    return jax.lax.bitcast_convert_type(_computed_once(jax.lax.bitcast_convert_type(x, jnp.uint32)), jnp.float32)
 
 
 def _reduce_blocks(x: jax.Array, block_size: int, combine: Callable) -> jax.Array:

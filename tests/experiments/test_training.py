@@ -294,11 +294,11 @@ def test_gpt2_learns_in_bfloat16_in_microbatches_on_a_mesh(caplog):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(method='fp8'), "config.method='fp8': allowed are 'gaussws', 'diffq', 'bf16'"),
+        (dict(method='fp8'), "config.method='fp8': allowed are 'gaussws', 'diffq', 'qat', 'fqt', 'bf16'"),
         (dict(model__family='bert'), "config.model.family='bert': allowed are 'llama', 'gpt2'"),
         (dict(dtype='float16'), "config.dtype='float16': allowed are 'bfloat16', 'float32'"),
         (dict(quantization__b_target=7.0), 'b_target=7.0, b_init=6.0'),
-        (dict(quantization__block_size=0), 'block_size=0'),
+        (dict(quantization__block_size='0'), 'block_size=0'),
         (dict(quantization__parts='layers/mlp/gates/kernel'), "'layers/mlp/gates/kernel'.* matches no leaf"),
         (dict(quantization__parts='layers/(mlp'), 'is no regular expression'),
         (dict(batch_size=6), 'config.batch_size=6 must be a multiple of config.microbatches=1 times the 4 shard'),

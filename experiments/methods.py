@@ -1,0 +1,103 @@
+"""What a config's method means: the transform of the weights, and the matmul of the linear layers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from gaussq_jax import models
+
+SAMPLING = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling}
+METHODS = (*SAMPLING, 'qat', 'fqt', 'bf16')
+PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
+TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
+
+
+def make_transform(config: ConfigDict) -> gq.ParamTransform:
+    """The ParamTransform of `config.method`, for the linear layers that `config.quantization.parts` names.
+
+    Raises:
+      ValueError: for settings that the method can't have.
+    """
+    if config.method in ('bf16', 'fqt'):
+        return gq.cast_params(jnp.bfloat16)
+    quantization = config.quantization
+    rules = gq.DEFAULT_RULES
+    if (parts := quantization.parts) != 'all':
+        regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
+        rules = (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
+    if config.method == 'qat':
+        return gq.quantization_aware(make_quantizer(config), rules=rules)
+    return SAMPLING[config.method](
+        quantization.b_init,
+        quantization.b_target,
+        rules=rules,
+        block_size=parse_block_size(quantization.block_size),
+        fmt=quantization.format or None,
+    )
+
+
+def make_dot_general_cls(config: ConfigDict, *, training: bool) -> Callable | None:
+    """What makes the matmul of the linear layers; None if it is the usual one.
+
+    In training steps, stochastic rounding takes its keys from the rng stream 'quantization'; outside, it is to
+    nearest.
+
+    Raises:
+      ValueError: for settings that fqt can't have.
+    """
+    if config.method != 'fqt':
+        return None
+    quantization = config.quantization
+    if quantization.parts != 'all':
+        raise ValueError(
+            f"config.quantization.parts={quantization.parts!r}: with fqt it must be 'all', all linear layers"
+        )
+    targets = quantization.targets.split('+')
+    if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
+        allowed = ', '.join(TARGETS)
+        raise ValueError(f'config.quantization.targets={quantization.targets!r}: allowed are {allowed}, joined by +')
+    quantizer = make_quantizer(config)
+    if quantizer.rounding == 'stochastic' and not training:
+        quantizer = dataclasses.replace(quantizer, rounding='nearest_even')
+    return functools.partial(models.QuantizedDotGeneral, **dict.fromkeys(targets, quantizer))
+
+
+def describe(config: ConfigDict) -> str:
+    """The settings that the method uses, in a few words."""
+    quantization = config.quantization
+    quantizer = f'{quantization.format}, {quantization.scale} scales, block size {quantization.block_size}'
+    sampled = f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}' + (
+        f', rounded to {quantization.format}' if quantization.format else ''
+    )
+    return {
+        'bf16': 'weights rounded to bfloat16',
+        'qat': f'weights quantized to {quantizer}',
+        'fqt': f'{quantization.targets} quantized to {quantizer}, {quantization.rounding}',
+    }.get(config.method, sampled)
+
+
+def make_quantizer(config: ConfigDict) -> gq.Quantizer:
+    """The Quantizer that `config.quantization` describes.
+
+    Raises:
+      ValueError: for a format, block size, scale or rounding that isn't there.
+    """
+    quantization = config.quantization
+    return gq.Quantizer(
+        quantization.format,
+        block_size=parse_block_size(quantization.block_size),
+        scale=quantization.scale,
+        rounding=quantization.rounding,
+    )
+
+
+def parse_block_size(text: str) -> int | str | tuple[int, ...]:
+    """'32' -> 32, '32x16' -> (32, 16); other text stays as it is, for others to understand or to refuse."""
+    sizes = text.split('x')
+    if not all(size.isdecimal() for size in sizes):
+        return text
+    return int(text) if len(sizes) == 1 else tuple(map(int, sizes))
