@@ -1,6 +1,5 @@
 """What a config's method means: the transform of the weights, and the matmul of the linear layers."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -61,8 +60,8 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool) -> Callable | No
         allowed = ', '.join(TARGETS)
         raise ValueError(f'config.quantization.targets={quantization.targets!r}: allowed are {allowed}, joined by +')
     quantizer = make_quantizer(config)
-    if quantizer.rounding == 'stochastic' and not training:
-        quantizer = dataclasses.replace(quantizer, rounding='nearest_even')
+    if not training:
+        quantizer = quantizer.deterministic()
     return functools.partial(models.QuantizedDotGeneral, **dict.fromkeys(targets, quantizer))
 
 

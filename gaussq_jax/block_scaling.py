@@ -72,6 +72,10 @@ class Quantizer:
                 f' and block_size={_NVFP4_BLOCK_SIZE}'
             )
 
+    def deterministic(self) -> 'Quantizer':
+        """The same without randomness: stochastic rounding becomes rounding to nearest even."""
+        return dataclasses.replace(self, rounding='nearest_even') if self.rounding == 'stochastic' else self
+
 
 def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: jax.Array | None = None) -> jax.Array:
     """x quantized and dequantized, in its own dtype: what is left of it in the quantizer's format and scales.

@@ -256,6 +256,8 @@ class _MatrixTransform:
 
 @dataclasses.dataclass(frozen=True)
 class _WeightSampling(_MatrixTransform):
+    """Matrices with noise by blocks, whose bitwidths are the state."""
+
     noise: str
     b_init: float
     b_target: float
@@ -323,6 +325,8 @@ class _WeightSampling(_MatrixTransform):
 
 @dataclasses.dataclass(frozen=True)
 class _QuantizationAware(_MatrixTransform):
+    """Matrices fake-quantized, each by itself; no state."""
+
     quantizer: Quantizer
 
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
@@ -337,22 +341,13 @@ class _QuantizationAware(_MatrixTransform):
     def transform_matrices(self, key, matrices, name, state, layer):
         *batch, m, n = matrices.shape
         stack = matrices.reshape(-1, m, n)
-        indices = jnp.arange(stack.shape[0], dtype=jnp.uint32)
-        if layer is not None:
-            indices += jnp.uint32(stack.shape[0]) * jnp.asarray(layer, jnp.uint32)
-        is_stochastic = self.quantizer.rounding == 'stochastic'
-        quantizer = (
-            dataclasses.replace(self.quantizer, rounding='nearest_even')
-            if is_stochastic and key is None
-            else self.quantizer
-        )
-        quantize = lambda index, matrix: fake_quantize(
-            matrix,
-            quantizer,
-            axis=-2,
-            key=jax.random.fold_in(key, index) if is_stochastic and key is not None else None,
-        )
-        quantized = jax.vmap(quantize)(indices, stack)
+        quantizer, keys = self.quantizer, None
+        if key is None:
+            quantizer = quantizer.deterministic()
+        elif quantizer.rounding == 'stochastic':
+            first = 0 if layer is None else layer * stack.shape[0]
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(stack.shape[0]))
+        quantized = jax.vmap(lambda matrix, key: fake_quantize(matrix, quantizer, axis=-2, key=key))(stack, keys)
         return round_to_dtype(quantized.reshape(*batch, m, n), self.dtype)
 
 
