@@ -59,8 +59,9 @@ def _for_two_cores(config: ConfigDict):
     config.batch_size = 16
     config.microbatches = 1
     config.sequence_length = 128
-    config.total_steps = 500
+    config.total_steps = 400
     config.remat_policy = ''
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 50
-    config.eval_every = config.checkpoint_every = 250
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 40
+    config.eval_every = config.checkpoint_every = 200
+    config.eval_batches = 60

@@ -76,9 +76,9 @@ def forward(
             min_exponent=grid.min_exponent + shift,
             largest=grid.largest * 2.0**shift,
             overflow=grid.largest * 2.0**shift,
-            infinity=float('inf'),
+            infinity=grid.largest * 2.0**shift,
         )
-        w_hat = rounded * expand(inverse)
+        w_hat = jnp.where(jnp.isfinite(w), rounded * expand(inverse), w)
     return round_to_dtype(w_hat, dtype), step
 
 

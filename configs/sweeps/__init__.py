@@ -1,0 +1,1 @@
+"""Sweeps: lists of trainings for `python -m experiments.sweep`."""

@@ -1,0 +1,103 @@
+"""Compare the settings of a sweep over its seeds, as a Markdown table.
+
+    python -m experiments.compare --workdir=runs/formats
+
+A row a setting, that is all runs that differ in their seed only: mean and standard error over the seeds; the difference
+from the first row; and where one field alone has changed, the difference from the row above. Differences are taken seed
+by seed, and those within two standard errors of nothing are marked as not separated.
+"""
+
+import csv
+import math
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+from experiments import runs
+
+WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
+METRIC = flags.DEFINE_string('metric', 'validation/loss', 'A column of its results.csv.')
+
+SEPARATED = 2  # standard errors
+
+
+class Setting(NamedTuple):
+    """The runs that share all fields but the seed."""
+
+    fields: dict[str, str]
+    by_seed: dict[str, float]
+
+
+def main(argv):
+    del argv
+    with runs.user_errors():
+        settings, missing = read_settings(pathlib.Path(WORKDIR.value) / 'results.csv', METRIC.value)
+    print(markdown(settings, METRIC.value))
+    if missing:
+        sys.exit(f'not done, and left out: {", ".join(missing)}')
+
+
+def read_settings(path: pathlib.Path, metric: str) -> tuple[list[Setting], list[str]]:
+    """The settings in a results.csv, in its order, and the names of the runs that are not done.
+
+    Raises:
+      ValueError: if there is no such column, or no run that is done.
+    """
+    with open(path, newline='') as file:
+        rows = list(csv.DictReader(file))
+    done = [row for row in rows if row['status'] == 'done']
+    if not done or metric not in done[0]:
+        columns = ', '.join(rows[0]) if rows else 'none'
+        raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')
+    return group(done, metric), [row['name'] for row in rows if row['status'] != 'done']
+
+
+def group(rows: list[dict[str, str]], metric: str) -> list[Setting]:
+    """The settings of these runs; the fields of a sweep stand between status and seconds."""
+    names = list(rows[0])
+    fields = [name for name in names[names.index('status') + 1 : names.index('seconds')] if name != 'seed']
+    settings = {}
+    for row in rows:
+        key = tuple(row[field] for field in fields)
+        setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}))
+        setting.by_seed[row.get('seed', '')] = float(row[metric])
+    return list(settings.values())
+
+
+def markdown(settings: list[Setting], metric: str) -> str:
+    """The table."""
+    fields = list(settings[0].fields)
+    lines = [[*(field.rpartition('.')[2] for field in fields), 'seeds', metric, 'to the first row', 'to the row above']]
+    lines.append(['---'] * len(lines[0]))
+    for setting, above in zip(settings, [None, *settings]):
+        mean, error = mean_and_error(list(setting.by_seed.values()))
+        first = above and difference(setting, settings[0])
+        neighbour = above and sum(setting.fields[field] != above.fields[field] for field in fields) == 1
+        previous = difference(setting, above) if neighbour else ''
+        loss = f'{mean:.4f} ± {error:.4f}'
+        lines.append([*setting.fields.values(), str(len(setting.by_seed)), loss, first or '', previous])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def difference(setting: Setting, other: Setting) -> str:
+    """Mean difference in per cent of the other's mean, over the seeds that both have."""
+    seeds = [seed for seed in setting.by_seed if seed in other.by_seed]
+    if not seeds:
+        return 'no seed in common'
+    mean, error = mean_and_error([setting.by_seed[seed] - other.by_seed[seed] for seed in seeds])
+    base = np.mean([other.by_seed[seed] for seed in seeds])
+    separated = abs(mean) > SEPARATED * error  # False with one seed, whose error is not known
+    return f'{mean / base:+.2%} ± {error / base:.2%}' + ('' if separated else ', not separated')
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error; NaN for the error of one value."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), float(error)
+
+
+if __name__ == '__main__':
+    runs.start(main)

@@ -1,0 +1,64 @@
+"""The table over a sweep's seeds: means, standard errors, and what counts as separated."""
+
+import csv
+
+import numpy as np
+import pytest
+from programs import import_program
+
+compare = import_program('compare')
+
+LOSSES = {  # format, block size -> by seed
+    ('bf16', '32'): {'0': 2.0, '1': 2.2, '2': 2.1},
+    ('e4m3', '32'): {'0': 2.02, '1': 2.19, '2': 2.11},  # as often better as worse
+    ('e2m1', '32'): {'0': 2.1, '1': 2.31, '2': 2.2},
+    ('e1m1', 'channel'): {'0': 2.4, '1': 2.6},
+}
+
+
+def rows():
+    table = [
+        {'name': 'x', 'status': 'done', 'a.format': fmt, 'block_size': size, 'seed': seed, 'seconds': '3', 'loss': loss}
+        for (fmt, size), by_seed in LOSSES.items()
+        for seed, loss in by_seed.items()
+    ]
+    return [*table, {**table[-1], 'name': 'broken', 'status': 'failed', 'seed': '2', 'loss': ''}]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def test_differences_are_taken_seed_by_seed():
+    """The seeds differ by more than the formats do; paired, the difference is still seen, and noise is called noise."""
+    header, _, *lines = map(cells, compare.markdown(compare.group(rows()[:-1], 'loss'), 'loss').splitlines())
+    assert header == ['format', 'block_size', 'seeds', 'loss', 'to the first row', 'to the row above']
+    first, e4m3, e2m1, e1m1 = lines
+    assert first == ['bf16', '32', '3', f'2.1000 ± {0.1 / np.sqrt(3):.4f}', '', '']
+    difference = np.array([0.02, -0.01, 0.01])
+    error = difference.std(ddof=1) / np.sqrt(3)
+    assert e4m3[4] == e4m3[5] == f'{difference.mean() / 2.1:+.2%} ± {error / 2.1:.2%}, not separated'
+    difference = np.array([0.1, 0.11, 0.1])
+    error = difference.std(ddof=1) / np.sqrt(3)
+    assert e2m1[4] == f'{difference.mean() / 2.1:+.2%} ± {error / 2.1:.2%}'
+    assert e2m1[5].startswith('+') and 'not' not in e2m1[5]
+    assert e1m1[2] == '2' and e1m1[5] == ''  # two fields changed
+
+
+def test_one_seed_separates_nothing():
+    first_seed = [row for row in rows() if row['seed'] == '0']
+    *_, last = compare.markdown(compare.group(first_seed, 'loss'), 'loss').splitlines()
+    assert 'nan' in last and 'not separated' in last
+
+
+def test_what_is_missing_is_named(tmp_path):
+    """Runs that are not done are left out by name; an unknown column is an error that lists the columns."""
+    path = tmp_path / 'results.csv'
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows()[0]))
+        writer.writeheader()
+        writer.writerows(rows())
+    settings, missing = compare.read_settings(path, 'loss')
+    assert missing == ['broken'] and settings == compare.group(rows()[:-1], 'loss')
+    with pytest.raises(ValueError, match="no 'speed' of a run that is done; its columns are name, status, a"):
+        compare.read_settings(path, 'speed')
