@@ -83,7 +83,8 @@ def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: j
     Computed in float32. No infinity and no NaN is made of finite values, zeros stay zeros; infinite and NaN values
     come out as they are, and don't enter the maximum of their block. A block whose largest magnitude is below 2^-123
     (2^-125 for MX, 2^-105 of the whole tensor for NVFP4) is scaled as if it were that. Float32 subnormals
-    count as zero where the device flushes them, as CPUs do. The gradient is straight through, dx = dy.
+    count as zero where the device flushes them, as CPUs do; so do values some 2^128 times smaller than the largest of
+    their block, in formats that wide. The gradient is straight through, dx = dy.
 
     Args:
       x: float32, bfloat16 or float16, of any shape.
@@ -119,14 +120,48 @@ def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: j
     return straight_through(x, explicit_sharding.like(x, quantize)(x, key))
 
 
+def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -> jax.Array:
+    """The largest magnitude that each value's block can hold: fmt.max / S, or fmt.max s with MX and NVFP4's scales.
+
+    It is what `fake_quantize` makes of the finite values beyond, but for the rounding to x's dtype: 0 in a block whose
+    scale is 0. With 'absmax' scales it is the block's largest magnitude itself, within float32 rounding.
+
+    Args:
+      x: float32, bfloat16 or float16, of any shape.
+      quantizer: as for `fake_quantize`; its rounding is of no account.
+      axis: as for `fake_quantize`.
+
+    Returns:
+      float32, of x's shape.
+
+    Raises:
+      ValueError: for a dtype or an axis that x can't have; for tiles along another axis than one of the last two.
+
+    Example:
+      >>> largest_magnitudes(jnp.array([[0.1, -0.7, 3.0, 7.0]]), Quantizer('e2m1', block_size=2, scale='mx'))
+      Array([[0.75, 0.75, 6.  , 6.  ]], dtype=float32)
+
+    Source: arXiv 2501.02423, section 3; OCP Microscaling Formats v1.0, section 6.3.
+    """
+    check_input(x)
+    axes = _check_axis(axis, x.ndim, quantizer.block_size)
+    if not x.size:
+        return x.astype(jnp.float32)
+    blocks = _Blocks(x.shape, axes, quantizer.block_size)
+
+    def spread(x):
+        split = blocks.split(x)
+        _, inverse, largest, _ = _scale_blocks(split.astype(jnp.float32), blocks.within, quantizer)
+        return blocks.join(jnp.broadcast_to(largest * inverse, split.shape))
+
+    return explicit_sharding.like(x, spread)(x)
+
+
 def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantizer):
     """Fake quantization of x, whose axes `within` lie within blocks, all others count them."""
     fmt = quantizer.fmt
     wide = x.astype(jnp.float32)
-    absmax = jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=within, keepdims=True)
-    scales = {'absmax': _absmax_scales, 'mx': _mx_scales, 'nvfp4': _nvfp4_scales}[quantizer.scale]
-    scale, inverse, shift = scales(absmax, fmt)
-    largest = fmt.max * 2.0**shift
+    scale, inverse, largest, shift = _scale_blocks(wide, within, quantizer)
     rounded = round_to_grid(
         wide * scale,
         random_bits,
@@ -140,16 +175,26 @@ def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantiz
     return round_to_dtype(jnp.where(jnp.isfinite(wide), rounded * inverse, wide), x.dtype)
 
 
+def _scale_blocks(wide, within: tuple[int, ...], quantizer: Quantizer):
+    """Each block's scale, its inverse, the largest number of the grid that X scale is rounded to, and that grid's k."""
+    fmt = quantizer.fmt
+    absmax = jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=within, keepdims=True)
+    scales = {'absmax': _absmax_scales, 'mx': _mx_scales, 'nvfp4': _nvfp4_scales}[quantizer.scale]
+    scale, inverse, shift = scales(absmax, fmt)
+    return scale, inverse, fmt.max * 2.0**shift, shift
+
+
 # Each of the following returns a block's scale, its inverse, and an integer k such that X scale is rounded to
 # the format's numbers times 2^k. The k keeps scale and inverse normal float32 numbers for blocks of (almost) any
-# magnitude, and makes formats that differ by a power of two, as E0M7 and E1M6, one and the same.
+# magnitude, and makes formats that differ by a power of two, as E0M7 and E1M6, one and the same. No array is divided by
+# a number: XLA makes that a multiplication by the reciprocal, or doesn't, according to the shape.
 
 
 def _absmax_scales(absmax, fmt):
     shift = 3 - math.frexp(fmt.max)[1]  # the largest number is in [4, 8)
     absmax = jnp.clip(absmax, 2.0**-123, _LARGEST)
     largest = fmt.max * 2.0**shift
-    return largest / absmax, absmax / largest, shift
+    return largest / absmax, absmax * np.float32(1 / largest), shift
 
 
 def _mx_scales(absmax, fmt):
@@ -157,17 +202,18 @@ def _mx_scales(absmax, fmt):
 
 
 def _nvfp4_scales(absmax, fmt):
-    tensor_scale = fmt.max * _NVFP4_SCALE.max / jnp.clip(jnp.max(absmax), 2.0**-105, _LARGEST)
+    of_tensor = jnp.clip(jnp.max(absmax), 2.0**-105, _LARGEST)
+    largest = _NVFP4_SCALE.max
     block_scale = round_to_grid(
-        absmax / fmt.max * tensor_scale,
+        absmax * (largest / of_tensor),
         mantissa_bits=_NVFP4_SCALE.mantissa_bits,
         min_exponent=_NVFP4_SCALE.min_exponent,
-        largest=_NVFP4_SCALE.max,
-        overflow=_NVFP4_SCALE.max,
-        infinity=_NVFP4_SCALE.max,
+        largest=largest,
+        overflow=largest,
+        infinity=largest,
     )
-    scale = jnp.where(block_scale > 0, tensor_scale / jnp.where(block_scale > 0, block_scale, 1), 0)
-    return scale, block_scale / tensor_scale, 0
+    scale = jnp.where(block_scale > 0, (fmt.max * largest / of_tensor) / jnp.where(block_scale > 0, block_scale, 1), 0)
+    return scale, block_scale * (of_tensor * np.float32(1 / (fmt.max * largest))), 0
 
 
 class _Blocks:
@@ -224,7 +270,9 @@ def _check_block_size(block_size: Any) -> int | str | tuple[int, int]:
 
 
 def _check_axis(axis: Axis, ndim: int, block_size: Any) -> tuple[int, ...]:
-    given = (axis,) if hasattr(axis, '__index__') else tuple(axis)
+    given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, str) else (axis,)
+    if not all(hasattr(i, '__index__') for i in given):
+        raise ValueError(f'axis={axis!r}: it must be an integer, or several')
     axes = tuple(operator.index(i) + ndim * (i < 0) for i in given)
     if len(set(axes)) < len(axes) or not all(0 <= i < ndim for i in axes):
         raise ValueError(

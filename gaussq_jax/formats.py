@@ -154,7 +154,7 @@ def parse_format(name: str) -> FloatFormat:
     if name in ML_DTYPES_FORMATS:
         return ML_DTYPES_FORMATS[name]
     known = f"known are {', '.join(ML_DTYPES_FORMATS)}, 'e<E>m<M>' such as e3m2, and 'e<E>m<M>_ieee'"
-    match = re.fullmatch(r'e(\d+)m(\d+)(_ieee)?', name) if isinstance(name, str) else None
+    match = re.fullmatch(r'e([0-8])m([0-9]|10)(_ieee)?', name) if isinstance(name, str) else None
     if not match:
         raise ValueError(f'format {name!r} is unknown; {known}')
     try:

@@ -109,7 +109,7 @@ def straight_through(x: jax.Array, y: jax.Array) -> jax.Array:
 
 @straight_through.defjvp
 def _straight_through_jvp(primals, tangents):
-    return primals[1], tangents[0]
+    return straight_through(*primals), tangents[0]
 
 
 @functools.cache

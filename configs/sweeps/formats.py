@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/sweeps/formats.py --workdir=runs/formats
     python -m experiments.compare --workdir=runs/formats
 
-Unquantized; P2, P4 and P6 in formats of 8 to 3 bits, by blocks of 32 and by channel; P5 and P6 alone; and
+Unquantized; P2, P4 and P6 in formats of 8 to 3 bits, by blocks of 32 and by channel; P6 and P5 alone; and
 Gaussian-sampled weights rounded to 6 bits.
 """
 
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         },
         {
             'method': ['fqt'],
+            'quantization.block_size': ['channel'],
             'quantization.format': ['e2m1'],
             'quantization.targets': ['P6', 'P5'],
             'seed': SEEDS,

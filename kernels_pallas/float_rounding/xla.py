@@ -102,7 +102,10 @@ def _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, roundi
     # How far x lies above the number below, in units of 2^-32 steps; and whether the code of that is odd.
     far_below = jnp.clip(below_step - 24, 0, 31).astype(jnp.uint32)
     fraction = jnp.where(within_step, ((significand << 7) >> far_below) << 1, significand << (32 - shift))
-    code = significand >> shift if mantissa_bits else (exponent - first_normal + 1).astype(jnp.uint32)
+    if mantissa_bits:
+        code = significand >> shift
+    else:
+        code = (exponent - first_normal + 1).astype(jnp.uint32) * (significand >> 23)
     odd = jnp.where(within_step, 0, code & 1)
     half = np.uint32(1 << 31)
     up = {
