@@ -22,6 +22,7 @@ EXPERIMENTS = [
     'tqdm>=4.67',
 ]
 TEST = [
+    'gfloat>=0.5.2',
     'hypothesis>=6.150',
     'ipykernel>=7',
     'nbclient>=0.10.4',
@@ -47,6 +48,7 @@ setuptools.setup(
         'experiments': EXPERIMENTS,
         'test': EXPERIMENTS + TEST,
         'parity': ['torch>=2.6', 'transformers>=5'],
+        'peers': ['qwix>=0.1.8'],
         'gpu': ['jax[cuda12]'],
     },
 )
