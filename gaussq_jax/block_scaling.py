@@ -152,6 +152,7 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
     def spread(x):
         split = blocks.split(x)
         _, inverse, largest, _ = _scale_blocks(split.astype(jnp.float32), blocks.within, quantizer)
+        inverse = jax.lax.optimization_barrier(inverse)  # or XLA multiplies its constant factor by `largest` first
         return blocks.join(jnp.broadcast_to(largest * inverse, split.shape))
 
     return explicit_sharding.like(x, spread)(x)

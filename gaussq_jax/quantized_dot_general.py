@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gaussq_jax import explicit_sharding
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.rounding import check_input
 
@@ -33,6 +34,9 @@ def quantized_dot_general(
     contracting axes of X and W for P1 and P2, the free axes of W for P3 and P4, the free axes of X for P5 and P6.
     Several such axes are read as one. Then `jax.lax.dot_general` multiplies, forward and backward, as it does
     without quantization: bfloat16 operands with float32 accumulation.
+
+    The lhs is what comes first: `jnp.einsum` may swap its operands ('btd,edf->betf' does, 'ebd,edf->ebf' doesn't),
+    and then P1 and P6 quantize the weights.
 
     Args:
       P1, P2, P3, P4, P5, P6: a Quantizer, or None to leave the operand as it is. Tiles (rows, cols) have their
@@ -74,8 +78,10 @@ def quantized_dot_general(
         key: jax.Array | None = None,
     ) -> jax.Array:
         if bool(stochastic) != (key is not None):
-            needs = f'{", ".join(stochastic)} need one' if stochastic else 'no quantizer rounds stochastically'
-            raise ValueError(f'key={key}: {needs}')
+            needs = (
+                f'is needed by {", ".join(stochastic)}' if stochastic else 'is given for nothing'
+            )
+            raise ValueError(f'a key {needs}: quantizers that round stochastically take one, and no others')
         multiply = functools.partial(
             jax.lax.dot_general,
             dimension_numbers=dimension_numbers,
@@ -155,8 +161,12 @@ def _quantize_operand(x: jax.Array, quantizer: Quantizer, key, contracted: tuple
     if not isinstance(quantizer.block_size, tuple):
         return fake_quantize(x, quantizer, axis=contracted, key=key)
     order = (*(axis for axis in range(x.ndim) if axis not in (*free, *contracted)), *free, *contracted)
-    ordered = jnp.transpose(x, order)
-    batch = ordered.shape[: x.ndim - len(free) - len(contracted)]
-    rows = math.prod(x.shape[axis] for axis in free)
-    tiles = fake_quantize(ordered.reshape(*batch, rows, -1), quantizer, key=key)
-    return jnp.transpose(tiles.reshape(ordered.shape), np.argsort(order))
+    rows, columns = (math.prod(x.shape[axis] for axis in axes) for axes in (free, contracted))
+
+    def quantize(x, key):
+        ordered = jnp.transpose(x, order)
+        batch = ordered.shape[: x.ndim - len(free) - len(contracted)]
+        tiles = fake_quantize(ordered.reshape(*batch, rows, columns), quantizer, key=key)
+        return jnp.transpose(tiles.reshape(ordered.shape), np.argsort(order))
+
+    return explicit_sharding.like(x, quantize)(x, key)
