@@ -23,20 +23,25 @@ def make_transform(config: ConfigDict) -> gq.ParamTransform:
     """
     if config.method in ('bf16', 'fqt'):
         return gq.cast_params(jnp.bfloat16)
-    quantization = config.quantization
-    rules = gq.DEFAULT_RULES
-    if (parts := quantization.parts) != 'all':
-        regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
-        rules = (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
     if config.method == 'qat':
-        return gq.quantization_aware(make_quantizer(config), rules=rules)
+        return gq.quantization_aware(make_quantizer(config), rules=matrix_rules(config))
+    quantization = config.quantization
     return SAMPLING[config.method](
         quantization.b_init,
         quantization.b_target,
-        rules=rules,
+        rules=matrix_rules(config),
         block_size=parse_block_size(quantization.block_size),
         fmt=quantization.format or None,
     )
+
+
+def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
+    """The rules for which leaves are quantized: the linear layers that `config.quantization.parts` names."""
+    parts = config.quantization.parts
+    if parts == 'all':
+        return gq.DEFAULT_RULES
+    regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
+    return (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
 
 
 def make_dot_general_cls(config: ConfigDict, *, training: bool) -> Callable | None:

@@ -39,7 +39,7 @@ def effective_bitwidths(b_i: jax.Array, b_init: float, b_target: float) -> jax.A
 def format_for_bitwidth(b_t: float) -> FloatFormat:
     """The narrowest format in which the rounded normal noise of a bitwidth survives.
 
-        M = ceil(b_t) - 2,    E the least with 2^E - 2 >= ceil(b_t) - 1
+        M = ceil(b_t) - 2,    E the least with 2^E - 2 >= ceil(b_t) - 1,    b_t to a multiple of 2^-10, as it acts
 
     That many mantissa bits hold W + R step next to a block's largest weight; with that many binades the step, too,
     is a normal number, where the block is scaled so that its largest weight is in the top one.
@@ -58,17 +58,21 @@ def format_for_bitwidth(b_t: float) -> FloatFormat:
     """
     if math.isnan(b_t):
         raise ValueError('b_t is NaN; it must be a number of bits')
-    if b_t > 9:
+    if b_t == math.inf or _whole_bits(b_t) > 9:
         return FloatFormat(8, 7, 'ieee')
-    b = max(math.ceil(b_t), 3)
+    b = max(_whole_bits(b_t), 3)
     return next(fmt for fmt in (FloatFormat(e, b - 2) for e in range(2, 8)) if holds_noise(fmt, b))
 
 
 def holds_noise(fmt: FloatFormat, b_t: float) -> bool:
     """Whether rounded normal noise of this bitwidth survives in the format: see `format_for_bitwidth`."""
-    b = math.ceil(b_t)
+    b = _whole_bits(b_t)
     top_exponent = math.frexp(fmt.max)[1] - 1
     return fmt.mantissa_bits >= b - 2 and top_exponent - fmt.min_exponent >= b - 1
+
+
+def _whole_bits(b_t: float) -> int:
+    return math.ceil(round(b_t * 1024) / 1024)
 
 
 def bitwidth_penalty(bitwidths: Any) -> jax.Array:

@@ -1,0 +1,280 @@
+"""What quantization does to each weight matrix of a run: its bits, and what is lost; table, CSV and picture."""
+
+import csv
+import itertools
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from experiments import methods, runs
+from gaussq_jax.block_scaling import largest_magnitudes
+from gaussq_jax.param_rules import leaf_path, match_rules
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+
+SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a float32 one for the tensor besides
+ROUNDING_ERROR = 2.0**-22  # of float32 scales, relative: a block's largest magnitude may seem to exceed itself
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')  # Okabe and Ito, for every eye
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+PANELS = {
+    'effective_bits': 'bits a weight, scales included',
+    'underflow': 'weights that underflow to zero (%)',
+    'saturation': 'weights that saturate (%)',
+    'sqnr_db': 'signal to quantization noise (dB)',
+}
+
+
+class Measurement(NamedTuple):
+    """Sums over the weights of a matrix, or of several."""
+
+    values: int
+    bits: float  # of the values and of their scales
+    underflowing: int  # became zero, and weren't
+    saturating: int  # of a larger magnitude than the largest that their block can hold, which they became
+    signal: float  # sum of squares
+    noise: float  # sum of squares of what quantization changed
+
+    @property
+    def effective_bits(self) -> float:
+        return self.bits / self.values
+
+    @property
+    def underflow(self) -> float:
+        return self.underflowing / self.values
+
+    @property
+    def saturation(self) -> float:
+        return self.saturating / self.values
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10(signal / noise), infinite where nothing changed."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise else math.inf
+
+
+class Row(NamedTuple):
+    """What was measured on one matrix of a leaf that is a stack of them."""
+
+    path: str
+    layer: int
+    measurement: Measurement
+
+
+def choose_quantizer(
+    config: ConfigDict, *, fmt: str | None = None, block_size: str | None = None, scale: str | None = None
+) -> gq.Quantizer | None:
+    """What the run's weights are quantized to, with these changes; None for what each block's bitwidth asks for.
+
+    Raises:
+      ValueError: if the run has no format of its own and none is given; for a setting that a Quantizer can't have.
+    """
+    settings = config.quantization.to_dict()
+    sampled = config.method in methods.SAMPLING
+    if sampled:
+        side = settings['block_size']
+        settings.update(block_size=f'{side}x{side}', scale='mx', rounding='nearest_even')
+    if fmt is None:
+        if sampled and not settings['format']:
+            if block_size or scale:
+                raise ValueError(
+                    'this run has a format for each block, that of its bitwidth, in square blocks with MX scales:'
+                    ' --block_size and --scale need a --format'
+                )
+            return None
+        if config.method == 'bf16' or (config.method == 'fqt' and 'P2' not in settings['targets'].split('+')):
+            reason = ', and P2 is not among its targets' if config.method == 'fqt' else ''
+            raise ValueError(
+                f'the method of this run is {config.method}{reason}: its weights are not quantized; say by --format to'
+                ' what they should be, for example --format=e4m3'
+            )
+    given = dict(format=fmt, block_size=block_size, scale=scale)
+    settings.update({name: value for name, value in given.items() if value is not None})
+    return methods.make_quantizer(ConfigDict(dict(quantization=settings))).deterministic()
+
+
+def measure_run(run: runs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
+    """Measures each matrix of a run, in the order of layers: its float32 weights, quantized along the contracted axis.
+
+    Raises:
+      ValueError: for weights that are infinite or NaN.
+    """
+    config, params = run.experiment.config, run.state.params
+    matrices, _ = match_rules(params, methods.matrix_rules(config))
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
+    rows = []
+    for path, rule in matrices.items():
+        stack = rule.to_matrices(leaves[path])
+        stack = stack.reshape(-1, *stack.shape[-2:])
+        for layer, weights in enumerate(map(np.asarray, stack)):
+            if not np.all(np.isfinite(weights)):
+                raise ValueError(f'{path!r} has infinite or NaN weights in layer {layer}: there is nothing to measure')
+            if quantizer is None:
+                grids = np.asarray(bitwidths[path])
+                grid = grids.reshape(-1, *grids.shape[-2:])[layer]
+                measurement = measure_bitwidths(weights, grid, methods.parse_block_size(config.quantization.block_size))
+            else:
+                measurement = measure(weights, quantizer)
+            rows.append(Row(path, layer, measurement))
+    return sorted(rows, key=lambda row: row.layer)
+
+
+def measure(weights: np.ndarray, quantizer: gq.Quantizer) -> Measurement:
+    """Measures a matrix (rows, columns), finite float32, quantized along its rows."""
+    bits = quantizer.fmt.bits * weights.size + scale_bits(quantizer, weights.shape)
+    return _compare(weights, *_quantize(weights, quantizer), bits)
+
+
+def measure_bitwidths(weights: np.ndarray, bitwidths: np.ndarray, block_size: int) -> Measurement:
+    """Measures a matrix (rows, columns) of which each square block has the format of its bitwidth, in MX scales."""
+    rows, columns = weights.shape
+    spread = lambda grid: grid.repeat(block_size, 0).repeat(block_size, 1)[:rows, :columns]
+    whole_bitwidths = np.ceil(bitwidths)  # which decide: see `format_for_bitwidth`
+    quantized, largest, bits = np.zeros_like(weights), np.zeros_like(weights), 0
+    for bitwidth in np.unique(whole_bitwidths):
+        quantizer = gq.Quantizer(gq.format_for_bitwidth(bitwidth), block_size=(block_size, block_size), scale='mx')
+        here = spread(whole_bitwidths == bitwidth)
+        for result, of_this in zip((quantized, largest), _quantize(weights, quantizer)):
+            result[here] = of_this[here]
+        bits += quantizer.fmt.bits * np.count_nonzero(here)
+    return _compare(weights, quantized, largest, float(bits + scale_bits(quantizer, weights.shape)))
+
+
+def scale_bits(quantizer: gq.Quantizer, shape: tuple[int, int]) -> int:
+    """The bits of all scales of a matrix (rows, columns) that is quantized along its rows."""
+    rows, columns = shape
+    match quantizer.block_size:
+        case 'tensor':
+            blocks = 1
+        case 'channel':
+            blocks = columns
+        case (across, along):
+            blocks = math.ceil(rows / along) * math.ceil(columns / across)
+        case size:
+            blocks = math.ceil(rows / size) * columns
+    return blocks * SCALE_BITS[quantizer.scale] + (32 if quantizer.scale == 'nvfp4' else 0)
+
+
+def total(rows: Sequence[Row]) -> Measurement:
+    """All weights together."""
+    return Measurement(*map(sum, zip(*(row.measurement for row in rows))))
+
+
+def describe(quantizer: gq.Quantizer | None) -> str:
+    """What the weights are quantized to, in a few words."""
+    if quantizer is None:
+        return "the format of each square block's bitwidth, mx scales"
+    size = quantizer.block_size
+    size = 'x'.join(map(str, size)) if isinstance(size, tuple) else size
+    return f'{quantizer.fmt}, {quantizer.scale} scales, block size {size}'
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a matrix, and one for all weights."""
+    names = short_names([row.path for row in rows])
+    cells = [('layer', 'matrix', 'bits', 'underflow', 'saturating', 'SQNR')]
+    for layer, name, m in [(row.layer, names[row.path], row.measurement) for row in rows] + [('all', '', total(rows))]:
+        shares = (f'{100 * m.underflow:.3f} %', f'{100 * m.saturation:.3f} %')
+        cells.append((str(layer), name, f'{m.effective_bits:.3f}', *shares, f'{m.sqnr_db:.2f} dB'))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    aligned = lambda line: map(str.format, ('{:>{}}', '{:<{}}', *['{:>{}}'] * 4), line, widths)
+    return '\n'.join('  '.join(aligned(line)) for line in cells)
+
+
+def write_csv(rows: Sequence[Row], file: pathlib.Path):
+    """The table in full: shares as fractions; the last line, whose path is 'all', has no layer."""
+    with file.open('w', newline='') as stream:
+        writer = csv.writer(stream)
+        writer.writerow(['path', 'layer', 'weights', *PANELS])
+        for path, layer, measurement in [*rows, ('all', '', total(rows))]:
+            writer.writerow([path, layer, measurement.values, *(getattr(measurement, name) for name in PANELS)])
+
+
+def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
+    """A panel a quantity over the layers, a curve a kind of matrix.
+
+    Kinds that coincide stay visible: few layers have their markers side by side, many have them in turns.
+    """
+    names = short_names([row.path for row in rows])
+    num_layers = 1 + max(row.layer for row in rows)
+    few = num_layers <= 12
+    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+        figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout='constrained')
+        for panel, (quantity, label) in zip(axes.flat, PANELS.items()):
+            percent = 100 if label.endswith('(%)') else 1
+            for i, (path, name) in enumerate(names.items()):
+                points = [(row.layer, percent * getattr(row.measurement, quantity)) for row in rows if row.path == path]
+                layers, values = np.array(points).T
+                panel.plot(
+                    layers + (0.6 * ((i + 0.5) / len(names) - 0.5) if few else 0),
+                    values,
+                    color=COLORS[i % len(COLORS)],
+                    marker=MARKERS[i % len(MARKERS)],
+                    markersize=5,
+                    markevery=1 if few else (i % num_layers, len(names)),
+                    linewidth=0.6 if few else 1.2,
+                    label=name,
+                )
+            panel.set_title(label, fontsize=10)
+            _set_limits(panel, from_zero=percent == 100)
+        for panel in axes[1]:
+            panel.set_xlabel('layer')
+            panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False)
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(file, dpi=150)
+        plt.close(figure)
+
+
+def short_names(paths: Sequence[str]) -> Mapping[str, str]:
+    """'layers/attention/query/kernel' -> 'query': without 'kernel', as many last parts as keep the paths apart."""
+    paths = list(dict.fromkeys(paths))
+    parts = [path.removesuffix('/kernel').split('/') for path in paths]
+    for depth in itertools.count(1):
+        names = ['/'.join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(paths, names))
+
+
+def _quantize(weights: np.ndarray, quantizer: gq.Quantizer) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(map(np.asarray, _fake_quantize(weights, quantizer)))
+
+
+@jax.jit(static_argnums=1)
+def _fake_quantize(weights, quantizer):
+    return gq.fake_quantize(weights, quantizer, axis=-2), largest_magnitudes(weights, quantizer, axis=-2)
+
+
+def _compare(weights, quantized, largest, bits) -> Measurement:
+    became_zero = (quantized == 0) & (weights != 0)
+    beyond = np.abs(weights) > largest * (1 + ROUNDING_ERROR)
+    squares = lambda x: float(np.sum(np.square(x)))
+    return Measurement(
+        values=weights.size,
+        bits=bits,
+        underflowing=int(np.count_nonzero(became_zero)),
+        saturating=int(np.count_nonzero(beyond & ~became_zero)),
+        signal=squares(weights.astype(np.float64)),
+        noise=squares(np.subtract(quantized, weights, dtype=np.float64)),
+    )
+
+
+def _set_limits(panel, *, from_zero: bool):
+    """An axis of at least one unit, so that trifles look like trifles, on which no marker is cut off."""
+    low, high = panel.get_ylim()
+    if from_zero:
+        low, high = 0, max(high, 1)
+    elif high - low < 1:
+        low, high = (low + high - 1) / 2, (low + high + 1) / 2
+    margin = 0.04 * (high - low)
+    panel.set_ylim(low - margin, high + margin)
