@@ -16,6 +16,13 @@ ARGUMENTS = dict(  # of every config
     targets='P2+P4+P6',
     smoke=False,
 )
+SETTINGS = {  # which of the arguments a method has a use for
+    'gaussws': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
+    'diffq': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
+    'qat': ('parts', 'format', 'block_size', 'scale', 'rounding'),
+    'fqt': ('format', 'block_size', 'scale', 'rounding', 'targets'),
+    'bf16': (),
+}
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -54,7 +61,17 @@ def base_config(argument: ConfigDict) -> ConfigDict:
 
     Args:
       argument: as parsed, with `ARGUMENTS`.
+
+    Raises:
+      ValueError: for an argument that the method has no use for.
     """
+    for name in {name for settings in SETTINGS.values() for name in settings} - set(SETTINGS[argument.method]):
+        default = ARGUMENTS[name][0] if isinstance(ARGUMENTS[name], tuple) else ARGUMENTS[name]
+        if argument[name] != default:
+            used = ', '.join(SETTINGS[argument.method]) or 'none'
+            raise ValueError(
+                f'config argument {name}={argument[name]}: method={argument.method} has no use for it; it has for {used}'
+            )
     return ConfigDict(
         dict(
             seed=0,

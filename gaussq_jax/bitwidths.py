@@ -58,9 +58,9 @@ def format_for_bitwidth(b_t: float) -> FloatFormat:
     """
     if math.isnan(b_t):
         raise ValueError('b_t is NaN; it must be a number of bits')
-    if b_t == math.inf or _whole_bits(b_t) > 9:
+    b = _whole_bits(min(max(b_t, 3), 10))
+    if b > 9:
         return FloatFormat(8, 7, 'ieee')
-    b = max(_whole_bits(b_t), 3)
     return next(fmt for fmt in (FloatFormat(e, b - 2) for e in range(2, 8)) if holds_noise(fmt, b))
 
 

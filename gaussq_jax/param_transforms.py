@@ -272,9 +272,8 @@ class _WeightSampling(_MatrixTransform):
         select(self.implementation)
         if self.fmt is None:
             return
-        fmt = check_format(self.fmt, self.dtype)
-        if self.noise == 'rounded_normal' and not holds_noise(fmt, self.b_init):
-            enough = format_for_bitwidth(self.b_init)
+        fmt, enough = check_format(self.fmt, self.dtype), format_for_bitwidth(self.b_init)
+        if self.noise == 'rounded_normal' and fmt != enough and not holds_noise(fmt, self.b_init):
             raise ValueError(
                 f"fmt={fmt} can't hold the noise of b_init={self.b_init:g} bits, which needs {enough.mantissa_bits}"
                 f' mantissa and {enough.exponent_bits} exponent bits, as {enough} has'

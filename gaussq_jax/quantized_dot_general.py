@@ -78,9 +78,7 @@ def quantized_dot_general(
         key: jax.Array | None = None,
     ) -> jax.Array:
         if bool(stochastic) != (key is not None):
-            needs = (
-                f'is needed by {", ".join(stochastic)}' if stochastic else 'is given for nothing'
-            )
+            needs = f'is needed by {", ".join(stochastic)}' if stochastic else 'is given for nothing'
             raise ValueError(f'a key {needs}: quantizers that round stochastically take one, and no others')
         multiply = functools.partial(
             jax.lax.dot_general,

@@ -5,7 +5,10 @@ significands, and gradients are the closed forms. A float64 sum of two float32 n
 the exact sum would (53 >= 2 * 24 + 2 bits), so W_hat can be compared bit for bit.
 """
 
+import math
+
 import numpy as np
+import numpy_float_formats
 
 SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}
 LARGEST_STEP = 2.0**125
@@ -116,13 +119,24 @@ def block_step(w, bitwidths, block_size=32, noise='rounded_normal'):
 
 
 def sample_weights(
-    key_data, w, bitwidths, *, origin=(0, 0, 0), block_size=32, noise='rounded_normal', dtype='bfloat16'
+    key_data, w, bitwidths, *, origin=(0, 0, 0), block_size=32, noise='rounded_normal', fmt=None, dtype='bfloat16'
 ):
-    """W_hat = round(w + R step), float64 holding bfloat16 or float32 values."""
+    """W_hat = round(w + R step), float64 holding bfloat16 or float32 values; fmt as in numpy_float_formats."""
     w = np.asarray(w, np.float64)
     step = spread(block_step(w, bitwidths, block_size, noise), w.shape, block_size)
     total = to_float32(w + noise_values(key_data, w.shape, origin, noise) * step)
+    if fmt is not None:
+        total = np.where(np.isfinite(w), block_cast(total, w, fmt, block_size), w)
     return {'bfloat16': to_bfloat16, 'float32': lambda x: x}[dtype](total)
+
+
+def block_cast(total, w, fmt, block_size=32):
+    """s round(total / s), s = 2^(floor(log2 max |w|) - emax) by block; a maximum below 2^-125 counts as that."""
+    absmax = block_sum(np.where(np.isfinite(w), np.abs(w), 0.0), block_size, np.max)
+    emax = math.floor(math.log2(numpy_float_formats.code_values(*fmt)[0][-1]))
+    exponent = np.frexp(np.maximum(absmax, 2.0**-125))[1] - 1 - emax
+    exponent = spread(exponent, np.shape(w), block_size)
+    return np.ldexp(numpy_float_formats.cast(np.ldexp(total, -exponent), fmt, dtype=np.float64), exponent)
 
 
 def bitwidth_gradient(key_data, w, bitwidths, cotangent, *, origin=(0, 0, 0), block_size=32, noise='rounded_normal'):

@@ -51,3 +51,17 @@ def test_arguments_reach_the_config():
     assert (config.method, config.quantization.b_init, config.quantization.b_target, config.quantization.parts) == (
         *('diffq', 7.0, 3.0, 'out'),
     )
+
+
+def test_arguments_of_quantization_reach_the_config():
+    argument = 'method=fqt,format=e5m2,block_size=channel,targets=P1+P5,scale=mx,rounding=stochastic'
+    quantization = common.base_config(common.parse(argument, **common.ARGUMENTS)).quantization
+    fields = ('format', 'block_size', 'targets', 'scale', 'rounding')
+    assert tuple(quantization[field] for field in fields) == ('e5m2', 'channel', 'P1+P5', 'mx', 'stochastic')
+
+
+@pytest.mark.parametrize(('method', 'fmt'), [('qat', 'e4m3'), ('fqt', 'e4m3'), ('gaussws', ''), ('diffq', '')])
+def test_the_format_by_default(method, fmt):
+    """Methods that round need one; sampled weights are rounded to one only if it is named."""
+    config = common.base_config(common.parse(f'method={method}', **common.ARGUMENTS))
+    assert (config.quantization.format, config.quantization.block_size) == (fmt, '32')

@@ -14,6 +14,7 @@ VOCABULARY = 257
 # vocabulary of bytes: embedding, head, norms, positions and biases.
 SIZES = {
     ('tiny', ''): (3 * (4 * 128**2 + 3 * 128 * 384), 2 * 257 * 128 + (2 * 3 + 1) * 128),
+    ('capybara', 'size=tiny'): (2 * (4 * 128**2 + 3 * 128 * 384), 2 * 257 * 128 + (2 * 2 + 1) * 128),
     ('llama2', 'size=134m'): (12 * (4 * 768**2 + 3 * 768 * 2048), 2 * 257 * 768 + (2 * 12 + 1) * 768),
     ('llama2', 'size=1b'): (20 * (4 * 2048**2 + 3 * 2048 * 5632), 2 * 257 * 2048 + (2 * 20 + 1) * 2048),
     ('gpt2', 'size=124m'): (
@@ -40,8 +41,9 @@ def make_experiment(config):
 def test_parameter_count(name, size):
     """Sizes are what the names say; W_hat's blocks cover the linear layers and nothing else."""
     sampled, others = SIZES[name, size]
-    experiment = make_experiment(get_config(name, size))
+    experiment = make_experiment(get_config(name, size, 'method=gaussws'))
     assert experiment.num_params == sampled + others
+    assert experiment.num_linear_params == sampled
     assert experiment.num_blocks * 32 * 32 == sampled  # all sizes are multiples of 32
 
 
@@ -58,11 +60,52 @@ def test_paper_sizes_with_their_vocabularies():
 def test_every_config_can_be_built(name, size, method, smoke):
     config = get_config(name, size, f'method={method}', smoke)
     experiment = make_experiment(config)
-    assert (experiment.num_blocks == 0) == (method == 'bf16')
+    assert (experiment.num_blocks > 0) == (method in ('gaussws', 'diffq'))
     assert config.name == '-'.join(filter(None, (name, size.removeprefix('size='), method, smoke)))
     if smoke:
         assert experiment.num_params < 150_000 and config.total_steps <= 20
         assert config.dataset == 'python_stdlib' and config.tokenizer == 'bytes'
+
+
+# N of the Capybara paper's sizes, layers (4 h^2 + 3 h f), multiplied out by hand; and of the tiny ones.
+CAPYBARA_N = {
+    'tiny': 425_984,
+    'tiny-small': 106_496,
+    'tiny-large': 1_769_472,
+    '41m': 40_894_464,
+    '85m': 84_934_656,
+    '154m': 154_140_672,
+    '679m': 679_477_248,
+    '1.2b': 1_233_125_376,
+    '7b': 6_973_030_400,
+    '70b': 71_236_059_136,
+}
+
+
+@pytest.mark.parametrize('size', CAPYBARA_N)
+def test_capybara_counts_parameters_as_its_paper_does(size):
+    """Without embedding, head and norms; fqt is what the paper runs. Heads are of 64, of the largest two 128."""
+    config = get_config('capybara', f'size={size}')
+    experiment = make_experiment(config)
+    assert experiment.num_linear_params == CAPYBARA_N[size]
+    assert config.method == 'fqt' and config.quantization.targets == 'P2+P4+P6'
+    assert config.model.hidden_size == (128 if size in ('7b', '70b') else 64) * config.model.num_heads
+
+
+def test_capybara_trains_as_in_its_paper():
+    """2M tokens a step; by default the least D of the paper's grid, 10,485,760,000."""
+    config = get_config('capybara', 'size=41m')
+    assert make_experiment(config).num_tokens == 5_000 * 1024 * 2048 == 10_485_760_000
+    optimizer = config.optimizer
+    assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.95, 1e-8, 0.1)
+    assert (optimizer.learning_rate, optimizer.final_learning_rate, optimizer.warmup_steps) == (3e-4, 0.0, 500)
+    assert optimizer.clip_norm == 1.0 and config.sequence_length == 2048
+
+
+def test_tokens_are_steps_times_batch_times_length():
+    config = get_config('tiny', 'smoke')
+    config.total_steps = 7
+    assert make_experiment(config).num_tokens == 7 * 8 * 64
 
 
 @pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
@@ -86,8 +129,10 @@ def test_bits_are_those_of_the_argument(name):
         assert experiment.transform.bitwidths({'leaf': b_i}) == {'leaf': b_t}
 
 
-@pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
-@pytest.mark.parametrize('argument', ['sise=1b', 'method=fp8', 'parts=mlp', 'b_init=six', 'smoke,smoke'])
+@pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2', 'capybara'])
+@pytest.mark.parametrize(
+    'argument', ['sise=1b', 'method=fp8', 'parts=mlp', 'b_init=six', 'smoke,smoke', 'scale=max', 'rounding=up']
+)
 def test_refuses_unknown_arguments(name, argument):
     with pytest.raises(ValueError, match='config argument'):
         get_config(name, argument)

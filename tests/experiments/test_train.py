@@ -89,10 +89,23 @@ def test_files_of_a_run(finished):
     assert all(set(line) == {'step', *validation} for line in validated)
 
     summary = json.loads((finished / 'summary.json').read_text())
-    assert set(summary) == {'step', 'seconds', 'parameters', *SHOWN, *validation}
-    assert summary['step'] == 12 and summary['parameters'] == 257 * 80 * 2 + 5 * 80 + 2 * (4 * 80**2 + 3 * 80 * 144)
+    assert set(summary) == {'step', 'seconds', 'parameters', 'N', 'D', *SHOWN, *validation}
+    assert summary['step'] == 12 and summary['N'] == 2 * (4 * 80**2 + 3 * 80 * 144)
+    assert summary['parameters'] == 257 * 80 * 2 + 5 * 80 + summary['N'] and summary['D'] == 12 * 8 * 24
     for name in (*SHOWN, *validation):
         assert summary[name] == [line[name] for line in lines if name in line][-1]
+
+
+def test_fully_quantized_training_from_the_start_to_the_end(tmp_path):
+    """With stochastic rounding: the loss falls, nothing speaks of bitwidths, and N is that of all linear layers."""
+    quantization = dict(format='e4m3', parts='all', rounding='stochastic', targets='P2+P4+P5+P6')
+    changes = {f'quantization__{name}': value for name, value in quantization.items()}
+    start(tmp_path, run_config(method='fqt', **changes))
+    losses = [line['train/loss'] for line in records(tmp_path) if 'train/loss' in line]
+    assert losses[-1] < losses[0] - 0.2
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['N'] == 2 * (4 * 80**2 + 3 * 80 * 144)
+    assert not [name for name in summary if 'bits/' in name or 'noise' in name]
 
 
 def test_the_loss_falls_from_that_of_a_guess(finished):
@@ -179,7 +192,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     ('changes', 'message'),
     [
         (dict(quantization__b_target=6.5), 'b_target=6.5, b_init=6.0: allowed are finite 1 <= b_target <= b_init'),
-        (dict(method='gauss'), "config.method='gauss': allowed are 'gaussws', 'diffq', 'bf16'"),
+        (dict(method='gauss'), "config.method='gauss': allowed are 'gaussws', 'diffq', 'qat', 'fqt', 'bf16'"),
         (dict(quantization__parts='layers/mlp/gates/kernel'), "'layers/mlp/gates/kernel'.* matches no leaf"),
         (dict(dataset='no_such_dataset'), "dataset='no_such_dataset' is not prepared in data_dir="),
         (dict(train_split='trian'), "split='trian': python_stdlib/.* has \\['train', 'validation'\\]"),
@@ -288,7 +301,7 @@ MISTAKES = {
     ('train', '--config.batch_sise=8'): "the config has no field 'batch_sise'",
     ('train', '--config.optimizer.learning_rat=1'): "the config has no field 'learning_rat'.*learning_rate",
     ('train', '--config.optimiser.learning_rate=1'): "the config has no field 'optimiser'.*optimizer",
-    ('train', '--config=configs/tiny.py:method=fp8'): "config argument method='fp8': allowed are gaussws, diffq, bf16",
+    ('train', '--config=configs/tiny.py:method=fp8'): "config argument method='fp8': allowed are gaussws, .*fqt, bf16",
     ('train', '--config=configs/missing.py'): r'(.|\n)*configs/missing.py(.|\n)*No such file',
     ('train', '--config.batch_size=1.5'): 'flag --config.batch_size=1.5: invalid literal for int',
     ('train', '--config.mesh.fsdp=3'): r"config.mesh={.*'fsdp': 3.*} does not fit 1 device\(s\)",

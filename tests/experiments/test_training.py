@@ -212,7 +212,8 @@ def test_only_methods_with_noise_draw_it():
         return str(step.jaxpr)
 
     assert multiplier in program('gaussws') and multiplier in program('diffq')
-    assert multiplier not in program('bf16') and 'random_bits' not in program('bf16')
+    for method in ('bf16', 'qat', 'fqt'):
+        assert multiplier not in program(method) and 'random_bits' not in program(method)
 
 
 def residual_bytes(experiment):

@@ -19,10 +19,17 @@ TRANSFORMS = {
     'gaussian': gq.gaussian_weight_sampling(),
     'gaussian 16x16 float32': gq.gaussian_weight_sampling(8, 2, block_size=16, dtype=jnp.float32, implementation='xla'),
     'uniform': gq.uniform_weight_sampling(),
+    'gaussian e3m4': gq.gaussian_weight_sampling(fmt='e3m4'),
+    'quantization-aware': gq.quantization_aware(gq.Quantizer('e3m2', block_size='channel')),
+    'quantization-aware stochastic': gq.quantization_aware(gq.Quantizer('e4m3', rounding='stochastic')),
     'cast': gq.cast_params(),
     'cast float32': gq.cast_params(jnp.float32),
 }
 every_transform = pytest.mark.parametrize('transform', TRANSFORMS.values(), ids=TRANSFORMS.keys())
+every_name = pytest.mark.parametrize('name', TRANSFORMS)
+# What happens to the weight matrices: noise that the key decides, and low-bit rounding, also without it.
+DRAWS = {name for name in TRANSFORMS if name.startswith(('gaussian', 'uniform')) or 'stochastic' in name}
+ROUNDS = {name for name in TRANSFORMS if name.startswith('quantization') or name == 'gaussian e3m4'}
 both_noises = pytest.mark.parametrize(
     ('make', 'noise'),
     [(gq.gaussian_weight_sampling, 'rounded_normal'), (gq.uniform_weight_sampling, 'uniform')],
@@ -82,9 +89,10 @@ def test_contract_the_state_is_a_flat_dict_of_ones(transform):
     assert jax.tree.map(jnp.shape, bitwidths) == jax.tree.map(jnp.shape, state)
 
 
-@every_transform
+@every_name
 @pytest.mark.parametrize('noise', [True, False])
-def test_contract_apply_keeps_the_tree_and_casts_what_is_floating(transform, noise):
+def test_contract_apply_keeps_the_tree_and_casts_what_is_floating(name, noise):
+    transform, changes_matrices = TRANSFORMS[name], name in ROUNDS or (noise and name in DRAWS)
     params = contract_params() | {'counters': make_integers()}
     state = transform.init(params)
     applied = jax.jit(transform.apply)(KEY if noise else None, params, state)
@@ -97,7 +105,7 @@ def test_contract_apply_keeps_the_tree_and_casts_what_is_floating(transform, noi
         if not jnp.issubdtype(before.dtype, jnp.floating):
             assert leaf.dtype == before.dtype
             np.testing.assert_array_equal(leaf, before)
-        elif path in state and noise:
+        elif path in MATRICES and changes_matrices:
             assert leaf.dtype == dtype and np.mean(np.asarray(leaf == before.astype(dtype))) < 0.9
         else:
             assert leaf.dtype == dtype
@@ -124,10 +132,10 @@ def test_contract_gradients_pass_straight_through(transform, noise):
         assert bool(jnp.any(db != 0)) == noise
 
 
-@every_transform
-def test_contract_one_key_one_result(transform):
-    """The same on every call, traced once for all keys; another key differs where something is sampled."""
-    params = contract_params()
+@every_name
+def test_contract_one_key_one_result(name):
+    """The same on every call, traced once for all keys; another key differs where something is drawn."""
+    transform, params = TRANSFORMS[name], contract_params()
     state = transform.init(params)
     traces = []
 
@@ -139,7 +147,7 @@ def test_contract_one_key_one_result(transform):
     first, again, other = (apply(key, params, state) for key in (KEY, KEY, jax.random.key(4)))
     assert_identical_trees(again, first)
     for path, leaf in flatten(other).items():
-        assert bool(jnp.any(leaf != flatten(first)[path])) == (path in state)
+        assert bool(jnp.any(leaf != flatten(first)[path])) == (path in MATRICES and name in DRAWS)
     assert len(traces) == 1
 
 

@@ -1,0 +1,157 @@
+"""What a config's method means: quantizers, targets and formats as named, and one error for what can't be."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from numpy_weight_sampling import assert_identical, random_weights
+from parameter_trees import assert_identical_trees, nest
+
+import gaussq_jax as gq
+from configs import common, tiny
+from experiments import methods
+
+KEY = jax.random.key(1)
+TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
+
+
+def get_config(argument, **changes):
+    config = tiny.get_config(argument)
+    for field, value in changes.items():
+        config.quantization[field] = value
+    return config
+
+
+def make_params():
+    paths = ('layers/attention/query/kernel', 'layers/attention/out/kernel', 'layers/mlp/up/kernel', 'lm_head/kernel')
+    shapes = ((2, 40, 40), (2, 40, 40), (2, 40, 72), (40, 33))
+    return nest({path: jnp.asarray(random_weights(shape, i)) for i, (path, shape) in enumerate(zip(paths, shapes))})
+
+
+def test_the_configs_offer_every_method_and_part():
+    assert set(common.METHODS) == set(methods.METHODS)
+    assert set(common.PARTS) == {'all', *methods.PARTS}
+
+
+@pytest.mark.parametrize(
+    ('argument', 'transform'),
+    [
+        ('method=bf16', gq.cast_params()),
+        ('method=fqt,format=e2m1', gq.cast_params()),
+        ('method=gaussws,b_init=7,b_target=3', gq.gaussian_weight_sampling(7.0, 3.0)),
+        ('method=gaussws,block_size=16,format=e3m4', gq.gaussian_weight_sampling(block_size=16, fmt='e3m4')),
+        ('method=diffq,format=e2m1', gq.uniform_weight_sampling(fmt='e2m1')),
+        ('method=qat', gq.quantization_aware(gq.Quantizer('e4m3'))),
+        (
+            'method=qat,format=e3m2,block_size=channel,rounding=stochastic',
+            gq.quantization_aware(gq.Quantizer('e3m2', block_size='channel', rounding='stochastic')),
+        ),
+        (
+            'method=qat,format=e2m1,block_size=8x16,scale=mx',
+            gq.quantization_aware(gq.Quantizer('e2m1', block_size=(8, 16), scale='mx')),
+        ),
+    ],
+)
+def test_the_transform_of_a_method(argument, transform):
+    params = make_params()
+    made = methods.make_transform(get_config(argument))
+    state = transform.init(params)
+    assert_identical_trees(made.init(params), state)
+    got, expected = (jax.jit(t.apply)(KEY, params, state) for t in (made, transform))
+    assert_identical_trees(got, expected)
+
+
+def test_qat_of_one_part_leaves_the_others_as_they_are():
+    params = make_params()
+    applied = methods.make_transform(get_config('method=qat,format=e2m1,parts=up')).apply(KEY, params, {})
+    for name in ('query', 'out'):
+        kernel = params['layers']['attention'][name]['kernel']
+        assert_identical(applied['layers']['attention'][name]['kernel'], kernel.astype(jnp.bfloat16))
+    up = params['layers']['mlp']['up']['kernel']
+    expected = gq.fake_quantize(up, gq.Quantizer('e2m1'), axis=1).astype(jnp.bfloat16)
+    assert_identical(applied['layers']['mlp']['up']['kernel'], expected)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('targets', ['P2+P4+P6', 'P5', '+'.join(TARGETS)])
+def test_the_matmul_of_fqt_quantizes_the_operands_that_are_named(targets, training):
+    config = get_config(f'method=fqt,format=e3m2,block_size=tensor,targets={targets}')
+    module = methods.make_dot_general_cls(config, training=training)()
+    quantizer = gq.Quantizer('e3m2', block_size='tensor')
+    for name in TARGETS:
+        assert getattr(module, name) == (quantizer if name in targets else None)
+
+
+def test_stochastic_rounding_is_for_training_steps():
+    config = get_config('method=fqt,rounding=stochastic,targets=P5')
+    rounding = lambda training: methods.make_dot_general_cls(config, training=training)().P5.rounding
+    assert (rounding(True), rounding(False)) == ('stochastic', 'nearest_even')
+    config = get_config('method=fqt,rounding=toward_zero,targets=P5')
+    assert (rounding(True), rounding(False)) == ('toward_zero', 'toward_zero')
+
+
+@pytest.mark.parametrize('method', ['gaussws', 'diffq', 'qat', 'bf16'])
+def test_other_methods_have_the_usual_matmul(method):
+    assert methods.make_dot_general_cls(get_config(f'method={method}'), training=True) is None
+
+
+@pytest.mark.parametrize(
+    ('text', 'block_size'), [('32', 32), ('1', 1), ('channel', 'channel'), ('tensor', 'tensor'), ('16x128', (16, 128))]
+)
+def test_parse_block_size(text, block_size):
+    assert methods.parse_block_size(text) == block_size
+    assert gq.Quantizer('e4m3', block_size=methods.parse_block_size(text)).block_size == block_size
+
+
+@pytest.mark.parametrize('method', ['qat', 'fqt', 'gaussws'])
+@pytest.mark.parametrize('text', ['', '0', '-1', '32.0', '32x', 'x32', '32x32x32', '32X32', 'row', '0x4'])
+def test_a_block_size_that_cannot_be_is_named(method, text):
+    config = get_config(f'method={method}', block_size=text)
+    with pytest.raises(ValueError, match='block_size='):
+        methods.make_transform(config)
+        methods.make_dot_general_cls(config, training=True)
+
+
+@pytest.mark.parametrize('text', ['channel', 'tensor', '32x32'])
+@pytest.mark.parametrize('method', ['gaussws', 'diffq'])
+def test_weight_sampling_has_square_blocks_alone(method, text):
+    with pytest.raises(ValueError, match=r'block_size=.*positive integer'):
+        methods.make_transform(get_config(f'method={method},block_size={text}'))
+
+
+@pytest.mark.parametrize('targets', ['', 'P7', 'P0+P1', 'p2', 'P2,P4', 'P2+', 'P2+P2', 'P2 + P4', 'weights'])
+def test_targets_that_are_no_operands_are_refused(targets):
+    with pytest.raises(ValueError) as error:
+        methods.make_dot_general_cls(get_config('method=fqt', targets=targets), training=True)
+    assert f'config.quantization.targets={targets!r}: allowed are P1, P2, P3, P4, P5, P6' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('method=fqt,parts=up', "config.quantization.parts='up': with fqt it must be 'all'"),
+        ('method=fqt,format=e9m1', "'e9m1'.*known are"),
+        ('method=fqt,scale=nvfp4', "scale='nvfp4' with fmt e4m3 and block_size=32"),
+        ('method=qat,format=fp8', "'fp8'.*known are"),
+        ('method=gaussws,format=e2m1', "fmt=e2m1 can't hold the noise of b_init=6 bits.*e3m4"),
+        ('method=diffq,format=float16', 'fmt=float16 has 10 mantissa bits.*bfloat16'),
+    ],
+)
+def test_settings_that_a_method_cannot_have(argument, message):
+    config = get_config(argument)
+    with pytest.raises(ValueError, match=message):
+        methods.make_transform(config)
+        methods.make_dot_general_cls(config, training=True)
+
+
+@pytest.mark.parametrize('method', common.METHODS)
+def test_the_description_names_what_is_set(method):
+    text = methods.describe(get_config(f'method={method},format=e5m7,block_size=64,b_init=7.5,targets=P3'))
+    named = {'bf16': ['bfloat16'], 'qat': ['e5m7', '64'], 'fqt': ['e5m7', '64', 'P3']}.get(method, ['e5m7', '7.5'])
+    assert [word for word in named if word not in text] == []
+
+
+def test_every_rounding_of_the_configs_is_one_that_quantizers_know():
+    for rounding in common.ARGUMENTS['rounding']:
+        assert gq.Quantizer('e4m3', rounding=rounding).rounding == rounding
+    for scale in common.ARGUMENTS['scale']:
+        gq.Quantizer('e2m1', block_size=16, scale=scale)
