@@ -65,12 +65,13 @@ def base_config(argument: ConfigDict) -> ConfigDict:
     Raises:
       ValueError: for an argument that the method has no use for.
     """
-    for name in {name for settings in SETTINGS.values() for name in settings} - set(SETTINGS[argument.method]):
-        default = ARGUMENTS[name][0] if isinstance(ARGUMENTS[name], tuple) else ARGUMENTS[name]
-        if argument[name] != default:
-            used = ', '.join(SETTINGS[argument.method]) or 'none'
+    used = SETTINGS[argument.method]
+    for name, default in ARGUMENTS.items():
+        default = default[0] if isinstance(default, tuple) else default
+        if name not in ('method', 'smoke', *used) and argument[name] != default:
+            uses = f'uses {", ".join(used)}' if used else 'has no settings'
             raise ValueError(
-                f'config argument {name}={argument[name]}: method={argument.method} has no use for it; it has for {used}'
+                f'config argument {name}={argument[name]} is not for method={argument.method}, which {uses}'
             )
     return ConfigDict(
         dict(

@@ -65,3 +65,22 @@ def test_the_format_by_default(method, fmt):
     """Methods that round need one; sampled weights are rounded to one only if it is named."""
     config = common.base_config(common.parse(f'method={method}', **common.ARGUMENTS))
     assert (config.quantization.format, config.quantization.block_size) == (fmt, '32')
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('method=bf16,format=e4m3', 'config argument format is not for method=bf16; those that are: none'),
+        ('method=gaussws,targets=P1', 'config argument targets is not for method=gaussws; those that are: b_init, '),
+        ('method=qat,b_init=5', 'config argument b_init is not for method=qat; those that are: parts, format, '),
+        ('method=fqt,parts=out', 'config argument parts is not for method=fqt; those that are: format, block_size'),
+    ],
+)
+def test_an_argument_that_the_method_would_ignore_is_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        common.base_config(common.parse(argument, **common.ARGUMENTS))
+
+
+def test_every_argument_is_for_some_method():
+    used = {name for settings in common.SETTINGS.values() for name in settings}
+    assert used == set(common.ARGUMENTS) - {'method', 'smoke'} and set(common.SETTINGS) == set(common.METHODS)
