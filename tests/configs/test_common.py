@@ -70,10 +70,10 @@ def test_the_format_by_default(method, fmt):
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-        ('method=bf16,format=e4m3', 'config argument format is not for method=bf16; those that are: none'),
-        ('method=gaussws,targets=P1', 'config argument targets is not for method=gaussws; those that are: b_init, '),
-        ('method=qat,b_init=5', 'config argument b_init is not for method=qat; those that are: parts, format, '),
-        ('method=fqt,parts=out', 'config argument parts is not for method=fqt; those that are: format, block_size'),
+        ('method=bf16,format=e4m3', 'format=e4m3 is not for method=bf16, which has no settings'),
+        ('method=gaussws,targets=P1', 'targets=P1 is not for method=gaussws, which uses b_init, b_target, '),
+        ('method=qat,b_init=5', 'b_init=5.0 is not for method=qat, which uses parts, format, '),
+        ('method=fqt,parts=out', 'parts=out is not for method=fqt, which uses format, block_size, '),
     ],
 )
 def test_an_argument_that_the_method_would_ignore_is_refused(argument, message):
