@@ -2,8 +2,15 @@
 
 from ml_collections import ConfigDict
 
-METHODS = ('gaussws', 'diffq', 'qat', 'fqt', 'bf16')
 PARTS = ('all', 'qkv', 'out', 'up', 'down')
+SETTINGS = {  # which arguments each method has a use for
+    'gaussws': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
+    'diffq': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
+    'qat': ('parts', 'format', 'block_size', 'scale', 'rounding'),
+    'fqt': ('format', 'block_size', 'scale', 'rounding', 'targets'),
+    'bf16': (),
+}
+METHODS = tuple(SETTINGS)
 ARGUMENTS = dict(  # of every config
     method=METHODS,
     b_init=6.0,
@@ -16,13 +23,6 @@ ARGUMENTS = dict(  # of every config
     targets='P2+P4+P6',
     smoke=False,
 )
-SETTINGS = {  # which of the arguments a method has a use for
-    'gaussws': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
-    'diffq': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
-    'qat': ('parts', 'format', 'block_size', 'scale', 'rounding'),
-    'fqt': ('format', 'block_size', 'scale', 'rounding', 'targets'),
-    'bf16': (),
-}
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -61,18 +61,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
 
     Args:
       argument: as parsed, with `ARGUMENTS`.
-
-    Raises:
-      ValueError: for an argument that the method has no use for.
     """
-    used = SETTINGS[argument.method]
-    for name, default in ARGUMENTS.items():
-        default = default[0] if isinstance(default, tuple) else default
-        if name not in ('method', 'smoke', *used) and argument[name] != default:
-            uses = f'uses {", ".join(used)}' if used else 'has no settings'
-            raise ValueError(
-                f'config argument {name}={argument[name]} is not for method={argument.method}, which {uses}'
-            )
     return ConfigDict(
         dict(
             seed=0,
@@ -80,7 +69,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             quantization=dict(
                 # What is rounded to what. gaussws, diffq: the sampled weights, in square blocks, to a format if one is
                 # named; qat: the weights; fqt: the GEMM operands.
-                format=argument.format or ('e4m3' if argument.method in ('qat', 'fqt') else ''),
+                format=argument.format,  # '' is none for gaussws and diffq, e4m3 for qat and fqt
                 block_size=argument.block_size,  # a number, and for qat and fqt also channel, tensor, ROWSxCOLS
                 scale=argument.scale,  # qat, fqt
                 rounding=argument.rounding,  # qat, fqt; outside of training steps, stochastic means nearest_even

@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cast_benchmark, partitioning, runs, timing, training
+from experiments.methods import with_method
 from gaussq_jax.param_rules import leaf_path
 from gaussq_jax.param_transforms import path_hash
 
@@ -87,8 +88,8 @@ def time_steps(config: ConfigDict, methods: list[str], turns: int) -> dict:
     config.optimizer.warmup_steps, config.total_steps = 1, turns + 3
     train_steps, states = {}, {}
     for method in methods:
-        config.method = 'gaussws' if method == 'naive' else method
-        experiment = training.make_experiment(config, VOCABULARY)
+        of_method = with_method(config, 'gaussws' if method == 'naive' else method)
+        experiment = training.make_experiment(of_method, VOCABULARY)
         if method == 'naive':
             experiment = naive(experiment)
         train_steps[method], states[method] = training.make_train_step(experiment), training.init_state(experiment)

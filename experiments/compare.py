@@ -28,42 +28,40 @@ class Setting(NamedTuple):
     """The runs that share all fields but the seed."""
 
     fields: dict[str, str]
-    by_seed: dict[str, float]
+    by_seed: dict[str, float]  # of the runs that are done
+    missing: list[str]  # the names of those that are not
 
 
 def main(argv):
     del argv
     with runs.user_errors():
-        settings, missing = read_settings(pathlib.Path(WORKDIR.value) / 'results.csv', METRIC.value)
+        settings = read_settings(pathlib.Path(WORKDIR.value) / 'results.csv', METRIC.value)
     print(markdown(settings, METRIC.value))
-    if missing:
+    if missing := [name for setting in settings for name in setting.missing]:
         sys.exit(f'not done, and left out: {", ".join(missing)}')
 
 
-def read_settings(path: pathlib.Path, metric: str) -> tuple[list[Setting], list[str]]:
-    """The settings in a results.csv, in its order, and the names of the runs that are not done.
+def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
+    """The settings in a results.csv, in its order; its fields stand between status and seconds.
 
     Raises:
       ValueError: if there is no such column, or no run that is done.
     """
     with open(path, newline='') as file:
         rows = list(csv.DictReader(file))
-    done = [row for row in rows if row['status'] == 'done']
-    if not done or metric not in done[0]:
+    if metric not in (rows[0] if rows else ()) or all(row['status'] != 'done' for row in rows):
         columns = ', '.join(rows[0]) if rows else 'none'
         raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')
-    return group(done, metric), [row['name'] for row in rows if row['status'] != 'done']
-
-
-def group(rows: list[dict[str, str]], metric: str) -> list[Setting]:
-    """The settings of these runs; the fields of a sweep stand between status and seconds."""
     names = list(rows[0])
     fields = [name for name in names[names.index('status') + 1 : names.index('seconds')] if name != 'seed']
     settings = {}
     for row in rows:
         key = tuple(row[field] for field in fields)
-        setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}))
-        setting.by_seed[row.get('seed', '')] = float(row[metric])
+        setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}, []))
+        if row['status'] == 'done':
+            setting.by_seed[row.get('seed', '')] = float(row[metric])
+        else:
+            setting.missing.append(row['name'])
     return list(settings.values())
 
 
@@ -73,12 +71,14 @@ def markdown(settings: list[Setting], metric: str) -> str:
     lines = [[*(field.rpartition('.')[2] for field in fields), 'seeds', metric, 'to the first row', 'to the row above']]
     lines.append(['---'] * len(lines[0]))
     for setting, above in zip(settings, [None, *settings]):
+        done, count = len(setting.by_seed), len(setting.by_seed) + len(setting.missing)
+        seeds = str(count) if done == count else f'{done} of {count}'
         mean, error = mean_and_error(list(setting.by_seed.values()))
         first = above and difference(setting, settings[0])
         neighbour = above and sum(setting.fields[field] != above.fields[field] for field in fields) == 1
         previous = difference(setting, above) if neighbour else ''
         loss = f'{mean:.4f} ± {error:.4f}'
-        lines.append([*setting.fields.values(), str(len(setting.by_seed)), loss, first or '', previous])
+        lines.append([*setting.fields.values(), seeds, loss, first or '', previous])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -95,8 +95,8 @@ def difference(setting: Setting, other: Setting) -> str:
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
     """The mean and its standard error; NaN for the error of one value."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), float(error)
+    mean = float(np.mean(values)) if values else math.nan
+    return mean, float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 if __name__ == '__main__':

@@ -6,8 +6,9 @@
 The latter prints, for each weight matrix, the bits a weight, scales included; the share of weights that underflow to
 zero, and of those that saturate, being beyond the largest magnitude that their block can hold; and the ratio of signal
 to quantization noise. It writes them to WORKDIR/quantization.csv and draws them in WORKDIR/quantization.png. No data is
-needed. The float32 weights are quantized as the run does it: fqt, in the forward pass, and qat with their format and
-scales, to nearest; gaussws and diffq to the format that a block's learned bitwidth asks for, if they have no other.
+needed. The float32 master weights are quantized to the run's format and scales, to nearest: of fqt those of the forward
+pass; of gaussws and diffq, if they have no format, that which each block's learned bitwidth asks for, whose name is not
+counted in the bits.
 --format, --block_size and --scale ask what another format would do:
 
     python -m experiments.evaluate --workdir=runs/tiny-bf16 --quantization --format=e2m1 --scale=nvfp4 --block_size=16
@@ -70,7 +71,7 @@ def report_quantization(workdir: pathlib.Path):
             config, fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value
         )
         rows = quantization_report.measure_run(run, quantizer)
-        title = f'{config.name}, step {int(run.state.step)}: {quantization_report.describe(quantizer)}'
+        title = f'{workdir.name}, step {int(run.state.step)}: {quantization_report.describe(quantizer)}'
         quantization_report.write_csv(rows, table)
         quantization_report.draw(rows, title, picture)
     print(title, quantization_report.table(rows), f'written to {table} and {picture}', sep='\n')

@@ -2,17 +2,47 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
+from configs import common
 from gaussq_jax import models
+from gaussq_jax.quantized_dot_general import TARGETS
 
 SAMPLING = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling}
-METHODS = (*SAMPLING, 'qat', 'fqt', 'bf16')
 PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
-TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
+DEFAULT_FORMAT = 'e4m3'  # of qat and fqt
+
+
+def check_settings(config: ConfigDict):
+    """Raises ValueError for a method that isn't there, and for a setting that would do nothing with this one."""
+    if config.method not in common.METHODS:
+        allowed = ', '.join(map(repr, common.METHODS))
+        raise ValueError(f'config.method={config.method!r}: allowed are {allowed}')
+    for name, default in _unused_settings(config.method).items():
+        if (value := config.quantization[name]) != default:
+            uses = ', '.join(common.SETTINGS[config.method]) or 'none of the settings'
+            raise ValueError(
+                f'config.quantization.{name}={value!r} would do nothing with method={config.method}, which uses {uses};'
+                f' leave it at {default!r}'
+            )
+
+
+def with_method(config: ConfigDict, method: str) -> ConfigDict:
+    """The same config with another method; settings that this one has no use for are at their defaults."""
+    config = config.copy_and_resolve_references()
+    config.method = method
+    config.quantization.update(_unused_settings(method))
+    return config
+
+
+def _unused_settings(method: str) -> dict[str, Any]:
+    used = ('method', 'smoke', *common.SETTINGS[method])
+    defaults = {name: value[0] if isinstance(value, tuple) else value for name, value in common.ARGUMENTS.items()}
+    return {name: value for name, value in defaults.items() if name not in used}
 
 
 def make_transform(config: ConfigDict) -> gq.ParamTransform:
@@ -55,15 +85,10 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool) -> Callable | No
     """
     if config.method != 'fqt':
         return None
-    quantization = config.quantization
-    if quantization.parts != 'all':
-        raise ValueError(
-            f"config.quantization.parts={quantization.parts!r}: with fqt it must be 'all', all linear layers"
-        )
-    targets = quantization.targets.split('+')
+    targets = config.quantization.targets.split('+')
     if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
         allowed = ', '.join(TARGETS)
-        raise ValueError(f'config.quantization.targets={quantization.targets!r}: allowed are {allowed}, joined by +')
+        raise ValueError(f'config.quantization.targets={"+".join(targets)!r}: allowed are {allowed}, joined by +')
     quantizer = make_quantizer(config)
     if not training:
         quantizer = quantizer.deterministic()
@@ -72,16 +97,18 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool) -> Callable | No
 
 def describe(config: ConfigDict) -> str:
     """The settings that the method uses, in a few words."""
+    if config.method == 'bf16':
+        return 'weights rounded to bfloat16'
     quantization = config.quantization
-    quantizer = f'{quantization.format}, {quantization.scale} scales, block size {quantization.block_size}'
-    sampled = f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}' + (
-        f', rounded to {quantization.format}' if quantization.format else ''
+    if config.method in SAMPLING:
+        rounded = f', rounded to {quantization.format}' if quantization.format else ''
+        return f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}{rounded}'
+    quantizer = make_quantizer(config)
+    what = {'qat': 'weights', 'fqt': quantization.targets}[config.method]
+    return (
+        f'{what} quantized to {quantizer.fmt}, {quantizer.scale} scales, block size {quantization.block_size},'
+        f' {quantizer.rounding}'
     )
-    return {
-        'bf16': 'weights rounded to bfloat16',
-        'qat': f'weights quantized to {quantizer}',
-        'fqt': f'{quantization.targets} quantized to {quantizer}, {quantization.rounding}',
-    }.get(config.method, sampled)
 
 
 def make_quantizer(config: ConfigDict) -> gq.Quantizer:
@@ -92,7 +119,7 @@ def make_quantizer(config: ConfigDict) -> gq.Quantizer:
     """
     quantization = config.quantization
     return gq.Quantizer(
-        quantization.format,
+        quantization.format or DEFAULT_FORMAT,
         block_size=parse_block_size(quantization.block_size),
         scale=quantization.scale,
         rounding=quantization.rounding,

@@ -138,11 +138,11 @@ def measure_bitwidths(weights: np.ndarray, bitwidths: np.ndarray, block_size: in
     """Measures a matrix (rows, columns) of which each square block has the format of its bitwidth, in MX scales."""
     rows, columns = weights.shape
     spread = lambda grid: grid.repeat(block_size, 0).repeat(block_size, 1)[:rows, :columns]
-    whole_bitwidths = np.ceil(bitwidths)  # which decide: see `format_for_bitwidth`
+    formats = np.vectorize(gq.format_for_bitwidth, otypes=[object])(bitwidths)
     quantized, largest, bits = np.zeros_like(weights), np.zeros_like(weights), 0
-    for bitwidth in np.unique(whole_bitwidths):
-        quantizer = gq.Quantizer(gq.format_for_bitwidth(bitwidth), block_size=(block_size, block_size), scale='mx')
-        here = spread(whole_bitwidths == bitwidth)
+    for fmt in set(formats.flat):
+        quantizer = gq.Quantizer(fmt, block_size=(block_size, block_size), scale='mx')
+        here = spread(formats == fmt)
         for result, of_this in zip((quantized, largest), _quantize(weights, quantizer)):
             result[here] = of_this[here]
         bits += quantizer.fmt.bits * np.count_nonzero(here)

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags, logging
+from flax import traverse_util
 from ml_collections import ConfigDict
 
+from configs import common
 from experiments import input_pipeline, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored, load_config
 
@@ -80,11 +82,15 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     Whatever mesh it was trained on, the weights are sharded over the devices that there are. No text is needed.
 
     Raises:
-      ValueError: if there is no whole checkpoint, or the tokenizer's file can't be read.
+      ValueError: if there is no whole checkpoint, its config is of an earlier version, or the tokenizer's file can't
+        be read.
     """
     directory = workdir / 'checkpoints'
     config = ConfigDict(load_config(directory))
     del config['corpus']
+    fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
+    if missing := set(fields) - set(traverse_util.flatten_dict(config.to_dict(), sep='.')):
+        raise ValueError(f'{workdir} is of an earlier version: its config lacks {", ".join(sorted(missing))}')
     config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
     tokenizer = tokenizers.load_tokenizer(config.tokenizer)
     experiment = training.make_experiment(config, tokenizer.vocab_size)

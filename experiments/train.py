@@ -1,4 +1,4 @@
-"""Train a language model whose weights are sampled, and show what it does.
+"""Train a language model in low precision, and show what it does.
 
     python -m experiments.train                                                  # configs/tiny.py, any machine
     python -m experiments.train --config=configs/llama2.py:size=134m,method=gaussws --workdir=runs/134m

@@ -249,7 +249,8 @@ def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh):
 
 
 def _check_config(config: ConfigDict):
-    choices = {'method': methods.METHODS, 'model.family': MODELS, 'dtype': ('bfloat16', 'float32')}
+    methods.check_settings(config)
+    choices = {'model.family': MODELS, 'dtype': ('bfloat16', 'float32')}
     for name, allowed in choices.items():
         value = functools.reduce(getattr, name.split('.'), config)
         if value not in allowed:

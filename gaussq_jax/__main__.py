@@ -1,4 +1,4 @@
-"""Print a table of float formats: the standard ones and the all-finite ones of up to eight bits, or those named.
+"""Print a table of float formats: those of ml_dtypes and all-finite ones of 3 to 8 bits, or those named.
 
 python -m gaussq_jax [FORMAT ..]
 """
@@ -11,8 +11,10 @@ COLUMNS = ('format', 'special', 'bits', 'bias', 'largest', 'least normal', 'leas
 
 
 def main(names: list[str]):
+    if {'-h', '--help'} & set(names):
+        sys.exit(__doc__)
     try:
-        formats = [parse_format(name) for name in names] or [*ML_DTYPES_FORMATS.values(), *paper_formats()]
+        formats = [parse_format(name) for name in names] or [*ML_DTYPES_FORMATS.values(), *finite_formats()]
     except ValueError as error:
         sys.exit(f'error: {error}')
     print('{:<15}{:<9}{:>4}{:>6}{:>14}{:>14}{:>17}{:>14}'.format(*COLUMNS))
@@ -23,8 +25,8 @@ def main(names: list[str]):
         print(f'{largest:>14}{normal:>14}{subnormal:>17}{len(fmt.values()):>14}')
 
 
-def paper_formats() -> list[FloatFormat]:
-    """E + M from 2 to 7, at most six exponent bits, and a mantissa bit at least: the layouts of the Capybara paper."""
+def finite_formats() -> list[FloatFormat]:
+    """E + M from 2 to 7, with at most six exponent bits and at least one mantissa bit."""
     return [FloatFormat(e, total - e) for total in range(2, 8) for e in range(min(total, 7))]
 
 

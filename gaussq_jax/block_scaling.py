@@ -32,7 +32,7 @@ class Quantizer:
       block_size: what shares a scale, along an axis that is chosen where the quantizer is used.
         an integer: so many consecutive values along the axis; the last block may be shorter.
         'channel': the whole of the axis.
-        'tensor': the whole tensor.
+        'tensor': the whole tensor; under `jax.vmap` and `jax.shard_map`, each slice or shard, as of NVFP4's g.
         (rows, cols): a tile of `cols` values along the axis and `rows` along the other one of the last two axes.
       scale: how a block's scale follows from A, its largest magnitude.
         'absmax': S = fmt.max / A in float32, Y = round(X S) / S.
@@ -91,7 +91,8 @@ def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: j
       quantizer: says what shares a scale along `axis`, and what the values are rounded to.
       axis: an axis of x, or several that are read as one, flattened in the order given. For the GEMM operand that x
         is, its contraction axis.
-      key: a JAX PRNG key; needed for stochastic rounding, and for nothing else.
+      key: a JAX PRNG key; needed for stochastic rounding, and for nothing else. One key means the same random bits:
+        under `jax.vmap`, map it too.
 
     Returns:
       An array of x's shape and dtype.
@@ -107,6 +108,7 @@ def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: j
     Source: arXiv 2501.02423, section 3.
     """
     check_input(x)
+    _check_quantizer(quantizer)
     check_rounding(quantizer.rounding, key)
     axes = _check_axis(axis, x.ndim, quantizer.block_size)
     if not x.size:
@@ -144,6 +146,7 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
     Source: arXiv 2501.02423, section 3; OCP Microscaling Formats v1.0, section 6.3.
     """
     check_input(x)
+    _check_quantizer(quantizer)
     axes = _check_axis(axis, x.ndim, quantizer.block_size)
     if not x.size:
         return x.astype(jnp.float32)
@@ -270,9 +273,14 @@ def _check_block_size(block_size: Any) -> int | str | tuple[int, int]:
     raise ValueError(f"block_size={block_size!r}: allowed are a positive integer, 'channel', 'tensor' and (rows, cols)")
 
 
+def _check_quantizer(quantizer: Any):
+    if not isinstance(quantizer, Quantizer):
+        raise ValueError(f"quantizer={quantizer!r}: it must be a Quantizer, such as Quantizer('e4m3')")
+
+
 def _check_axis(axis: Axis, ndim: int, block_size: Any) -> tuple[int, ...]:
-    given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, str) else (axis,)
-    if not all(hasattr(i, '__index__') for i in given):
+    given = (axis,) if isinstance(axis, str) or np.ndim(axis) == 0 else tuple(axis)
+    if not all(hasattr(i, '__index__') and not isinstance(i, bool) for i in given):
         raise ValueError(f'axis={axis!r}: it must be an integer, or several')
     axes = tuple(operator.index(i) + ndim * (i < 0) for i in given)
     if len(set(axes)) < len(axes) or not all(0 <= i < ndim for i in axes):

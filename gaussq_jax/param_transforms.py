@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from gaussq_jax import explicit_sharding
 from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat
@@ -154,7 +155,7 @@ def quantization_aware(
         W_hat = round(fake_quantize(W)),    dW = dW_hat
 
     Scales run along the rows of a matrix (see `rules`), the axis that a linear layer contracts; 'tensor' means
-    the matrix. All other floating leaves are rounded to `dtype`; nothing is learned.
+    the matrix, and so does NVFP4's tensor scale. All other floating leaves are rounded to `dtype`; nothing is learned.
 
     Args:
       quantizer: says what shares a scale and what the weights are rounded to. If it rounds stochastically, the random
@@ -272,12 +273,12 @@ class _WeightSampling(_MatrixTransform):
         select(self.implementation)
         if self.fmt is None:
             return
-        fmt, enough = check_format(self.fmt, self.dtype), format_for_bitwidth(self.b_init)
-        if self.noise == 'rounded_normal' and fmt != enough and not holds_noise(fmt, self.b_init):
-            raise ValueError(
-                f"fmt={fmt} can't hold the noise of b_init={self.b_init:g} bits, which needs {enough.mantissa_bits}"
-                f' mantissa and {enough.exponent_bits} exponent bits, as {enough} has'
-            )
+        fmt = check_format(self.fmt, self.dtype)
+        if self.noise == 'rounded_normal' and not holds_noise(fmt, self.b_init):
+            enough = format_for_bitwidth(self.b_init)
+            is_enough = holds_noise(enough, self.b_init)
+            which = f'{enough} can, as the narrowest' if is_enough else 'beyond 9 bits, none that bfloat16 holds can'
+            raise ValueError(f"fmt={fmt} can't hold the noise of b_init={self.b_init:g} bits; {which}")
 
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
         return {path: jnp.ones(block_grid(shape, self.block_size)) for path, shape in matrix_shapes.items()}
@@ -339,15 +340,17 @@ class _QuantizationAware(_MatrixTransform):
 
     def transform_matrices(self, key, matrices, name, state, layer):
         *batch, m, n = matrices.shape
-        stack = matrices.reshape(-1, m, n)
-        quantizer, keys = self.quantizer, None
-        if key is None:
-            quantizer = quantizer.deterministic()
-        elif quantizer.rounding == 'stochastic':
-            first = 0 if layer is None else layer * stack.shape[0]
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(stack.shape[0]))
-        quantized = jax.vmap(lambda matrix, key: fake_quantize(matrix, quantizer, axis=-2, key=key))(stack, keys)
-        return round_to_dtype(quantized.reshape(*batch, m, n), self.dtype)
+        quantizer = self.quantizer if key is not None else self.quantizer.deterministic()
+        first = 0 if layer is None else layer * math.prod(batch)
+
+        def quantize(matrices, key, first):
+            stack, keys = matrices.reshape(-1, m, n), None
+            if quantizer.rounding == 'stochastic':
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(stack.shape[0]))
+            quantized = jax.vmap(lambda matrix, key: fake_quantize(matrix, quantizer, axis=-2, key=key))(stack, keys)
+            return quantized.reshape(*batch, m, n)
+
+        return round_to_dtype(explicit_sharding.like(matrices, quantize)(matrices, key, first), self.dtype)
 
 
 def _cast(leaf: Any, dtype: Any) -> Any:

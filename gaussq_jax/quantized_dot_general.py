@@ -79,7 +79,7 @@ def quantized_dot_general(
     ) -> jax.Array:
         if bool(stochastic) != (key is not None):
             needs = f'is needed by {", ".join(stochastic)}' if stochastic else 'is given for nothing'
-            raise ValueError(f'a key {needs}: quantizers that round stochastically take one, and no others')
+            raise ValueError(f'a key {needs}: stochastic rounding takes one (in linen, by QuantizedDotGeneral)')
         multiply = functools.partial(
             jax.lax.dot_general,
             dimension_numbers=dimension_numbers,
@@ -89,8 +89,8 @@ def quantized_dot_general(
         )
         if not any(quantizers):
             return multiply(lhs, rhs)
-        check_input(lhs)
-        check_input(rhs)
+        check_input(lhs, 'lhs')
+        check_input(rhs, 'rhs')
         return _three_gemms(multiply, _roles(dimension_numbers, lhs.ndim, rhs.ndim), quantizers)(key, lhs, rhs)
 
     return dot_general

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from gaussq_jax import explicit_sharding
@@ -23,7 +22,7 @@ def round_to_format(
     key: jax.Array | None = None,
     saturate: bool = True,
 ) -> jax.Array:
-    """x rounded to the numbers of a format: a simulated cast, exact to the bit, on every device.
+    """x rounded to the numbers of a format: a simulated cast, exact to the bit, by integer arithmetic only.
 
     The format's subnormals are kept, also those that are float32 subnormals; so is the sign of a zero; NaN stays NaN.
     The gradient is straight through, dx = dy, also where x saturates.
@@ -85,10 +84,12 @@ def as_format(fmt: FloatFormat | str) -> FloatFormat:
     return fmt if isinstance(fmt, FloatFormat) else parse_format(fmt)
 
 
-def check_input(x: jax.Array):
+def check_input(x: jax.Array, name: str = 'x'):
     """ValueError unless x is an array of a dtype that float32 holds."""
     if getattr(x, 'dtype', None) not in DTYPES:
-        raise ValueError(f'x is {getattr(x, "dtype", type(x).__name__)}; allowed are float32, bfloat16 and float16')
+        raise ValueError(
+            f'{name} is {getattr(x, "dtype", type(x).__name__)}; allowed are float32, bfloat16 and float16'
+        )
 
 
 def check_rounding(rounding: str, key: jax.Array | None):
@@ -115,7 +116,7 @@ def _straight_through_jvp(primals, tangents):
 @functools.cache
 def _largest_in(dtype: Any, fmt: FloatFormat) -> float:
     """The largest number that the dtype and the format share."""
-    info = ml_dtypes.finfo(dtype)
+    info = jnp.finfo(dtype)
     if fmt.max >= float(info.max):
         values = fmt.values()
         return float(values[values <= float(info.max)][-1])

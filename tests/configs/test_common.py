@@ -67,20 +67,6 @@ def test_the_format_by_default(method, fmt):
     assert (config.quantization.format, config.quantization.block_size) == (fmt, '32')
 
 
-@pytest.mark.parametrize(
-    ('argument', 'message'),
-    [
-        ('method=bf16,format=e4m3', 'format=e4m3 is not for method=bf16, which has no settings'),
-        ('method=gaussws,targets=P1', 'targets=P1 is not for method=gaussws, which uses b_init, b_target, '),
-        ('method=qat,b_init=5', 'b_init=5.0 is not for method=qat, which uses parts, format, '),
-        ('method=fqt,parts=out', 'parts=out is not for method=fqt, which uses format, block_size, '),
-    ],
-)
-def test_an_argument_that_the_method_would_ignore_is_refused(argument, message):
-    with pytest.raises(ValueError, match=message):
-        common.base_config(common.parse(argument, **common.ARGUMENTS))
-
-
 def test_every_argument_is_for_some_method():
     used = {name for settings in common.SETTINGS.values() for name in settings}
     assert used == set(common.ARGUMENTS) - {'method', 'smoke'} and set(common.SETTINGS) == set(common.METHODS)

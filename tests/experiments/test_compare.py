@@ -29,9 +29,18 @@ def cells(line):
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_differences_are_taken_seed_by_seed():
+def write(path, table):
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    return path
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path):
     """The seeds differ by more than the formats do; paired, the difference is still seen, and noise is called noise."""
-    header, _, *lines = map(cells, compare.markdown(compare.group(rows()[:-1], 'loss'), 'loss').splitlines())
+    settings = compare.read_settings(write(tmp_path / 'results.csv', rows()), 'loss')
+    header, _, *lines = map(cells, compare.markdown(settings, 'loss').splitlines())
     assert header == ['format', 'block_size', 'seeds', 'loss', 'to the first row', 'to the row above']
     first, e4m3, e2m1, e1m1 = lines
     assert first == ['bf16', '32', '3', f'2.1000 ± {0.1 / np.sqrt(3):.4f}', '', '']
@@ -42,23 +51,17 @@ def test_differences_are_taken_seed_by_seed():
     error = difference.std(ddof=1) / np.sqrt(3)
     assert e2m1[4] == f'{difference.mean() / 2.1:+.2%} ± {error / 2.1:.2%}'
     assert e2m1[5].startswith('+') and 'not' not in e2m1[5]
-    assert e1m1[2] == '2' and e1m1[5] == ''  # two fields changed
+    assert e1m1[2] == '2 of 3' and e1m1[5] == ''  # one failed; two fields changed
+    assert [setting.missing for setting in settings] == [[], [], [], ['broken']]
 
 
-def test_one_seed_separates_nothing():
-    first_seed = [row for row in rows() if row['seed'] == '0']
-    *_, last = compare.markdown(compare.group(first_seed, 'loss'), 'loss').splitlines()
+def test_one_seed_separates_nothing(tmp_path):
+    path = write(tmp_path / 'results.csv', [row for row in rows() if row['seed'] == '0'])
+    *_, last = compare.markdown(compare.read_settings(path, 'loss'), 'loss').splitlines()
     assert 'nan' in last and 'not separated' in last
 
 
-def test_what_is_missing_is_named(tmp_path):
-    """Runs that are not done are left out by name; an unknown column is an error that lists the columns."""
-    path = tmp_path / 'results.csv'
-    with open(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows()[0]))
-        writer.writeheader()
-        writer.writerows(rows())
-    settings, missing = compare.read_settings(path, 'loss')
-    assert missing == ['broken'] and settings == compare.group(rows()[:-1], 'loss')
+def test_an_unknown_column_is_an_error_that_lists_the_columns(tmp_path):
+    path = write(tmp_path / 'results.csv', rows())
     with pytest.raises(ValueError, match="no 'speed' of a run that is done; its columns are name, status, a"):
         compare.read_settings(path, 'speed')

@@ -7,7 +7,7 @@ from numpy_weight_sampling import assert_identical, random_weights
 from parameter_trees import assert_identical_trees, nest
 
 import gaussq_jax as gq
-from configs import common, tiny
+from configs import capybara, common, tiny
 from experiments import methods
 
 KEY = jax.random.key(1)
@@ -28,7 +28,6 @@ def make_params():
 
 
 def test_the_configs_offer_every_method_and_part():
-    assert set(common.METHODS) == set(methods.METHODS)
     assert set(common.PARTS) == {'all', *methods.PARTS}
 
 
@@ -128,7 +127,6 @@ def test_targets_that_are_no_operands_are_refused(targets):
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-        ('method=fqt,parts=up', "config.quantization.parts='up': with fqt it must be 'all'"),
         ('method=fqt,format=e9m1', "'e9m1'.*known are"),
         ('method=fqt,scale=nvfp4', "scale='nvfp4' with fmt e4m3 and block_size=32"),
         ('method=qat,format=fp8', "'fp8'.*known are"),
@@ -145,7 +143,7 @@ def test_settings_that_a_method_cannot_have(argument, message):
 
 @pytest.mark.parametrize('method', common.METHODS)
 def test_the_description_names_what_is_set(method):
-    text = methods.describe(get_config(f'method={method},format=e5m7,block_size=64,b_init=7.5,targets=P3'))
+    text = methods.describe(get_config(f'method={method}', format='e5m7', block_size='64', b_init=7.5, targets='P3'))
     named = {'bf16': ['bfloat16'], 'qat': ['e5m7', '64'], 'fqt': ['e5m7', '64', 'P3']}.get(method, ['e5m7', '7.5'])
     assert [word for word in named if word not in text] == []
 
@@ -155,3 +153,37 @@ def test_every_rounding_of_the_configs_is_one_that_quantizers_know():
         assert gq.Quantizer('e4m3', rounding=rounding).rounding == rounding
     for scale in common.ARGUMENTS['scale']:
         gq.Quantizer('e2m1', block_size=16, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ('method', 'changes', 'message'),
+    [
+        ('bf16', dict(format='e4m3'), "quantization.format='e4m3' would do nothing with method=bf16, which uses none"),
+        (
+            'gaussws',
+            dict(targets='P1'),
+            "targets='P1' would do nothing with method=gaussws, which uses b_init, b_target",
+        ),
+        ('gaussws', dict(scale='mx'), "scale='mx' would do nothing"),
+        ('qat', dict(b_init=5.0), 'b_init=5.0 would do nothing with method=qat.*; leave it at 6.0'),
+        ('fqt', dict(parts='out'), "parts='out' would do nothing with method=fqt"),
+    ],
+)
+def test_a_setting_that_the_method_would_ignore_is_refused(method, changes, message):
+    with pytest.raises(ValueError, match=message):
+        methods.check_settings(get_config(f'method={method}', **changes))
+
+
+@pytest.mark.parametrize('make', [tiny.get_config, capybara.get_config])
+def test_the_method_of_a_config_can_be_changed(make):
+    """A sweep sets the field alone; with what another method used, `with_method` does it."""
+    for first in common.METHODS:
+        for second in common.METHODS:
+            config = make(f'method={first}')
+            config.method = second
+            methods.check_settings(config)
+            methods.make_transform(config)
+            methods.make_dot_general_cls(config, training=True)
+    changed = methods.with_method(tiny.get_config('method=fqt,format=e2m1,targets=P5,block_size=64'), 'bf16')
+    methods.check_settings(changed)
+    assert (changed.method, changed.quantization.format, changed.quantization.targets) == ('bf16', '', 'P2+P4+P6')

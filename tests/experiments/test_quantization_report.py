@@ -292,7 +292,7 @@ def test_the_program(tmp_path, monkeypatch, capsys, sizes):
     with on_mesh(sizes):
         run_evaluate(monkeypatch, tmp_path, QUANTIZATION=True, FORMAT='e2m1', BLOCK_SIZE='16')
     title, *table, written = capsys.readouterr().out.splitlines()
-    assert title == f'{config.name}, step 7: e2m1, absmax scales, block size 16'
+    assert title == f'{tmp_path.name}, step 7: e2m1, absmax scales, block size 16'
     expected = report.measure_run(runs.Run(experiment, None, state), gq.Quantizer('e2m1', block_size=16))
     assert '\n'.join(table) == report.table(expected)
     assert written == f'written to {tmp_path}/quantization.csv and {tmp_path}/quantization.png'

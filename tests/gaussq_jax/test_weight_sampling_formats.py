@@ -244,13 +244,11 @@ def test_a_format_that_cannot_hold_the_noise_is_an_error_that_names_one_that_can
 
 
 @pytest.mark.parametrize(('b_init', 'fmt'), [(9.5, 'e3m2'), (12.0, 'e5m9'), (10.0, 'bfloat16')])
-def test_beyond_nine_bits_the_format_named_can_be_used(b_init, fmt):
-    """What an error names as wide enough is not refused in its turn."""
-    with pytest.raises(ValueError) as error:
+def test_beyond_nine_bits_no_format_is_recommended(b_init, fmt):
+    """bfloat16 loses noise of more than 9 bits itself; in float32, there are formats that hold 12 bits."""
+    with pytest.raises(ValueError, match='beyond 9 bits, none that bfloat16 holds can'):
         gq.gaussian_weight_sampling(b_init, 1.0, fmt=fmt, dtype=jnp.float32)
-    assert f'as {fmt} has' not in str(error.value)
-    if 'bfloat16 has' in str(error.value):
-        gq.gaussian_weight_sampling(b_init, 1.0, fmt='bfloat16', dtype=jnp.float32)
+    gq.gaussian_weight_sampling(b_init, 1.0, fmt='e5m10', dtype=jnp.float32)
 
 
 @pytest.mark.parametrize(
