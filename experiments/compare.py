@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from experiments import runs
+from experiments.methods import unused_settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
 METRIC = flags.DEFINE_string('metric', 'validation/loss', 'A column of its results.csv.')
@@ -44,6 +45,8 @@ def main(argv):
 def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     """The settings in a results.csv, in its order; its fields stand between status and seconds.
 
+    Fields that the method of a run has no use for are empty.
+
     Raises:
       ValueError: if there is no such column, or no run that is done.
     """
@@ -56,7 +59,8 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     fields = [name for name in names[names.index('status') + 1 : names.index('seconds')] if name != 'seed']
     settings = {}
     for row in rows:
-        key = tuple(row[field] for field in fields)
+        unused = unused_settings(row['method']) if 'method' in row else ()
+        key = tuple('' if field.rpartition('.')[2] in unused else row[field] for field in fields)
         setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}, []))
         if row['status'] == 'done':
             setting.by_seed[row.get('seed', '')] = float(row[metric])

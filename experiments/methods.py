@@ -22,7 +22,7 @@ def check_settings(config: ConfigDict):
     if config.method not in common.METHODS:
         allowed = ', '.join(map(repr, common.METHODS))
         raise ValueError(f'config.method={config.method!r}: allowed are {allowed}')
-    for name, default in _unused_settings(config.method).items():
+    for name, default in unused_settings(config.method).items():
         if (value := config.quantization[name]) != default:
             uses = ', '.join(common.SETTINGS[config.method]) or 'none of the settings'
             raise ValueError(
@@ -35,11 +35,12 @@ def with_method(config: ConfigDict, method: str) -> ConfigDict:
     """The same config with another method; settings that this one has no use for are at their defaults."""
     config = config.copy_and_resolve_references()
     config.method = method
-    config.quantization.update(_unused_settings(method))
+    config.quantization.update(unused_settings(method))
     return config
 
 
-def _unused_settings(method: str) -> dict[str, Any]:
+def unused_settings(method: str) -> dict[str, Any]:
+    """The settings of `config.quantization` that the method has no use for, and their defaults."""
     used = ('method', 'smoke', *common.SETTINGS[method])
     defaults = {name: value[0] if isinstance(value, tuple) else value for name, value in common.ARGUMENTS.items()}
     return {name: value for name, value in defaults.items() if name not in used}

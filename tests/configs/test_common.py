@@ -60,13 +60,6 @@ def test_arguments_of_quantization_reach_the_config():
     assert tuple(quantization[field] for field in fields) == ('e5m2', 'channel', 'P1+P5', 'mx', 'stochastic')
 
 
-@pytest.mark.parametrize(('method', 'fmt'), [('qat', 'e4m3'), ('fqt', 'e4m3'), ('gaussws', ''), ('diffq', '')])
-def test_the_format_by_default(method, fmt):
-    """Methods that round need one; sampled weights are rounded to one only if it is named."""
-    config = common.base_config(common.parse(f'method={method}', **common.ARGUMENTS))
-    assert (config.quantization.format, config.quantization.block_size) == (fmt, '32')
-
-
 def test_every_argument_is_for_some_method():
     used = {name for settings in common.SETTINGS.values() for name in settings}
     assert used == set(common.ARGUMENTS) - {'method', 'smoke'} and set(common.SETTINGS) == set(common.METHODS)

@@ -65,3 +65,14 @@ def test_an_unknown_column_is_an_error_that_lists_the_columns(tmp_path):
     path = write(tmp_path / 'results.csv', rows())
     with pytest.raises(ValueError, match="no 'speed' of a run that is done; its columns are name, status, a"):
         compare.read_settings(path, 'speed')
+
+
+def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
+    """bf16 has no targets, whatever the config says."""
+    table = [
+        {**row, 'quantization.targets': 'P2', 'method': 'bf16' if i < 3 else 'fqt'} for i, row in enumerate(rows())
+    ]
+    names = ['name', 'status', 'method', 'quantization.targets', 'seed', 'seconds', 'loss']
+    path = write(tmp_path / 'results.csv', [{name: row[name] for name in names} for row in table if row['loss']])
+    settings = compare.read_settings(path, 'loss')
+    assert [tuple(setting.fields.values()) for setting in settings] == [('bf16', ''), ('fqt', 'P2')]
