@@ -49,7 +49,7 @@ def prepare(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
       ValueError: the standard library of this Python has no source files.
 
     Example:
-      >>> len(prepare('/tmp/tensorflow_datasets').as_data_source('validation')) > 20
+      >>> len(prepare('data').as_data_source('validation')) > 20
       True
     """
     builder = PythonStdlib(data_dir=data_dir, file_format='array_record')

@@ -229,7 +229,7 @@ def test_an_unreadable_tokenizer_file(tmp_path, contents):
     ('changes', 'message'),
     [
         (dict(model__mlp_size=160), r'saved by a run with another config:\n.*mlp_size.*144.*160'),
-        (dict(method='bf16'), r"saved by a run with another config:\n.*method.*'gaussws'.*'bf16'"),
+        (dict(method='diffq'), r"saved by a run with another config:\n.*method.*'gaussws'.*'diffq'"),
         (dict(seed=1), r'saved by a run with another config:\n.*seed.*0.*1'),
         (dict(quantization__b_target=3.0), r'saved by a run with another config:\n.*b_target.*4.0.*3.0'),
     ],
@@ -353,7 +353,8 @@ def test_train_evaluate_and_generate(tmp_path):
     workdir = f'--workdir={tmp_path}'
     shown = output_of(command('train', '--config=configs/tiny.py:smoke,parts=down', workdir))
     lines = read_metrics(tmp_path / 'metrics.jsonl')
-    assert 'model     llama, 115,136 parameters; gaussws' in shown and 'starting, 20 steps' in shown
+    assert 'model     llama, 115,136 parameters, N = 81,920 in linear layers' in shown
+    assert 'method    gaussws: bitwidths from 6 to 4; 16 blocks' in shown and 'starting, 20 steps' in shown
     assert sum(line.startswith('step ') for line in shown.splitlines()) == len(lines)
 
     evaluation = command('evaluate', workdir, '--eval_batches=2')
