@@ -78,9 +78,10 @@ def power_of_two_scale(absmax: jax.Array, largest: float) -> tuple[jax.Array, ja
 
 
 def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x rounded to nearest even in `dtype` (bfloat16 or float32), also where XLA fuses it with its consumer.
+    """x rounded to nearest even in `dtype`; in bfloat16, also where XLA fuses it with its consumer.
 
-    XLA may elide the pair of conversions float32 -> bfloat16 -> float32; it keeps a `reduce_precision`.
+    XLA may elide the pair of conversions float32 -> bfloat16 -> float32; it keeps a `reduce_precision`. In float16
+    that would cut subnormals, and the conversion stands alone.
     """
     if dtype == jnp.bfloat16 and x.dtype != jnp.bfloat16:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of float16 reduce_precision would cut subnormals
