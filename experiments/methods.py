@@ -42,7 +42,7 @@ def with_method(config: ConfigDict, method: str) -> ConfigDict:
 def unused_settings(method: str) -> dict[str, Any]:
     """The settings of `config.quantization` that the method has no use for, and their defaults."""
     used = ('method', 'smoke', *common.SETTINGS[method])
-    defaults = {name: value[0] if isinstance(value, tuple) else value for name, value in common.ARGUMENTS.items()}
+    defaults = common.parse('', **common.ARGUMENTS)
     return {name: value for name, value in defaults.items() if name not in used}
 
 

@@ -70,7 +70,7 @@ class MetricWriter:
         first_step = 0 if resume_step is None else resume_step + 1
         is_continued = resume_step is not None and self._metrics_path.exists()
         kept = read_metrics(self._metrics_path) if is_continued else []
-        _replace(self._metrics_path, ''.join(_to_line(line) for line in kept if line['step'] < first_step))
+        replace_file(self._metrics_path, ''.join(_to_line(line) for line in kept if line['step'] < first_step))
         self._events = tensorboardX.SummaryWriter(
             str(workdir / 'tensorboard'),
             purge_step=first_step,  # TensorBoard hides earlier events from there on
@@ -117,7 +117,7 @@ class MetricWriter:
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: anything JSON-able, with NaN and infinity as in metrics.jsonl."""
         if self._is_main_process:
-            _replace(self._summary_path, json.dumps(_encode(summary), indent=2, allow_nan=False) + '\n')
+            replace_file(self._summary_path, json.dumps(_encode(summary), indent=2, allow_nan=False) + '\n')
 
     def close(self) -> None:
         """Ends the progress bar and writes the last events."""
@@ -193,7 +193,7 @@ def _bar_text(values: Mapping[str, float]) -> str:
     return ', '.join(parts) + ', '
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace_file(path: pathlib.Path, text: str) -> None:
     """Writes a file in one step: a reader, or a kill, finds the old text or the new."""
     partial = path.with_name(path.name + '.writing')
     partial.write_text(text)

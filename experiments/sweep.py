@@ -24,6 +24,7 @@ import collections
 import csv
 import fcntl
 import heapq
+import io
 import itertools
 import json
 import os
@@ -44,6 +45,7 @@ from flax import traverse_util
 from ml_collections import config_flags
 
 from experiments import runs
+from experiments.metrics import replace_file
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The sweep: a file with its name, base config and grids.')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the runs' directories go; runs/<name of the sweep> if not given.")
@@ -196,12 +198,11 @@ def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Resul
     fields = {field: None for run in sweep for field in run.fields}
     columns = {'name': None, 'status': None, **fields, 'seconds': None, **{name: None for row in rows for name in row}}
     del columns['error']
-    partial = path.with_name(path.name + '.writing')
-    with open(partial, 'w', newline='') as file:
-        writer = csv.DictWriter(file, [*columns, 'error'])
-        writer.writeheader()
-        writer.writerows({**row, **{field: run.config[field] for field in fields}} for run, row in zip(sweep, rows))
-    partial.replace(path)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [*columns, 'error'])
+    writer.writeheader()
+    writer.writerows({**row, **{field: run.config[field] for field in fields}} for run, row in zip(sweep, rows))
+    replace_file(path, table.getvalue())
 
 
 def run_all(sweep: list[Run], results: dict[str, Result], table: pathlib.Path, jobs: int, lock: int):
@@ -250,7 +251,7 @@ def run_all(sweep: list[Run], results: dict[str, Result], table: pathlib.Path, j
 
 
 def time_left(durations: list[float], running: Mapping[int, tuple], num_waiting: int, jobs: int) -> str:
-    """As if every run took the median of those that this session has finished."""
+    """As if every run took the median of those that this sweep has finished since its start."""
     if not durations:
         return '--:-- left'
     median, now = statistics.median(durations), time.monotonic()

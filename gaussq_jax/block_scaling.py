@@ -108,7 +108,7 @@ def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: j
     Source: arXiv 2501.02423, section 3.
     """
     check_input(x)
-    _check_quantizer(quantizer)
+    check_quantizer(quantizer)
     check_rounding(quantizer.rounding, key)
     axes = _check_axis(axis, x.ndim, quantizer.block_size)
     if not x.size:
@@ -146,7 +146,7 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
     Source: arXiv 2501.02423, section 3; OCP Microscaling Formats v1.0, section 6.3.
     """
     check_input(x)
-    _check_quantizer(quantizer)
+    check_quantizer(quantizer)
     axes = _check_axis(axis, x.ndim, quantizer.block_size)
     if not x.size:
         return x.astype(jnp.float32)
@@ -172,8 +172,6 @@ def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantiz
         mantissa_bits=fmt.mantissa_bits,
         min_exponent=fmt.min_exponent + shift,
         largest=largest,
-        overflow=largest,
-        infinity=largest,
         rounding=quantizer.rounding,
     )
     return round_to_dtype(jnp.where(jnp.isfinite(wide), rounded * inverse, wide), x.dtype)
@@ -213,8 +211,6 @@ def _nvfp4_scales(absmax, fmt):
         mantissa_bits=_NVFP4_SCALE.mantissa_bits,
         min_exponent=_NVFP4_SCALE.min_exponent,
         largest=largest,
-        overflow=largest,
-        infinity=largest,
     )
     scale = jnp.where(block_scale > 0, (fmt.max * largest / of_tensor) / jnp.where(block_scale > 0, block_scale, 1), 0)
     return scale, block_scale * (of_tensor * np.float32(1 / (fmt.max * largest))), 0
@@ -273,7 +269,8 @@ def _check_block_size(block_size: Any) -> int | str | tuple[int, int]:
     raise ValueError(f"block_size={block_size!r}: allowed are a positive integer, 'channel', 'tensor' and (rows, cols)")
 
 
-def _check_quantizer(quantizer: Any):
+def check_quantizer(quantizer: Any):
+    """ValueError unless it is a Quantizer."""
     if not isinstance(quantizer, Quantizer):
         raise ValueError(f"quantizer={quantizer!r}: it must be a Quantizer, such as Quantizer('e4m3')")
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from gaussq_jax import explicit_sharding
 from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
-from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.block_scaling import Quantizer, check_quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, find_rule, is_floating, leaf_path, match_rules
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
@@ -173,8 +173,7 @@ def quantization_aware(
 
     Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
     """
-    if not isinstance(quantizer, Quantizer):
-        raise ValueError(f'quantizer={quantizer!r}: it must be a Quantizer, such as Quantizer("e4m3")')
+    check_quantizer(quantizer)
     return _QuantizationAware(tuple(rules), dtype, quantizer).transform()
 
 

@@ -57,11 +57,11 @@ def round_to_format(
     check_input(x)
     check_rounding(rounding, key)
     largest = _largest_in(x.dtype, fmt)
-    overflow = infinity = largest
+    overflow = None
     if not saturate and fmt.special_values == 'ieee':
-        overflow = infinity = float('inf')
+        overflow = float('inf')
     elif not saturate and fmt == FloatFormat(4, 3, 'fn'):
-        overflow = infinity = float('nan')
+        overflow = float('nan')
 
     def round_(x, key):
         rounded = round_to_grid(
@@ -71,7 +71,6 @@ def round_to_format(
             min_exponent=fmt.min_exponent,
             largest=largest,
             overflow=overflow,
-            infinity=infinity,
             rounding=rounding,
         )
         return rounded.astype(x.dtype)

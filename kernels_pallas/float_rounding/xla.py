@@ -17,9 +17,7 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)  # all bits of a float32 but its sign
 _INFINITY = np.uint32(0x7F800000)
 
 
-@functools.partial(
-    jax.jit, static_argnames=('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'infinity', 'rounding')
-)
+@functools.partial(jax.jit, static_argnames=('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'rounding'))
 def round_to_grid(
     x: jax.Array,
     random_bits: jax.Array | None = None,
@@ -27,8 +25,7 @@ def round_to_grid(
     mantissa_bits: int,
     min_exponent: int,
     largest: float,
-    overflow: float,
-    infinity: float,
+    overflow: float | None = None,
     rounding: str = 'nearest_even',
 ) -> jax.Array:
     """x rounded to the numbers +-k 2^(e - M), with e >= `min_exponent` and k < 2^(M + 1), of at most `largest`.
@@ -40,8 +37,8 @@ def round_to_grid(
       mantissa_bits: M, 0 to 10.
       min_exponent: exponent of the smallest normal number.
       largest: the largest number, on the grid.
-      overflow: what a magnitude becomes that is rounded beyond `largest`; toward zero, it is `largest` anyway.
-      infinity: what an infinite magnitude becomes. NaN stays NaN.
+      overflow: what infinity becomes, and a magnitude that is rounded beyond `largest` (toward zero, that one is
+        `largest` anyway); None for `largest`. NaN stays NaN.
       rounding: of ROUNDINGS.
 
     Returns:
@@ -50,9 +47,9 @@ def round_to_grid(
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     magnitude = bits & _MAGNITUDE
     rounded = _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, rounding)
-    if rounding == 'toward_zero':
-        overflow = largest
-    rounded = jnp.where(rounded > _bits_of(largest), _bits_of(overflow), rounded)
+    infinity = largest if overflow is None else overflow
+    beyond = largest if rounding == 'toward_zero' else infinity
+    rounded = jnp.where(rounded > _bits_of(largest), _bits_of(beyond), rounded)
     rounded = jnp.where(magnitude == _INFINITY, _bits_of(infinity), rounded)
     rounded = jnp.where(magnitude > _INFINITY, magnitude, rounded)
     return jax.lax.bitcast_convert_type((bits ^ magnitude) | rounded, jnp.float32)

@@ -75,8 +75,6 @@ def forward(
             mantissa_bits=grid.mantissa_bits,
             min_exponent=grid.min_exponent + shift,
             largest=grid.largest * 2.0**shift,
-            overflow=grid.largest * 2.0**shift,
-            infinity=grid.largest * 2.0**shift,
         )
         w_hat = jnp.where(jnp.isfinite(w), rounded * expand(inverse), w)
     return round_to_dtype(w_hat, dtype), step
