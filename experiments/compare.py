@@ -52,7 +52,7 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     """
     with open(path, newline='') as file:
         rows = list(csv.DictReader(file))
-    if metric not in (rows[0] if rows else ()) or all(row['status'] != 'done' for row in rows):
+    if not rows or not {'status', 'seconds', metric} <= set(rows[0]) or all(row['status'] != 'done' for row in rows):
         columns = ', '.join(rows[0]) if rows else 'none'
         raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')
     names = list(rows[0])

@@ -173,7 +173,7 @@ def read_result(run: Run) -> Result:
         return Result('failed', {}, path.read_text().strip())
     if not (path := run.workdir / 'summary.json').exists():
         return Result('missing', {}, '')
-    stored = traverse_util.flatten_dict(json.loads((run.workdir / 'config.json').read_text()), sep='.')
+    stored = traverse_util.flatten_dict(read_json(run.workdir / 'config.json'), sep='.')
     differences = [
         f'{field}: stored {stored.get(field)!r}, present {run.config.get(field)!r}'
         for field in {**stored, **run.config}
@@ -185,7 +185,15 @@ def read_result(run: Run) -> Result:
             f'{run.workdir} holds the finished run of another config:\n  {differences}\n'
             'Use another --workdir for this config, or give the stored values.'
         )
-    return Result('done', json.loads(path.read_text()), '')
+    return Result('done', read_json(path), '')
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """ValueError naming the file if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}); delete its directory to run it again') from error
 
 
 def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Result]):

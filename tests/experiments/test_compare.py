@@ -67,6 +67,12 @@ def test_an_unknown_column_is_an_error_that_lists_the_columns(tmp_path):
         compare.read_settings(path, 'speed')
 
 
+def test_a_table_of_something_else_is_an_error(tmp_path):
+    path = write(tmp_path / 'results.csv', [{'name': 'a', 'loss': 1.0}])
+    with pytest.raises(ValueError, match="no 'loss' of a run that is done; its columns are name, loss"):
+        compare.read_settings(path, 'loss')
+
+
 def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
     """bf16 has no targets, whatever the config says."""
     table = [

@@ -240,6 +240,15 @@ def test_another_config_never_passes_for_this_one(run_sweep, base, tmp_path):
     assert run_sweep(grids)[:2] == (0, ['seed=1'])
 
 
+def test_a_damaged_file_is_named(run_sweep, tmp_path):
+    grids = [{'seed': [0]}]
+    run_sweep(grids)
+    summary = tmp_path / 'sweep' / 'seed=0' / 'summary.json'
+    summary.write_text('{"loss": ')
+    status, started, _ = run_sweep(grids)
+    assert started == [] and status.startswith(f'error: {summary} is damaged') and summary.read_text() == '{"loss": '
+
+
 def test_a_base_config_edited_while_the_sweep_runs(run_sweep, base, tmp_path):
     """The training reads the file anew: the result of what wasn't planned is none."""
     config = {**sweep.resolve([f'--config={base}:30']), 'seed': 0}
