@@ -1,46 +1,91 @@
-"""Times of functions as ratios within one process, and what they were measured on."""
+"""Times of functions as ratios within one process, by the host's or the profiler's clock; on what, with what."""
 
+import collections
 import datetime
+import operator
 import os
+import pathlib
+import platform
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import flax
 import jax
 import numpy as np
 
+CLOCKS = ('host', 'profiler')
+MOST_KERNELS = 10  # that are named of a call
 
-def take_turns(functions: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, dict[str, Any]]:
+Functions = Mapping[str, Callable[[], Any]]
+
+_CALL = 'timed call'
+
+
+class Timing(TypedDict):
+    """What was measured of a function; times in seconds."""
+
+    seconds: float  # of a call, the median
+    ratio: float  # to the first function's time in the same turn, the median
+    ratio_quartiles: list[float]
+    # With the profiler's clock, of the last call:
+    busy_seconds: NotRequired[float]  # without the gaps between kernels
+    launches: NotRequired[int]  # kernels and copies
+    kernels: NotRequired[dict[str, dict[str, Any]]]  # by name: launches and seconds, longest first
+
+
+class Event(NamedTuple):
+    """Something with a name that took its time; in seconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+class Call(NamedTuple):
+    """How long a call took, and what ran on the device meanwhile if the profiler watched."""
+
+    seconds: float
+    events: tuple[Event, ...] = ()
+
+
+def default_clock() -> str:
+    """The profiler's on GPUs, of which it knows when they work; else the host's."""
+    return 'profiler' if jax.default_backend() == 'gpu' else 'host'
+
+
+def take_turns(
+    functions: Functions, turns: int, *, clock: str = 'host', before: Callable[[], Any] | None = None
+) -> dict[str, Timing]:
     """Times the functions, which take turns, one call each, until their results are there.
 
     Whatever else the machine does falls on all of them alike. Two turns go before the timed ones: the first compiles,
     the second warms up; every other turn runs in reverse.
 
-    Returns:
-      For each name 'seconds', the median of a call; 'ratio', the median over the turns of the ratio to the first
-      function's time in the same turn; and its 'ratio_quartiles'.
+    Args:
+      functions: by name; ratios are to the first.
+      turns: how many are timed.
+      clock: 'host', from the call to its result on the host's clock; or 'profiler', from the start of the first kernel
+        on a device to the end of the last, without what the host does before and after.
+      before: called, untimed, before each call.
+
+    Raises:
+      ValueError: if the profiler sees nothing run during a call.
     """
-    seconds = {name: [] for name in functions}
+    measure = {'host': _by_host, 'profiler': _by_profiler}
+    calls = {name: [] for name in functions}
     for turn in range(turns + 2):
-        for name in functions if turn % 2 else reversed(functions):
-            start = time.perf_counter()
-            result = jax.block_until_ready(functions[name]())
-            elapsed = time.perf_counter() - start
-            del result  # its memory is freed outside of the measured time, and before the next call
-            if turn > 1:
-                seconds[name].append(elapsed)
-    base = np.array(next(iter(seconds.values())))
-    return {
-        name: {
-            'seconds': float(np.median(times)),
-            'ratio': float(np.median(times / base)),
-            'ratio_quartiles': [float(quartile) for quartile in np.quantile(times / base, [0.25, 0.75])],
-        }
-        for name, times in seconds.items()
-    }
+        names = functions if turn % 2 else reversed(functions)
+        measured = measure[clock if turn else 'host']({name: functions[name] for name in names}, before)
+        if turn > 1:
+            for name, call in measured.items():
+                calls[name].append(call)
+    base = np.array([call.seconds for call in next(iter(calls.values()))])
+    return {name: _timing(calls_of_one, base) for name, calls_of_one in calls.items()}
 
 
 def environment() -> dict[str, str]:
@@ -50,8 +95,97 @@ def environment() -> dict[str, str]:
     commit = git and subprocess.run([git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False).stdout
     return {
         'device': f'{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores',
+        'platform': ' '.join(device.client.platform_version.split()),
+        'python': platform.python_version(),
         'jax': jax.__version__,
         'flax': flax.__version__,
         'date': datetime.date.today().isoformat(),
         'commit': (commit or 'unknown').strip(),
     }
+
+
+def read_trace(directory: str | os.PathLike) -> tuple[list[Event], list[Event]]:
+    """The timed calls, in order, and what ran on the devices, from the one profile in `directory`.
+
+    On a device's streams these are kernels and copies; a CPU has no streams, and XLA's ops stand for them.
+    """
+    (path,) = pathlib.Path(directory).rglob('*.xplane.pb')
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    of_host = [event for plane in planes if plane.name == '/host:CPU' for line in plane.lines for event in line.events]
+    calls = sorted(map(_event, filter(lambda event: event.name == _CALL, of_host)), key=operator.attrgetter('start'))
+    if jax.default_backend() == 'cpu':
+        return calls, [_event(event) for event in of_host if _is_op(event)]
+    streams = [
+        line
+        for plane in planes
+        if plane.name.startswith('/device:')
+        for line in plane.lines
+        if line.name.startswith('Stream')  # other lines say the same again by HLO op and module
+    ]
+    return calls, [_event(event) for stream in streams for event in stream.events]
+
+
+def busy_seconds(events: Iterable[Event]) -> float:
+    """How long at least one of the events went on."""
+    busy, until = 0.0, -np.inf
+    for event in sorted(events, key=operator.attrgetter('start')):
+        busy += max(event.end - max(event.start, until), 0.0)
+        until = max(until, event.end)
+    return busy
+
+
+def _by_host(functions: Functions, before: Callable[[], Any] | None) -> dict[str, Call]:
+    calls = {}
+    for name, function in functions.items():
+        if before:
+            jax.block_until_ready(before())
+        with jax.profiler.TraceAnnotation(_CALL):
+            start = time.perf_counter()
+            result = jax.block_until_ready(function())
+            calls[name] = Call(time.perf_counter() - start)
+        del result  # its memory is freed outside of the measured time, and before the next call
+    return calls
+
+
+def _by_profiler(functions: Functions, before: Callable[[], Any] | None) -> dict[str, Call]:
+    """A kernel belongs to the call during which it started: each call waits for its own."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory, profiler_options=options):
+            _by_host(functions, before)
+        spans, events = read_trace(directory)
+    calls = {}
+    for name, span in zip(functions, spans, strict=True):
+        during = tuple(event for event in events if span.start <= event.start < span.end)
+        if not during:
+            raise ValueError(f'clock=profiler saw nothing run on the device during a call of {name}; clock=host may do')
+        calls[name] = Call(max(event.end for event in during) - min(event.start for event in during), during)
+    return calls
+
+
+def _timing(calls: list[Call], base: np.ndarray) -> Timing:
+    times = np.array([call.seconds for call in calls])
+    timing = Timing(
+        seconds=float(np.median(times)),
+        ratio=float(np.median(times / base)),
+        ratio_quartiles=[float(quartile) for quartile in np.quantile(times / base, [0.25, 0.75])],
+    )
+    if events := calls[-1].events:
+        kernels = collections.defaultdict(lambda: {'launches': 0, 'seconds': 0.0})
+        for event in events:
+            kernels[event.name]['launches'] += 1
+            kernels[event.name]['seconds'] += event.end - event.start
+        longest = sorted(kernels.items(), key=lambda item: -item[1]['seconds'])[:MOST_KERNELS]
+        timing |= Timing(busy_seconds=busy_seconds(events), launches=len(events), kernels=dict(longest))
+    return timing
+
+
+def _event(event) -> Event:
+    return Event(event.name, event.start_ns * 1e-9, (event.start_ns + event.duration_ns) * 1e-9)
+
+
+def _is_op(event) -> bool:
+    with warnings.catch_warnings():  # jaxlib's type of an event's stats has no __module__, which Python 3.12 deprecates
+        warnings.simplefilter('ignore', DeprecationWarning)
+        return any(name == 'hlo_op' for name, _ in event.stats)

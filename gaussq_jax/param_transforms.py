@@ -268,8 +268,7 @@ class _WeightSampling(_MatrixTransform):
     def __post_init__(self):
         super().__post_init__()
         self._bitwidths_of(1.0)
-        check_block_size(self.block_size)
-        select(self.implementation)
+        select(self.implementation, check_block_size(self.block_size))
         if self.fmt is None:
             return
         fmt = check_format(self.fmt, self.dtype)

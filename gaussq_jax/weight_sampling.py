@@ -94,14 +94,16 @@ def sample_weights(
         block scaled by the power of two that puts its max |W| into the format's top binade, as in MX formats.
         Noise survives in formats as wide as `format_for_bitwidth(b_t)`.
       dtype: of W_hat, bfloat16 or float32, of as many mantissa bits as `fmt` at least.
-      implementation: None, the best for the device, or 'xla'.
+      implementation: None, the best for the device: on NVIDIA GPUs the kernel 'triton' (compute capability 8.0 and up) or,
+        where JAX has it no more, 'mosaic' (9.0 and up), both for blocks of 32; elsewhere 'xla', the reference. With
+        '_interpret' behind it, a kernel runs anywhere, slowly. All give the same bits.
 
     Returns:
       W_hat (..., m, n) in `dtype`.
 
     Raises:
       ValueError: naming the argument, for a shape, dtype, origin, noise, block size or implementation
-        other than these.
+        other than these, and for an implementation that can't run here.
       TypeError: for a key that is no PRNG key of a known implementation.
 
     Example:
@@ -128,7 +130,7 @@ def sample_weights(
     dtype = check_dtype(dtype)
     grid = None if fmt is None else _grid(check_format(fmt, dtype))
     how = _How(block_size, noise, grid, dtype, w.dtype, bitwidths.dtype, implementation)
-    kernels.select(implementation)
+    kernels.select(implementation, block_size)
     sample = explicit_sharding.like(w, functools.partial(_sample, how))
     return sample(_key_words(key), _check_origin(origin, block_size), w, bitwidths)
 
@@ -186,7 +188,7 @@ def _sample(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax
 
 
 def _sample_forward(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array):
-    w_hat, step = kernels.select(how.implementation).forward(
+    w_hat, step = kernels.forward(
         key,
         origin,
         w,
@@ -195,13 +197,16 @@ def _sample_forward(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwid
         noise=how.noise,
         dtype=how.dtype,
         grid=how.grid,
+        implementation=how.implementation,
     )
     return w_hat, (key, origin, step)
 
 
 def _sample_backward(how: _How, residuals, dw_hat: jax.Array):
     key, origin, step = residuals
-    sums = kernels.select(how.implementation).backward(key, origin, dw_hat, block_size=how.block_size, noise=how.noise)
+    sums = kernels.backward(
+        key, origin, dw_hat, block_size=how.block_size, noise=how.noise, implementation=how.implementation
+    )
     db = jnp.float32(-math.log(2)) * (step * sums)
     return None, None, dw_hat.astype(how.weight_dtype), db.astype(how.bitwidth_dtype)
 

@@ -45,17 +45,17 @@ def random_units(key_data, shape, origin=(0, 0, 0)):
     leading = np.arange(int(np.prod(shape[:-2], dtype=int)))[:, None, None] + int(origin[0])
     row = np.arange(rows)[:, None] + int(origin[1])
     column = np.arange(columns) + int(origin[2])
-    words = np.stack(philox_4x32(noise_key(key_data), (column, row // 32 * 4 + row % 4, leading, 0)))
+    words = np.stack(philox_4x32(noise_key(key_data), (column, row // 32 * 4 + row % 4, leading, 0), rounds=7))
     lane = np.broadcast_to(row % 32 // 4, words.shape[1:])
     word = np.take_along_axis(words, (lane // 2)[None], axis=0)[0]
     return (word >> (lane % 2 * 16).astype(np.uint32) & np.uint32(0xFFFF)).astype(int).reshape(shape)
 
 
 def rounded_normal(key_data, shape, origin=(0, 0, 0)):
-    """R in {-2..2}, int8."""
-    units = random_units(key_data, shape, origin)
-    positive = (units >= 65536 - 10397).astype(np.int8) + (units >= 65536 - 88)
-    return positive - (units < 10397).astype(np.int8) - (units < 88)
+    """R in {-2..2}, int8: the first of the 16 bits is the sign, the others decide on the size."""
+    negative, size = np.divmod(random_units(key_data, shape, origin), 32768)
+    magnitude = (size < 10397).astype(np.int8) + (size < 88)
+    return np.where(negative, -magnitude, magnitude).astype(np.int8)
 
 
 def noise_values(key_data, shape, origin=(0, 0, 0), noise='rounded_normal'):

@@ -15,6 +15,7 @@ ROUNDINGS = ('nearest_even', 'nearest_away', 'toward_zero', 'stochastic')
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)  # all bits of a float32 but its sign
 _INFINITY = np.uint32(0x7F800000)
+_QUICK_LIMIT = 2.0**100  # of `round_to_nearest`
 
 
 @functools.partial(jax.jit, static_argnames=('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'rounding'))
@@ -53,6 +54,50 @@ def round_to_grid(
     rounded = jnp.where(magnitude == _INFINITY, _bits_of(infinity), rounded)
     rounded = jnp.where(magnitude > _INFINITY, magnitude, rounded)
     return jax.lax.bitcast_convert_type((bits ^ magnitude) | rounded, jnp.float32)
+
+
+def round_to_nearest(x: jax.Array, *, mantissa_bits: int, min_exponent: int, largest: float) -> jax.Array:
+    """`round_to_grid` to nearest even and saturating, in few instructions: for formats below 2^100, in any kernel.
+
+    |x| + c rounds |x| to the step that it needs, where c is 2^23 such steps; the same c is then taken away.
+
+    Args:
+      x: float32 of any shape; NaN stays NaN.
+      mantissa_bits: M, 0 to 22.
+      min_exponent: exponent of the smallest normal number; below -126 it counts as that.
+      largest: the largest number, on the grid, less than 2^100.
+    """
+    magnitude = jnp.minimum(jnp.abs(x), jnp.float32(largest))
+    exponent = jax.lax.bitcast_convert_type(magnitude, jnp.int32) & jnp.int32(0x7F800000)
+    exponent = jnp.maximum(exponent, max(min_exponent + 127, 1) << 23)
+    c = jax.lax.bitcast_convert_type(exponent + jnp.int32((23 - mantissa_bits) << 23), jnp.float32)
+    rounded = jnp.maximum(magnitude + c, c) - c  # the maximum is the sum, but XLA takes (x + c) - c for x
+    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32)
+    sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
+    return jax.lax.bitcast_convert_type(bits | sign, jnp.float32)
+
+
+def round_in_kernel(
+    x: jax.Array,
+    random_bits: jax.Array | None,
+    *,
+    mantissa_bits: int,
+    min_exponent: int,
+    largest: float,
+    overflow: float | None,
+    rounding: str,
+) -> jax.Array:
+    """`round_to_grid` to the bit, by way of `round_to_nearest` where that will do: what kernels run."""
+    step = math.ldexp(1, min_exponent - mantissa_bits)  # half of it is a normal number: a device may flush what is less
+    if rounding != 'nearest_even' or step < 2.0**-125 or largest >= _QUICK_LIMIT:
+        grid = dict(mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=largest)
+        return round_to_grid(x, random_bits, overflow=overflow, rounding=rounding, **grid)
+    limit = largest if overflow is None else _QUICK_LIMIT
+    rounded = round_to_nearest(x, mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=limit)
+    if overflow is not None:
+        beyond = jnp.where(x < 0, jnp.float32(-overflow), jnp.float32(overflow))
+        rounded = jnp.where(jnp.abs(rounded) > largest, beyond, rounded)
+    return jnp.where(x != x, x, rounded)  # NaN with all its bits
 
 
 def power_of_two_scale(absmax: jax.Array, largest: float) -> tuple[jax.Array, jax.Array, int]:

@@ -1,23 +1,112 @@
 """Weight sampling on arrays: forward, backward and the noise itself, by the best implementation for the device."""
 
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas import implementations
+from kernels_pallas.philox import Words2
 from kernels_pallas.weight_sampling import xla
-from kernels_pallas.weight_sampling.noise import NOISES
-from kernels_pallas.weight_sampling.xla import Grid, draw
+from kernels_pallas.weight_sampling.noise import GROUP_ROWS, NOISES
+from kernels_pallas.weight_sampling.partitioning import BACKWARD, FORWARD, on_any_mesh
+from kernels_pallas.weight_sampling.xla import Grid, Origin, draw
 
-IMPLEMENTATIONS = {'xla': xla}
+__all__ = ['NOISES', 'Grid', 'backward', 'draw', 'forward', 'select', 'why_not']
 
-__all__ = ['IMPLEMENTATIONS', 'NOISES', 'Grid', 'draw', 'select']
+# In this order. Triton serves more GPUs, and JAX is going to drop it; from then on the choice is Mosaic's.
+PREFERENCE = ('triton', 'mosaic', 'xla')
+BLOCK_SIZE = GROUP_ROWS  # of the kernels; the reference takes any
+
+_log = logging.getLogger('kernels_pallas')
 
 
-def select(implementation: str | None):
-    """The module with `forward` and `backward` of that name; None is the best for the device.
+def forward(
+    key: Words2,
+    origin: Origin,
+    w: jax.Array,
+    scale: jax.Array,
+    *,
+    block_size: int,
+    noise: str,
+    dtype: jnp.dtype,
+    grid: Grid | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """W_hat and the step of each block: arguments and results of `xla.forward`, by any implementation.
 
     Raises:
-      ValueError: if there is no such implementation.
+      ValueError: as `select` does.
     """
-    name = 'xla' if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(
-            f'implementation={implementation!r} is not one of None, {", ".join(map(repr, IMPLEMENTATIONS))}'
-        )
-    return IMPLEMENTATIONS[name]
+    name = select(implementation, block_size)
+    if name == 'xla':
+        return xla.forward(key, origin, w, scale, block_size=block_size, noise=noise, dtype=dtype, grid=grid)
+    kernels, how = implementations.load(__name__, name)
+    sample = on_any_mesh(kernels.forward, FORWARD, noise=noise, dtype=dtype, grid=grid, **how)
+    w_hat, step = sample(_place(key, origin, w.shape[:-2]), _whole_blocks(w), scale)
+    return w_hat[..., : w.shape[-2], : w.shape[-1]], step
+
+
+def backward(
+    key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int, noise: str, implementation: str | None = None
+) -> jax.Array:
+    """sum(dW_hat * R) over each block: arguments and results of `xla.backward`, by any implementation.
+
+    Raises:
+      ValueError: as `select` does.
+    """
+    name = select(implementation, block_size)
+    if name == 'xla':
+        return xla.backward(key, origin, dw_hat, block_size=block_size, noise=noise)
+    kernels, how = implementations.load(__name__, name)
+    sums = on_any_mesh(kernels.backward, BACKWARD, noise=noise, **how)
+    return sums(_place(key, origin, dw_hat.shape[:-2]), _whole_blocks(dw_hat))
+
+
+def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
+    """The implementation that runs: the given one, or for None the first of PREFERENCE that can run here.
+
+    What None picks is logged, once, to the logger 'kernels_pallas'.
+
+    Raises:
+      ValueError: if there is no such implementation, or if it can't run here, saying why.
+    """
+    if implementation is None:
+        return _pick(block_size)
+    implementations.check(implementation)
+    if reason := why_not(implementation, block_size):
+        raise ValueError(f"implementation={implementation!r} can't run: {reason}")
+    return implementation
+
+
+def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
+    """Why an implementation can't run here for blocks of this size; None if it can."""
+    if implementation != 'xla' and block_size != BLOCK_SIZE:
+        return f'its blocks are {BLOCK_SIZE} x {BLOCK_SIZE}, and block_size is {block_size}'
+    return implementations.why_not(implementation)
+
+
+@functools.cache
+def _pick(block_size: int) -> str:
+    reasons = {name: why_not(name, block_size) for name in PREFERENCE}
+    picked = next(name for name in PREFERENCE if reasons[name] is None)
+    because = '; '.join(f"{name} can't run: {reason}" for name, reason in reasons.items() if reason)
+    missed = picked == 'xla' and any(why_not(name) is None for name in PREFERENCE[:-1])  # for its block size alone
+    level = logging.WARNING if missed else logging.INFO
+    _log.log(level, 'weight sampling by blocks of %d runs as %r%s', block_size, picked, because and f' ({because})')
+    return picked
+
+
+def _place(key: Words2, origin: Origin, leading_shape: tuple[int, ...]) -> jax.Array:
+    """uint32 (*leading_shape, 5): for each matrix its key, leading index, first row in blocks, and first column."""
+    leading, row, column = origin
+    leading = leading + jnp.arange(math.prod(leading_shape), dtype=jnp.uint32).reshape(leading_shape)
+    return jnp.stack(jnp.broadcast_arrays(*key, leading, row // BLOCK_SIZE, column), axis=-1)
+
+
+def _whole_blocks(w: jax.Array) -> jax.Array:
+    """w filled up with zeros to whole blocks."""
+    missing = [(0, -size % BLOCK_SIZE) for size in w.shape[-2:]]
+    return jnp.pad(w, [(0, 0)] * (w.ndim - 2) + missing) if any(after for _, after in missing) else w

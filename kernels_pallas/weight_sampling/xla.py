@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.float_rounding import power_of_two_scale, round_to_dtype, round_to_grid
+from kernels_pallas.float_rounding import power_of_two_scale, round_to_dtype, round_to_nearest
 from kernels_pallas.philox import Words2, Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
 
@@ -25,7 +25,7 @@ Origin = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Grid(NamedTuple):
-    """A low-bit format as plain numbers, see `round_to_grid`."""
+    """A low-bit format as plain numbers, see `round_to_nearest`."""
 
     mantissa_bits: int
     min_exponent: int
@@ -61,23 +61,39 @@ def forward(
     w = w.astype(jnp.float32)
     magnitude = jnp.where(jnp.isfinite(w), jnp.abs(w), 0)
     absmax = _reduce_blocks(magnitude, block_size, jnp.maximum)
-    step = jnp.minimum(absmax * scale, LARGEST_STEP)
-    step = jnp.where(step < SMALLEST_STEP[noise], 0, step)
-    if noise == 'uniform':
-        step = jax.lax.reduce_precision(step, 8, 7)  # so that R * step is exact, whatever is fused
+    step = block_step(absmax, scale, noise)
     expand = lambda x: _expand_blocks(_positive_computed_once(x), block_size, w.shape)
     r = draw(key, origin, w.shape, noise=noise, row_alignment=block_size)
     w_hat = w + r * expand(step)
     if grid is not None:
-        block_scale, inverse, shift = power_of_two_scale(absmax, grid.largest)
-        rounded = round_to_grid(
-            w_hat * expand(block_scale),
-            mantissa_bits=grid.mantissa_bits,
-            min_exponent=grid.min_exponent + shift,
-            largest=grid.largest * 2.0**shift,
-        )
-        w_hat = jnp.where(jnp.isfinite(w), rounded * expand(inverse), w)
+        w_hat = round_sampled(w, w_hat, absmax, grid, expand)
     return round_to_dtype(w_hat, dtype), step
+
+
+def block_step(absmax: jax.Array, scale: jax.Array, noise: str) -> jax.Array:
+    """The step of blocks of these largest magnitudes: absmax * scale, such that R * step is exact and finite."""
+    step = jnp.minimum(absmax * scale, LARGEST_STEP)
+    step = jnp.where(step < SMALLEST_STEP[noise], 0, step)
+    if noise == 'uniform':  # to eight significant bits, whatever is fused
+        bits = jax.lax.bitcast_convert_type(step, jnp.uint32)
+        bits += jnp.uint32(0x7FFF) + ((bits >> jnp.uint32(16)) & jnp.uint32(1))
+        step = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return step
+
+
+def round_sampled(w: jax.Array, w_hat: jax.Array, absmax: jax.Array, grid: Grid, expand: Callable) -> jax.Array:
+    """W + R * step rounded to a low-bit format, whose top binade `absmax` of the block is scaled into.
+
+    An infinite or NaN weight stays as it is. `expand` spreads one number a block over the block's weights.
+    """
+    scale, inverse, shift = power_of_two_scale(absmax, grid.largest)
+    rounded = round_to_nearest(
+        w_hat * expand(scale),
+        mantissa_bits=grid.mantissa_bits,
+        min_exponent=grid.min_exponent + shift,
+        largest=grid.largest * 2.0**shift,
+    )
+    return jnp.where(jnp.isfinite(w), rounded * expand(inverse), w)
 
 
 @functools.partial(jax.jit, static_argnames=('block_size', 'noise'))
@@ -88,11 +104,8 @@ def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int,
     float32, so that a fused multiply-add changes nothing; for that, a float32 cotangent meets the 16 bits
     of the uniform noise in three parts of eight bits.
     """
-    parts = [dw_hat.astype(jnp.float32)]
-    if noise == 'uniform' and dw_hat.dtype == jnp.float32:
-        for _ in range(2):
-            high = jax.lax.reduce_precision(parts[-1], 8, 7)
-            parts[-1:] = [high, parts[-1] - high]
+    exact = noise != 'uniform' or dw_hat.dtype == jnp.bfloat16
+    parts = [dw_hat.astype(jnp.float32)] if exact else noise_bits.three_parts(dw_hat)
     r = draw(key, origin, dw_hat.shape, noise=noise, row_alignment=block_size)
     sums = [_reduce_blocks(part * r, block_size, jnp.add) for part in parts]
     return functools.reduce(jnp.add, sums)
@@ -139,7 +152,7 @@ def _uniform_lanes(words: Words4) -> jax.Array:
         words = [jax.lax.convert_element_type(word, jnp.uint32) for word in words]
     (word0, _), (word1, _), (word2, _), (word3, i) = map(_spread_over_lanes, words)
     word = jnp.where(i < 4, jnp.where(i < 2, word0, word1), jnp.where(i < 6, word2, word3))
-    return noise_bits.uniform(((word >> (16 * (i % 2))) & jnp.uint32(0xFFFF)).astype(jnp.int32))
+    return noise_bits.uniform(jnp.where(i % 2, word, word << jnp.uint32(16)))
 
 
 def _spread_over_lanes(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,13 +1,14 @@
 """The benchmarks run, print what they measured, and write it as JSON."""
 
 import json
+import re
 
 import pytest
 from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh
 
 from configs import tiny
-from experiments import cast_benchmark
+from experiments import cast_benchmark, kernel_benchmark
 
 benchmark = import_program('benchmark')
 
@@ -32,15 +33,57 @@ def flag(value):
     return type('Flag', (), {'value': value})
 
 
+def cells(line):
+    """What stands in the columns of a line of a table."""
+    return re.split(r'  +', line)
+
+
+def test_kernel(run, monkeypatch):
+    """A table for each shape, a line for each row of the results; what can't run or fails here is told."""
+    monkeypatch.setattr(kernel_benchmark, 'implementations', lambda: {'xla': None, 'triton': 'there is no GPU'})
+    time_shape = kernel_benchmark.time_shape
+
+    def with_failure(*arguments):
+        failure = {'shape': 'x', 'operation': 'forward', 'implementation': 'triton', 'error': 'ValueError: no'}
+        return [*time_shape(*arguments), failure]
+
+    monkeypatch.setattr(kernel_benchmark, 'time_shape', with_failure)
+    printed, results = run('kernel', SHAPES='^ragged/(one|row)', TURNS=1, CLOCK=None)
+    assert (results['clock'], results['turns']) == ('host', 1)
+    assert results['implementations'] == {'xla': None, 'triton': 'there is no GPU'}
+    first, not_measured, *tables = printed.splitlines()
+    assert first == f"{results['device']}, by the host's clock"
+    assert not_measured == 'triton is not measured: there is no GPU'
+    assert [line for line in tables if line.startswith('ragged')] == ['ragged/one, 1 x 1', 'ragged/row, 1 x 700']
+    lines = [line for line in tables if line and not line.startswith(('ragged', 'operation'))]
+    assert len(lines) == len(results['rows']) > 20
+    for line, row in zip(lines, results['rows']):
+        shown = cells(line)
+        assert shown[:2] == [row['operation'], row['implementation']]
+        if 'error' in row:
+            assert shown[2] == 'ValueError: no'
+        else:
+            bandwidth = row['bytes_per_second'] * 1e-9
+            expected = [f'{row["seconds"] * 1e6:,.1f} µs', f'{bandwidth:,.1f} GB/s', f'{row["copy_fraction"]:.0%}']
+            assert shown[2:] == expected
+
+
 def test_step(run):
     """The naive method trains too; bf16 comes first, wherever it was asked for."""
     with on_mesh(ONE_DEVICE):
-        printed, results = run('step', CONFIG=tiny.get_config('smoke'), METHODS=['naive', 'bf16'], TURNS=1)
+        printed, results = run(
+            'step', CONFIG=tiny.get_config('smoke'), METHODS=['naive', 'bf16'], TURNS=1, CLOCK='profiler', VOCAB_SIZE=99
+        )
     assert list(results['methods']) == ['bf16', 'naive']
     assert results['methods']['bf16']['ratio'] == 1
-    assert f'{results["parameters"]:,} parameters' in printed
-    for name, row in results['methods'].items():
-        assert f'{name:<10}{row["seconds"] * 1e3:>11.1f} ms{row["ratio"]:>28.3f}' in printed
+    assert results['parameters'] - results['sampled'] == 2 * 99 * 64 + 5 * 64  # embedding, head, norms
+    title, _, *lines = printed.splitlines()
+    assert f'{results["parameters"]:,} parameters, 512 tokens' in title and "the profiler's clock" in title
+    for line, (name, row) in zip(lines, results['methods'].items(), strict=True):
+        times = (f'{row[key] * 1e3:.1f} ms' for key in ('seconds', 'base_seconds'))
+        low, high = row['ratio_quartiles']
+        launches = str(row['launches'])
+        assert cells(line) == [name, *times, f'{row["ratio"]:.3f}', f'{low:.3f} .. {high:.3f}', launches]
 
 
 def test_cast(run, monkeypatch):
@@ -52,15 +95,26 @@ def test_cast(run, monkeypatch):
     lines = printed.splitlines()[2:]
     assert len(lines) == len(rows) > 20
     for line, (what, by, row) in zip(lines, rows):
-        assert line.startswith(what) and f' {by} ' in line
-        assert ('not installed' if row == 'not installed' else f'{row["nanoseconds_per_value"]:.3f} ns') in line
+        measured = 'not installed' if row == 'not installed' else f'{row["nanoseconds_per_value"]:.3f} ns'
+        assert cells(line)[:3] == [what, by, measured]
+
+
+def test_columns_are_aligned(capsys):
+    """Words to the left, numbers to the right; cells at the end may be missing."""
+    benchmark.print_table('title', ('what', 'by', 'time', 'ratio'), [('a', 'xla', '10 s', '1'), ('longer', 'b', 'no')])
+    assert capsys.readouterr().out.splitlines() == [
+        'title',
+        'what    by   time  ratio',
+        'a       xla  10 s      1',
+        'longer  b      no',
+    ]
 
 
 @pytest.mark.parametrize(
     ('arguments', 'shape', 'message'),
     [
-        ([], '128x128', "error: say what to measure: step or cast (not '')"),
-        (['cast', 'step'], '128x128', "error: say what to measure: step or cast (not 'cast step')"),
+        ([], '128x128', "error: say what to measure: kernel or step or cast (not '')"),
+        (['cast', 'step'], '128x128', "error: say what to measure: kernel or step or cast (not 'cast step')"),
         (['cast'], '128', "error: shape='128' is not ROWSxCOLUMNS, such as 4096x4096"),
         (['cast'], '128x100', 'error: shape=128x100: both lengths must be multiples of 128'),
     ],
@@ -69,3 +123,8 @@ def test_errors_are_one_line(run, arguments, shape, message):
     with pytest.raises(SystemExit) as error:
         run(*arguments, SHAPE=shape, TURNS=1)
     assert str(error.value) == message
+
+
+def test_an_unknown_shape_is_one_line(run):
+    with pytest.raises(SystemExit, match=r"^error: 'bert' is in the name of no shape; there are ragged/one, .*"):
+        run('kernel', SHAPES='bert', CLOCK=None)

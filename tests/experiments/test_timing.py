@@ -1,8 +1,14 @@
-"""Times are taken in turns, of finished results, and compared within a turn."""
+"""Times are taken in turns, of finished results, and compared within a turn; by either clock."""
 
 import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
 from experiments import timing
+from experiments.timing import Event
 
 
 class Clock:
@@ -46,3 +52,119 @@ def test_the_order_alternates(monkeypatch):
     clock = Clock(monkeypatch)
     timing.take_turns({name: clock.function(name, [1] * 4) for name in 'abc'}, turns=2)
     assert ''.join(clock.calls) == 'cbaabccbaabc'
+
+
+def test_what_comes_before_a_call_is_not_timed(monkeypatch):
+    clock = Clock(monkeypatch)
+    before = clock.function('-', [100] * 6)
+    rows = timing.take_turns({name: clock.function(name, [1] * 3) for name in 'ab'}, turns=1, before=before)
+    assert ''.join(clock.calls) == '-b-a-a-b-b-a'
+    assert rows['a']['seconds'] == rows['b']['seconds'] == 1
+
+
+def test_the_profiler_gives_each_call_its_own_kernels():
+    """Of two functions and something in between; on a CPU, XLA's ops stand for kernels."""
+    x = jnp.ones((256, 256))
+    sine, cosine, tangent = (jax.jit(lambda x, f=f: f(x) @ x) for f in (jnp.sin, jnp.cos, jnp.tan))
+    rows = timing.take_turns(
+        {'sine': lambda: sine(x), 'twice': lambda: cosine(cosine(x))},
+        turns=2,
+        clock='profiler',
+        before=lambda: tangent(x),
+    )
+    once, twice = rows['sine'], rows['twice']
+    assert twice['launches'] == 2 * once['launches'] >= 4
+    assert sum(kernel['launches'] for kernel in once['kernels'].values()) == once['launches']
+    assert any('dot' in name or 'fusion' in name for name in once['kernels'])
+    for row in rows.values():
+        assert row['busy_seconds'] > 0
+        assert max(kernel['seconds'] for kernel in row['kernels'].values()) <= row['busy_seconds'] * 1.001
+    assert once['ratio'] == 1 and once['ratio_quartiles'] == [1, 1]
+
+
+def profile_of(monkeypatch, calls, events):
+    """Makes the profiler report these spans of calls and events on a device, in milliseconds."""
+    in_seconds = lambda events: [Event(name, start * 1e-3, end * 1e-3) for name, start, end in events]
+    monkeypatch.setattr(timing, 'read_trace', lambda directory: (in_seconds(calls), in_seconds(events)))
+
+
+def test_device_time_is_from_the_first_kernel_to_the_last(monkeypatch):
+    """Gaps between kernels count, and what the host does around them doesn't, nor what runs between the calls."""
+    calls = [('', 0, 10), ('', 20, 40)]
+    events = [('a', 1, 2), ('b', 4, 5), ('between', 11, 19), ('c', 21, 25), ('d', 23, 29), ('c', 31, 32)]
+    profile_of(monkeypatch, calls, events)
+    rows = timing.take_turns({'first': lambda: 0, 'second': lambda: 0}, turns=2, clock='profiler')
+    # Every other turn runs in reverse: the same profile is then of the functions the other way round.
+    assert rows['first']['seconds'] == pytest.approx(7.5e-3) and rows['second']['seconds'] == pytest.approx(7.5e-3)
+    assert rows['second']['busy_seconds'] == pytest.approx(9e-3)
+    assert rows['second']['launches'] == 3
+    assert rows['second']['kernels'] == {
+        'd': {'launches': 1, 'seconds': pytest.approx(6e-3)},
+        'c': {'launches': 2, 'seconds': pytest.approx(5e-3)},
+    }
+    assert list(rows['second']['kernels']) == ['d', 'c']
+
+
+def test_nothing_seen_is_an_error(monkeypatch):
+    profile_of(monkeypatch, [('', 0, 10)], [('before', -5, -1)])
+    with pytest.raises(ValueError, match='saw nothing run on the device during a call of copy; clock=host may do'):
+        timing.take_turns({'copy': lambda: 0}, turns=1, clock='profiler')
+
+
+XSPACE = """
+planes {
+  id: 1 name: "/host:CPU"
+  event_metadata { key: 1 value { id: 1 name: "timed call" } }
+  event_metadata { key: 2 value { id: 2 name: "cuLaunchKernel" } }
+  lines { id: 1 name: "python" timestamp_ns: 1000
+    events { metadata_id: 1 offset_ps: 9000000 duration_ps: 5000000 }
+    events { metadata_id: 1 offset_ps: 1000000 duration_ps: 5000000 }
+    events { metadata_id: 2 offset_ps: 1500000 duration_ps: 100000 }
+  }
+}
+planes {
+  id: 2 name: "/device:GPU:0"
+  event_metadata { key: 7 value { id: 7 name: "loop_convert_fusion" } }
+  event_metadata { key: 8 value { id: 8 name: "MemcpyD2D" } }
+  event_metadata { key: 9 value { id: 9 name: "jit_f" } }
+  lines { id: 13 name: "Stream #13(Compute)" timestamp_ns: 1000
+    events { metadata_id: 7 offset_ps: 2000000 duration_ps: 1000000 }
+  }
+  lines { id: 14 name: "Stream #14(MemcpyD2D)" timestamp_ns: 1000
+    events { metadata_id: 8 offset_ps: 10000000 duration_ps: 2000000 }
+  }
+  lines { id: 99 name: "XLA Modules" timestamp_ns: 1000
+    events { metadata_id: 9 offset_ps: 2000000 duration_ps: 1000000 }
+  }
+}
+"""
+
+
+def test_reading_the_profile_of_a_gpu(monkeypatch, tmp_path):
+    """Streams count, of lines derived from them nothing; calls are in order of time. (As XLA writes GPU profiles.)"""
+    profile = jax.profiler.ProfileData.text_proto_to_serialized_xspace(XSPACE)
+    (tmp_path / 'plugins').mkdir()
+    (tmp_path / 'plugins' / 'host.xplane.pb').write_bytes(profile)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    calls, events = timing.read_trace(tmp_path)
+    np.testing.assert_allclose([call[1:] for call in calls], [(2e-6, 7e-6), (10e-6, 15e-6)])
+    assert [event.name for event in events] == ['loop_convert_fusion', 'MemcpyD2D']
+    np.testing.assert_allclose([event[1:] for event in events], [(3e-6, 4e-6), (11e-6, 13e-6)])
+
+
+def test_overlapping_events_are_busy_once():
+    events = [Event('', 5, 6), Event('', 0, 2), Event('', 1, 3), Event('', 1.5, 2.5)]
+    assert timing.busy_seconds(events) == 4
+    assert timing.busy_seconds([]) == 0
+
+
+def test_the_clock_is_chosen_by_the_device(monkeypatch):
+    assert timing.default_clock() == 'host'
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert timing.default_clock() == 'profiler'
+
+
+def test_environment():
+    environment = timing.environment()
+    assert environment['jax'] == jax.__version__ and environment['device'].startswith('8 x cpu, ')
+    assert all(isinstance(value, str) and '\n' not in value for value in environment.values())

@@ -1,0 +1,150 @@
+"""What a training step costs with each method, as a ratio to bf16's; with what one writes first, and with qwix.
+
+The methods are those of the configs, `naive` and the PEERS.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments import partitioning, timing, training
+from experiments.methods import with_method
+from gaussq_jax.param_rules import leaf_path
+from gaussq_jax.param_transforms import path_hash
+
+BASE = 'bf16'
+NAIVE = 'naive'
+PEERS = {'qwix-int8': 'int8', 'qwix-int4': 'int4', 'qwix-float8': 'float8_e4m3fn'}  # what qwix rounds weights to
+DEFAULT_METHODS = [BASE, 'gaussws', 'diffq', NAIVE, 'qwix-int8']
+
+Step = Callable[[], Any]
+
+
+def time_steps(config: ConfigDict, methods: list[str], turns: int, *, vocab_size: int, clock: str) -> dict[str, Any]:
+    """Times `turns` training steps of each method, which takes turns with bf16, on one random batch.
+
+    Each has its turns with bf16 alone, so that no more than two training states are in memory.
+
+    Returns:
+      What it was measured on, and under 'methods' for each, bf16 first, what `take_turns` measured, and 'base_seconds',
+      the median of bf16 in the same turns; or why there is nothing: 'not installed', or the error.
+
+    Raises:
+      ValueError: for a method or a config that isn't allowed.
+    """
+    if unknown := set(methods) - {*common.METHODS, NAIVE, *PEERS}:
+        allowed = ', '.join((*common.METHODS, NAIVE, *PEERS))
+        raise ValueError(f'methods={",".join(methods)}: {", ".join(sorted(unknown))} is not one of {allowed}')
+    config = config.copy_and_resolve_references()
+    config.optimizer.warmup_steps, config.total_steps = 1, (turns + 2) * len(methods) + 1
+    base = make_experiment(config, BASE, vocab_size)
+    others = {name: make_experiment(config, name, vocab_size) for name in methods if name != BASE and installed(name)}
+    base_step, measured = make_step(base), {}
+    for name, experiment in others.items() or [(BASE, base)]:
+        try:
+            steps = {BASE: base_step, name: base_step if experiment is base else make_step(experiment)}
+            timings = timing.take_turns(steps, turns, clock=clock)
+        except jax.errors.JaxRuntimeError as error:  # such as too little memory; the others are timed all the same
+            measured[name] = str(error).strip().splitlines()[0]
+            continue
+        finally:
+            steps = None  # frees the training state of this method before the next one's is made
+        for row in timings.values():
+            row['base_seconds'] = timings[BASE]['seconds']
+        measured = {**timings, **measured}
+    missing = {BASE: 'nothing was measured beside it'}
+    return {
+        **timing.environment(),
+        'config': config.name.replace(f'-{config.method}', ''),
+        'parameters': base.num_params,
+        'sampled': base.num_linear_params,
+        'tokens': config.batch_size * config.sequence_length,
+        'clock': clock,
+        'turns': turns,
+        'methods': {
+            name: measured.get(name, missing.get(name, 'not installed'))
+            for name in (BASE, *(name for name in methods if name != BASE))
+        },
+    }
+
+
+def installed(method: str) -> bool:
+    return method not in PEERS or importlib.util.find_spec('qwix') is not None
+
+
+def make_experiment(config: ConfigDict, method: str, vocab_size: int) -> training.Experiment:
+    """The config's experiment by this method."""
+    if method == NAIVE:
+        return naive(training.make_experiment(with_method(config, 'gaussws'), vocab_size))
+    if method in PEERS:
+        return training.make_experiment(with_qwix(config, PEERS[method]), vocab_size)
+    return training.make_experiment(with_method(config, method), vocab_size)
+
+
+def make_step(experiment: training.Experiment) -> Step:
+    """A function that takes one more training step, always on the same random batch."""
+    config = experiment.config
+    shape = (config.batch_size, config.sequence_length + 1)
+    tokens = np.random.default_rng(0).integers(0, experiment.vocab_size, shape, dtype=np.int32)
+    batch = partitioning.to_devices({'tokens': tokens}, experiment.mesh)
+    train_step, state = training.make_train_step(experiment), training.init_state(experiment)
+
+    def step():
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return state, metrics
+
+    return step
+
+
+def naive(experiment: training.Experiment) -> training.Experiment:
+    """The same experiment with Gaussian sampling as one writes it first: jax.random.normal, round, add, autodiff.
+
+    It knows scanned matrices of whole blocks only, as those of our models are.
+    """
+    transform, size = experiment.transform, int(experiment.config.quantization.block_size)
+
+    def apply(key, params, state):
+        bitwidths = transform.bitwidths(state)
+
+        def sample(path, w):
+            if (name := leaf_path(path)) not in bitwidths:
+                return w.astype(jnp.bfloat16)
+            layers, m, n = w.shape
+            blocks = jax.lax.stop_gradient(w).reshape(layers, m // size, size, n // size, size)
+            step = jnp.max(jnp.abs(blocks), axis=(2, 4)) * 2 ** (1 - bitwidths[name])
+            leaf_key = jax.random.fold_in(key, path_hash(name))
+            noise = jnp.round(jax.random.normal(leaf_key, blocks.shape) / 2) * step[:, :, None, :, None]
+            return (w + noise.reshape(w.shape)).astype(jnp.bfloat16)
+
+        return jax.tree_util.tree_map_with_path(sample, params)
+
+    return dataclasses.replace(experiment, transform=transform._replace(apply=apply))
+
+
+def with_qwix(config: ConfigDict, dtype: str) -> ConfigDict:
+    """The config of bf16 with the model's linear layers quantized by qwix, as its users do: weights alone, by channel.
+
+    The weights are rounded to `dtype` in each matmul, straight through; the family of the model is one that
+    `training.MODELS` so gets.
+    """
+    config = with_method(config, BASE)
+    family = config.model.family
+    config.model.family = f'{family}, qwix {dtype}'
+    training.MODELS[config.model.family] = functools.partial(_quantized_by_qwix, training.MODELS[family], dtype)
+    return config
+
+
+def _quantized_by_qwix(model: Callable, weight_dtype: str, **fields: Any) -> Any:
+    import qwix
+
+    rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
+    return qwix.quantize_model(model(**fields), qwix.QtProvider([rule]))

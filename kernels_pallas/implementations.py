@@ -1,0 +1,61 @@
+"""Which implementation of an array function can run here: a kernel needs its backend in JAX and its GPU."""
+
+import functools
+import importlib
+import importlib.util
+
+import jax
+
+KERNELS = ('triton', 'mosaic')
+INTERPRETED = tuple(f'{name}_interpret' for name in KERNELS)  # step by step in XLA, on any platform: to test them
+IMPLEMENTATIONS = (*KERNELS, 'xla', *INTERPRETED)
+
+_BACKENDS = {'triton': 'triton', 'mosaic': 'mosaic_gpu'}  # modules of jax.experimental.pallas
+_COMPUTE_CAPABILITY = {'triton': (8, 0), 'mosaic': (9, 0)}
+_MOSAIC_INTERPRETS_FROM = (0, 11, 2)
+
+
+def check(implementation: str) -> str:
+    """The implementation, if there is one of that name and it can run here.
+
+    Raises:
+      ValueError: otherwise, saying which there are, or why it can't.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f'implementation={implementation!r} is not one of None, {", ".join(map(repr, IMPLEMENTATIONS))}'
+        )
+    if reason := why_not(implementation):
+        raise ValueError(f"implementation={implementation!r} can't run: {reason}")
+    return implementation
+
+
+@functools.cache
+def why_not(implementation: str) -> str | None:
+    """Why an implementation can't run with this JAX on the default device; None if it can."""
+    if implementation == 'xla':
+        return None
+    kernel = implementation.removesuffix('_interpret')
+    if importlib.util.find_spec(f'jax.experimental.pallas.{_BACKENDS[kernel]}') is None:
+        return f'JAX {jax.__version__} has no {kernel.capitalize()} backend of Pallas'
+    if implementation in INTERPRETED:
+        if kernel == 'mosaic' and jax.__version_info__ < _MOSAIC_INTERPRETS_FROM:
+            return f'JAX {jax.__version__} interprets no Mosaic kernels; {_dotted(_MOSAIC_INTERPRETS_FROM)} does'
+        return None
+    device, needed = jax.devices()[0], _COMPUTE_CAPABILITY[kernel]
+    capability = getattr(device, 'compute_capability', '')
+    if device.platform != 'gpu' or '.' not in capability:
+        return f'it needs an NVIDIA GPU, and the default device is {device.device_kind}'
+    if tuple(map(int, capability.split('.'))) < needed:
+        return f'it needs compute capability {_dotted(needed)}, and {device.device_kind} has {capability}'
+    return None
+
+
+def load(package: str, implementation: str):
+    """The module of a kernel in `package`, and the arguments that its functions take for this implementation."""
+    module = importlib.import_module(f'{package}.{implementation.removesuffix("_interpret")}')
+    return module, {'interpret': True} if implementation in INTERPRETED else {}
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return '.'.join(map(str, version))
