@@ -50,5 +50,6 @@ setuptools.setup(
         'parity': ['torch>=2.6', 'transformers>=5'],
         'peers': ['qwix>=0.1.8'],
         'gpu': ['jax[cuda12]'],
+        'compile': ['jax[cuda12-local]', 'nvidia-cuda-nvcc>=13', 'nvidia-cuda-nvdisasm>=13'],  # for a GPU without one
     },
 )

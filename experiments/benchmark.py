@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark kernel                        # each kernel beside a copy, on real shapes
     python -m experiments.benchmark kernel --shapes=llama2-1b --output=benchmarks/kernel.json
+    python -m experiments.benchmark compile                       # what kernels compile to for an H100; needs no GPU
     python -m experiments.benchmark step                          # training steps of configs/tiny.py
     python -m experiments.benchmark step --config=configs/llama2.py:size=134m --vocab_size=32000
     python -m experiments.benchmark cast                          # casts to float8_e4m3fn, ours and others'
@@ -25,7 +26,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cast_benchmark, kernel_benchmark, runs, step_benchmark, timing
+from experiments import cast_benchmark, compiled_kernels, kernel_benchmark, runs, step_benchmark, timing
 from kernels_pallas import arg_specs
 
 DEFAULT_CONFIG = 'configs/tiny.py'
@@ -44,7 +45,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results.')
 
 
 def main(argv):
-    measures = {'kernel': kernel, 'step': step, 'cast': cast}
+    measures = {'kernel': kernel, 'compile': compile_kernels, 'step': step, 'cast': cast}
     measure = measures.get(' '.join(argv[1:]))
     if measure is None:
         sys.exit(f'error: say what to measure: {" or ".join(measures)} (not {" ".join(argv[1:])!r})')
@@ -73,6 +74,38 @@ def kernel():
         )
         results['rows'] += rows
         write(results)
+
+
+def compile_kernels():
+    """Compiles the kernels for an H100, and prints what they need and how often sampling a model starts one."""
+    try:
+        results = {**timing.environment(), **compiled_kernels.compile_report()}
+    except compiled_kernels.CannotCompile as error:
+        raise ValueError(error) from None
+    print_table(
+        f'weight sampling for {results["architecture"]}, JAX {jax.__version__}, ptxas {results["versions"]["ptxas"]}',
+        ('kernel', 'implementation', 'instructions a weight', 'registers', 'bytes spilt'),
+        map(_compiled_cells, results['rows']),
+    )
+    results['launches'] = [
+        {'layers': layers, 'stacked': stacked, 'implementation': name}
+        | compiled_kernels.sampling_launches(layers, stacked, name)
+        for layers, stacked in ((24, True), (4, False))
+        for name in ('xla', 'triton')
+    ]
+    print_table(
+        '\nlaunches to sample the weights of a Llama',
+        ('layers', 'implementation', 'leaves', 'W_hat', 'with gradients'),
+        (
+            (
+                f'{row["layers"]}, {"stacked" if row["stacked"] else "apart"}',
+                row['implementation'],
+                *(str(row[name]) for name in ('leaves', 'forward', 'with_gradients')),
+            )
+            for row in results['launches']
+        ),
+    )
+    write(results)
 
 
 def step():
@@ -137,6 +170,14 @@ def _kernel_cells(row) -> Sequence[str]:
         str(row.get('launches', '')),
         {None: '', True: 'equal', False: 'DIFFER'}[row['equals_reference']],
     )
+
+
+def _compiled_cells(row) -> Sequence[str]:
+    name = f'{row["direction"]} {row["dtype"]}{" -> " + row["format"] if row["format"] else ""}, {row["noise"]}'
+    if 'error' in row:
+        return name, row['implementation'], row['error']
+    per_weight = f'{row["instructions_per_weight"]:.1f}' if row['instructions_per_weight'] else 'unknown'
+    return name, row['implementation'], per_weight, str(row['registers']), str(row['spill_bytes'])
 
 
 def _step_cells(row) -> Sequence[str]:

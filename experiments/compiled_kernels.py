@@ -27,6 +27,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from gaussq_jax.formats import parse_format
+from gaussq_jax.param_transforms import gaussian_weight_sampling
 from kernels_pallas.weight_sampling import NOISES, Grid
 
 TARGET = pathlib.Path(__file__).parent / 'h100_target.textproto'
@@ -148,6 +149,34 @@ def compile_report(
     return {'architecture': ARCHITECTURE, 'versions': versions, 'shape': list(shape), 'rows': rows}
 
 
+def sampling_launches(layers: int, stacked: bool, implementation: str) -> dict[str, int]:
+    """What sampling the weights of a Llama of 1B parameters' width starts on an H100: the kernels, and all around them.
+
+    Returns:
+      'leaves'; 'forward', the launches of W_hat of all of them; and 'with_gradients', those and dW and db.
+    """
+    matrix = lambda m, n: {'kernel': jax.ShapeDtypeStruct((layers, m, n) if stacked else (m, n), jnp.float32)}
+    attention = {name: matrix(2048, 2048) for name in ('query', 'key', 'value', 'out')}
+    mlp = {'gate': matrix(2048, 5632), 'up': matrix(2048, 5632), 'down': matrix(5632, 2048)}
+    layer = {'attention': attention, 'mlp': mlp}
+    params = {'layers': layer} if stacked else {f'layer_{i}': layer for i in range(layers)}
+    with _described_h100():
+        transform = gaussian_weight_sampling(implementation=implementation)
+    state = jax.eval_shape(transform.init, params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    d_samples = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+
+    def with_gradients(key, params, state, d_samples):
+        samples, pullback = jax.vjp(functools.partial(transform.apply, key), params, state)
+        return samples, pullback(d_samples)
+
+    return {
+        'leaves': len(jax.tree.leaves(params)),
+        'forward': count_launches(transform.apply, key, params, state),
+        'with_gradients': count_launches(with_gradients, key, params, state, d_samples),
+    }
+
+
 def _kernel(shape, *, implementation, direction, dtype, noise, format):
     """The function that a row is about, and the shapes of its arguments."""
     module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
@@ -188,13 +217,18 @@ def _compile(function, args, dump_folder=None):
     """The jaxpr, and the text of the program compiled for an H100; each kernel's PTX goes to `dump_folder`."""
     sharding = SingleDeviceSharding(find_h100())
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
-    mesh = AbstractMesh((), (), abstract_device=AbstractDevice(device_kind=DEVICE, num_cores=None, platform='gpu'))
     options = {'xla_dump_to': str(dump_folder), 'xla_dump_emitter_re': '^ptx$'} if dump_folder else {}
     dumps = _mosaic_dumps_to(dump_folder) if dump_folder else contextlib.nullcontext()
-    with jax.sharding.use_abstract_mesh(mesh), dumps, warnings.catch_warnings():
+    with _described_h100(), dumps, warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=DeprecationWarning)  # Triton is
         traced = jax.jit(function).trace(*args)
         return traced.jaxpr, traced.lower().compile(compiler_options=options).as_text()
+
+
+def _described_h100():
+    """In which the kernels for GPUs can be chosen and lowered."""
+    device = AbstractDevice(device_kind=DEVICE, num_cores=None, platform='gpu')
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 @contextlib.contextmanager

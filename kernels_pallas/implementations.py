@@ -1,6 +1,5 @@
 """Which implementation of an array function can run here: a kernel needs its backend in JAX and its GPU."""
 
-import functools
 import importlib
 import importlib.util
 
@@ -30,9 +29,12 @@ def check(implementation: str) -> str:
     return implementation
 
 
-@functools.cache
 def why_not(implementation: str) -> str | None:
-    """Why an implementation can't run with this JAX on the default device; None if it can."""
+    """Why an implementation can't run with this JAX on the default device; None if it can.
+
+    Inside `jax.sharding.use_abstract_mesh` with an `abstract_device`, to compile for a device that isn't here, any GPU
+    counts as able.
+    """
     if implementation == 'xla':
         return None
     kernel = implementation.removesuffix('_interpret')
@@ -41,6 +43,9 @@ def why_not(implementation: str) -> str | None:
     if implementation in INTERPRETED:
         if kernel == 'mosaic' and jax.__version_info__ < _MOSAIC_INTERPRETS_FROM:
             return f'JAX {jax.__version__} interprets no Mosaic kernels; {_dotted(_MOSAIC_INTERPRETS_FROM)} does'
+        return None
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    if described is not None and described.platform == 'gpu':
         return None
     device, needed = jax.devices()[0], _COMPUTE_CAPABILITY[kernel]
     capability = getattr(device, 'compute_capability', '')

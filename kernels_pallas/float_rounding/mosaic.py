@@ -1,7 +1,5 @@
-"""Rounding to a grid as one kernel, for NVIDIA GPUs from Hopper on: Pallas by way of Mosaic GPU. The bits are `xla.py`'s."""
+"""Rounding to a grid as one kernel, for NVIDIA GPUs from Hopper on: Pallas by way of Mosaic GPU, to `xla.py`'s bits."""
 
-import functools
-import inspect
 import math
 
 import jax
@@ -9,36 +7,42 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas import mosaic_kernel
 from kernels_pallas.float_rounding.xla import round_in_kernel
-from kernels_pallas.weight_sampling.mosaic import _call, _load, _store_array
+from kernels_pallas.mosaic_kernel import THREADS
 
-THREADS = 128
-TILE = 2048  # values a program: 16 a thread, whose loads are 16 bytes wide
+TILE = 2048  # values a program: 16 a thread, loaded four at a time
 
 
 def round_to_grid(
-    x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **grid
+    x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **how
 ) -> jax.Array:
+    """`xla.round_to_grid`; arguments as of the kernel in `triton.py`.
+
+    Raises:
+      NotImplementedError: if this JAX can't interpret it.
+    """
     if not x.size:
         return x
+    size = max(x.size, THREADS)
     inputs = [array.reshape(-1) for array in ([x] if random_bits is None else [x, random_bits])]
-    if x.size < THREADS:
-        inputs = [jnp.pad(array, (0, THREADS - x.size)) for array in inputs]
-    size = inputs[0].size
+    inputs = [jnp.pad(array, (0, size - x.size)) for array in inputs]
     tile = min(TILE, 1 << (size.bit_length() - 1))
-    layout = plgpu.Layout.WG_STRIDED((tile,), math.gcd(size, 4, tile // THREADS))
+    layout = plgpu.Layout.WG_STRIDED((tile,), math.gcd(size, tile // THREADS, 4))
 
     def kernel(*refs):
-        *inputs, output = refs
+        # None lies beyond the end: the last values are two programs', which write the same.
         here = pl.ds(jnp.minimum(jax.lax.axis_index('tile') * tile, size - tile), tile)
-        values, *bits = (_load(ref.at[here], layout=layout) for ref in inputs)
-        _store_array(output.at[here], round_in_kernel(values, *(bits or [None]), **grid))
+        *inputs, output = (ref.at[here] for ref in refs)
+        values, *bits = (mosaic_kernel.load(ref, layout=layout) for ref in inputs)
+        mosaic_kernel.store(output, round_in_kernel(values, *bits or [None], **how))
 
-    rounded = _call(
+    rounded = mosaic_kernel.mosaic_kernel(
         kernel,
+        out_type=jax.ShapeDtypeStruct((size,), jnp.float32, manual_axis_type=jax.typeof(x).manual_axis_type),
         grid=(pl.cdiv(size, tile),),
-        out_type=jax.ShapeDtypeStruct((size,), jnp.float32),
-        name=f'round_{grid["rounding"]}',
+        grid_names=('tile',),
+        kernel_name=f'round_{how["rounding"]}',
         interpret=interpret,
     )(*inputs)
     return rounded[: x.size].reshape(x.shape)

@@ -87,15 +87,16 @@ def round_in_kernel(
     overflow: float | None,
     rounding: str,
 ) -> jax.Array:
-    """`round_to_grid` to the bit, by way of `round_to_nearest` where that will do: what kernels run."""
-    step = math.ldexp(1, min_exponent - mantissa_bits)  # half of it is a normal number: a device may flush what is less
-    if rounding != 'nearest_even' or step < 2.0**-125 or largest >= _QUICK_LIMIT:
+    """`round_to_grid` to the bit, all its arguments given, by way of `round_to_nearest` where that will do: in kernels."""
+    half_step = 2.0 ** (min_exponent - mantissa_bits - 1)  # a device may flush x below 2^-126: then none goes up
+    if rounding != 'nearest_even' or half_step < 2.0**-126 or largest >= _QUICK_LIMIT:
         grid = dict(mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=largest)
-        return round_to_grid(x, random_bits, overflow=overflow, rounding=rounding, **grid)
+        return round_to_grid(x, random_bits, **grid, overflow=overflow, rounding=rounding)
     limit = largest if overflow is None else _QUICK_LIMIT
     rounded = round_to_nearest(x, mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=limit)
     if overflow is not None:
-        beyond = jnp.where(x < 0, jnp.float32(-overflow), jnp.float32(overflow))
+        sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
+        beyond = jax.lax.bitcast_convert_type(sign | _bits_of(overflow), jnp.float32)
         rounded = jnp.where(jnp.abs(rounded) > largest, beyond, rounded)
     return jnp.where(x != x, x, rounded)  # NaN with all its bits
 

@@ -88,15 +88,21 @@ def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
     return implementations.why_not(implementation)
 
 
-@functools.cache
 def _pick(block_size: int) -> str:
     reasons = {name: why_not(name, block_size) for name in PREFERENCE}
     picked = next(name for name in PREFERENCE if reasons[name] is None)
     because = '; '.join(f"{name} can't run: {reason}" for name, reason in reasons.items() if reason)
     missed = picked == 'xla' and any(why_not(name) is None for name in PREFERENCE[:-1])  # for its block size alone
-    level = logging.WARNING if missed else logging.INFO
-    _log.log(level, 'weight sampling by blocks of %d runs as %r%s', block_size, picked, because and f' ({because})')
+    _log_once(
+        logging.WARNING if missed else logging.INFO,
+        f'weight sampling by blocks of {block_size} runs as {picked!r}' + (because and f' ({because})'),
+    )
     return picked
+
+
+@functools.cache
+def _log_once(level: int, message: str):
+    _log.log(level, message)
 
 
 def _place(key: Words2, origin: Origin, leading_shape: tuple[int, ...]) -> jax.Array:

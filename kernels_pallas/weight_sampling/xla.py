@@ -93,7 +93,7 @@ def round_sampled(w: jax.Array, w_hat: jax.Array, absmax: jax.Array, grid: Grid,
         min_exponent=grid.min_exponent + shift,
         largest=grid.largest * 2.0**shift,
     )
-    return jnp.where(jnp.isfinite(w), rounded * expand(inverse), w)
+    return jnp.where(jnp.abs(w) < jnp.inf, rounded * expand(inverse), w)
 
 
 @functools.partial(jax.jit, static_argnames=('block_size', 'noise'))

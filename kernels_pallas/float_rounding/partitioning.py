@@ -1,0 +1,37 @@
+"""Kernels that take each value for itself, on sharded arrays: each device rounds its own shard, nothing is gathered."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+
+from kernels_pallas.manual_axes import vary_alike
+
+
+@functools.lru_cache(maxsize=None)
+def on_any_mesh(kernel: Callable, operands: int, **how) -> Callable:
+    """`kernel(*arrays, **how)` of so many arrays of one shape, which its result has too; sharded or not, mapped or not.
+
+    XLA's partitioner can't see into a kernel and would gather its operands: it is told that their shards may be any, as
+    long as all are cut alike. Under `jax.vmap`, the mapped axis is one more.
+    """
+
+    def on_device(*arrays):
+        return kernel(*vary_alike(arrays), **how)
+
+    def partition(mesh, arrays, result):
+        return mesh, on_device, arrays[0].sharding, (arrays[0].sharding,) * operands
+
+    on_devices = custom_partitioning(on_device)
+    on_devices.def_partition(partition, sharding_rule=f'{", ".join(["..."] * operands)} -> ...')
+    mappable = custom_vmap(on_devices)
+
+    @mappable.def_vmap
+    def map_values(size, mapped, *arrays):
+        spread = (x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in zip(arrays, mapped))
+        return mappable(*spread), True
+
+    return jax.jit(mappable)
