@@ -11,6 +11,7 @@ import gaussq_jax as gq
 from configs import common
 from gaussq_jax import models
 from gaussq_jax.quantized_dot_general import TARGETS
+from kernels_pallas.weight_sampling import select
 
 SAMPLING = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling}
 PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
@@ -103,7 +104,8 @@ def describe(config: ConfigDict) -> str:
     quantization = config.quantization
     if config.method in SAMPLING:
         rounded = f', rounded to {quantization.format}' if quantization.format else ''
-        return f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}{rounded}'
+        sampled = f', sampled by {select(None, parse_block_size(quantization.block_size))}'
+        return f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}{rounded}{sampled}'
     quantizer = make_quantizer(config)
     what = {'qat': 'weights', 'fqt': quantization.targets}[config.method]
     return (

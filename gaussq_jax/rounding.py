@@ -1,6 +1,7 @@
 """Simulated casts: numbers rounded to those of a low-bit format, and kept in their own dtype."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ def round_to_format(
     rounding: str = 'nearest_even',
     key: jax.Array | None = None,
     saturate: bool = True,
+    implementation: str | None = None,
 ) -> jax.Array:
     """x rounded to the numbers of a format: a simulated cast, exact to the bit, by integer arithmetic only.
 
@@ -40,12 +42,16 @@ def round_to_format(
       saturate: whether magnitudes beyond the format's largest number, infinity too, become that number (the largest
         that x's dtype holds, too). Otherwise what is rounded beyond it becomes infinity if the format has that, NaN
         if it has NaN only, as with ml_dtypes; a format that has neither saturates all the same.
+      implementation: None or 'xla': fused with what is before and after it, where that can be. Or a kernel of its own
+        for float32, 'triton' or 'mosaic' on NVIDIA GPUs, or 'triton_interpret' or 'mosaic_interpret', which emulate
+        those. The result is the same.
 
     Returns:
       An array of x's shape and dtype.
 
     Raises:
-      ValueError: for a dtype, format or rounding other than these; a key missing, or given for nothing.
+      ValueError: for a dtype, format, rounding or implementation other than these; a key missing, or given for nothing;
+        an implementation that can't run here.
 
     Example:
       >>> round_to_format(jnp.array([0.3, 1.25, -2.4, 100.0]), 'e2m1')
@@ -59,9 +65,9 @@ def round_to_format(
     largest = _largest_in(x.dtype, fmt)
     overflow = None
     if not saturate and fmt.special_values == 'ieee':
-        overflow = float('inf')
+        overflow = math.inf
     elif not saturate and fmt == FloatFormat(4, 3, 'fn'):
-        overflow = float('nan')
+        overflow = math.nan  # the one object: another NaN would count as new, and compile anew
 
     def round_(x, key):
         rounded = round_to_grid(
@@ -72,6 +78,7 @@ def round_to_format(
             largest=largest,
             overflow=overflow,
             rounding=rounding,
+            implementation=implementation,
         )
         return rounded.astype(x.dtype)
 

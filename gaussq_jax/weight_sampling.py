@@ -94,8 +94,8 @@ def sample_weights(
         block scaled by the power of two that puts its max |W| into the format's top binade, as in MX formats.
         Noise survives in formats as wide as `format_for_bitwidth(b_t)`.
       dtype: of W_hat, bfloat16 or float32, of as many mantissa bits as `fmt` at least.
-      implementation: None, the best for the device: on NVIDIA GPUs the kernel 'triton' (compute capability 8.0 and up) or,
-        where JAX has it no more, 'mosaic' (9.0 and up), both for blocks of 32; elsewhere 'xla', the reference. With
+      implementation: None, the best for the device: on NVIDIA GPUs the kernel 'triton' (compute capability 8.0 and up)
+        or, where JAX has it no more, 'mosaic' (9.0 and up), both for blocks of 32; elsewhere 'xla', the reference. With
         '_interpret' behind it, a kernel runs anywhere, slowly. All give the same bits.
 
     Returns:

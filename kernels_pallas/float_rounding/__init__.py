@@ -37,4 +37,5 @@ def round_to_grid(
         return xla.round_to_grid(x, random_bits, **how)
     kernels, interpret = implementations.load(__name__, name)
     arrays = [jax.lax.stop_gradient(x)] if random_bits is None else [jax.lax.stop_gradient(x), random_bits]
-    return on_any_mesh(kernels.round_to_grid, len(arrays), **how, **interpret)(*arrays)
+    run = on_any_mesh(kernels.round_to_grid, len(arrays), has_effects=name == 'mosaic_interpret', **how, **interpret)
+    return run(*arrays)

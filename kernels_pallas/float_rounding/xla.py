@@ -67,11 +67,15 @@ def round_to_nearest(x: jax.Array, *, mantissa_bits: int, min_exponent: int, lar
       min_exponent: exponent of the smallest normal number; below -126 it counts as that.
       largest: the largest number, on the grid, less than 2^100.
     """
-    magnitude = jnp.minimum(jnp.abs(x), jnp.float32(largest))
+    magnitude = jnp.abs(x)
+    magnitude = jnp.where(magnitude > largest, jnp.float32(largest), magnitude)  # backends' minima differ about NaN
     exponent = jax.lax.bitcast_convert_type(magnitude, jnp.int32) & jnp.int32(0x7F800000)
     exponent = jnp.maximum(exponent, max(min_exponent + 127, 1) << 23)
-    c = jax.lax.bitcast_convert_type(exponent + jnp.int32((23 - mantissa_bits) << 23), jnp.float32)
-    rounded = jnp.maximum(magnitude + c, c) - c  # the maximum is the sum, but XLA takes (x + c) - c for x
+    bits_of_c = exponent + jnp.int32((23 - mantissa_bits) << 23)
+    c = jax.lax.bitcast_convert_type(bits_of_c, jnp.float32)
+    # The maximum is the sum, but XLA would take (x + c) - c for x.
+    bits_of_sum = jnp.maximum(jax.lax.bitcast_convert_type(magnitude + c, jnp.int32), bits_of_c)
+    rounded = jax.lax.bitcast_convert_type(bits_of_sum, jnp.float32) - c
     bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32)
     sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
     return jax.lax.bitcast_convert_type(bits | sign, jnp.float32)

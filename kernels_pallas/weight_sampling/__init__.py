@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from kernels_pallas import implementations
 from kernels_pallas.philox import Words2
 from kernels_pallas.weight_sampling import xla
+from kernels_pallas.weight_sampling.blocks import Grid
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS, NOISES
 from kernels_pallas.weight_sampling.partitioning import BACKWARD, FORWARD, on_any_mesh
-from kernels_pallas.weight_sampling.xla import Grid, Origin, draw
+from kernels_pallas.weight_sampling.xla import Origin, draw
 
 __all__ = ['NOISES', 'Grid', 'backward', 'draw', 'forward', 'select', 'why_not']
 

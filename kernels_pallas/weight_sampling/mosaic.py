@@ -19,7 +19,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.philox import Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
-from kernels_pallas.weight_sampling.xla import Grid, block_step, round_sampled
+from kernels_pallas.weight_sampling.blocks import (
+    Grid,
+    add_halves,
+    block_step,
+    exact_parts,
+    finite_order,
+    magnitude_of,
+    round_sampled,
+)
 
 BLOCK_SIZE = noise_bits.GROUP_ROWS
 GRID_NAMES = ('matrix', 'row', 'column')
@@ -60,7 +68,10 @@ def forward(
     def kernel(place, row_block, column, w, scale, w_hat, step):
         k, i, j = tile.position(n_blocks)
         rows = [tile.load(w.at[k, i, lane, :, :, j]).astype(jnp.float32) for lane in range(noise_bits.LANES)]
-        absmax = _finite_absmax(rows)
+        order = functools.reduce(jnp.maximum, map(finite_order, rows))
+        for axis in (6, 5, 4, 3, 1, 0):
+            order = jnp.max(order, axis)
+        absmax = magnitude_of(order)
         steps = block_step(absmax, tile.load(scale.at[k, i, j], 2), noise)
         _store(step.at[k, i, j], steps)
         expand = lambda x: tile.expand(x, 2)
@@ -95,7 +106,6 @@ def backward(
     by_row = _by_row(dw_hat)
     l, m_blocks, n_blocks = by_row.shape[0], by_row.shape[1], by_row.shape[5]
     tile = _Tile.of(n_blocks, rows=(2,), blocks_of_a_warp=2)
-    exact = noise != 'uniform' or dw_hat.dtype == jnp.bfloat16
     decode = getattr(noise_bits, noise)
 
     def kernel(place, row_block, column, dw_hat, sums):
@@ -105,10 +115,10 @@ def backward(
             words = _random_words(tile, place.at[k], row_block[i], column.at[j], tile.index(0) + jnp.uint32(2 * half))
             products = []  # for each lane, of each part
             for lane, bits in enumerate(noise_bits.lanes(words)):
-                row = tile.load(dw_hat.at[k, i, lane, half, :, j]).astype(jnp.float32)
-                products.append([part * decode(bits) for part in ([row] if exact else noise_bits.three_parts(row))])
-            halves.append([_halving(part) for part in zip(*products)])
-        totals = [_sum_between_threads(tile, _halving(part)) for part in zip(*halves)]
+                row = tile.load(dw_hat.at[k, i, lane, half, :, j])
+                products.append([part * decode(bits) for part in exact_parts(row, noise)])
+            halves.append([add_halves(part) for part in zip(*products)])
+        totals = [_sum_between_threads(tile, add_halves(part)) for part in zip(*halves)]
         _store(sums.at[k, i, j], functools.reduce(jnp.add, totals))
 
     return _call(
@@ -187,26 +197,6 @@ def _random_words(tile: _Tile, place, row_block, column, lane_row: jax.Array) ->
     column = tile.expand(first_column + tile.load(column, *axes), *axes)
     lane_row = (first_row_block + row_block) * noise_bits.LANE_ROWS + lane_row
     return noise_bits.random_words((k0, k1), column, lane_row, jnp.full(tile.shape, leading))
-
-
-def _finite_absmax(rows: list[jax.Array]) -> jax.Array:
-    """The largest finite magnitude of each block, (blocks,), in two instructions a weight.
-
-    Twice the bits of a float32, plus 2^24, has no sign left, and only infinity and NaN wrap around to less than 2^24.
-    """
-    offset = jnp.uint32(1 << 24)
-    bits = (jax.lax.bitcast_convert_type(row, jnp.uint32) for row in rows)
-    largest = functools.reduce(jnp.maximum, (2 * row + offset for row in bits))
-    for axis in (6, 5, 4, 3, 1, 0):
-        largest = jnp.max(largest, axis)
-    return jax.lax.bitcast_convert_type((jnp.maximum(largest, offset) - offset) >> jnp.uint32(1), jnp.float32)
-
-
-def _halving(parts: list[jax.Array]) -> jax.Array:
-    """Adds the two halves of a list, whose length is a power of two, until one entry is left."""
-    while half := len(parts) // 2:
-        parts = [a + b for a, b in zip(parts[:half], parts[half:])]
-    return parts[0]
 
 
 def _sum_between_threads(tile: _Tile, x: jax.Array) -> jax.Array:

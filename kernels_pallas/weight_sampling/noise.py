@@ -53,13 +53,3 @@ def uniform(lane: jax.Array) -> jax.Array:
     """R = (u + 1/2) / 2^16 - 1/2 as float32, u the lane as an integer: odd multiples of 2^-17 in (-1/2, 1/2), exact."""
     one_to_two = (lane >> jnp.uint32(9)) & jnp.uint32(0x7FFF80) | jnp.uint32(0x3F800000)  # 1 + u / 2^16
     return jax.lax.bitcast_convert_type(one_to_two, jnp.float32) - jnp.float32(1.5 - 2.0**-17)
-
-
-def three_parts(x: jax.Array) -> list[jax.Array]:
-    """A float32 array as three of 8 significant bits each, which sum to it: products of those with R are exact."""
-    parts = []
-    for _ in range(2):
-        high = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)
-        parts.append(jax.lax.bitcast_convert_type(high, jnp.float32))
-        x = x - parts[-1]
-    return [*parts, x]

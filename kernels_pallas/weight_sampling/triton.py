@@ -19,7 +19,15 @@ from jax.experimental.pallas import triton as plgpu
 
 from kernels_pallas.philox import Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
-from kernels_pallas.weight_sampling.xla import Grid, block_step, round_sampled
+from kernels_pallas.weight_sampling.blocks import (
+    Grid,
+    add_halves,
+    block_step,
+    exact_parts,
+    finite_order,
+    magnitude_of,
+    round_sampled,
+)
 
 BLOCK_SIZE = noise_bits.GROUP_ROWS
 TILE = 4  # blocks a warp: four weights a thread and row, whose load is 16 bytes wide
@@ -91,7 +99,8 @@ def backward(
 
 def _forward_kernel(place_ref, row_block_ref, column_ref, w_ref, scale_ref, w_hat_ref, step_ref, *, noise, grid):
     rows = [w_ref[0, 0, row] for row in range(BLOCK_SIZE)]
-    absmax = _finite_absmax(rows)
+    order = functools.reduce(jnp.maximum, (finite_order(row.astype(jnp.float32)) for row in rows))
+    absmax = magnitude_of(jnp.max(order, axis=1))
     expand = lambda x: x[:, None]
     step = block_step(absmax, scale_ref[0, 0], noise)
     step_ref[0, 0] = step
@@ -108,17 +117,16 @@ def _forward_kernel(place_ref, row_block_ref, column_ref, w_ref, scale_ref, w_ha
 
 
 def _backward_kernel(place_ref, row_block_ref, column_ref, dw_hat_ref, sums_ref, *, noise):
-    exact = noise != 'uniform' or dw_hat_ref.dtype == jnp.bfloat16
     decode = getattr(noise_bits, noise)
     sums = []  # for each part and lane row, one a column
     for lane_row in range(noise_bits.LANE_ROWS):
         words = _random_words(place_ref, row_block_ref, column_ref, lane_row)
         products = []  # for each lane, of each part
         for lane, bits in enumerate(noise_bits.lanes(words)):
-            dw_hat = dw_hat_ref[0, 0, lane * noise_bits.LANE_ROWS + lane_row].astype(jnp.float32)
-            products.append([part * decode(bits) for part in ([dw_hat] if exact else noise_bits.three_parts(dw_hat))])
-        sums.append([_halving(part) for part in zip(*products)])
-    sums = [_sum_of_columns(_halving(part)) for part in zip(*sums)]
+            dw_hat = dw_hat_ref[0, 0, lane * noise_bits.LANE_ROWS + lane_row]
+            products.append([part * decode(bits) for part in exact_parts(dw_hat, noise)])
+        sums.append([add_halves(part) for part in zip(*products)])
+    sums = [_sum_of_columns(add_halves(part)) for part in zip(*sums)]
     sums_ref[0, 0] = functools.reduce(jnp.add, sums)
 
 
@@ -152,24 +160,6 @@ def _random_words(place_ref, row_block_ref, column_ref, lane_row: int) -> Words4
     column = first_column + column_ref[...]
     lane_row = (first_row_block + row_block_ref[0]) * noise_bits.LANE_ROWS + lane_row
     return noise_bits.random_words((k0, k1), column, jnp.full_like(column, lane_row), jnp.full_like(column, leading))
-
-
-def _finite_absmax(rows: list[jax.Array]) -> jax.Array:
-    """(tile,) largest finite magnitudes of 32 rows of (tile, 32), in two instructions a weight.
-
-    Twice the bits of a float32, plus 2^24, has no sign left, and only infinity and NaN wrap around to less than 2^24.
-    """
-    offset = jnp.uint32(1 << 24)
-    bits = (jax.lax.bitcast_convert_type(row.astype(jnp.float32), jnp.uint32) for row in rows)
-    largest = jnp.max(functools.reduce(jnp.maximum, (2 * row + offset for row in bits)), axis=1)
-    return jax.lax.bitcast_convert_type((jnp.maximum(largest, offset) - offset) >> jnp.uint32(1), jnp.float32)
-
-
-def _halving(parts: list[jax.Array]) -> jax.Array:
-    """Adds the two halves of a list, whose length is a power of two, until one entry is left."""
-    while half := len(parts) // 2:
-        parts = [a + b for a, b in zip(parts[:half], parts[half:])]
-    return parts[0]
 
 
 def _sum_of_columns(x: jax.Array) -> jax.Array:

@@ -10,26 +10,16 @@ with every choice that could move a bit (the noise's bits, the order of the sum,
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.float_rounding import power_of_two_scale, round_to_dtype, round_to_nearest
+from kernels_pallas.float_rounding import round_to_dtype
 from kernels_pallas.philox import Words2, Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
+from kernels_pallas.weight_sampling.blocks import Grid, block_step, exact_parts, round_sampled
 
-SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}  # so that R * step is a normal number
-LARGEST_STEP = 2.0**125  # so that 2 * step is finite
 Origin = tuple[jax.Array, jax.Array, jax.Array]
-
-
-class Grid(NamedTuple):
-    """A low-bit format as plain numbers, see `round_to_nearest`."""
-
-    mantissa_bits: int
-    min_exponent: int
-    largest: float
 
 
 @functools.partial(jax.jit, static_argnames=('block_size', 'noise', 'dtype', 'grid'))
@@ -70,32 +60,6 @@ def forward(
     return round_to_dtype(w_hat, dtype), step
 
 
-def block_step(absmax: jax.Array, scale: jax.Array, noise: str) -> jax.Array:
-    """The step of blocks of these largest magnitudes: absmax * scale, such that R * step is exact and finite."""
-    step = jnp.minimum(absmax * scale, LARGEST_STEP)
-    step = jnp.where(step < SMALLEST_STEP[noise], 0, step)
-    if noise == 'uniform':  # to eight significant bits, whatever is fused
-        bits = jax.lax.bitcast_convert_type(step, jnp.uint32)
-        bits += jnp.uint32(0x7FFF) + ((bits >> jnp.uint32(16)) & jnp.uint32(1))
-        step = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
-    return step
-
-
-def round_sampled(w: jax.Array, w_hat: jax.Array, absmax: jax.Array, grid: Grid, expand: Callable) -> jax.Array:
-    """W + R * step rounded to a low-bit format, whose top binade `absmax` of the block is scaled into.
-
-    An infinite or NaN weight stays as it is. `expand` spreads one number a block over the block's weights.
-    """
-    scale, inverse, shift = power_of_two_scale(absmax, grid.largest)
-    rounded = round_to_nearest(
-        w_hat * expand(scale),
-        mantissa_bits=grid.mantissa_bits,
-        min_exponent=grid.min_exponent + shift,
-        largest=grid.largest * 2.0**shift,
-    )
-    return jnp.where(jnp.abs(w) < jnp.inf, rounded * expand(inverse), w)
-
-
 @functools.partial(jax.jit, static_argnames=('block_size', 'noise'))
 def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int, noise: str) -> jax.Array:
     """sum(dW_hat * R) over each block, float32 (..., ceil(m / B), ceil(n / B)), from the same R, drawn again.
@@ -104,10 +68,8 @@ def backward(key: Words2, origin: Origin, dw_hat: jax.Array, *, block_size: int,
     float32, so that a fused multiply-add changes nothing; for that, a float32 cotangent meets the 16 bits
     of the uniform noise in three parts of eight bits.
     """
-    exact = noise != 'uniform' or dw_hat.dtype == jnp.bfloat16
-    parts = [dw_hat.astype(jnp.float32)] if exact else noise_bits.three_parts(dw_hat)
     r = draw(key, origin, dw_hat.shape, noise=noise, row_alignment=block_size)
-    sums = [_reduce_blocks(part * r, block_size, jnp.add) for part in parts]
+    sums = [_reduce_blocks(part * r, block_size, jnp.add) for part in exact_parts(dw_hat, noise)]
     return functools.reduce(jnp.add, sums)
 
 

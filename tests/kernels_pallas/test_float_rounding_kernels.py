@@ -1,0 +1,230 @@
+"""Kernels of float rounding, interpreted: the bits of the reference and of NumPy, for every kind of number and array."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_float_formats as oracle
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gaussq_jax as gq
+from experiments import compiled_kernels
+from kernels_pallas import implementations
+from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid
+
+MESH = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+GRID = {'mantissa_bits': 2, 'min_exponent': -2, 'largest': 28.0}  # e3m2
+OVERFLOWS = (None, math.inf, math.nan)
+FORMATS = [
+    (2, 1, 'finite'),
+    (4, 0, 'finite'),
+    (3, 10, 'finite'),
+    (4, 3, 'fn'),
+    (5, 2, 'ieee'),
+    (7, 3, 'finite'),  # ends beyond 2^64
+    (8, 2, 'ieee'),  # beyond 2^100, and with float32 subnormals
+]
+# On both sides of where rounding to nearest goes by other, quicker arithmetic; codes of both parities at the end.
+LIMITS = [
+    (2, -123, 1.75 * 2.0**99),
+    (2, -124, 1.5 * 2.0**-110),
+    (0, -125, 2.0**99),
+    (0, -126, 2.0**99),
+    (0, -3, 2.0**99),
+    (0, -3, 2.0**100),
+]
+
+
+@pytest.fixture(params=implementations.INTERPRETED)
+def implementation(request):
+    if reason := implementations.why_not(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+def every_kind_of_number():
+    """All of float16, float32 subnormals and overflow on both sides of what formats have, and NaNs that differ."""
+    float16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    nans = np.array([0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFC12345], np.uint32).view(np.float32)
+    critical = [oracle.critical_float32(fmt) for fmt in ((5, 2, 'ieee'), (8, 2, 'ieee'))]
+    powers = np.ldexp(np.float32(1), np.arange(-149, 128))
+    around = np.concatenate([powers * np.float32(scale) for scale in (0.75, 1, 1.25, 1.5, 1.75)])
+    return np.concatenate([float16, nans, *critical, around, np.nextafter(around, np.float32(0)), -around])
+
+
+X = every_kind_of_number()
+RANDOM_BITS = np.random.default_rng(0).integers(0, 2**32, X.size, dtype=np.uint32)
+RANDOM_BITS[::7], RANDOM_BITS[1::7] = 0, 2**32 - 1
+
+
+@functools.partial(jax.jit, static_argnames=('cases', 'implementation'))
+def round_in_ways(x, random_bits, cases, implementation):
+    """x on the grids and in the ways of `cases`: mantissa_bits, min_exponent, largest, overflow, rounding."""
+    names = ('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'rounding')
+    return [
+        round_to_grid(
+            x,
+            random_bits if case[-1] == 'stochastic' else None,
+            **dict(zip(names, case)),
+            implementation=implementation,
+        )
+        for case in cases
+    ]
+
+
+def assert_equals_reference(cases, implementation):
+    """To the bit, also those of NaN."""
+    results = [round_in_ways(X, RANDOM_BITS, tuple(cases), name) for name in (implementation, 'xla')]
+    for case, got, expected in zip(cases, *results):
+        np.testing.assert_array_equal(*(np.asarray(x).view(np.uint32) for x in (got, expected)), err_msg=str(case))
+    return results[0]
+
+
+@pytest.mark.parametrize('triple', FORMATS, ids=str)
+def test_bits_of_every_kind_of_number(implementation, triple):
+    """In each rounding, and saturating or not; NumPy says what, stochastic rounding apart, which has its own tests."""
+    fmt = gq.FloatFormat(*triple)
+    overflow = {'finite': None, 'ieee': math.inf, 'fn': math.nan}[triple[2]]
+    grid = (fmt.mantissa_bits, fmt.min_exponent, fmt.max)
+    cases = [(*grid, beyond, rounding) for beyond in dict.fromkeys((None, overflow)) for rounding in ROUNDINGS]
+    for (*_, beyond, rounding), result in zip(cases, assert_equals_reference(cases, implementation)):
+        if rounding != 'stochastic':
+            expected = oracle.cast(X, triple, rounding, saturate=beyond is None).astype(np.float32)
+            if rounding == 'toward_zero' and beyond is not None:
+                expected = np.where(np.isinf(X), np.float32(beyond) * np.sign(X), expected)
+            oracle.assert_same_bits(result, expected)
+
+
+def test_limits_of_the_quick_arithmetic(implementation):
+    cases = [(*limits, overflow, 'nearest_even') for limits in LIMITS for overflow in OVERFLOWS]
+    assert_equals_reference(cases, implementation)
+
+
+@pytest.mark.parametrize('shape', [(), (0,), (1,), (31,), (1000,), (4096,), (4097,), (3, 5, 700), (5, 0)], ids=str)
+def test_sizes(implementation, shape):
+    """Whole tiles, parts of one, and sizes that no vector of values divides."""
+    x = np.resize(X, shape)
+    bits = np.resize(RANDOM_BITS, shape)
+    for how in ({'random_bits': bits, 'rounding': 'stochastic'}, {}):
+        got, expected = (round_to_grid(x, **how, **GRID, implementation=name) for name in (implementation, None))
+        oracle.assert_same_bits(got, expected)
+
+
+def test_mapped(implementation):
+    """Over any axis, of values alone or of random bits too, and twice."""
+    x, bits = X[: 4 * 5 * 6].reshape(4, 5, 6), RANDOM_BITS[: 4 * 5 * 6].reshape(4, 5, 6)
+    stochastic = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    alone = functools.partial(stochastic, implementation=implementation)
+    oracle.assert_same_bits(jax.vmap(jax.vmap(alone), 2, 2)(x, bits), stochastic(x, bits))
+    shared = np.broadcast_to(bits[:, 0], (5, 4, 6)).swapaxes(0, 1)
+    oracle.assert_same_bits(jax.vmap(alone, (1, None), 1)(x, bits[:, 0]), stochastic(x, shared))
+
+
+def test_public_function(implementation):
+    """By any implementation `round_to_format` has one result, of x's dtype, and the gradient straight through."""
+    x = X[:2000].astype(jnp.bfloat16)
+    for how in ({'rounding': 'stochastic', 'key': jax.random.key(0)}, {'saturate': False}):
+        round_ = functools.partial(gq.round_to_format, fmt='float8_e4m3fn', **how)
+        by_kernel = functools.partial(round_, implementation=implementation)
+        oracle.assert_same_bits(by_kernel(x), round_(x))
+    tangent = np.arange(2000).astype(jnp.bfloat16)
+    oracle.assert_same_bits(jax.vjp(by_kernel, x)[1](tangent)[0], tangent)
+    oracle.assert_same_bits(jax.jvp(jax.jit(by_kernel), (x,), (tangent,))[1], tangent)
+
+
+@pytest.mark.parametrize('name', ['cuda', 'triton', 'mosaic'])
+def test_implementations_that_are_not_here(name):
+    message = "'triton', 'mosaic', 'xla'" if name == 'cuda' else "can't run: it needs an NVIDIA GPU"
+    with pytest.raises(ValueError, match=f"implementation='{name}'.*{message}"):
+        gq.round_to_format(jnp.ones(3), 'e3m2', implementation=name)
+
+
+# --- several devices ----------------------------------------------------------------------------------
+
+SHARDINGS = [P('data', 'model'), P(('data', 'model')), P(None, None, 'data'), P()]
+
+
+@pytest.mark.parametrize('spec', SHARDINGS, ids=str)
+def test_shards_stay_where_they_are(spec):
+    x, bits = (array[: 2**14].reshape(8, 16, 128) for array in (X, RANDOM_BITS))
+    function = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    placed = jax.device_put((x, bits), NamedSharding(MESH, spec))
+    compiled = jax.jit(functools.partial(function, implementation='triton_interpret')).lower(*placed).compile()
+    assert not any(word in compiled.as_text() for word in ('all-', 'collective', 'permute', 'scatter'))
+    rounded = compiled(*placed)
+    assert rounded.sharding.is_equivalent_to(placed[0].sharding, 3)
+    oracle.assert_same_bits(rounded, function(x, bits))
+
+
+def test_random_bits_follow_x():
+    """Also where they lie otherwise, and on a mesh whose axes are explicit."""
+    x, bits = (array[: 2**14].reshape(128, 128) for array in (X, RANDOM_BITS))
+    function = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    by_kernel = functools.partial(function, implementation='triton_interpret')
+    place = lambda array, *spec: jax.device_put(array, NamedSharding(MESH, P(*spec)))
+    oracle.assert_same_bits(jax.jit(by_kernel)(place(x, 'data', None), place(bits, 'model', 'data')), function(x, bits))
+
+    mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, P('data', 'model')))
+        rounded = jax.jit(functools.partial(gq.round_to_format, fmt='e3m2', implementation='triton_interpret'))(placed)
+        assert jax.typeof(rounded).sharding.spec == P('data', 'model')
+    oracle.assert_same_bits(rounded, gq.round_to_format(x, 'e3m2'))
+
+
+def test_inside_shard_map():
+    """Random bits that don't vary over an axis over which x does. (Interpreted, vma can't be checked.)"""
+    x, bits = X[: 2**14].reshape(128, 128), RANDOM_BITS[: 2**13].reshape(128, 64)
+    function = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    by_kernel = functools.partial(function, implementation='triton_interpret')
+    specs = {'mesh': MESH, 'in_specs': (P('data', 'model'), P('data')), 'out_specs': P('data', 'model')}
+    rounded = jax.jit(jax.shard_map(by_kernel, **specs, check_vma=False))(x, bits)
+    oracle.assert_same_bits(rounded, function(x, np.tile(bits, 2)))
+
+
+def test_an_interpreter_for_one_device_refuses_others():
+    if reason := implementations.why_not('mosaic_interpret'):
+        pytest.skip(reason)
+    placed = jax.device_put(X[: 2**14], NamedSharding(MESH, P('data')))
+    with pytest.raises(jax.errors.JaxRuntimeError, match='several devices'):
+        round_to_grid(placed, **GRID, implementation='mosaic_interpret')
+
+
+# --- GPUs that are not here ---------------------------------------------------------------------------
+
+
+def described_gpu():
+    device = AbstractDevice(device_kind='NVIDIA H100', num_cores=None, platform='gpu')
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
+@pytest.mark.filterwarnings('ignore:.*[tT]riton:DeprecationWarning')
+@pytest.mark.parametrize('rounding', ROUNDINGS)
+@pytest.mark.parametrize('name', [None, *implementations.KERNELS])
+def test_lowers_for_cuda(name, rounding):
+    """Each kernel to a call of its own; by default there is none, so that XLA can fuse the cast."""
+    shapes = [jax.ShapeDtypeStruct((33, 129), dtype) for dtype in ('float32', 'uint32')]
+    for grid in (GRID, GRID | {'overflow': math.nan}, GRID | {'min_exponent': -126}):
+        function = jax.jit(functools.partial(round_to_grid, **grid, rounding=rounding, implementation=name))
+        with described_gpu():
+            traced = function.trace(*shapes[: 1 + (rounding == 'stochastic')])
+            text = traced.lower(lowering_platforms=('cuda',)).as_text()
+        assert text.count('custom_call @') == (name is not None)
+
+
+@pytest.mark.parametrize('rounding', ['nearest_even', 'stochastic'])
+@pytest.mark.parametrize('name', implementations.KERNELS)
+def test_compiled_for_a_gpu_it_is_one_kernel_at_the_floor_of_memory(name, rounding):
+    """An H100 has time for some 68 instructions while it reads and writes 8 bytes, 34 of them of integers."""
+    shapes = [jax.ShapeDtypeStruct((1024, 1024), dtype) for dtype in ('float32', 'uint32')]
+    function = functools.partial(round_to_grid, **GRID, rounding=rounding, implementation=name)
+    try:
+        [kernel] = compiled_kernels.compile_for_h100(function, *shapes[: 1 + (rounding == 'stochastic')])
+    except compiled_kernels.CannotCompile as error:
+        pytest.skip(str(error))
+    assert kernel.spill_bytes == 0
+    assert kernel.instructions_per(1024 * 1024) <= (12 if rounding == 'nearest_even' else 34)

@@ -1,0 +1,185 @@
+"""Kernels of weight sampling become GPU kernels: lowered for CUDA, which takes no GPU."""
+
+import contextlib
+import functools
+import importlib
+import itertools
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+import gaussq_jax as gq
+from kernels_pallas import implementations
+from kernels_pallas.arg_specs import matching
+from kernels_pallas.weight_sampling import NOISES, Grid
+
+KEY = jax.random.key(0)
+DTYPES = ('float32', 'bfloat16')
+E3M2 = Grid(mantissa_bits=2, min_exponent=-2, largest=28.0)
+TARGETS = {'triton': '__gpu$xla.gpu.triton', 'mosaic': 'mosaic_gpu'}  # of the kernels' custom calls
+STACKED, WIDE, SINGLE, NARROW = (
+    'llama2-1b/mlp/gate',
+    'capybara-70b/mlp/gate',
+    'llama-7b/mlp/down',
+    'capybara-tiny/mlp',
+)
+
+
+@contextlib.contextmanager
+def on_an_h100():
+    """From JAX 0.11 on, Triton asks which GPU there is, and says that it is deprecated."""
+    mesh = AbstractMesh(
+        (), (), abstract_device=AbstractDevice(device_kind='NVIDIA H100', num_cores=None, platform='gpu')
+    )
+    with jax.sharding.use_abstract_mesh(mesh), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*Triton', category=DeprecationWarning)
+        yield
+
+
+def lower(function, *args):
+    """The text of a program for CUDA."""
+    with on_an_h100():
+        return jax.jit(function).trace(*args).lower(lowering_platforms=('cuda',)).as_text()
+
+
+def kernels_in(program, implementation='triton'):
+    """The names of the kernels that a program calls, sorted; a kernel called in two places counts twice."""
+    calls = [line for line in program.splitlines() if f'custom_call @{TARGETS[implementation]}' in line]
+    return sorted(re.search(r'sample_weights_\w+', line)[0] for line in calls)
+
+
+def arguments(shape, dtype):
+    l, m, n = (1, *shape)[-3:]
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+    places = of('uint32', l, 5), of('uint32', m // 32), of('uint32', n)
+    return *places, of(dtype, l, m, n), of('float32', l, m // 32, n // 32)
+
+
+FORWARD = [
+    *itertools.product(NOISES, DTYPES, ['bfloat16'], [None, E3M2], [STACKED]),
+    ('rounded_normal', 'float32', 'float32', None, WIDE),
+    ('uniform', 'float32', 'float32', E3M2, SINGLE),
+    ('rounded_normal', 'float32', 'bfloat16', None, NARROW),
+]
+
+
+@pytest.mark.parametrize('implementation', implementations.KERNELS)
+@pytest.mark.parametrize(('noise', 'w_dtype', 'dtype', 'grid', 'spec'), FORWARD)
+def test_forward(implementation, noise, w_dtype, dtype, grid, spec):
+    module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
+    forward = functools.partial(module.forward, noise=noise, dtype=jnp.dtype(dtype), grid=grid)
+    program = lower(forward, *arguments(matching(spec)[0].shape, w_dtype))
+    assert kernels_in(program, implementation) == [f'sample_weights_{noise}']
+
+
+@pytest.mark.parametrize('implementation', implementations.KERNELS)
+@pytest.mark.parametrize(
+    ('noise', 'dtype', 'spec'), [*itertools.product(NOISES, DTYPES, [STACKED]), ('uniform', 'float32', NARROW)]
+)
+def test_backward(implementation, noise, dtype, spec):
+    module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
+    *arrays, _ = arguments(matching(spec)[0].shape, dtype)
+    program = lower(functools.partial(module.backward, noise=noise), *arrays)
+    assert kernels_in(program, implementation) == [f'sample_weights_{noise}_backward']
+
+
+# --- what users call ----------------------------------------------------------------------------------
+
+ONE_EACH_WAY = ['sample_weights_rounded_normal', 'sample_weights_rounded_normal_backward']
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """As if there were one: kernels may be asked for."""
+    monkeypatch.setattr(implementations, 'why_not', lambda implementation: None)
+
+
+def loss(w, bitwidths, key=KEY, origin=(0, 0, 0)):
+    w_hat = gq.sample_weights(key, w, bitwidths, origin=origin, implementation='triton')
+    return jnp.sum(w_hat.astype(jnp.float32) ** 2)
+
+
+value_and_grad = jax.value_and_grad(loss, (0, 1))
+W, BITWIDTHS = jax.ShapeDtypeStruct((3, 256, 128), jnp.float32), jax.ShapeDtypeStruct((3, 8, 4), jnp.float32)
+
+
+def mapped(w, bitwidths):
+    keys = jax.random.split(KEY, 3)
+    return jax.vmap(value_and_grad)(w, bitwidths, keys)
+
+
+def mapped_over_origins(w, bitwidths):
+    return jax.vmap(lambda w, b, i: value_and_grad(w, b, KEY, (i, 0, 0)))(w, bitwidths, jnp.arange(3))
+
+
+def scanned(w, bitwidths):
+    """Layer by layer; the backward pass samples again."""
+
+    def sum_over_layers(w, bitwidths):
+        @jax.checkpoint
+        def layer(total, inputs):
+            w, b, i = inputs
+            return total + loss(w, b, KEY, (i, 0, 0)), None
+
+        return jax.lax.scan(layer, 0.0, (w, bitwidths, jnp.arange(3)))[0]
+
+    return jax.grad(sum_over_layers, (0, 1))(w, bitwidths)
+
+
+def ragged(w, bitwidths):
+    return value_and_grad(w[:, :-1, :-31], bitwidths)
+
+
+@pytest.mark.parametrize('function', [value_and_grad, mapped, mapped_over_origins, ragged])
+def test_sampling_with_its_gradient_is_one_kernel_each_way(a_gpu, function):
+    assert kernels_in(lower(function, W, BITWIDTHS)) == ONE_EACH_WAY
+
+
+def test_sampling_alone_is_one_kernel(a_gpu):
+    assert kernels_in(lower(loss, W, BITWIDTHS)) == ONE_EACH_WAY[:1]
+
+
+def test_a_rematerialised_scan_has_one_kernel_more(a_gpu):
+    """Forward in the loop; in that of the backward pass forward again, and backward."""
+    program = lower(scanned, W, BITWIDTHS)
+    assert kernels_in(program) == ONE_EACH_WAY[:1] * 2 + ONE_EACH_WAY[1:]
+
+
+def test_inside_shard_map(a_gpu):
+    """With its check of what varies over which axes: the key is the same everywhere, the origin is not."""
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    layout = PartitionSpec(None, 'data')
+
+    def local(w, bitwidths):
+        row = jax.lax.axis_index('data') * w.shape[1]
+        _, gradients = value_and_grad(w, bitwidths, KEY, (0, row, 0))
+        return gradients
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=(layout,) * 2, out_specs=(layout,) * 2, check_vma=True)
+    assert kernels_in(lower(run, W, BITWIDTHS)) == ONE_EACH_WAY
+
+
+# --- that the checks above can fail -------------------------------------------------------------------
+
+
+def test_what_triton_cannot_lower_is_an_error():
+    def kernel(x_ref, y_ref):
+        y_ref[...] = jnp.cumsum(jax.lax.reduce_precision(x_ref[...], 8, 7)[::-1])
+
+    x = jax.ShapeDtypeStruct((1024,), jnp.float32)
+    call = lambda kernel: pl.pallas_call(kernel, out_shape=x, compiler_params=plgpu.CompilerParams())
+    with pytest.raises(NotImplementedError, match='(?i)unimplemented primitive'):
+        lower(call(kernel), x)
+
+
+def test_the_reference_and_interpreted_kernels_have_no_kernel():
+    for implementation in ('xla', 'triton_interpret'):
+        program = lower(lambda w, b: gq.sample_weights(KEY, w, b, implementation=implementation), W, BITWIDTHS)
+        assert kernels_in(program) == []
