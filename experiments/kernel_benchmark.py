@@ -48,7 +48,7 @@ class Operation(NamedTuple):
 
 
 def implementations() -> dict[str, str | None]:
-    """The implementations of weight sampling, and why those that can't run here can't."""
+    """The implementations of sampling and casts, and why those that can't run here can't."""
     return {name: kernels.why_not(name) for name in kernels.PREFERENCE}
 
 
@@ -76,7 +76,7 @@ def time_shape(spec: ArgSpec, turns: int, clock: str) -> list[dict[str, Any]]:
 
 
 def operations(spec: ArgSpec) -> dict[Contender, Operation]:
-    """The copies, sampling by each implementation that can run here, and casts."""
+    """The copies; sampling and casts by each implementation that can run here."""
     keys = jax.random.split(jax.random.key(0), 3)
     w = 0.02 * jax.random.normal(keys[0], spec.shape)
     bits = jax.random.bits(keys[1], spec.shape)
@@ -100,9 +100,9 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
         for noise in kernels.NOISES:
             backward = functools.partial(kernels.backward, noise=noise, **how)
             found[f'backward bfloat16, {noise}', name] = _operation(backward, key, origin, inputs['bfloat16'])
-    cast = functools.partial(round_to_grid, **grid._asdict())
-    found['cast nearest_even', REFERENCE] = _operation(cast, w)
-    found['cast stochastic', REFERENCE] = _operation(functools.partial(cast, rounding='stochastic'), w, bits)
+        cast = functools.partial(round_to_grid, **grid._asdict(), implementation=name)
+        found['cast nearest_even', name] = _operation(cast, w)
+        found['cast stochastic', name] = _operation(functools.partial(cast, rounding='stochastic'), w, bits)
     return found
 
 

@@ -24,7 +24,7 @@ def round_to_format(
     saturate: bool = True,
     implementation: str | None = None,
 ) -> jax.Array:
-    """x rounded to the numbers of a format: a simulated cast, exact to the bit, by integer arithmetic only.
+    """x rounded to the numbers of a format: a simulated cast, exact to the bit on every device.
 
     The format's subnormals are kept, also those that are float32 subnormals; so is the sign of a zero; NaN stays NaN.
     The gradient is straight through, dx = dy, also where x saturates.

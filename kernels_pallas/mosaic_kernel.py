@@ -1,17 +1,16 @@
-"""Pallas by way of Mosaic GPU, whichever of its versions JAX has: kernels whose programs are four warps."""
+"""Pallas by way of Mosaic GPU, as each version of JAX has it: kernels of four warps, without shared memory."""
 
 import functools
 import inspect
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
-
-THREADS = 128  # of a program
 
 
 def mosaic_kernel(kernel: Callable, *, interpret: bool, **how) -> Callable:
-    """`plgpu.kernel` of code for each thread; or emulated, on any platform.
+    """`plgpu.kernel` with these arguments; or its emulation, on any platform.
 
     Raises:
       NotImplementedError: if this JAX can't emulate it.
@@ -28,15 +27,23 @@ def mosaic_kernel(kernel: Callable, *, interpret: bool, **how) -> Callable:
     )
 
 
+def store(ref, x: jax.Array):
+    """Writes x, whatever its layout, to a `ref` of its shape."""
+    if x.shape == (1,):  # no layout of a single number is stored
+        ref[0] = jnp.max(x)
+    else:
+        _store_array(ref, x)
+
+
 # 'Optimized' is a check that a warp's accesses fill whole sectors, which a number a block does not.
 if 'idx' in inspect.signature(plgpu.load).parameters:  # JAX 0.10
 
     def load(ref, layout):
         return plgpu.load(ref, ..., layout=layout, optimized=False)
 
-    def store(ref, x):
+    def _store_array(ref, x):
         ref[...] = x
 
 else:
     load = functools.partial(plgpu.load, optimized=False)
-    store = functools.partial(plgpu.store, optimized=False)
+    _store_array = functools.partial(plgpu.store, optimized=False)

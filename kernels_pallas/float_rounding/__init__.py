@@ -5,9 +5,9 @@ import jax
 from kernels_pallas import implementations
 from kernels_pallas.float_rounding import xla
 from kernels_pallas.float_rounding.partitioning import on_any_mesh
-from kernels_pallas.float_rounding.xla import ROUNDINGS, power_of_two_scale, round_to_dtype, round_to_nearest
+from kernels_pallas.float_rounding.xla import ROUNDINGS, power_of_two_scale, round_in_kernel, round_to_dtype
 
-__all__ = ['ROUNDINGS', 'power_of_two_scale', 'round_to_dtype', 'round_to_grid', 'round_to_nearest']
+__all__ = ['ROUNDINGS', 'power_of_two_scale', 'round_in_kernel', 'round_to_dtype', 'round_to_grid']
 
 
 def round_to_grid(

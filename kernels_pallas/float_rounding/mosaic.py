@@ -7,16 +7,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas import mosaic_kernel
 from kernels_pallas.float_rounding.xla import round_in_kernel
-from kernels_pallas.mosaic_kernel import THREADS
+from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
 
+THREADS = 128  # of a program
 TILE = 2048  # values a program: 16 a thread, loaded four at a time
 
 
-def round_to_grid(
-    x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **how
-) -> jax.Array:
+def round_to_grid(x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **how) -> jax.Array:
     """`xla.round_to_grid`; arguments as of the kernel in `triton.py`.
 
     Raises:
@@ -34,10 +32,10 @@ def round_to_grid(
         # None lies beyond the end: the last values are two programs', which write the same.
         here = pl.ds(jnp.minimum(jax.lax.axis_index('tile') * tile, size - tile), tile)
         *inputs, output = (ref.at[here] for ref in refs)
-        values, *bits = (mosaic_kernel.load(ref, layout=layout) for ref in inputs)
-        mosaic_kernel.store(output, round_in_kernel(values, *bits or [None], **how))
+        values, *bits = (load(ref, layout=layout) for ref in inputs)
+        store(output, round_in_kernel(values, *bits or [None], **how))
 
-    rounded = mosaic_kernel.mosaic_kernel(
+    rounded = mosaic_kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((size,), jnp.float32, manual_axis_type=jax.typeof(x).manual_axis_type),
         grid=(pl.cdiv(size, tile),),

@@ -1,4 +1,4 @@
-"""Rounding to a grid as one kernel, for NVIDIA GPUs from Ampere on: Pallas by way of Triton. The bits are `xla.py`'s."""
+"""Rounding to a grid as one kernel, for NVIDIA GPUs from Ampere on: Pallas by way of Triton, to `xla.py`'s bits."""
 
 import jax
 import jax.numpy as jnp

@@ -15,7 +15,7 @@ ROUNDINGS = ('nearest_even', 'nearest_away', 'toward_zero', 'stochastic')
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)  # all bits of a float32 but its sign
 _INFINITY = np.uint32(0x7F800000)
-_QUICK_LIMIT = 2.0**100  # of `round_to_nearest`
+_QUICK_LIMIT = 2.0**100  # of `_round_to_nearest`
 
 
 @functools.partial(jax.jit, static_argnames=('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'rounding'))
@@ -56,48 +56,24 @@ def round_to_grid(
     return jax.lax.bitcast_convert_type((bits ^ magnitude) | rounded, jnp.float32)
 
 
-def round_to_nearest(x: jax.Array, *, mantissa_bits: int, min_exponent: int, largest: float) -> jax.Array:
-    """`round_to_grid` to nearest even and saturating, in few instructions: for formats below 2^100, in any kernel.
-
-    |x| + c rounds |x| to the step that it needs, where c is 2^23 such steps; the same c is then taken away.
-
-    Args:
-      x: float32 of any shape; NaN stays NaN.
-      mantissa_bits: M, 0 to 22.
-      min_exponent: exponent of the smallest normal number; below -126 it counts as that.
-      largest: the largest number, on the grid, less than 2^100.
-    """
-    magnitude = jnp.abs(x)
-    magnitude = jnp.where(magnitude > largest, jnp.float32(largest), magnitude)  # backends' minima differ about NaN
-    exponent = jax.lax.bitcast_convert_type(magnitude, jnp.int32) & jnp.int32(0x7F800000)
-    exponent = jnp.maximum(exponent, max(min_exponent + 127, 1) << 23)
-    bits_of_c = exponent + jnp.int32((23 - mantissa_bits) << 23)
-    c = jax.lax.bitcast_convert_type(bits_of_c, jnp.float32)
-    # The maximum is the sum, but XLA would take (x + c) - c for x.
-    bits_of_sum = jnp.maximum(jax.lax.bitcast_convert_type(magnitude + c, jnp.int32), bits_of_c)
-    rounded = jax.lax.bitcast_convert_type(bits_of_sum, jnp.float32) - c
-    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32)
-    sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
-    return jax.lax.bitcast_convert_type(bits | sign, jnp.float32)
-
-
 def round_in_kernel(
     x: jax.Array,
-    random_bits: jax.Array | None,
+    random_bits: jax.Array | None = None,
     *,
     mantissa_bits: int,
     min_exponent: int,
     largest: float,
-    overflow: float | None,
-    rounding: str,
+    overflow: float | None = None,
+    rounding: str = 'nearest_even',
 ) -> jax.Array:
-    """`round_to_grid` to the bit, all its arguments given, by way of `round_to_nearest` where that will do: in kernels."""
+    """`round_to_grid` for kernels: the same bits, by way of `_round_to_nearest` where that will do."""
     half_step = 2.0 ** (min_exponent - mantissa_bits - 1)  # a device may flush x below 2^-126: then none goes up
-    if rounding != 'nearest_even' or half_step < 2.0**-126 or largest >= _QUICK_LIMIT:
+    quick = rounding == 'nearest_even' and mantissa_bits and half_step >= 2.0**-126 and largest < _QUICK_LIMIT
+    if not quick:
         grid = dict(mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=largest)
         return round_to_grid(x, random_bits, **grid, overflow=overflow, rounding=rounding)
     limit = largest if overflow is None else _QUICK_LIMIT
-    rounded = round_to_nearest(x, mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=limit)
+    rounded = _round_to_nearest(x, mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=limit)
     if overflow is not None:
         sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
         beyond = jax.lax.bitcast_convert_type(sign | _bits_of(overflow), jnp.float32)
@@ -134,6 +110,31 @@ def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of float16 reduce_precision would cut subnormals
         x = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
     return x.astype(dtype)
+
+
+def _round_to_nearest(x: jax.Array, *, mantissa_bits: int, min_exponent: int, largest: float) -> jax.Array:
+    """`round_to_grid` to nearest even and saturating, in few instructions, for most formats.
+
+    |x| + c rounds |x| to the step that it needs, where c is 2^23 such steps; the same c is then taken away.
+
+    Args:
+      x: float32 of any shape; NaN stays NaN.
+      mantissa_bits: M, 1 to 22: two neighbours of M = 0 may both be even numbers of steps.
+      min_exponent: exponent of the smallest normal number; below -126 it counts as that.
+      largest: the largest number, on the grid, less than 2^100.
+    """
+    magnitude = jnp.abs(x)
+    magnitude = jnp.where(magnitude > largest, jnp.float32(largest), magnitude)  # backends' minima differ about NaN
+    exponent = jax.lax.bitcast_convert_type(magnitude, jnp.int32) & jnp.int32(0x7F800000)
+    exponent = jnp.maximum(exponent, max(min_exponent + 127, 1) << 23)
+    bits_of_c = exponent + jnp.int32((23 - mantissa_bits) << 23)
+    c = jax.lax.bitcast_convert_type(bits_of_c, jnp.float32)
+    # The maximum is the sum, but XLA would take (x + c) - c for x.
+    bits_of_sum = jnp.maximum(jax.lax.bitcast_convert_type(magnitude + c, jnp.int32), bits_of_c)
+    rounded = jax.lax.bitcast_convert_type(bits_of_sum, jnp.float32) - c
+    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32)
+    sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
+    return jax.lax.bitcast_convert_type(bits | sign, jnp.float32)
 
 
 def _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, rounding):

@@ -45,7 +45,8 @@ def forward(
     if name == 'xla':
         return xla.forward(key, origin, w, scale, block_size=block_size, noise=noise, dtype=dtype, grid=grid)
     kernels, how = implementations.load(__name__, name)
-    sample = on_any_mesh(kernels.forward, FORWARD, noise=noise, dtype=dtype, grid=grid, **how)
+    how |= dict(has_effects=name == 'mosaic_interpret', noise=noise, dtype=dtype, grid=grid)
+    sample = on_any_mesh(kernels.forward, FORWARD, **how)
     w_hat, step = sample(_place(key, origin, w.shape[:-2]), _whole_blocks(w), scale)
     return w_hat[..., : w.shape[-2], : w.shape[-1]], step
 
@@ -62,8 +63,8 @@ def backward(
     if name == 'xla':
         return xla.backward(key, origin, dw_hat, block_size=block_size, noise=noise)
     kernels, how = implementations.load(__name__, name)
-    sums = on_any_mesh(kernels.backward, BACKWARD, noise=noise, **how)
-    return sums(_place(key, origin, dw_hat.shape[:-2]), _whole_blocks(dw_hat))
+    how |= dict(has_effects=name == 'mosaic_interpret', noise=noise)
+    return on_any_mesh(kernels.backward, BACKWARD, **how)(_place(key, origin, dw_hat.shape[:-2]), _whole_blocks(dw_hat))
 
 
 def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.float_rounding import power_of_two_scale, round_to_nearest
+from kernels_pallas.float_rounding import power_of_two_scale, round_in_kernel
 
 SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}  # so that R * step is a normal number
 LARGEST_STEP = 2.0**125  # so that 2 * step is finite
@@ -19,7 +19,7 @@ _WRAPS_NONFINITE = 1 << 24
 
 
 class Grid(NamedTuple):
-    """A low-bit format as plain numbers, see `round_to_nearest`."""
+    """A low-bit format as plain numbers, see `round_to_grid`."""
 
     mantissa_bits: int
     min_exponent: int
@@ -59,7 +59,7 @@ def round_sampled(w: jax.Array, w_hat: jax.Array, absmax: jax.Array, grid: Grid,
     An infinite or NaN weight stays as it is. `expand` spreads one number a block over the block's weights.
     """
     scale, inverse, shift = power_of_two_scale(absmax, grid.largest)
-    rounded = round_to_nearest(
+    rounded = round_in_kernel(
         w_hat * expand(scale),
         mantissa_bits=grid.mantissa_bits,
         min_exponent=grid.min_exponent + shift,

@@ -9,7 +9,6 @@ and a step a block; the backward kernel reads dW_hat and writes a sum a block. T
 
 import dataclasses
 import functools
-import inspect
 import math
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
 from kernels_pallas.philox import Words4
 from kernels_pallas.weight_sampling import noise as noise_bits
 from kernels_pallas.weight_sampling.blocks import (
@@ -73,7 +73,7 @@ def forward(
             order = jnp.max(order, axis)
         absmax = magnitude_of(order)
         steps = block_step(absmax, tile.load(scale.at[k, i, j], 2), noise)
-        _store(step.at[k, i, j], steps)
+        store(step.at[k, i, j], steps)
         expand = lambda x: tile.expand(x, 2)
         lane_row = 2 * tile.index(0) + tile.index(1)
         words = _random_words(tile, place.at[k], row_block[i], column.at[j], lane_row)
@@ -81,13 +81,14 @@ def forward(
             sample = rows[lane] + decode(bits) * expand(steps)
             if grid:
                 sample = round_sampled(rows[lane], sample, absmax, grid, expand)
-            _store(w_hat.at[k, i, lane, :, :, j], sample.astype(dtype))
+            store(w_hat.at[k, i, lane, :, :, j], sample.astype(dtype))
 
-    w_hat, step = _call(
+    w_hat, step = mosaic_kernel(
         kernel,
         grid=(w.shape[0], m_blocks, pl.cdiv(n_blocks, tile.blocks)),
+        grid_names=GRID_NAMES,
         out_type=(jax.ShapeDtypeStruct(by_row.shape, dtype), jax.ShapeDtypeStruct(scale.shape, jnp.float32)),
-        name=f'sample_weights_{noise}',
+        kernel_name=f'sample_weights_{noise}',
         interpret=interpret,
     )(place, row_block, column.reshape(n_blocks, *COLUMNS), by_row, scale)
     return w_hat.reshape(w.shape), step
@@ -119,13 +120,14 @@ def backward(
                 products.append([part * decode(bits) for part in exact_parts(row, noise)])
             halves.append([add_halves(part) for part in zip(*products)])
         totals = [_sum_between_threads(tile, add_halves(part)) for part in zip(*halves)]
-        _store(sums.at[k, i, j], functools.reduce(jnp.add, totals))
+        store(sums.at[k, i, j], functools.reduce(jnp.add, totals))
 
-    return _call(
+    return mosaic_kernel(
         kernel,
         grid=(l, m_blocks, pl.cdiv(n_blocks, tile.blocks)),
+        grid_names=GRID_NAMES,
         out_type=jax.ShapeDtypeStruct((l, m_blocks, n_blocks), jnp.float32),
-        name=f'sample_weights_{noise}_backward',
+        kernel_name=f'sample_weights_{noise}_backward',
         interpret=interpret,
     )(place, row_block, column.reshape(n_blocks, *COLUMNS), by_row)
 
@@ -175,7 +177,7 @@ class _Tile:
     def load(self, ref, *axes: int) -> jax.Array:
         """What has these axes of the tile; all of them if none is named."""
         others = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
-        return _load(ref, layout=self.layout.reduce(others) if axes else self.layout)
+        return load(ref, layout=self.layout.reduce(others) if axes else self.layout)
 
     def expand(self, x: jax.Array, *axes: int) -> jax.Array:
         """What has these axes of the tile, at each of its weights."""
@@ -206,40 +208,3 @@ def _sum_between_threads(tile: _Tile, x: jax.Array) -> jax.Array:
     odd = plgpu.broadcasted_iota(jnp.uint32, x.shape, 1, layout=tile.layout.reduce((0, 2, 3, 4))) & jnp.uint32(1) == 1
     nothing = jnp.float32(-0.0)  # changes no number that it is added to
     return jnp.sum(jnp.where(odd, nothing, x), 1) + jnp.sum(jnp.where(odd, x, nothing), 1)
-
-
-def _call(kernel, *, grid, out_type, name, interpret):
-    if interpret and not hasattr(plgpu, 'InterpretGPUParams'):
-        raise NotImplementedError(f'JAX {jax.__version__} cannot interpret Mosaic GPU kernels; JAX 0.11.2 can')
-    return plgpu.kernel(
-        kernel,
-        out_type=out_type,
-        grid=grid,
-        grid_names=GRID_NAMES,
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
-        ),
-        kernel_name=name,
-        interpret=plgpu.InterpretGPUParams() if interpret else None,
-    )
-
-
-def _store(ref, x: jax.Array):
-    if x.shape == (1,):  # no layout of a single number is stored
-        ref[0] = jnp.max(x)
-    else:
-        _store_array(ref, x)
-
-
-# 'Optimized' is a check that a warp's accesses fill whole sectors, which a number a block does not.
-if 'idx' in inspect.signature(plgpu.load).parameters:  # JAX 0.10
-
-    def _load(ref, layout):
-        return plgpu.load(ref, ..., layout=layout, optimized=False)
-
-    def _store_array(ref, x):
-        ref[...] = x
-
-else:
-    _load = functools.partial(plgpu.load, optimized=False)
-    _store_array = functools.partial(plgpu.store, optimized=False)

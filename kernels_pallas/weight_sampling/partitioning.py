@@ -1,22 +1,21 @@
 """Kernels on sharded arrays: each device samples its own shard, and nothing is gathered.
 
-XLA's partitioner can't see into a kernel and would gather its operands. It is told instead that blocks are
-independent: leading axes and blocks may be sharded in any way, the 32 rows and columns of a block not at all. Where a
-device's blocks lie is read from `row_block` and `column`, which are sharded as the weights are. Under `jax.vmap`, the
-mapped axis becomes one more leading axis.
+Blocks are independent, and XLA's partitioner is told so: leading axes and blocks may be sharded in any way, the 32 rows
+and columns of a block not at all. Where a device's blocks lie is read from `row_block` and `column`, which are sharded
+as the weights are. Under `jax.vmap`, the mapped axis becomes one more leading axis.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernels_pallas.partitioning import partitioned, vary_alike
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS
 
 FORWARD = '... p, m, (n c), ... (m r) (n c), ... m n -> ... (m r) (n c), ... m n'
@@ -24,12 +23,13 @@ BACKWARD = '... p, m, (n c), ... (m r) (n c) -> ... m n'
 
 
 @functools.cache
-def on_any_mesh(kernel: Callable, sharding_rule: str, **how) -> Callable:
+def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **how) -> Callable:
     """`kernel(place, row_block, column, weights[, scale], **how)`, sharded or not, mapped or not.
 
     Args:
       kernel: the forward or backward of weights of one leading axis, see `triton.py`.
       sharding_rule: FORWARD or BACKWARD.
+      has_effects: see `partitioned`.
       how: its other arguments, hashable.
 
     Returns:
@@ -37,7 +37,7 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, **how) -> Callable:
     """
 
     def on_device(*arguments):
-        place, row_block, column, weights, *scale = _vary_alike(arguments)
+        place, row_block, column, weights, *scale = vary_alike(arguments)
         flat = lambda x, axes: x.reshape(-1, *x.shape[x.ndim - axes :])
         results = kernel(flat(place, 1), row_block, column, flat(weights, 2), *(flat(x, 2) for x in scale), **how)
         return jax.tree.map(lambda x: x.reshape(*weights.shape[:-2], *x.shape[1:]), results)
@@ -49,15 +49,13 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, **how) -> Callable:
         inputs = [sharding(*leading, None), sharding(rows), sharding(columns), *[by_matrix] * len(arguments[3:])]
         return mesh, on_device, jax.tree.map(lambda _: by_matrix, results), tuple(inputs)
 
-    on_devices = custom_partitioning(on_device)
-    on_devices.def_partition(
-        partition,
+    rule = dict(
         sharding_rule=sharding_rule,
         need_replication_factors=('p', 'c', 'r'),  # in the order in which the rules name them
         r=GROUP_ROWS,
         c=GROUP_ROWS,
     )
-    mappable = custom_vmap(on_devices)
+    mappable = custom_vmap(partitioned(on_device, partition, has_effects=has_effects, **rule))
 
     @mappable.def_vmap
     def map_matrices(size, mapped, place, row_block, column, *arrays):
@@ -86,10 +84,3 @@ def _whole_block_sharding(mesh: Mesh, weights: jax.ShapeDtypeStruct):
 
     *leading, rows, columns = map(keep, spec, weights.shape, units)
     return leading, rows, columns
-
-
-def _vary_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Inside `jax.shard_map`: the arrays, each varying over all axes of the mesh that one of them varies over."""
-    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
-    return [jax.lax.pcast(x, axes, to='varying') if axes else x for x, axes in zip(arrays, missing)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import kernel_benchmark, timing
-from kernels_pallas import arg_specs
+from kernels_pallas import arg_specs, float_rounding
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.weight_sampling import xla
 
@@ -31,6 +31,8 @@ def faulty(monkeypatch):
     backward = lambda *arguments, implementation, **how: xla.backward(*arguments, **how)
     monkeypatch.setattr(kernels, 'forward', forward)
     monkeypatch.setattr(kernels, 'backward', backward)
+    cast = lambda *arguments, implementation, **how: float_rounding.xla.round_to_grid(*arguments, **how)
+    monkeypatch.setattr(kernel_benchmark, 'round_to_grid', cast)
     names = ('xla', 'wrong', 'failing', 'absent')
     monkeypatch.setattr(kernels, 'PREFERENCE', names)
     monkeypatch.setattr(kernels, 'why_not', {**dict.fromkeys(names), 'absent': 'no GPU'}.get)
@@ -48,7 +50,7 @@ def test_kernels_are_called_as_they_want(monkeypatch):
     monkeypatch.setattr(kernels, 'PREFERENCE', ('triton_interpret', 'xla'))
     operations = kernel_benchmark.operations(SPEC)
     of_kernels = {operation: call for (operation, name), call in operations.items() if name == 'triton_interpret'}
-    assert len(of_kernels) == 8
+    assert len(of_kernels) == 10
     for operation, call in of_kernels.items():
         assert call.bytes == operations[operation, 'xla'].bytes
 

