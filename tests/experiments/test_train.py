@@ -354,7 +354,9 @@ def test_train_evaluate_and_generate(tmp_path):
     shown = output_of(command('train', '--config=configs/tiny.py:smoke,parts=down', workdir))
     lines = read_metrics(tmp_path / 'metrics.jsonl')
     assert 'model     llama, 115,136 parameters, N = 81,920 in linear layers' in shown
-    assert 'method    gaussws: bitwidths from 6 to 4, sampled by xla; 16 blocks' in shown and 'starting, 20 steps' in shown
+    assert (
+        'method    gaussws: bitwidths from 6 to 4, sampled by xla; 16 blocks' in shown and 'starting, 20 steps' in shown
+    )
     assert sum(line.startswith('step ') for line in shown.splitlines()) == len(lines)
 
     evaluation = command('evaluate', workdir, '--eval_batches=2')
