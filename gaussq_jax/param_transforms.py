@@ -268,7 +268,9 @@ class _WeightSampling(_MatrixTransform):
     def __post_init__(self):
         super().__post_init__()
         self._bitwidths_of(1.0)
-        select(self.implementation, check_block_size(self.block_size))
+        block_size = check_block_size(self.block_size)
+        if self.implementation is not None:  # what None means is asked when devices are needed anyway
+            select(self.implementation, block_size)
         if self.fmt is None:
             return
         fmt = check_format(self.fmt, self.dtype)

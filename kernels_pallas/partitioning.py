@@ -1,6 +1,7 @@
 """Kernels on the arrays of several devices: XLA's partitioner can't see into them, and would gather their operands."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -27,6 +28,19 @@ def partitioned(function: Callable, partition: Callable, *, has_effects: bool = 
 
 def vary_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     """Inside `jax.shard_map`: the arrays, each varying over all axes of the mesh that one of them varies over."""
-    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    missing = [tuple(frozenset().union(*varying) - axes) for axes in varying]
-    return [jax.lax.pcast(x, axes, to='varying') if axes else x for x, axes in zip(arrays, missing)]
+    axes = frozenset().union(*map(_varying, arrays))
+    return [_vary(x, axes) for x in arrays]
+
+
+def vary_as(x: jax.Array, results: Any) -> Any:
+    """Inside `jax.shard_map`: a kernel's results, varying over all axes of the mesh that its argument x varies over."""
+    return jax.tree.map(lambda result: _vary(result, _varying(x)), results)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    missing = tuple(axes - _varying(x))
+    return jax.lax.pcast(x, missing, to='varying') if missing else x

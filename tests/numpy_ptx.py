@@ -1,7 +1,7 @@
 """What GPU kernels compute, without a GPU: NumPy runs their PTX, by what NVIDIA's manual says of each instruction.
 
 All threads of all programs go through the code together, each an entry of every array: there must be no branches. Of
-the instructions are here those that kernels of this repository compile to, and a few that would be next.
+the instructions are here those that kernels of this repository compile to, and minima and maxima of floats.
 
 Source: NVIDIA, *Parallel Thread Execution ISA*, "Instruction Set".
 """
@@ -9,7 +9,7 @@ Source: NVIDIA, *Parallel Thread Execution ISA*, "Instruction Set".
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,7 +20,6 @@ TYPES = {
     **{f's{bits}': np.dtype(f'int{bits}') for bits in (8, 16, 32, 64)},
     **{'f32': np.dtype(np.float32), 'pred': np.dtype(bool)},
 }
-WORD_TYPES = ('b32', 'u32', 's32')
 SHARED_BYTES = 1 << 16  # of a program; the code doesn't say how many it asks for
 NO_EFFECT = {  # of threads that go through the code together
     *('bar.sync', 'bar.warp.sync', 'griddepcontrol.wait', 'griddepcontrol.launch_dependents', 'ret'),
@@ -38,6 +37,10 @@ class Output:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
 def run(ptx: str, grid: tuple[int, int, int], parameters: Sequence[np.ndarray | Output], *, contract: bool = False):
@@ -86,11 +89,11 @@ class _Memory:
         starts, end = [], 0
         for parameter, alignment in zip(parameters, alignments):
             starts.append((-(-(end + 256) // (2 * alignment)) * 2 + 1) * alignment)  # an odd multiple of it
-            end = starts[-1] + _size(parameter)
+            end = starts[-1] + parameter.nbytes
         memory = cls(end + 256)
         memory.starts, memory.parameters = starts, parameters
         for start, parameter in zip(starts, parameters):
-            here = slice(start, start + _size(parameter))
+            here = slice(start, start + parameter.nbytes)
             if isinstance(parameter, Output):
                 memory.writable[here] = True
             else:
@@ -99,7 +102,7 @@ class _Memory:
         return memory
 
     def read_output(self, i: int) -> np.ndarray:
-        here = slice(self.starts[i], self.starts[i] + _size(self.parameters[i]))
+        here = slice(self.starts[i], self.starts[i] + self.parameters[i].nbytes)
         if missing := np.count_nonzero(~self.written[here]):
             raise Refused(f'{missing} bytes of output {i} are not written')
         return self.bytes[here].view(self.parameters[i].dtype).reshape(self.parameters[i].shape)
@@ -125,10 +128,6 @@ class _Memory:
         return where
 
 
-def _size(parameter) -> int:
-    return int(np.prod(parameter.shape)) * np.dtype(parameter.dtype).itemsize
-
-
 class _Programs:
     """The registers of all threads: by name an array of unsigned integers, or of booleans."""
 
@@ -150,7 +149,7 @@ class _Programs:
         self.active = np.ones(len(self.lane), bool)
         if guard:
             self.active = self.value(guard.lstrip('!'), 'pred') ^ guard.startswith('!')
-        if opcode in NO_EFFECT:
+        if opcode in NO_EFFECT and not guard:
             return
         name, _, of_type = opcode.rpartition('.')
         for method in (self.move, self.access, self.between_threads, self.convert, self.compute):
@@ -186,15 +185,14 @@ class _Programs:
         """Between registers, packed and unpacked ones among them, and from what is the same for all threads."""
         if name in ('ld.param', 'ld.param::entry'):
             self.set_bits(operands[0], self.value(operands[1].strip('[]'), of_type))
-        elif name in ('mov', 'cvta.to.global') and operands[0].startswith('{'):
+        elif name == 'mov' and operands[0].startswith('{'):
             parts = _names(operands[0])
             whole = np.ascontiguousarray(self.value(operands[1], of_type))[:, None]
             for part, value in zip(parts, whole.view(f'uint{8 * whole.itemsize // len(parts)}').T):
                 self.set_bits(part, value)
-        elif name in ('mov', 'cvta.to.global') and operands[1].startswith('{'):
+        elif name == 'mov' and operands[1].startswith('{'):
             parts = _names(operands[1])
-            size = f'b{8 * TYPES[of_type].itemsize // len(parts)}'
-            whole = np.stack([self.value(part, size) for part in parts], axis=1)
+            whole = np.stack([self.value(part, f'b{8 * TYPES[of_type].itemsize // len(parts)}') for part in parts], 1)
             self.set_bits(operands[0], whole.view(TYPES[of_type])[:, 0])
         elif name in ('mov', 'cvta.to.global'):
             self.set_bits(operands[0], self.value(operands[1], of_type))
@@ -217,13 +215,14 @@ class _Programs:
         base, offset = re.fullmatch(r'\[ ?([%\w]+) ?(?:\+ ?(-?\d+) ?)?\]', here).groups()
         address = self.value(base, 'b64').astype(np.int64) + int(offset or 0)
         if found[1].startswith('stmatrix'):  # eight lanes have the addresses of a matrix's rows, four the words of each
-            rows = [address[self.first_lane + 8 * i + self.lane // 4] for i in range(len(registers))]
-            self.check_alignment(name, np.stack(rows, 1), 16)
-            addresses, of_type = [row + 4 * (self.lane % 4) for row in rows], 'b32'
+            starts = [address[self.first_lane + 8 * i + self.lane // 4] for i in range(len(registers))]
+            addresses, of_type, width = [start + 4 * (self.lane % 4) for start in starts], 'b32', 16
         else:
             size = TYPES[of_type].itemsize
-            self.check_alignment(name, address, size * len(registers))
-            addresses = [address + size * i for i in range(len(registers))]
+            starts, addresses = [address], [address + size * i for i in range(len(registers))]
+            width = size * len(registers)
+        if any((start[self.active] % width).any() for start in starts):
+            raise Refused(f'{name} at addresses that are not aligned to {width} bytes')
         for register, address in zip(registers, addresses):
             address = (address + self.first_shared * shared)[self.active]
             if name.startswith('ld'):
@@ -234,12 +233,10 @@ class _Programs:
                 memory.store(address, self.value(register, of_type)[self.active], again=shared)
         return True
 
-    def check_alignment(self, name: str, addresses: np.ndarray, width: int):
-        if (addresses[self.active] % width).any():
-            raise Refused(f'{name} at addresses that are not aligned to {width} bytes')
-
     def between_threads(self, name: str, of_type: str, operands: list[str]) -> bool:
         """The lanes of a warp, all of which take part."""
+        if not self.active.all():
+            return False
         if name == 'elect':  # a lane; which one, is open
             register, predicate = operands[0].split('|')
             self.set_bits(register, np.zeros(len(self.lane), np.uint32))
@@ -252,8 +249,7 @@ class _Programs:
             self.set_bits(operands[0], self.value(operands[1], of_type)[self.first_lane + other])
         elif name in ('redux.sync.max', 'redux.sync.min') and (self.value(operands[2], 'b32') == 2**WARP - 1).all():
             values = self.value(operands[1], of_type).reshape(-1, WARP)
-            reduced = values.max(1) if name == 'redux.sync.max' else values.min(1)
-            self.set_bits(operands[0], reduced.repeat(WARP))
+            self.set_bits(operands[0], (values.max(1) if name.endswith('max') else values.min(1)).repeat(WARP))
         else:
             return False
         return True
@@ -286,8 +282,10 @@ class _Programs:
             self.set(result, FLOAT[name](*values) if fused is None else fused)
             if name == 'mul':
                 self.products[result] = values
-        elif name in BITWISE or (kind in 'iu' and name in INTEGER) or (of_type in WORD_TYPES and name in WORDS):
-            self.set_bits(result, (BITWISE | INTEGER | WORDS)[name](*values))
+        elif name in BITWISE or (kind in 'iu' and name in INTEGER):
+            self.set_bits(result, (BITWISE | INTEGER)[name](*values))
+        elif f'{name}.{of_type}' in WORDS:
+            self.set_bits(result, WORDS[f'{name}.{of_type}'](*values))
         elif name.startswith('setp.') and (compared := _compare(name[5:], *values)) is not None:
             self.set_bits(result, compared)
         else:
@@ -296,14 +294,13 @@ class _Programs:
 
     def fuse(self, name: str, operands: list[str], values: list[np.ndarray]) -> np.ndarray | None:
         """A sum of which one is a product, neither of which says how it is rounded."""
-        if name not in ('add', 'sub'):
-            return None
-        first, second = values
-        if operands[0] in self.products:
-            return fused_multiply_add(*self.products[operands[0]], -second if name == 'sub' else second)
-        if operands[1] in self.products:
+        first, second = values if name in ('add', 'sub') else (None, None)
+        sign = np.float32(-1 if name == 'sub' else 1)
+        if second is not None and operands[0] in self.products:
+            return fused_multiply_add(*self.products[operands[0]], sign * second)
+        if second is not None and operands[1] in self.products:
             a, b = self.products[operands[1]]
-            return fused_multiply_add(-a if name == 'sub' else a, b, first)
+            return fused_multiply_add(sign * a, b, first)
         return None
 
 
@@ -318,18 +315,10 @@ def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarra
     return np.where(np.isfinite(total) & (error != 0) & even, odd, total).astype(np.float32)
 
 
-def _minimum(a, b):
-    zeros = (a.view(np.uint32) | b.view(np.uint32)).view(np.float32)
-    return np.where((a == 0) & (b == 0), zeros, np.fmin(a, b))
-
-
-def _maximum(a, b):
-    zeros = (a.view(np.uint32) & b.view(np.uint32)).view(np.float32)
-    return np.where((a == 0) & (b == 0), zeros, np.fmax(a, b))
-
-
-def _with_nan(function):
-    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), function(a, b))
+def _extreme(function: Callable, of_signs: Callable, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """-0 counts as less than 0."""
+    zero = of_signs(a.view(np.uint32), b.view(np.uint32)).view(np.float32)
+    return np.where((a == 0) & (b == 0), zero, function(a, b))
 
 
 ROUNDED = {'add': np.add, 'sub': np.subtract, 'mul': np.multiply}
@@ -338,10 +327,10 @@ FLOAT = ROUNDED | {
     'fma.rn': fused_multiply_add,
     'neg': np.negative,
     'abs': np.abs,
-    'min': _minimum,  # of NaN and a number, the number
-    'max': _maximum,
-    'min.NaN': _with_nan(_minimum),
-    'max.NaN': _with_nan(_maximum),
+    'min': functools.partial(_extreme, np.fmin, np.bitwise_or),  # of NaN and a number, the number
+    'max': functools.partial(_extreme, np.fmax, np.bitwise_and),
+    'min.NaN': functools.partial(_extreme, np.minimum, np.bitwise_or),
+    'max.NaN': functools.partial(_extreme, np.maximum, np.bitwise_and),
 }
 
 
@@ -357,26 +346,9 @@ def _wide_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.multiply(a, b, dtype=f'{a.dtype.kind}{2 * a.itemsize}')
 
 
-def _high_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (_wide_product(a, b) >> 8 * a.itemsize).astype(a.dtype)
-
-
 def _extract_bits(a: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
     mask = (np.uint64(1) << np.minimum(length & 255, 32).astype(np.uint64)) - np.uint64(1)
     return (_shift(a, start & 255, left=False) & mask).astype(np.uint32)
-
-
-def _combine_bits(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """A bit of the table for each of the eight cases of three bits."""
-    cases = [(a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c) for i in range(8)]
-    return functools.reduce(np.bitwise_or, [case * (table >> i & 1) for i, case in enumerate(cases)])
-
-
-def _pick_bytes(a: np.ndarray, b: np.ndarray, selectors: np.ndarray) -> np.ndarray:
-    """Four of the eight bytes of b and a, or the sign of one, eight times."""
-    picks = np.stack([selectors >> 4 * i & 15 for i in range(4)], 1)
-    picked = np.take_along_axis(np.stack([a, b], 1).view(np.uint8), picks & 7, 1)
-    return np.where(picks & 8, -(picked >> 7), picked).astype(np.uint8).view(np.uint32)[:, 0]
 
 
 BITWISE = {'and': np.bitwise_and, 'or': np.bitwise_or, 'xor': np.bitwise_xor, 'not': np.invert}
@@ -391,11 +363,10 @@ INTEGER = {
     'shr': functools.partial(_shift, left=False),
 }
 WORDS = {
-    'mul.wide': _wide_product,
-    'mul.hi': _high_product,
-    'bfe': _extract_bits,
-    'lop3': _combine_bits,
-    'prmt': _pick_bytes,
+    'mul.wide.u32': _wide_product,
+    'mul.wide.s32': _wide_product,
+    'mul.hi.u32': lambda a, b: (_wide_product(a, b) >> 32).astype(np.uint32),
+    'bfe.u32': _extract_bits,
 }
 
 

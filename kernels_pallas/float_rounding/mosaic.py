@@ -37,7 +37,7 @@ def round_to_grid(x: jax.Array, random_bits: jax.Array | None = None, *, interpr
 
     rounded = mosaic_kernel(
         kernel,
-        out_type=jax.ShapeDtypeStruct((size,), jnp.float32, manual_axis_type=jax.typeof(x).manual_axis_type),
+        out_type=jax.ShapeDtypeStruct((size,), jnp.float32),
         grid=(pl.cdiv(size, tile),),
         grid_names=('tile',),
         kernel_name=f'round_{how["rounding"]}',

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from kernels_pallas.partitioning import partitioned, vary_alike
+from kernels_pallas.partitioning import partitioned, vary_alike, vary_as
 
 
 @functools.cache
@@ -19,7 +19,8 @@ def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **how) ->
     """
 
     def on_device(*arrays):
-        return kernel(*vary_alike(arrays), **how)
+        arrays = vary_alike(arrays)
+        return vary_as(arrays[0], kernel(*arrays, **how))
 
     def partition(mesh, arrays, result):
         return mesh, on_device, arrays[0].sharding, (arrays[0].sharding,) * operands

@@ -42,7 +42,7 @@ def forward(
       ValueError: as `select` does.
     """
     name = select(implementation, block_size)
-    if name == 'xla':
+    if name == 'xla' or not w.size:
         return xla.forward(key, origin, w, scale, block_size=block_size, noise=noise, dtype=dtype, grid=grid)
     kernels, how = implementations.load(__name__, name)
     how |= dict(has_effects=name == 'mosaic_interpret', noise=noise, dtype=dtype, grid=grid)
@@ -60,7 +60,7 @@ def backward(
       ValueError: as `select` does.
     """
     name = select(implementation, block_size)
-    if name == 'xla':
+    if name == 'xla' or not dw_hat.size:
         return xla.backward(key, origin, dw_hat, block_size=block_size, noise=noise)
     kernels, how = implementations.load(__name__, name)
     how |= dict(has_effects=name == 'mosaic_interpret', noise=noise)
@@ -70,31 +70,38 @@ def backward(
 def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
     """The implementation that runs: the given one, or for None the first of PREFERENCE that can run here.
 
-    What None picks is logged, once, to the logger 'kernels_pallas'.
+    "Here" is the device of the mesh in whose context this is, else the default device: for arrays on devices of another
+    kind, name one. What None picks is logged, once, to the logger 'kernels_pallas'.
 
     Raises:
       ValueError: if there is no such implementation, or if it can't run here, saying why.
     """
     if implementation is None:
         return _pick(block_size)
-    implementations.check(implementation)
-    if reason := why_not(implementation, block_size):
-        raise ValueError(f"implementation={implementation!r} can't run: {reason}")
-    return implementation
+    return implementations.check(implementation, _why_not_here(implementation, block_size))
 
 
 def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
     """Why an implementation can't run here for blocks of this size; None if it can."""
-    if implementation != 'xla' and block_size != BLOCK_SIZE:
+    return _why_not_here(implementation, block_size) or implementations.why_not(implementation)
+
+
+def _why_not_here(implementation: str, block_size: int) -> str | None:
+    if implementation == 'xla':
+        return None
+    if block_size != BLOCK_SIZE:
         return f'its blocks are {BLOCK_SIZE} x {BLOCK_SIZE}, and block_size is {block_size}'
-    return implementations.why_not(implementation)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes and set(mesh.manual_axes) != set(mesh.axis_names):
+        return f'jax.shard_map is over the axes {mesh.manual_axes} of {mesh.axis_names}, and it takes all or none'
+    return None
 
 
 def _pick(block_size: int) -> str:
     reasons = {name: why_not(name, block_size) for name in PREFERENCE}
     picked = next(name for name in PREFERENCE if reasons[name] is None)
     because = '; '.join(f"{name} can't run: {reason}" for name, reason in reasons.items() if reason)
-    missed = picked == 'xla' and any(why_not(name) is None for name in PREFERENCE[:-1])  # for its block size alone
+    missed = picked == 'xla' and any(implementations.why_not(name) is None for name in PREFERENCE[:-1])
     _log_once(
         logging.WARNING if missed else logging.INFO,
         f'weight sampling by blocks of {block_size} runs as {picked!r}' + (because and f' ({because})'),

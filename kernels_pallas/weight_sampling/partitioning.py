@@ -15,7 +15,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels_pallas.partitioning import partitioned, vary_alike
+from kernels_pallas.partitioning import partitioned, vary_alike, vary_as
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS
 
 FORWARD = '... p, m, (n c), ... (m r) (n c), ... m n -> ... (m r) (n c), ... m n'
@@ -40,7 +40,8 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
         place, row_block, column, weights, *scale = vary_alike(arguments)
         flat = lambda x, axes: x.reshape(-1, *x.shape[x.ndim - axes :])
         results = kernel(flat(place, 1), row_block, column, flat(weights, 2), *(flat(x, 2) for x in scale), **how)
-        return jax.tree.map(lambda x: x.reshape(*weights.shape[:-2], *x.shape[1:]), results)
+        results = jax.tree.map(lambda x: x.reshape(*weights.shape[:-2], *x.shape[1:]), results)
+        return vary_as(weights, results)
 
     def partition(mesh, arguments, results):
         leading, rows, columns = _whole_block_sharding(mesh, arguments[3])
@@ -70,7 +71,7 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
         row_block, column = np.arange(m // GROUP_ROWS, dtype=np.uint32), np.arange(n, dtype=np.uint32)  # constants
         return mappable(place, row_block, column, weights, *scale)
 
-    return run
+    return jax.jit(run)  # called as it is, what is partitioned would run on gathered arrays
 
 
 def _whole_block_sharding(mesh: Mesh, weights: jax.ShapeDtypeStruct):

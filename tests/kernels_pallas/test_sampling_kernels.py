@@ -1,4 +1,4 @@
-"""Kernels of weight sampling, interpreted: the bits of the reference and of NumPy, for every kind of block."""
+"""Kernels of weight sampling, interpreted and, on a GPU, compiled: the bits of the reference and of NumPy."""
 
 import functools
 import itertools
@@ -14,6 +14,8 @@ import gaussq_jax as gq
 from kernels_pallas import implementations
 from kernels_pallas.weight_sampling import NOISES, Grid, triton, xla
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*[tT]riton:DeprecationWarning')  # JAX is going to drop it
+
 WORDS = np.array([0xDEADBEEF, 0x01234567], np.uint32)
 KEY = jax.random.wrap_key_data(WORDS, impl='threefry2x32')
 SMALLEST_NORMAL = 2.0**-126
@@ -27,7 +29,7 @@ FORMATS = {
 }
 
 
-@pytest.fixture(params=implementations.INTERPRETED)
+@pytest.fixture(params=(*implementations.KERNELS, *implementations.INTERPRETED))
 def implementation(request):
     if reason := implementations.why_not(request.param):
         pytest.skip(reason)
@@ -142,13 +144,12 @@ ORIGINS = {'first': (0, 0, 0), 'inside': (5, 3200, 96), 'far': (2**31, 2**31, 2*
 
 # noise, dtype of w, dtype of W_hat, format: (blocks (l, m / 32, n / 32), Triton's tile, origin); all others are slow
 FORWARD = {
-    ('rounded_normal', 'float32', 'bfloat16', None): ((1, 6, 4), 4, 'first'),
+    ('rounded_normal', 'float32', 'bfloat16', None): ((1, 6, 4), 1, 'first'),
     ('rounded_normal', 'bfloat16', 'float32', None): ((1, 7, 3), 4, 'far'),
     ('uniform', 'float32', 'float32', None): ((2, 3, 6), 4, 'inside'),
     ('uniform', 'bfloat16', 'bfloat16', None): ((1, 2, 16), 16, 'first'),
     ('rounded_normal', 'float32', 'bfloat16', 'e3m2'): ((21, 1, 1), 8, 'inside'),
-    ('uniform', 'float32', 'float32', 'e2m1'): ((2, 1, 11), 2, 'first'),
-    ('uniform', 'bfloat16', 'bfloat16', 'e5m2'): ((1, 3, 8), 1, 'first'),
+    ('uniform', 'float32', 'float32', 'e2m1'): ((2, 1, 12), 2, 'first'),
     ('rounded_normal', 'bfloat16', 'float32', 'bfloat16'): ((1, 2, 16), 8, 'inside'),
 }
 EVERY = set(itertools.product(NOISES, ('float32', 'bfloat16'), ('float32', 'bfloat16'), FORMATS))

@@ -22,11 +22,7 @@ KEY = jax.random.key(0)
 DTYPES = ('float32', 'bfloat16')
 E3M2 = Grid(mantissa_bits=2, min_exponent=-2, largest=28.0)
 TARGETS = {'triton': '__gpu$xla.gpu.triton', 'mosaic': 'mosaic_gpu'}  # of the kernels' custom calls
-STACKED, SINGLE, NARROW = (
-    'llama2-1b/mlp/gate',
-    'llama-7b/mlp/down',
-    'capybara-tiny/mlp',
-)
+STACKED, SINGLE, NARROW = 'llama2-1b/mlp/gate', 'llama-7b/mlp/down', 'capybara-tiny/mlp'
 
 
 def h100s(sizes=(), names=()):
@@ -99,12 +95,6 @@ def test_backward(implementation, noise, dtype, spec):
 ONE_EACH_WAY = ['sample_weights_rounded_normal', 'sample_weights_rounded_normal_backward']
 
 
-@pytest.fixture
-def a_gpu(monkeypatch):
-    """As if there were one: kernels may be asked for."""
-    monkeypatch.setattr(implementations, 'why_not', lambda implementation: None)
-
-
 def loss(w, bitwidths, key=KEY, origin=(0, 0, 0)):
     w_hat = gq.sample_weights(key, w, bitwidths, origin=origin, implementation='triton')
     return jnp.sum(w_hat.astype(jnp.float32) ** 2)
@@ -142,21 +132,21 @@ def ragged(w, bitwidths):
 
 
 @pytest.mark.parametrize('function', [value_and_grad, mapped, mapped_over_origins, ragged])
-def test_sampling_with_its_gradient_is_one_kernel_each_way(a_gpu, function):
+def test_sampling_with_its_gradient_is_one_kernel_each_way(function):
     assert kernels_in(lower(function, W, BITWIDTHS)) == ONE_EACH_WAY
 
 
-def test_sampling_alone_is_one_kernel(a_gpu):
+def test_sampling_alone_is_one_kernel():
     assert kernels_in(lower(loss, W, BITWIDTHS)) == ONE_EACH_WAY[:1]
 
 
-def test_a_rematerialised_scan_has_one_kernel_more(a_gpu):
+def test_a_rematerialised_scan_has_one_kernel_more():
     """Forward in the loop; in that of the backward pass forward again, and backward."""
     program = lower(scanned, W, BITWIDTHS)
     assert kernels_in(program) == ONE_EACH_WAY[:1] * 2 + ONE_EACH_WAY[1:]
 
 
-def test_inside_shard_map(a_gpu):
+def test_inside_shard_map():
     """With its check of what varies over which axes: the key is the same everywhere, the origin is not."""
     mesh = h100s((8,), ('data',))
     layout = PartitionSpec(None, 'data')
@@ -183,7 +173,7 @@ def test_what_triton_cannot_lower_is_an_error():
         lower(call(kernel), x)
 
 
-def test_kernels_are_counted_as_often_as_they_are_called(a_gpu):
+def test_kernels_are_counted_as_often_as_they_are_called():
     def twice(w, bitwidths):
         return loss(w, bitwidths) + loss(2 * w, bitwidths)
 
