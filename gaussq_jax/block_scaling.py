@@ -82,9 +82,9 @@ def fake_quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1, key: j
 
     Computed in float32. No infinity and no NaN is made of finite values, zeros stay zeros; infinite and NaN values
     come out as they are, and don't enter the maximum of their block. A block whose largest magnitude is below 2^-123
-    (2^-125 for MX, 2^-105 of the whole tensor for NVFP4) is scaled as if it were that. Float32 subnormals
-    count as zero where the device flushes them, as CPUs do; so do values some 2^128 times smaller than the largest of
-    their block, in formats that wide. The gradient is straight through, dx = dy.
+    (for MX 2^-125, or what a scale of 2^-127 is for; 2^-105 of the whole tensor for NVFP4) is scaled as if it were
+    that. Float32 subnormals count as zero where the device flushes them, as CPUs do; so do values some 2^128 times
+    smaller than the largest of their block, in formats that wide. The gradient is straight through, dx = dy.
 
     Args:
       x: float32, bfloat16 or float16, of any shape.

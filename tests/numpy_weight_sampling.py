@@ -131,10 +131,10 @@ def sample_weights(
 
 
 def block_cast(total, w, fmt, block_size=32):
-    """s round(total / s), s = 2^(floor(log2 max |w|) - emax) by block; a maximum below 2^-125 counts as that."""
+    """s round(total / s), s = 2^(floor(log2 max |w|) - emax) by block, s at least 2^-127, or 2^(-125 - emax)."""
     absmax = block_sum(np.where(np.isfinite(w), np.abs(w), 0.0), block_size, np.max)
     emax = math.floor(math.log2(numpy_float_formats.code_values(*fmt)[0][-1]))
-    exponent = np.frexp(np.maximum(absmax, 2.0**-125))[1] - 1 - emax
+    exponent = np.maximum(np.frexp(absmax)[1] - 1 - emax, max(-127, -125 - emax))
     exponent = spread(exponent, np.shape(w), block_size)
     return np.ldexp(numpy_float_formats.cast(np.ldexp(total, -exponent), fmt, dtype=np.float64), exponent)
 

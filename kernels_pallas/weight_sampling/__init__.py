@@ -78,23 +78,18 @@ def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
     """
     if implementation is None:
         return _pick(block_size)
-    return implementations.check(implementation, _why_not_here(implementation, block_size))
+    return implementations.check(implementation, _wrong_block_size(implementation, block_size))
 
 
 def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
     """Why an implementation can't run here for blocks of this size; None if it can."""
-    return _why_not_here(implementation, block_size) or implementations.why_not(implementation)
+    return _wrong_block_size(implementation, block_size) or implementations.why_not(implementation)
 
 
-def _why_not_here(implementation: str, block_size: int) -> str | None:
-    if implementation == 'xla':
+def _wrong_block_size(implementation: str, block_size: int) -> str | None:
+    if implementation == 'xla' or block_size == BLOCK_SIZE:
         return None
-    if block_size != BLOCK_SIZE:
-        return f'its blocks are {BLOCK_SIZE} x {BLOCK_SIZE}, and block_size is {block_size}'
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.manual_axes and set(mesh.manual_axes) != set(mesh.axis_names):
-        return f'jax.shard_map is over the axes {mesh.manual_axes} of {mesh.axis_names}, and it takes all or none'
-    return None
+    return f'its blocks are {BLOCK_SIZE} x {BLOCK_SIZE}, and block_size is {block_size}'
 
 
 def _pick(block_size: int) -> str:

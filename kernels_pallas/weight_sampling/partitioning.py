@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh
 
 from kernels_pallas.partitioning import partitioned, vary_alike, vary_as
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS
 
-FORWARD = '... p, m, (n c), ... (m r) (n c), ... m n -> ... (m r) (n c), ... m n'
-BACKWARD = '... p, m, (n c), ... (m r) (n c) -> ... m n'
+FORWARD = '... p, m, n c, ... m r n c, ... m n -> ... m r n c, ... m n'
+BACKWARD = '... p, m, n c, ... m r n c -> ... m n'
 
 
 @functools.cache
@@ -38,23 +38,31 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
 
     def on_device(*arguments):
         place, row_block, column, weights, *scale = vary_alike(arguments)
+        *leading, m, _, n, _ = weights.shape
+        matrices = weights.reshape(-1, m * GROUP_ROWS, n * GROUP_ROWS)
         flat = lambda x, axes: x.reshape(-1, *x.shape[x.ndim - axes :])
-        results = kernel(flat(place, 1), row_block, column, flat(weights, 2), *(flat(x, 2) for x in scale), **how)
-        results = jax.tree.map(lambda x: x.reshape(*weights.shape[:-2], *x.shape[1:]), results)
-        return vary_as(weights, results)
+        results = kernel(flat(place, 1), row_block, column.reshape(-1), matrices, *(flat(x, 2) for x in scale), **how)
+        by_block = lambda x: x.reshape(*leading, m, n) if x.shape[1:] == (m, n) else x.reshape(weights.shape)
+        return vary_as(weights, jax.tree.map(by_block, results))
+
+    def on_one_of_many(*arguments):
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):  # without explicit axes
+            return on_device(*arguments)
 
     def partition(mesh, arguments, results):
-        leading, rows, columns = _whole_block_sharding(mesh, arguments[3])
-        sharding = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
-        by_matrix = sharding(*leading, rows, columns)  # of weights and of blocks
-        inputs = [sharding(*leading, None), sharding(rows), sharding(columns), *[by_matrix] * len(arguments[3:])]
-        return mesh, on_device, jax.tree.map(lambda _: by_matrix, results), tuple(inputs)
+        weights = arguments[3]
+        *leading, m, _, n, _ = range(len(weights.shape))
+        like = _sharded_as(weights)
+        by_block, by_weight = like(*leading, m, n), like(*leading, m, None, n, None)
+        inputs = like(*leading, None), like(m), like(n, None), by_weight, *[by_block] * len(arguments[4:])
+        outputs = jax.tree.map(lambda x: by_weight if len(x.shape) == len(weights.shape) else by_block, results)
+        return mesh, on_one_of_many, outputs, inputs
 
     rule = dict(
         sharding_rule=sharding_rule,
         need_replication_factors=('p', 'c', 'r'),  # in the order in which the rules name them
-        r=GROUP_ROWS,
-        c=GROUP_ROWS,
+        decode_shardings=False,  # for JAX can't name a part of a mesh axis, which fewer blocks than devices are cut by
     )
     mappable = custom_vmap(partitioned(on_device, partition, has_effects=has_effects, **rule))
 
@@ -67,21 +75,33 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
         return results, jax.tree.map(lambda _: True, results)
 
     def run(place, weights, *scale):
-        m, n = weights.shape[-2:]
+        *leading, m, n = weights.shape
         row_block, column = np.arange(m // GROUP_ROWS, dtype=np.uint32), np.arange(n, dtype=np.uint32)  # constants
-        return mappable(place, row_block, column, weights, *scale)
+        blocks = weights.reshape(*leading, m // GROUP_ROWS, GROUP_ROWS, n // GROUP_ROWS, GROUP_ROWS)
+        results = mappable(place, row_block, column.reshape(-1, GROUP_ROWS), blocks, *scale)
+        return jax.tree.map(lambda x: x.reshape(weights.shape) if x.ndim == blocks.ndim else x, results)
 
     return jax.jit(run)  # called as it is, what is partitioned would run on gathered arrays
 
 
-def _whole_block_sharding(mesh: Mesh, weights: jax.ShapeDtypeStruct):
-    """The mesh axes that weights keep: of each leading axis, of rows, of columns; all but those that cut a block."""
-    spec = [*weights.sharding.spec, *[None] * len(weights.shape)][: len(weights.shape)]
-    units = [1] * (len(spec) - 2) + [GROUP_ROWS] * 2
+def _sharded_as(weights: jax.ShapeDtypeStruct) -> Callable:
+    """A function of axes of the weights, None for another, that gives the sharding of an array that has these axes."""
+    sharding = weights.sharding
+    hlo = sharding._to_xla_hlo_sharding(len(weights.shape))
+    if hlo.is_replicated():
+        return lambda *axes: sharding
+    devices = np.reshape(hlo.tile_assignment_devices(), hlo.tile_assignment_dimensions())
 
-    def keep(axes, size, unit):
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return axes if size % (unit * math.prod(mesh.shape[name] for name in names)) == 0 else None
+    def like(*axes):
+        axes = [axis if axis is not None and weights.shape[axis] % devices.shape[axis] == 0 else None for axis in axes]
+        kept = [axis for axis in axes if axis is not None]
+        cuts = [1 if axis is None else devices.shape[axis] for axis in axes]
+        proto = hlo.to_proto()
+        proto.tile_assignment_dimensions = [*cuts, devices.size // math.prod(cuts)]
+        others = [axis for axis in range(devices.ndim) if axis not in kept]
+        proto.tile_assignment_devices = devices.transpose(*kept, *others).ravel().tolist()
+        proto.iota_reshape_dims = proto.iota_transpose_perm = []
+        proto.replicate_on_last_tile_dim = True
+        return type(sharding)(sharding._devices, proto)
 
-    *leading, rows, columns = map(keep, spec, weights.shape, units)
-    return leading, rows, columns
+    return like
