@@ -74,13 +74,15 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
         )
         return results, jax.tree.map(lambda _: True, results)
 
-    compiled = jax.jit(mappable)  # called as it is, what is partitioned would run on gathered arrays
+    @jax.jit  # called as it is, what is partitioned would run on gathered arrays
+    def on_blocks(*arguments):
+        return mappable(*arguments)
 
     def run(place, weights, *scale):
         *leading, m, n = weights.shape
         row_block, column = np.arange(m // GROUP_ROWS, dtype=np.uint32), np.arange(n, dtype=np.uint32)  # constants
         blocks = weights.reshape(*leading, m // GROUP_ROWS, GROUP_ROWS, n // GROUP_ROWS, GROUP_ROWS)
-        results = compiled(place, row_block, column.reshape(-1, GROUP_ROWS), blocks, *scale)
+        results = on_blocks(place, row_block, column.reshape(-1, GROUP_ROWS), blocks, *scale)
         return jax.tree.map(lambda x: x.reshape(weights.shape) if x.ndim == blocks.ndim else x, results)
 
     return run
