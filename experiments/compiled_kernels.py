@@ -28,7 +28,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from gaussq_jax.formats import parse_format
 from gaussq_jax.param_transforms import gaussian_weight_sampling
-from kernels_pallas.weight_sampling import NOISES, Grid
+from kernels_pallas.weight_sampling import BLOCK_SIZE, NOISES, Grid
 
 TARGET = pathlib.Path(__file__).parent / 'h100_target.textproto'
 DEVICE = 'NVIDIA H100'
@@ -41,7 +41,6 @@ LAUNCHES_NOTHING = {
 
 IMPLEMENTATIONS = ('triton', 'mosaic')  # modules of kernels_pallas.weight_sampling
 DIRECTIONS = ('forward', 'backward')
-BLOCK_SIZE = 32
 FORMATS = (None, 'e3m2')
 
 

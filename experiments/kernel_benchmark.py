@@ -22,7 +22,6 @@ DEFAULT_SHAPES = {  # regular expressions: what a minute measures on a CPU, and 
     'cpu': '^tiny/|ragged/wide|llama2-134m/attention',
     'gpu': '^tiny/mlp/gate|ragged/(wide|gpt2)|gpt2-124m/mlp/up|^llama2-|llama-7b/mlp/gate',
 }
-BLOCK_SIZE = 32
 FORMAT = 'e3m2'
 COPIES = ('copy', 'copy to bfloat16')
 REFERENCE = 'xla'
@@ -80,7 +79,7 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
     keys = jax.random.split(jax.random.key(0), 3)
     w = 0.02 * jax.random.normal(keys[0], spec.shape)
     bits = jax.random.bits(keys[1], spec.shape)
-    scale = jnp.exp2(-jax.random.uniform(keys[2], spec.blocks(BLOCK_SIZE), minval=3, maxval=5))
+    scale = jnp.exp2(-jax.random.uniform(keys[2], spec.blocks(kernels.BLOCK_SIZE), minval=3, maxval=5))
     key, origin = (jnp.uint32(1), jnp.uint32(2)), (jnp.uint32(0),) * 3
     inputs = {'float32': w, 'bfloat16': w.astype(jnp.bfloat16)}
     fmt = parse_format(FORMAT)
@@ -89,7 +88,7 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
     found = {(COPIES[0], REFERENCE): _operation(jnp.copy, w)}
     found[COPIES[1], REFERENCE] = _operation(lambda x: x.astype(jnp.bfloat16), w)
     for name in (name for name, reason in implementations().items() if reason is None):
-        how = dict(block_size=BLOCK_SIZE, implementation=name)
+        how = dict(block_size=kernels.BLOCK_SIZE, implementation=name)
         for dtype, x in inputs.items():
             for noise, to in (('rounded_normal', None), ('uniform', None), ('rounded_normal', FORMAT)):
                 forward = functools.partial(

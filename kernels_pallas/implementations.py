@@ -45,12 +45,10 @@ def why_not(implementation: str) -> str | None:
             return f'JAX {jax.__version__} interprets no Mosaic kernels; {_dotted(_MOSAIC_INTERPRETS_FROM)} does'
         return None
     device, needed = _device(), _COMPUTE_CAPABILITY[kernel]
-    if device.platform != 'gpu':
-        return f'it needs an NVIDIA GPU, and the device is {device.device_kind}'
-    if isinstance(device, jax.sharding.AbstractDevice):
+    if isinstance(device, jax.sharding.AbstractDevice) and device.platform == 'gpu':
         return None
     capability = getattr(device, 'compute_capability', '')
-    if '.' not in capability:
+    if device.platform != 'gpu' or '.' not in capability:
         return f'it needs an NVIDIA GPU, and the device is {device.device_kind}'
     if tuple(map(int, capability.split('.'))) < needed:
         return f'it needs compute capability {_dotted(needed)}, and {device.device_kind} has {capability}'

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas.implementations import why_not
+
 
 def mosaic_kernel(kernel: Callable, *, interpret: bool, **how) -> Callable:
     """`plgpu.kernel` with these arguments; or its emulation, on any platform.
@@ -15,8 +17,8 @@ def mosaic_kernel(kernel: Callable, *, interpret: bool, **how) -> Callable:
     Raises:
       NotImplementedError: if this JAX can't emulate it.
     """
-    if interpret and not hasattr(plgpu, 'InterpretGPUParams'):
-        raise NotImplementedError(f'JAX {jax.__version__} cannot interpret Mosaic GPU kernels; JAX 0.11.2 can')
+    if interpret and (reason := why_not('mosaic_interpret')):
+        raise NotImplementedError(reason)
     return plgpu.kernel(
         kernel,
         compiler_params=plgpu.CompilerParams(

@@ -1,12 +1,12 @@
 """Weight sampling as one kernel each way, for NVIDIA GPUs from Ampere on: Pallas by way of Triton.
 
 A program takes `tile` blocks of one row of blocks: 32 rows of (tile, 32) weights, of which a thread holds the same few
-columns. So the rows of a column, which share Philox calls four by four, meet in one thread, and only the last
-steps of a reduction go between threads. The forward kernel reads W once and writes W_hat and a step a block; the
+columns. So the rows of a column, eight of which share a Philox call, meet in one thread, and only the last steps
+of a reduction go between threads. The forward kernel reads W once and writes W_hat and a step a block; the
 backward kernel reads dW_hat and writes a sum a block. The bits are those of the reference, `xla.py`.
 
 What looks odd keeps Triton from moving values between threads: the columns are read from memory, as (tile, 32), because
-a loaded array fixes which thread holds what, and what is computed from it follows; and sums are taken two by two.
+a loaded array fixes which thread holds what, and what is computed from it follows.
 """
 
 import functools
