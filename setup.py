@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-LIBRARY = ['jax>=0.10.2,<0.13', 'flax>=0.12.8,<0.13', 'numpy>=2.0']
+LIBRARY = ['jax>=0.10.2,<0.13', 'flax>=0.12.8,<0.13', 'numpy>=2.0', 'scipy>=1.15']
 EXPERIMENTS = [
     'absl-py>=2.3',
     'array_record>=0.8.3',
@@ -30,7 +30,6 @@ TEST = [
     'pytest>=9',
     'pytest-xdist>=3.8',
     'ruff>=0.17,<0.18',
-    'scipy>=1.16',
 ]
 
 setuptools.setup(

@@ -1,5 +1,7 @@
 """Low-precision training in JAX: Gaussian weight sampling and floating-point quantized training."""
 
+import importlib
+
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat, parse_format
@@ -34,5 +36,13 @@ __all__ = [
     'round_to_format',
     'rounded_normal',
     'sample_weights',
+    'scaling_laws',
     'uniform_weight_sampling',
 ]
+
+
+def __getattr__(name: str):
+    """`scaling_laws`, when it is first asked for: it takes SciPy, which the rest has no use for."""
+    if name == 'scaling_laws':
+        return importlib.import_module('gaussq_jax.scaling_laws')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

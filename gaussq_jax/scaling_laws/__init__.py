@@ -1,0 +1,33 @@
+"""Scaling laws of training, with its precision in them: the laws, their fit to runs, and what they say is best."""
+
+from gaussq_jax.scaling_laws.capybara import PUBLISHED_CAPYBARA, CapybaraLaw, ComputeOptimal
+from gaussq_jax.scaling_laws.fitting import FitResult, fit, fit_capybara
+from gaussq_jax.scaling_laws.held_out import HeldOut, compare, held_out_error
+from gaussq_jax.scaling_laws.laws import (
+    PUBLISHED_CHINCHILLA,
+    PUBLISHED_KAPLAN,
+    BitwidthLaw,
+    ChinchillaLaw,
+    KaplanLaw,
+    KumarLaw,
+    ScalingLaw,
+)
+
+__all__ = [
+    'PUBLISHED_CAPYBARA',
+    'PUBLISHED_CHINCHILLA',
+    'PUBLISHED_KAPLAN',
+    'BitwidthLaw',
+    'CapybaraLaw',
+    'ChinchillaLaw',
+    'ComputeOptimal',
+    'FitResult',
+    'HeldOut',
+    'KaplanLaw',
+    'KumarLaw',
+    'ScalingLaw',
+    'compare',
+    'fit',
+    'fit_capybara',
+    'held_out_error',
+]

@@ -1,0 +1,270 @@
+"""Fit a law to runs, with what the runs say of it and what they don't.
+
+The constants are positive: the search is over their logarithms, by nonlinear least squares from many random starts. The
+errors of the logarithms come from the Jacobian at the best of them; those of anything that follows from the law, from a
+bootstrap.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+from gaussq_jax.scaling_laws.capybara import CapybaraLaw
+from gaussq_jax.scaling_laws.laws import ScalingLaw, at_least, positive
+from gaussq_jax.scaling_laws.runs import read_columns, unseen_constants
+
+SEARCH = dict(jac='2-point', xtol=1e-8, ftol=1e-8, gtol=1e-8, max_nfev=300)
+FINISH = dict(jac='3-point', xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=3000)
+FAR = 1e100  # a residual where the law has no value
+HUBER = 1.345  # standard deviations from which on a residual counts less: 95 % efficient for normal ones
+UNDETERMINED = 1.0  # standard error of a logarithm: the constant is not known to a factor of 7, at 95 %
+NULL_SHARE = 0.01  # of a constant in such a direction
+NULL = 1e-9  # singular values below this part of the largest are of directions that the runs don't see
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """A law fitted to runs.
+
+    Attributes:
+      law: with the fitted constants.
+      names: the constants that were fitted, in the order of `covariance`.
+      covariance: of the logarithms of the constants, (p, p); infinite where the runs don't determine them.
+      predicted: the law's loss of each run, (r,), and
+      residuals: the runs' losses less that.
+      rmse: the root mean square of the residuals.
+      noise: the estimated standard deviation of a loss of weight 1, from r - p degrees of freedom.
+      undetermined: the constants that the runs don't determine: another value fits about as well.
+    """
+
+    law: ScalingLaw
+    names: tuple[str, ...]
+    covariance: np.ndarray
+    predicted: np.ndarray
+    residuals: np.ndarray
+    rmse: float
+    noise: float
+    undetermined: tuple[str, ...]
+    _problem: '_Problem' = dataclasses.field(repr=False)
+
+    @property
+    def num_runs(self) -> int:
+        """r, the runs that were fitted."""
+        return len(self.residuals)
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Of each fitted constant: the constant times the standard error of its logarithm."""
+        errors = np.sqrt(np.diag(self.covariance))
+        return {name: float(getattr(self.law, name) * error) for name, error in zip(self.names, errors)}
+
+    @property
+    def correlations(self) -> np.ndarray:
+        """Of the logarithms of the constants, (p, p); NaN where they aren't determined."""
+        with np.errstate(invalid='ignore'):
+            errors = np.sqrt(np.diag(self.covariance))
+            return self.covariance / np.outer(errors, errors)
+
+    def confidence_intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Of each fitted constant: exp(log of it ± t standard errors), with Student's t of r - p degrees of freedom."""
+        t = scipy.special.stdtrit(self.num_runs - len(self.names), 0.5 + _level(level) / 2)
+        factors = np.exp(t * np.sqrt(np.diag(self.covariance)))
+        constants = [getattr(self.law, name) for name in self.names]
+        return {name: (value / f, value * f) for name, value, f in zip(self.names, constants, factors.tolist())}
+
+    def bootstrap(self, num_draws: int = 200, *, seed: int = 0) -> list[ScalingLaw]:
+        """Laws fitted to what might as well have been measured: the predicted losses plus residuals drawn from these.
+
+        The residuals are enlarged by sqrt(r / (r - p)), which the fit took from them.
+        """
+        rng, scale = np.random.default_rng(seed), np.sqrt(self.num_runs / (self.num_runs - len(self.names)))
+        weight = np.sqrt(self._problem.weights)
+        weighted, laws = self.residuals * weight, []
+        for _ in range(num_draws):
+            loss = self.predicted + scale * rng.choice(weighted, self.num_runs) / weight
+            problem = dataclasses.replace(self._problem, loss=loss)
+            laws.append(problem.law(problem.solve(problem.logarithms(self.law), SEARCH).x))
+        return laws
+
+    def interval(
+        self, quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw] | None = None, *, level: float = 0.95
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The interval of what follows from the law, as `lambda law: law.critical_data_size(1e9, 2, 1, 128)`.
+
+        Args:
+          quantity: from a law to a number or an array.
+          draws: of `bootstrap`, if several quantities are to share them.
+          level: the part of the draws between the two ends.
+        """
+        values = [quantity(law) for law in (self.bootstrap() if draws is None else draws)]
+        tail = (1 - _level(level)) / 2
+        return np.quantile(values, tail, axis=0), np.quantile(values, 1 - tail, axis=0)
+
+
+def fit(
+    law: type[ScalingLaw],
+    runs: Mapping[str, Any],
+    *,
+    fixed: Mapping[str, float] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    weights: Any = None,
+    robust: bool = False,
+    num_starts: int = 32,
+    seed: int = 0,
+) -> FitResult:
+    """The constants of a law for which sum of weight (loss - law)^2 over the runs is least.
+
+    Args:
+      law: its class, as CapybaraLaw.
+      runs: columns by name, of one length: those in `law.COLUMNS`, and loss. A dict of arrays, or a DataFrame. P may be
+        left to E and M. B is a number, 'channel' or 'tensor'.
+      fixed: constants that keep this value. Unless given here, `log2_channel` is fitted if the runs have both channels
+        and blocks of numbers, and else keeps its published value; the constants of 'tensor' are if they have that.
+      bounds: the least and the greatest value of a constant.
+      weights: a positive number a run, in proportion to 1 / variance of its loss. All alike if not given.
+      robust: residuals beyond 1.345 standard deviations count in proportion to their size, no longer to its square
+        (Huber), with the standard deviation taken from their median.
+      num_starts: random starts, of `seed`.
+
+    Raises:
+      ValueError: for a column that is missing, has text or an impossible value (with the row, from 0), fewer runs than
+        constants + 1, an unknown constant in `fixed` or `bounds`, bounds in the wrong order.
+
+    Example:
+      >>> law = PUBLISHED_CHINCHILLA
+      >>> N, D = np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(1e9, 1e12, 5))
+      >>> result = fit(ChinchillaLaw, dict(N=N.ravel(), D=D.ravel(), loss=law.loss(N, D).ravel()))
+      >>> round(result.law.alpha, 6)
+      0.34
+    """
+    problem = _Problem.create(law, runs, fixed or {}, bounds or {}, weights)
+    rng = np.random.default_rng(seed)
+    solutions = [problem.solve(problem.random(rng), SEARCH) for _ in range(num_starts)]
+    best = min(solutions, key=lambda solution: solution.cost)
+    solution = problem.solve(best.x, FINISH)
+    for _ in range(10 * robust):  # the standard deviation from the fit, and the fit with it, in turn
+        deviations = np.abs(problem.residuals(solution.x))
+        scale = max(1.4826 * np.median(deviations), np.finfo(float).eps * problem.loss.mean())
+        problem = dataclasses.replace(problem, scale=scale)
+        solution = problem.solve(solution.x, FINISH)
+    return problem.result(solution)
+
+
+def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options) -> FitResult:
+    """`fit` of the Capybara law.
+
+    Args:
+      runs: N, D, E, M, B, loss.
+      include_e0: with False, runs of E = 0 are left out. The quantizer gives E0M7 the grid of E1M6, where the law has a
+        penalty 22 times as large: those runs pull the constants from those of the others.
+      **options: of `fit`.
+    """
+    if not include_e0:
+        keep = at_least('E', runs['E'], 0) > 0
+        weights = options.get('weights')
+        runs = {name: np.asarray(runs[name], object)[keep] for name in (*CapybaraLaw.COLUMNS, 'loss')}
+        options |= {} if weights is None else {'weights': np.asarray(weights)[keep]}
+    return fit(CapybaraLaw, runs, **options)
+
+
+def _level(level):
+    if not 0 < level < 1:
+        raise ValueError(f'level={level!r} must be between 0 and 1')
+    return level
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Least squares over the logarithms of the constants named."""
+
+    family: type[ScalingLaw]
+    columns: dict[str, Any]  # of the law, in float64, and B as BlockSizes
+    loss: np.ndarray
+    weights: np.ndarray
+    names: tuple[str, ...]
+    fixed: dict[str, float]
+    bounds: tuple[np.ndarray, np.ndarray]  # of the logarithms
+    scale: float | None = None  # standard deviation for Huber's loss; None for squares
+
+    @classmethod
+    def create(cls, family, runs, fixed, bounds, weights):
+        columns, loss = read_columns(family, runs)
+        constants = [field.name for field in dataclasses.fields(family)]
+        for option, given in (('fixed', fixed), ('bounds', bounds)):
+            for name in given:
+                if name not in constants:
+                    raise ValueError(
+                        f'{option}[{name!r}]: the constants of {family.__name__} are {", ".join(constants)}'
+                    )
+        known = set(fixed) | unseen_constants(columns)
+        names = tuple(name for name in constants if name not in known)
+        if len(loss) <= len(names):
+            raise ValueError(f'{len(loss)} runs are too few for the {len(names)} constants of {family.__name__}')
+        ends = np.array([bounds.get(name, (0.0, np.inf)) for name in names], np.float64).reshape(-1, 2)
+        for name, (low, high) in zip(names, ends):
+            if not 0 <= low < high:
+                raise ValueError(f'bounds[{name!r}]={bounds[name]!r} must be two numbers, 0 <= least < greatest')
+        weights = np.ones(len(loss)) if weights is None else positive('weights', weights)
+        if weights.shape != loss.shape:
+            raise ValueError(f'weights has shape {weights.shape}, for {len(loss)} runs')
+        with np.errstate(divide='ignore'):
+            return cls(family, columns, loss, weights, names, dict(fixed), tuple(np.log(ends.T)))
+
+    def law(self, logarithms):
+        return self.family(**self.fixed, **dict(zip(self.names, np.exp(logarithms).tolist())))
+
+    def logarithms(self, law):
+        """Of its constants, moved inside the bounds."""
+        low, high = self.bounds
+        return np.clip(np.log([getattr(law, name) for name in self.names]), low + 1e-9, high - 1e-9)
+
+    def random(self, rng):
+        return self.logarithms(self.family.random(rng, self.columns, self.loss))
+
+    def predict(self, logarithms):
+        return self.law(logarithms)._loss(*self.columns.values())
+
+    def residuals(self, logarithms):
+        """Finite ones, wherever the search goes."""
+        with np.errstate(all='ignore'):
+            try:
+                difference = self.predict(logarithms) - self.loss
+            except ValueError:  # a constant has under- or overflowed
+                difference = np.full(len(self.loss), FAR)
+        return np.sqrt(self.weights) * np.nan_to_num(difference, nan=FAR, posinf=FAR, neginf=-FAR)
+
+    def solve(self, start, how):
+        loss = {} if self.scale is None else dict(loss='huber', f_scale=HUBER * self.scale)
+        with np.errstate(all='ignore'):  # squares of what is far away
+            return scipy.optimize.least_squares(self.residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
+
+    def result(self, solution):
+        """With the covariance s^2 (J^T J)^-1 of the logarithms, J their Jacobian of the weighted residuals."""
+        predicted, r, p = self.predict(solution.x), len(self.loss), len(self.names)
+        residuals = np.sqrt(self.weights) * (self.loss - predicted)
+        variance = residuals @ residuals / (r - p)
+        if self.scale is not None:  # Huber's: mean psi^2 / (mean psi')^2
+            psi = np.clip(residuals, -HUBER * self.scale, HUBER * self.scale)
+            variance = psi @ psi / (r - p) / max(np.mean(psi == residuals), 1 / r) ** 2
+        jacobian = scipy.optimize.least_squares(self.residuals, solution.x, jac='3-point', max_nfev=1).jac
+        _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
+        seen = values > NULL * values[0]
+        covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance
+        unseen = np.any(np.abs(directions[~seen]) > NULL_SHARE, axis=0)
+        covariance[unseen, unseen] = np.inf
+        unknown = unseen | (np.sqrt(np.diag(covariance)) > UNDETERMINED) | (solution.active_mask != 0)
+        return FitResult(
+            law=self.law(solution.x),
+            names=self.names,
+            covariance=covariance,
+            predicted=predicted,
+            residuals=self.loss - predicted,
+            rmse=float(np.sqrt(np.mean((self.loss - predicted) ** 2))),
+            noise=float(np.sqrt(variance)),
+            undetermined=tuple(name for name, out in zip(self.names, unknown) if out),
+            _problem=self,
+        )
