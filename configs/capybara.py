@@ -9,7 +9,7 @@ and 50,000. The tokenizer and the text are yours to give, by `--config.tokenizer
 they are what every machine has, bytes of the Python standard library, for trying out.
 
 The sizes from 41m to 70b have not been run: neither the time nor the loss to expect is known. The tiny ones are of the
-same family, for two CPU cores.
+same family, for two CPU cores: tiny to try things out, the others, named by their N, for `configs/sweeps/tiny.py`.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +18,10 @@ from configs import common
 
 SIZES = {  # layers, hidden, FFN, heads
     'tiny': (2, 128, 384, 2),
-    'tiny-small': (2, 64, 192, 1),
-    'tiny-large': (4, 192, 512, 3),
+    'tiny-27k': (2, 32, 96, 1),
+    'tiny-60k': (2, 48, 144, 1),
+    'tiny-106k': (2, 64, 192, 1),
+    'tiny-240k': (2, 96, 288, 1),
     '41m': (12, 512, 1536, 8),
     '85m': (12, 768, 2048, 12),
     '154m': (12, 1024, 2816, 16),
@@ -51,6 +53,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.eval_every = config.checkpoint_every = 1000
     if parsed.size.startswith('tiny'):
         _for_two_cores(config)
+    if parsed.size.startswith('tiny-'):  # a few hundred thousand tokens and more: a point of a scaling law
+        config.sequence_length = 64
+        config.optimizer.learning_rate = round(4e-3 * (32 / hidden_size) ** 0.5, 5)
+        config.eval_batches = 100
     return common.shrink(config) if parsed.smoke else config
 
 

@@ -12,8 +12,9 @@ A sweep is a config file: a base config, as experiments.train takes it, and grid
         return ConfigDict(dict(name='formats', config='configs/tiny.py', grids=grids))
 
 A grid is the product of its lists, and the sweep is all its grids. Fields are set as by `--config.<field>=<value>`,
-after the base config is made. A run is named by what its grid sets, 'method=fqt,format=e4m3,seed=0', so whatever is
-added to a sweep later, a finished run keeps its name. What no run varies belongs in the base config.
+after the base config is made; a name with a colon, as ':size', is an argument of the base config itself, as in
+`--config=configs/capybara.py:size=41m`. A run is named by what its grid sets, 'method=fqt,format=e4m3,seed=0', so
+whatever is added to a sweep later, a finished run keeps its name. What no run varies belongs in the base config.
 
 WORKDIR holds a directory a run, with all that train writes, its output in log.txt and, if it failed, why in error.txt;
 and results.csv, with a row a run: the fields and the numbers of its summary.json. A run that fails stops no other.
@@ -65,7 +66,7 @@ class Run(NamedTuple):
     """One training of a sweep."""
 
     name: str
-    fields: dict[str, Any]  # what its grid sets
+    fields: dict[str, Any]  # what its grid sets; arguments of the base config with their colon
     arguments: list[str]  # --config=… --config.<field>=<value> …
     config: dict[str, Any]  # what train makes of them: every field by its dotted name
     workdir: pathlib.Path
@@ -127,10 +128,15 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
             fields = dict(zip(grid, values))
             # The last part of a field where the base config has no other such, whatever the sweep's other fields are.
             short = {field: last if last_parts[last := field.split('.')[-1]] == 1 else field for field in fields}
-            name = ','.join(f'{short[field]}={urllib.parse.quote(str(fields[field]), safe="+")}' for field in fields)
+            name = ','.join(
+                f'{short[field].lstrip(":")}={urllib.parse.quote(str(fields[field]), safe="+")}' for field in fields
+            )
             if len(name) > LONGEST_NAME:
                 raise ValueError(f'grids[{number}]: {name} is too long for a directory; set fewer fields')
-            arguments = [f'--config={base}', *(f'--config.{field}={value}' for field, value in fields.items())]
+            of_base = [f'{field[1:]}={value}' for field, value in fields.items() if field.startswith(':')]
+            config = base + (',' if ':' in base else ':') * bool(of_base) + ','.join(of_base)
+            settings = {field: value for field, value in fields.items() if not field.startswith(':')}
+            arguments = [f'--config={config}', *(f'--config.{field}={value}' for field, value in settings.items())]
             run = Run(name, fields, arguments, resolve(arguments), workdir / name)
             twin = sweep.setdefault(json.dumps(run.config), run)
             if twin is not run:
@@ -142,13 +148,16 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
 
 def check_values(where: str, field: str, values: Any, defaults: Mapping[str, Any]) -> list:
     """The values of a field, in its type; ValueError where that can't be."""
-    if field not in defaults or field == 'name':
+    is_argument = field.startswith(':')  # which the base config itself checks
+    if not is_argument and (field not in defaults or field == 'name'):
         allowed = ', '.join(name for name in defaults if name != 'name')
         raise ValueError(f'{where}: the base config has no field {field!r} to vary; it has {allowed}')
     if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
         raise ValueError(f'{where}[{field!r}]={values!r} must be a list of values, and not empty')
-    kind = type(defaults[field])
     values = [value.item() if hasattr(value, 'item') else value for value in values]  # NumPy's
+    if is_argument:
+        return values
+    kind = type(defaults[field])
     values = [float(value) if kind is float and type(value) is int else value for value in values]
     for value in values:
         if type(value) is not kind:
@@ -207,9 +216,11 @@ def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Resul
     columns = {'name': None, 'status': None, **fields, 'seconds': None, **{name: None for row in rows for name in row}}
     del columns['error']
     table = io.StringIO()
-    writer = csv.DictWriter(table, [*columns, 'error'])
+    writer = csv.DictWriter(table, [*(name.lstrip(':') for name in columns), 'error'])
     writer.writeheader()
-    writer.writerows({**row, **{field: run.config[field] for field in fields}} for run, row in zip(sweep, rows))
+    for run, row in zip(sweep, rows):
+        row |= {field: run.config.get(field, run.fields.get(field, '')) for field in fields}
+        writer.writerow({name.lstrip(':'): value for name, value in row.items()})
     replace_file(path, table.getvalue())
 
 
