@@ -55,7 +55,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         _for_two_cores(config)
     if parsed.size.startswith('tiny-'):  # a few hundred thousand tokens and more: a point of a scaling law
         config.sequence_length = 64
-        config.optimizer.learning_rate = round(4e-3 * (32 / hidden_size) ** 0.5, 5)
+        config.optimizer.learning_rate = round(0.128 / hidden_size, 5)
         config.eval_batches = 100
     return common.shrink(config) if parsed.smoke else config
 

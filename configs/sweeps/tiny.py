@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/sweeps/tiny.py --workdir=runs/tiny-law --jobs=2
     python -m experiments.scaling_law report runs/tiny-law/results.csv
 
-Llamas of 27 to 240 thousand weights on 0.2 to 2 million bytes: unquantized; P2, P4 and P6 in four formats of 3 to 6
+Llamas of 27 to 240 thousand weights on 0.3 to 2 million bytes: unquantized; P2, P4 and P6 in four formats of 3 to 6
 bits, by blocks of 16 and by channel; and Gaussian-sampled weights at four constant bitwidths. Three seeds where model
 size and tokens are least or most, for the formats with the fewest and the most bits, and for bitwidths likewise.
 """
@@ -11,7 +11,7 @@ size and tokens are least or most, for the formats with the fewest and the most 
 from ml_collections import ConfigDict
 
 SIZES = ('tiny-27k', 'tiny-60k', 'tiny-106k', 'tiny-240k')
-STEPS = (200, 632, 2000)  # of 1024 tokens
+STEPS = (300, 775, 2000)  # of 1024 tokens
 FORMATS = ('e1m1', 'e2m1', 'e1m2', 'e3m2')
 BLOCK_SIZES = ('16', 'channel')
 BITWIDTHS = (2.0, 3.0, 4.0, 5.0)
