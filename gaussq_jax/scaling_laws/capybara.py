@@ -11,10 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
 
-from gaussq_jax.scaling_laws.laws import ChinchillaLaw, _random_terms, at_least, geometric_mean, log_uniform, positive
+from gaussq_jax.scaling_laws.laws import (
+    ChinchillaLaw,
+    _random_penalty,
+    _random_terms,
+    at_least,
+    geometric_mean,
+    log_uniform,
+    positive,
+)
 
 COST_PER_BIT = 6 / 16  # k in C = k N D P: 6 N D at 16 bits
-LEAST_BITS = 2
+LEAST_BITS, MOST_BITS = 2, 64  # of a format
 
 
 class BlockSizes(NamedTuple):
@@ -124,8 +132,8 @@ class CapybaraLaw(ChinchillaLaw):
         (The penalty's logarithm is convex in E, so that no other can be better.)
         """
         P = at_least('P', P, LEAST_BITS)
-        if np.any(P % 1):
-            raise ValueError(f'P={P[P % 1 != 0].flat[0]:g} must be whole bits; optimal_layout takes others')
+        if wrong := P[(P % 1 != 0) | (P > MOST_BITS)].tolist():
+            raise ValueError(f'P={wrong[0]:g} must be whole bits, at most {MOST_BITS}; optimal_layout takes others')
         below = np.clip(np.floor(self.optimal_layout(P)[0]), 0, P - 1)
         above = np.minimum(below + 1, P - 1)
         log_precision = [self.delta * np.log(E + 0.5) + self.nu * np.log(P - 1 - E + 0.5) for E in (below, above)]
@@ -143,8 +151,8 @@ class CapybaraLaw(ChinchillaLaw):
         D, blocks = positive('D', D), BlockSizes.parse(B)
         if np.any(blocks.is_tensor):
             raise ValueError("B='tensor': the best precision depends on N, too; see compute_optimal")
-        s, g = self._s_and_g()
-        t = self._some_penalty(self._blocks(blocks)[0])
+        (s, g), t = self._s_and_g(), self._some_penalty(self._blocks(blocks)[0])
+        self._check_trade(s, self.alpha)
         return ((s - self.alpha) / (self.alpha * g * self.n) * D**self.beta * t) ** (1 / s)
 
     def optimal_precision_for_model(
@@ -173,8 +181,7 @@ class CapybaraLaw(ChinchillaLaw):
         C, k = positive('C', C), positive('k', k)
         blocks, a, b = self._blocks(B)
         (s, g), t = self._s_and_g(), self._some_penalty(blocks)
-        if np.any(s <= a):
-            raise ValueError(f'delta + nu = {s:g} is not above {np.max(a):g}: no finite precision is best')
+        self._check_trade(s, a)
         # Each is intercept + slope ln q.
         log_N = np.log((s - a) / (self.alpha * self.n)) / -self.alpha, -1 / self.alpha
         log_D = np.log((s + b) / (self.beta * self.d)) / -self.beta, -1 / self.beta
@@ -206,10 +213,14 @@ class CapybaraLaw(ChinchillaLaw):
             return self.alpha * self.n * N**-self.alpha + (a + b) * q - self.beta * self.d * D**-self.beta
 
         arguments = np.broadcast_arrays(products, K, a, b)
-        bracket = np.log(arguments[0]) * np.array([[-1.0], [2.0]]).reshape(2, *[1] * arguments[0].ndim)
-        log_N = elementwise.find_root(
-            difference, tuple(bracket), args=tuple(arguments), tolerances=dict(xatol=1e-14, xrtol=1e-15)
-        ).x
+        middle = np.log(arguments[0]) / 2
+        with np.errstate(over='ignore'):  # far from the root, where the sign is what counts
+            log_N = elementwise.find_root(
+                difference,
+                (middle - np.abs(middle) - 50, middle + np.abs(middle) + 50),
+                args=tuple(arguments),
+                tolerances=dict(xatol=1e-14, xrtol=1e-15),
+            ).x
         N, D = np.exp(log_N), arguments[0] * np.exp(-log_N)
         return ComputeOptimal(*np.broadcast_arrays(N, D, 1 + E + M, self.loss(N, D, E, M, B)))
 
@@ -243,6 +254,11 @@ class CapybaraLaw(ChinchillaLaw):
         return s, np.exp(np.log(self.gamma) + sum(x * np.log(x) for x in (self.delta, self.nu)) - s * np.log(s))
 
     @staticmethod
+    def _check_trade(s, a):
+        if np.any(s <= a):
+            raise ValueError(f'delta + nu = {s:g} is not above {np.max(a):g}: weights are worth more than bits, always')
+
+    @staticmethod
     def _some_penalty(t):
         if not np.all(t > 0):
             raise ValueError('B=1 must be above 1: without a penalty the fewest bits are best')
@@ -253,7 +269,7 @@ class CapybaraLaw(ChinchillaLaw):
         terms = _random_terms(rng, columns, loss)
         delta, nu = log_uniform(rng, 0.5, 5.0), log_uniform(rng, 0.5, 5.0)
         middle = {name: geometric_mean(columns[name] + 0.5 * (name in 'EM')) for name in 'NDEM'}
-        penalty = np.ptp(loss) * rng.uniform(0.05, 1.0)
+        penalty = _random_penalty(rng, loss)
         ratio = middle['D'] ** terms['beta'] / middle['N'] ** terms['alpha']
         gamma = ratio * 7 / (middle['E'] ** delta * middle['M'] ** nu * penalty)  # log2 B of 7 is common
         blocks = BlockSizes.parse(columns['B'])

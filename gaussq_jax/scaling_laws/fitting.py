@@ -1,8 +1,8 @@
 """Fit a law to runs, with what the runs say of it and what they don't.
 
-The constants are positive: the search is over their logarithms, by nonlinear least squares from many random starts. The
-errors of the logarithms come from the Jacobian at the best of them; those of anything that follows from the law, from a
-bootstrap.
+The constants are positive: the search is over their logarithms, by nonlinear least squares from many random starts. It
+is over epsilon itself, which may well be 0. The errors come from the Jacobian at the best solution; those of anything
+that follows from the law, from a bootstrap.
 """
 
 import dataclasses
@@ -21,7 +21,10 @@ SEARCH = dict(jac='2-point', xtol=1e-8, ftol=1e-8, gtol=1e-8, max_nfev=300)
 FINISH = dict(jac='3-point', xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=3000)
 FAR = 1e100  # a residual where the law has no value
 HUBER = 1.345  # standard deviations from which on a residual counts less: 95 % efficient for normal ones
-UNDETERMINED = 1.0  # standard error of a logarithm: the constant is not known to a factor of 7, at 95 %
+FACTOR = 7  # to which a constant is known, at 95 %, at the least
+UNDETERMINED = np.log(FACTOR) / 1.96  # relative standard error
+AS_GOOD = 3.84  # squared standard deviations by which a fit may be worse and yet hold the truth, at 95 %
+NO_EPSILON = 1e-6  # of the mean loss: the search stops short of its bound
 NULL_SHARE = 0.01  # of a constant in such a direction
 NULL = 1e-9  # singular values below this part of the largest are of directions that the runs don't see
 
@@ -33,12 +36,14 @@ class FitResult:
     Attributes:
       law: with the fitted constants.
       names: the constants that were fitted, in the order of `covariance`.
-      covariance: of the logarithms of the constants, (p, p); infinite where the runs don't determine them.
+      covariance: of the logarithms of the constants, and of epsilon itself, (p, p); infinite on the diagonal where the
+        runs don't see a constant.
       predicted: the law's loss of each run, (r,), and
       residuals: the runs' losses less that.
       rmse: the root mean square of the residuals.
       noise: the estimated standard deviation of a loss of weight 1, from r - p degrees of freedom.
-      undetermined: the constants that the runs don't determine: another value fits about as well.
+      undetermined: the constants that the runs don't determine, not to a factor of 7 at 95 %: by their standard errors,
+        because they are at a bound, or because another solution found is about as good.
     """
 
     law: ScalingLaw
@@ -58,23 +63,32 @@ class FitResult:
 
     @property
     def standard_errors(self) -> dict[str, float]:
-        """Of each fitted constant: the constant times the standard error of its logarithm."""
-        errors = np.sqrt(np.diag(self.covariance))
-        return {name: float(getattr(self.law, name) * error) for name, error in zip(self.names, errors)}
+        """Of each fitted constant: the constant times the standard error of its logarithm; epsilon's own."""
+        errors = np.sqrt(np.diag(self.covariance)).tolist()
+        return {name: _scale(self.law, name) * error for name, error in zip(self.names, errors)}
 
     @property
     def correlations(self) -> np.ndarray:
-        """Of the logarithms of the constants, (p, p); NaN where they aren't determined."""
-        with np.errstate(invalid='ignore'):
-            errors = np.sqrt(np.diag(self.covariance))
-            return self.covariance / np.outer(errors, errors)
+        """Of what `covariance` is of, (p, p); NaN where the runs don't see a constant."""
+        errors = np.sqrt(np.diag(self.covariance))
+        errors = np.where(np.isfinite(errors), errors, np.nan)
+        return self.covariance / np.outer(errors, errors)
 
     def confidence_intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Of each fitted constant: exp(log of it ± t standard errors), with Student's t of r - p degrees of freedom."""
+        """Of each fitted constant, by Student's t of r - p degrees of freedom.
+
+        exp(log c ± t standard errors of log c); of epsilon, epsilon ± t standard errors, and not below 0.
+        """
         t = scipy.special.stdtrit(self.num_runs - len(self.names), 0.5 + _level(level) / 2)
-        factors = np.exp(t * np.sqrt(np.diag(self.covariance)))
-        constants = [getattr(self.law, name) for name in self.names]
-        return {name: (value / f, value * f) for name, value, f in zip(self.names, constants, factors.tolist())}
+        with np.errstate(over='ignore'):
+            errors = t * np.sqrt(np.diag(self.covariance))
+            factors = dict(zip(self.names, np.exp(errors).tolist()))
+        constants = {name: getattr(self.law, name) for name in self.names}
+        intervals = {name: (value / factors[name], value * factors[name]) for name, value in constants.items()}
+        if 'epsilon' in intervals:
+            value, error = constants['epsilon'], float(errors[self.names.index('epsilon')])
+            intervals['epsilon'] = max(value - error, 0.0), value + error
+        return intervals
 
     def bootstrap(self, num_draws: int = 200, *, seed: int = 0) -> list[ScalingLaw]:
         """Laws fitted to what might as well have been measured: the predicted losses plus residuals drawn from these.
@@ -87,7 +101,7 @@ class FitResult:
         for _ in range(num_draws):
             loss = self.predicted + scale * rng.choice(weighted, self.num_runs) / weight
             problem = dataclasses.replace(self._problem, loss=loss)
-            laws.append(problem.law(problem.solve(problem.logarithms(self.law), SEARCH).x))
+            laws.append(problem.law(problem.solve(problem.point(self.law), SEARCH).x))
         return laws
 
     def interval(
@@ -113,6 +127,7 @@ def fit(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     weights: Any = None,
     robust: bool = False,
+    start: ScalingLaw | None = None,
     num_starts: int = 32,
     seed: int = 0,
 ) -> FitResult:
@@ -128,6 +143,7 @@ def fit(
       weights: a positive number a run, in proportion to 1 / variance of its loss. All alike if not given.
       robust: residuals beyond 1.345 standard deviations count in proportion to their size, no longer to its square
         (Huber), with the standard deviation taken from their median.
+      start: a law to start from, beside the random starts.
       num_starts: random starts, of `seed`.
 
     Raises:
@@ -143,7 +159,16 @@ def fit(
     """
     problem = _Problem.create(law, runs, fixed or {}, bounds or {}, weights)
     rng = np.random.default_rng(seed)
-    solutions = [problem.solve(problem.random(rng), SEARCH) for _ in range(num_starts)]
+    starts = [law.random(rng, problem.columns, problem.loss) for _ in range(num_starts)]
+    if start is not None:
+        if type(start) is not law:
+            raise ValueError(f'start={start!r} must be a {law.__name__}')
+        missing = set(problem.names) - set(start.constants())
+        known = law.random(rng, problem.columns, problem.loss).constants()
+        starts.insert(0, dataclasses.replace(start, **{name: known[name] for name in missing}))
+    if not starts:
+        raise ValueError(f'num_starts={num_starts} must be above 0, or start a law')
+    solutions = [problem.solve(problem.point(law), SEARCH) for law in starts]
     best = min(solutions, key=lambda solution: solution.cost)
     solution = problem.solve(best.x, FINISH)
     for _ in range(10 * robust):  # the standard deviation from the fit, and the fit with it, in turn
@@ -151,7 +176,7 @@ def fit(
         scale = max(1.4826 * np.median(deviations), np.finfo(float).eps * problem.loss.mean())
         problem = dataclasses.replace(problem, scale=scale)
         solution = problem.solve(solution.x, FINISH)
-    return problem.result(solution)
+    return problem.result(solution, solutions)
 
 
 def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options) -> FitResult:
@@ -164,11 +189,24 @@ def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options)
       **options: of `fit`.
     """
     if not include_e0:
-        keep = at_least('E', runs['E'], 0) > 0
-        weights = options.get('weights')
+        columns, loss = read_columns(CapybaraLaw, runs)
+        keep = columns['E'] > 0
+        if (weights := options.get('weights')) is not None:
+            options |= {'weights': _weights(weights, loss)[keep]}
         runs = {name: np.asarray(runs[name], object)[keep] for name in (*CapybaraLaw.COLUMNS, 'loss')}
-        options |= {} if weights is None else {'weights': np.asarray(weights)[keep]}
     return fit(CapybaraLaw, runs, **options)
+
+
+def _scale(law, name):
+    """What a standard error in `covariance` is to be multiplied by."""
+    return 1.0 if name == 'epsilon' else getattr(law, name)
+
+
+def _weights(weights, loss):
+    weights = np.ones(len(loss)) if weights is None else positive('weights', weights)
+    if weights.shape != loss.shape:
+        raise ValueError(f'weights has shape {weights.shape}, for {len(loss)} runs')
+    return weights
 
 
 def _level(level):
@@ -179,7 +217,7 @@ def _level(level):
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """Least squares over the logarithms of the constants named."""
+    """Least squares over points: the logarithms of the constants named, and epsilon in units of the mean loss."""
 
     family: type[ScalingLaw]
     columns: dict[str, Any]  # of the law, in float64, and B as BlockSizes
@@ -187,7 +225,8 @@ class _Problem:
     weights: np.ndarray
     names: tuple[str, ...]
     fixed: dict[str, float]
-    bounds: tuple[np.ndarray, np.ndarray]  # of the logarithms
+    bounds: tuple[np.ndarray, np.ndarray]  # points
+    unit: float  # of epsilon
     scale: float | None = None  # standard deviation for Huber's loss; None for squares
 
     @classmethod
@@ -197,42 +236,49 @@ class _Problem:
         for option, given in (('fixed', fixed), ('bounds', bounds)):
             for name in given:
                 if name not in constants:
-                    raise ValueError(
-                        f'{option}[{name!r}]: the constants of {family.__name__} are {", ".join(constants)}'
-                    )
-        known = set(fixed) | unseen_constants(columns)
-        names = tuple(name for name in constants if name not in known)
+                    raise ValueError(f'{option}[{name!r}]: {family.__name__} has the constants {", ".join(constants)}')
+        for name, value in fixed.items():
+            at_least(f'fixed[{name!r}]', value, 0) if name == 'epsilon' else positive(f'fixed[{name!r}]', value)
+        names = tuple(name for name in constants if name not in set(fixed) | unseen_constants(columns))
+        if not names:
+            raise ValueError('fixed leaves no constant to fit')
         if len(loss) <= len(names):
             raise ValueError(f'{len(loss)} runs are too few for the {len(names)} constants of {family.__name__}')
-        ends = np.array([bounds.get(name, (0.0, np.inf)) for name in names], np.float64).reshape(-1, 2)
-        for name, (low, high) in zip(names, ends):
+        ends = np.array([(0.0, np.inf)] * len(names))
+        for name, given in bounds.items():
+            if name not in names:
+                raise ValueError(f'bounds[{name!r}]: it is not fitted to these runs; those are {", ".join(names)}')
+            try:
+                low, high = map(float, given)
+            except (TypeError, ValueError):
+                low, high = np.inf, 0.0
             if not 0 <= low < high:
-                raise ValueError(f'bounds[{name!r}]={bounds[name]!r} must be two numbers, 0 <= least < greatest')
-        weights = np.ones(len(loss)) if weights is None else positive('weights', weights)
-        if weights.shape != loss.shape:
-            raise ValueError(f'weights has shape {weights.shape}, for {len(loss)} runs')
+                raise ValueError(f'bounds[{name!r}]={given!r} must be two numbers, 0 <= least < greatest')
+            ends[names.index(name)] = low, high
+        problem = cls(family, columns, loss, _weights(weights, loss), names, dict(fixed), (), float(loss.mean()))
+        return dataclasses.replace(problem, bounds=tuple(problem._to_point(ends.T)))
+
+    def _to_point(self, values):
         with np.errstate(divide='ignore'):
-            return cls(family, columns, loss, weights, names, dict(fixed), tuple(np.log(ends.T)))
+            return np.where(np.array(self.names) == 'epsilon', values / self.unit, np.log(values))
 
-    def law(self, logarithms):
-        return self.family(**self.fixed, **dict(zip(self.names, np.exp(logarithms).tolist())))
-
-    def logarithms(self, law):
-        """Of its constants, moved inside the bounds."""
+    def point(self, law):
+        """Of a law's constants, moved inside the bounds."""
         low, high = self.bounds
-        return np.clip(np.log([getattr(law, name) for name in self.names]), low + 1e-9, high - 1e-9)
+        return np.clip(self._to_point(np.array([getattr(law, name) for name in self.names])), low + 1e-9, high - 1e-9)
 
-    def random(self, rng):
-        return self.logarithms(self.family.random(rng, self.columns, self.loss))
+    def law(self, point):
+        values = np.where(np.array(self.names) == 'epsilon', point * self.unit, np.exp(point))
+        return self.family(**self.fixed, **dict(zip(self.names, values.tolist())))
 
-    def predict(self, logarithms):
-        return self.law(logarithms)._loss(*self.columns.values())
+    def predict(self, point):
+        return self.law(point)._loss(*self.columns.values())
 
-    def residuals(self, logarithms):
+    def residuals(self, point):
         """Finite ones, wherever the search goes."""
         with np.errstate(all='ignore'):
             try:
-                difference = self.predict(logarithms) - self.loss
+                difference = self.predict(point) - self.loss
             except ValueError:  # a constant has under- or overflowed
                 difference = np.full(len(self.loss), FAR)
         return np.sqrt(self.weights) * np.nan_to_num(difference, nan=FAR, posinf=FAR, neginf=-FAR)
@@ -242,29 +288,44 @@ class _Problem:
         with np.errstate(all='ignore'):  # squares of what is far away
             return scipy.optimize.least_squares(self.residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
 
-    def result(self, solution):
-        """With the covariance s^2 (J^T J)^-1 of the logarithms, J their Jacobian of the weighted residuals."""
-        predicted, r, p = self.predict(solution.x), len(self.loss), len(self.names)
-        residuals = np.sqrt(self.weights) * (self.loss - predicted)
+    def result(self, solution, solutions):
+        """With the covariance s^2 (J^T J)^-1, J the Jacobian of the weighted residuals."""
+        is_epsilon = np.array(self.names) == 'epsilon'
+        x = np.where(is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
+        residuals, r, p = -self.residuals(x), len(self.loss), len(self.names)
         variance = residuals @ residuals / (r - p)
+        undetermined = self._ambiguous(solution, solutions, variance)
         if self.scale is not None:  # Huber's: mean psi^2 / (mean psi')^2
             psi = np.clip(residuals, -HUBER * self.scale, HUBER * self.scale)
             variance = psi @ psi / (r - p) / max(np.mean(psi == residuals), 1 / r) ** 2
-        jacobian = scipy.optimize.least_squares(self.residuals, solution.x, jac='3-point', max_nfev=1).jac
+        jacobian = dataclasses.replace(self, scale=None).solve(solution.x, dict(jac='3-point', max_nfev=1)).jac
         _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
         seen = values > NULL * values[0]
-        covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance
+        unit = np.where(is_epsilon, self.unit, 1.0)
+        covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(unit, unit)
         unseen = np.any(np.abs(directions[~seen]) > NULL_SHARE, axis=0)
         covariance[unseen, unseen] = np.inf
-        unknown = unseen | (np.sqrt(np.diag(covariance)) > UNDETERMINED) | (solution.active_mask != 0)
+        law, residuals = self.law(x), residuals / np.sqrt(self.weights)
+        relative = [getattr(law, name) / _scale(law, name) for name in self.names]
+        undetermined |= np.sqrt(np.diag(covariance)) > UNDETERMINED * np.array(relative)
+        undetermined |= solution.active_mask != 0
         return FitResult(
-            law=self.law(solution.x),
+            law=law,
             names=self.names,
             covariance=covariance,
-            predicted=predicted,
-            residuals=self.loss - predicted,
-            rmse=float(np.sqrt(np.mean((self.loss - predicted) ** 2))),
+            predicted=self.loss - residuals,
+            residuals=residuals,
+            rmse=float(np.sqrt(np.mean(residuals**2))),
             noise=float(np.sqrt(variance)),
-            undetermined=tuple(name for name, out in zip(self.names, unknown) if out),
+            undetermined=tuple(name for name, out in zip(self.names, undetermined) if out),
             _problem=self,
         )
+
+    def _ambiguous(self, solution, solutions, variance):
+        """Which constants are elsewhere, by more than that factor, in a solution that is about as good."""
+        best = min(other.cost for other in solutions)
+        others = np.array([other.x for other in solutions if other.cost <= best + AS_GOOD / 2 * variance])
+        differences, elsewhere = np.abs(others - solution.x), np.log(FACTOR)
+        is_epsilon = np.array(self.names) == 'epsilon'
+        elsewhere = np.where(is_epsilon, (1 - 1 / FACTOR) * np.maximum(others, solution.x), elsewhere)
+        return np.any(differences > elsewhere, axis=0)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gaussq_jax.scaling_laws.fitting import FitResult, fit
-from gaussq_jax.scaling_laws.laws import ScalingLaw
+from gaussq_jax.scaling_laws.laws import ChinchillaLaw, ScalingLaw
 from gaussq_jax.scaling_laws.runs import read_columns
 
 
@@ -25,7 +25,13 @@ class HeldOut(NamedTuple):
 
 
 def compare(
-    laws: Iterable[type[ScalingLaw]], runs: Mapping[str, Any], *, groups: Any = None, **options
+    laws: Iterable[type[ScalingLaw]],
+    runs: Mapping[str, Any],
+    *,
+    groups: Any = None,
+    robust: bool = False,
+    num_starts: int = 32,
+    seed: int = 0,
 ) -> list[HeldOut]:
     """Laws by the error of their predictions of runs held out, the best first.
 
@@ -34,14 +40,24 @@ def compare(
     Args:
       laws: classes.
       runs: with the columns of all of them.
-      groups: a label a run; by default N, so that predictions are of a model size never seen, and of the least and the
-        largest one, too. Seeds of one setting belong in one group.
-      **options: of `fit`, but no weights.
+      groups: a label a run. By default runs of one N and one D are a group, in all formats and seeds. With N for
+        labels, predictions are of a model size never seen, the least and the largest too: a harder test.
+      robust, num_starts, seed: as for `fit`. Without a group, the search starts from the law of all runs and a quarter
+        of the random starts.
+
+    Raises:
+      ValueError: as `fit` does, of all runs or of those without a group; for a single group.
     """
-    groups = np.asarray(runs['N'] if groups is None else groups)
-    if len(labels := np.unique(groups)) < 2:
-        raise ValueError(f'groups has only {labels.tolist()}: to hold one out takes another')
-    return sorted((_held_out(law, runs, groups, labels, options) for law in laws), key=lambda held: held.relative_error)
+    columns, _ = read_columns(ChinchillaLaw, runs)
+    labels = list(zip(*columns.values()) if groups is None else groups)
+    if len(labels) != len(columns['N']):
+        raise ValueError(f'groups has {len(labels)} labels, for {len(columns["N"])} runs')
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    if len(numbers) < 2:
+        raise ValueError(f'groups has only {list(numbers)}: to hold one out takes another')
+    groups = np.array([numbers[label] for label in labels])
+    how = dict(robust=robust, num_starts=num_starts, seed=seed)
+    return sorted((_held_out(law, runs, groups, how) for law in laws), key=lambda held: held.relative_error)
 
 
 def held_out_error(law: ScalingLaw, runs: Mapping[str, Any]) -> float:
@@ -50,15 +66,16 @@ def held_out_error(law: ScalingLaw, runs: Mapping[str, Any]) -> float:
     return _relative_error(law.loss(*columns.values()), loss)
 
 
-def _held_out(law, runs, groups, labels, options):
+def _held_out(law, runs, groups, how):
+    result = fit(law, runs, **how)
     columns = {name: np.asarray(runs[name], object) for name in runs}
     predicted = np.empty(len(groups))
-    for label in labels:
-        out = groups == label
-        fitted = fit(law, {name: column[~out] for name, column in columns.items()}, **options).law
+    for group in range(max(groups) + 1):
+        out = groups == group
+        others = {name: column[~out] for name, column in columns.items()}
+        fitted = fit(law, others, **how | {'start': result.law, 'num_starts': -(-how['num_starts'] // 4)}).law
         held, _ = read_columns(law, {name: column[out] for name, column in columns.items()})
         predicted[out] = fitted.loss(*held.values())
-    result = fit(law, runs, **options)
     return HeldOut(law, result, predicted, _relative_error(predicted, result.predicted + result.residuals))
 
 

@@ -14,33 +14,38 @@ from numpy.typing import ArrayLike
 
 def at_least(name: str, values: ArrayLike, minimum: float) -> np.ndarray:
     """The values in float64; ValueError if one isn't a finite number of at least `minimum`."""
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f'{name}={values!r} must be numbers') from None
-    if wrong := array[~(np.isfinite(array) & (array >= minimum))].tolist():
-        raise ValueError(f'{name}={wrong[0]:g} must be a finite number, at least {minimum:g}')
-    return array
+    array = _numbers(name, values)
+    return _all(name, array, np.isfinite(array) & (array >= minimum), f'a finite number, at least {minimum:g}')
 
 
 def positive(name: str, values: ArrayLike) -> np.ndarray:
     """The values in float64; ValueError if one isn't a finite number above 0."""
-    array = at_least(name, values, 0)
-    if not np.all(array):
-        raise ValueError(f'{name}=0 must be above 0')
-    return array
+    array = _numbers(name, values)
+    return _all(name, array, np.isfinite(array) & (array > 0), 'a finite number above 0')
 
 
 def positive_or_infinite(name: str, values: ArrayLike) -> np.ndarray:
-    """The same, and inf."""
-    array = np.asarray(values, np.float64)
-    positive(name, np.where(array == np.inf, 1.0, array))
+    """The values in float64; ValueError if one isn't a number above 0."""
+    array = _numbers(name, values)
+    return _all(name, array, array > 0, 'a number above 0')
+
+
+def _numbers(name, values):
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'{name}={values!r} must be numbers') from None
+
+
+def _all(name, array, is_allowed, allowed):
+    if wrong := array[~is_allowed].tolist():
+        raise ValueError(f'{name}={wrong[0]:g} must be {allowed}')
     return array
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalingLaw:
-    """The constants of a law, and its loss.
+    """The constants of a law, and its loss: epsilon, which may be 0, and others, above 0.
 
     A subclass says in `COLUMNS` what its `loss` takes, in order; has its formula in `_loss`, which takes them as they
     are; and says how to begin a search for its constants.
@@ -49,9 +54,14 @@ class ScalingLaw:
     COLUMNS: ClassVar[tuple[str, ...]]
 
     def __post_init__(self):
-        for name, value in self.constants().items():
-            if not (isinstance(value, numbers.Real) and 0 < value < np.inf):
-                raise ValueError(f'{type(self).__name__}.{name}={value!r} must be a finite number above 0')
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            may_be_0 = field.name == 'epsilon'
+            if not (isinstance(value, numbers.Real) and 0 <= value < np.inf and (value or may_be_0)):
+                allowed = 'at least 0' if may_be_0 else 'above 0'
+                raise ValueError(f'{type(self).__name__}.{field.name}={value!r} must be a finite number {allowed}')
 
     def constants(self) -> dict[str, float]:
         """The constants by name, without those that the law does not know."""
@@ -127,7 +137,7 @@ class KaplanLaw(ScalingLaw):
     alpha: float
     d: float
     beta: float
-    epsilon: float | None = None
+    epsilon: float = 0.0
 
     COLUMNS = ('N', 'D')
 
@@ -136,7 +146,7 @@ class KaplanLaw(ScalingLaw):
         return self._loss(positive('N', N), positive('D', D))
 
     def _loss(self, N, D):
-        return ((self.n / N) ** (self.alpha / self.beta) + self.d / D) ** self.beta + (self.epsilon or 0.0)
+        return ((self.n / N) ** (self.alpha / self.beta) + self.d / D) ** self.beta + self.epsilon
 
     @classmethod
     def random(cls, rng, columns, loss):
@@ -201,7 +211,7 @@ class BitwidthLaw(ChinchillaLaw):
 
     def critical_data_size(self, N: ArrayLike, b: ArrayLike) -> np.ndarray:
         """D past which more data raises the loss: D_crit^(2 beta) = d gamma N^alpha b^kappa."""
-        N, b = positive('N', N), positive('b', b)
+        N, b = positive('N', N), positive_or_infinite('b', b)
         return (self.d * self.gamma * N**self.alpha * b**self.kappa) ** (1 / (2 * self.beta))
 
     @classmethod
@@ -209,7 +219,7 @@ class BitwidthLaw(ChinchillaLaw):
         terms = _random_terms(rng, columns, loss)
         kappa = log_uniform(rng, 0.5, 8.0)
         N, D, b = (geometric_mean(columns[name]) for name in cls.COLUMNS)
-        penalty = np.ptp(loss) * rng.uniform(0.05, 1.0)
+        penalty = _random_penalty(rng, loss)
         gamma = D ** terms['beta'] * N ** -terms['alpha'] / (b**kappa * penalty)
         return cls(**terms, gamma=gamma, kappa=kappa)
 
@@ -225,6 +235,11 @@ def _random_terms(rng, columns, loss):
         'beta': beta,
         'epsilon': rest,
     }
+
+
+def _random_penalty(rng, loss):
+    """Of quantization: a part of what the losses differ by, if they do."""
+    return (np.ptp(loss) or loss.min()) * rng.uniform(0.05, 1.0)
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -32,6 +32,11 @@ def read_columns(law: type[ScalingLaw], runs: Mapping[str, Any]) -> tuple[dict[s
         raise ValueError(
             f'the runs have no column {missing[0]!r}: a {law.__name__} takes {", ".join(names)}; there are {present}'
         )
+    for name in names:
+        if np.ndim(runs[name]) != 1:
+            raise ValueError(
+                f'the column {name!r} of the runs has shape {np.shape(runs[name])}: it must be a value a run'
+            )
     lengths = {name: len(runs[name]) for name in names}
     if len(set(lengths.values())) > 1:
         raise ValueError(f'the columns of the runs must be of one length: {lengths}')
