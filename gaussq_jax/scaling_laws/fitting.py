@@ -151,11 +151,12 @@ def fit(
         constants + 1, an unknown constant in `fixed` or `bounds`, bounds in the wrong order.
 
     Example:
-      >>> law = PUBLISHED_CHINCHILLA
-      >>> N, D = np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(1e9, 1e12, 5))
-      >>> result = fit(ChinchillaLaw, dict(N=N.ravel(), D=D.ravel(), loss=law.loss(N, D).ravel()))
-      >>> round(result.law.alpha, 6)
-      0.34
+      >>> laws = gq.scaling_laws
+      >>> N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
+      >>> runs = {'N': N, 'D': D, 'loss': laws.PUBLISHED_CHINCHILLA.loss(N, D)}
+      >>> result = laws.fit(laws.ChinchillaLaw, runs)
+      >>> round(result.law.alpha, 6), result.undetermined
+      (0.34, ())
     """
     problem = _Problem.create(law, runs, fixed or {}, bounds or {}, weights)
     rng = np.random.default_rng(seed)
