@@ -4,7 +4,8 @@
 
 A row a setting, that is all runs that differ in their seed only: mean and standard error over the seeds; the difference
 from the first row; and where one field alone has changed, the difference from the row above. Differences are taken seed
-by seed, and those within two standard errors of nothing are marked as not separated.
+by seed, and those within two standard errors of nothing are marked as not separated. Runs that diverged are left out,
+and counted.
 """
 
 import csv
@@ -30,7 +31,8 @@ class Setting(NamedTuple):
 
     fields: dict[str, str]
     by_seed: dict[str, float]  # of the runs that are done
-    missing: list[str]  # the names of those that are not
+    diverged: list[str]  # the names of those that have no loss
+    missing: list[str]  # the names of those that are not done yet, or failed
 
 
 def main(argv):
@@ -38,6 +40,8 @@ def main(argv):
     with runs.user_errors():
         settings = read_settings(pathlib.Path(WORKDIR.value) / 'results.csv', METRIC.value)
     print(markdown(settings, METRIC.value))
+    if diverged := [name for setting in settings for name in setting.diverged]:
+        print(f'\ndiverged, and left out: {", ".join(diverged)}')
     if missing := [name for setting in settings for name in setting.missing]:
         sys.exit(f'not done, and left out: {", ".join(missing)}')
 
@@ -61,11 +65,11 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     for row in rows:
         unused = unused_settings(row['method']) if 'method' in row else ()
         key = tuple('' if field.rpartition('.')[2] in unused else row[field] for field in fields)
-        setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}, []))
+        setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}, [], []))
         if row['status'] == 'done':
             setting.by_seed[row.get('seed', '')] = float(row[metric])
         else:
-            setting.missing.append(row['name'])
+            (setting.diverged if row['status'] == 'diverged' else setting.missing).append(row['name'])
     return list(settings.values())
 
 
@@ -75,8 +79,10 @@ def markdown(settings: list[Setting], metric: str) -> str:
     lines = [[*(field.rpartition('.')[2] for field in fields), 'seeds', metric, 'to the first row', 'to the row above']]
     lines.append(['---'] * len(lines[0]))
     for setting, above in zip(settings, [None, *settings]):
-        done, count = len(setting.by_seed), len(setting.by_seed) + len(setting.missing)
+        done, diverged = len(setting.by_seed), len(setting.diverged)
+        count = done + diverged + len(setting.missing)
         seeds = str(count) if done == count else f'{done} of {count}'
+        seeds += f', {diverged} diverged' if diverged else ''
         mean, error = mean_and_error(list(setting.by_seed.values()))
         first = above and difference(setting, settings[0])
         neighbour = above and sum(setting.fields[field] != above.fields[field] for field in fields) == 1

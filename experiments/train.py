@@ -4,7 +4,8 @@
     python -m experiments.train --config=configs/llama2.py:size=134m,method=gaussws --workdir=runs/134m
     python -m experiments.train --config.optimizer.learning_rate=1e-3
 
-The same command again continues where it stopped, and ends with the same bits as if it never had.
+The same command again continues where it stopped, and ends with the same bits as if it never had. A training whose loss
+or gradient isn't finite ends there, and leaves the reason in diverged.txt.
 """
 
 import math
@@ -19,7 +20,7 @@ from ml_collections import config_flags
 
 from experiments import input_pipeline, methods, partitioning, runs, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored
-from experiments.metrics import MetricWriter
+from experiments.metrics import MetricWriter, replace_file
 
 DEFAULT_CONFIG = 'configs/tiny.py'
 CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.py:name=value,…; else {DEFAULT_CONFIG}')
@@ -52,6 +53,7 @@ def main(argv):
         is_main_process = jax.process_index() == 0
         if is_main_process:
             runs.write_config(workdir, config)
+            (workdir / 'diverged.txt').unlink(missing_ok=True)
             describe(experiment, data, workdir, start)
     with (
         checkpointer,
@@ -60,6 +62,8 @@ def main(argv):
         try:
             summary = train(experiment, data, checkpointer, restored, writer)
         except FloatingPointError as error:
+            if is_main_process:
+                replace_file(workdir / 'diverged.txt', f'{error}\n')
             sys.exit(f'error: {error}; the newest checkpoint is of step {checkpointer.latest_step()}')
         except KeyboardInterrupt:
             sys.exit(f'\ninterrupted; the same command continues from step {checkpointer.latest_step()}')

@@ -6,8 +6,8 @@
 Four sizes of Llama on 10, 21, 52 and 105 billion tokens; P2, P4 and P6 in seventeen formats by channel, and in E1M1 by
 blocks of 32 to 512 and by tensor. (The paper counts 366, and doesn't say which two it left out.)
 
-The text and the tokenizer are yours to give, in a base config of your own, which calls that of `configs/capybara.py` and
-sets them: `--config.config=my_capybara.py`. The whole grid takes 2.5e22 FLOPs by 6 N D. It has not been run.
+The text and the tokenizer are yours to give, in a base config of your own, which calls that of `configs/capybara.py`
+and sets them: `--config.config=my_capybara.py`. The whole grid takes 2.5e22 FLOPs by 6 N D. It has not been run.
 """
 
 from ml_collections import ConfigDict

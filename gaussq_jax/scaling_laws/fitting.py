@@ -128,7 +128,7 @@ def fit(
     weights: Any = None,
     robust: bool = False,
     start: ScalingLaw | None = None,
-    num_starts: int = 32,
+    num_starts: int = 16,
     seed: int = 0,
 ) -> FitResult:
     """The constants of a law for which sum of weight (loss - law)^2 over the runs is least.

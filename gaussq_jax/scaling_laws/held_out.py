@@ -30,7 +30,7 @@ def compare(
     *,
     groups: Any = None,
     robust: bool = False,
-    num_starts: int = 32,
+    num_starts: int = 16,
     seed: int = 0,
 ) -> list[HeldOut]:
     """Laws by the error of their predictions of runs held out, the best first.

@@ -1,6 +1,7 @@
 """The table over a sweep's seeds: means, standard errors, and what counts as separated."""
 
 import csv
+import types
 
 import numpy as np
 import pytest
@@ -53,6 +54,25 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert e2m1[5].startswith('+') and 'not' not in e2m1[5]
     assert e1m1[2] == '2 of 3' and e1m1[5] == ''  # one failed; two fields changed
     assert [setting.missing for setting in settings] == [[], [], [], ['broken']]
+
+
+def test_runs_that_diverged_are_left_out_and_counted(tmp_path, monkeypatch, capsys):
+    """A loss that its row may have is none of the setting; a divergence is no failure, as a missing run is."""
+    table = rows()
+    for i in (4, 6, 7, 8):  # one of e4m3, all of e2m1
+        table[i] |= {'status': 'diverged', 'name': f'run-{i}', 'loss': 'nan' if i == 4 else ''}
+    path = write(tmp_path / 'results.csv', table[:-1])
+    _, _, first, e4m3, e2m1, _ = map(cells, compare.markdown(compare.read_settings(path, 'loss'), 'loss').splitlines())
+    assert (first[2], e4m3[2], e2m1[2]) == ('3', '2 of 3, 1 diverged', '0 of 3, 3 diverged')
+    assert e4m3[3].startswith('2.0650 ') and 'nan' not in e4m3[4]
+    assert e2m1[4] == 'no seed in common'
+    for name, value in dict(WORKDIR=tmp_path, METRIC='loss').items():
+        monkeypatch.setattr(compare, name, types.SimpleNamespace(value=value))
+    compare.main(['compare'])
+    assert capsys.readouterr().out.endswith('\n\ndiverged, and left out: run-4, run-6, run-7, run-8\n')
+    write(tmp_path / 'results.csv', table)
+    with pytest.raises(SystemExit, match='not done, and left out: broken'):
+        compare.main(['compare'])
 
 
 def test_one_seed_separates_nothing(tmp_path):

@@ -1,188 +1,74 @@
-"""The sweep: which runs it plans under which names, and that whatever becomes of one, the others' results are right."""
+"""The sweep: whatever becomes of one run, the others' results are right, and none is lost or trained twice."""
 
-import csv
-import fcntl
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import types
-import urllib.parse
 
 import pytest
+import stub_training
 from ml_collections import ConfigDict
 from programs import import_program
+from stub_training import TEN_STEPS, column, read_table
+
+from experiments import sweep_plan, sweep_run
 
 sweep = import_program('sweep')
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
+STUB_SWEEP = """
+import sys
+from experiments import runs, sweep, sweep_plan
+*sweep_plan.TRAIN, end = sys.argv[1:sys.argv.index('end') + 1]
+sys.argv[1:] = sys.argv[sys.argv.index('end') + 1:]
+runs.start(sweep.main)
+"""
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
 
-BASE = """
-from ml_collections import ConfigDict
-
-def get_config(steps='10'):
-    return ConfigDict(
-        dict(
-            name='base',
-            seed=0,
-            method='bf16',
-            parts='all',
-            quantization=dict(format='e4m3', block_size='32', learning_rate=1e-3),
-            optimizer=dict(learning_rate=6e-4),
-            deterministic=True,
-            total_steps=int(steps),
-            eval_batches=20,
-            log_every=10,
-        )
-    )
-"""
-
-# A training that takes no time. It notes that it was started; `actions` are what a run does before it is done.
-TRAIN = """
-import json, os, pathlib, signal, sys, time
-folder, workdir = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[-1].removeprefix('--workdir='))
-plan = json.loads((folder / 'plan.json').read_text())[workdir.name]
-with open(folder / 'started', 'a') as file:
-    file.write(workdir.name + '\\n')
-print('starting', flush=True)
-exec(plan['action'])
-(workdir / 'config.json').write_text(json.dumps(plan['config']))
-(workdir / 'summary.json').write_text(json.dumps({'step': 10, 'seconds': 1.5, 'validation/loss': 2.25, 'list': [1]}))
-"""
-
 NOT_A_NUMBER = """
 json.dumps = lambda value, dumps=json.dumps: dumps(value | {'validation/loss': 'NaN'} if 'step' in value else value)
+"""
+DIVERGED = """
+(workdir / 'diverged.txt').write_text('train/loss is nan at step 7\\n')
+sys.exit('error: train/loss is nan at step 7; the newest checkpoint is of step 5')
 """
 
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'dont_write_bytecode', True)  # which would hide an edit within the same second
-    (tmp_path / 'base.py').write_text(BASE)
+    monkeypatch.setattr(sweep_plan, 'TRAIN', stub_training.write(tmp_path))
+    monkeypatch.setattr(sweep, 'SECONDS_BETWEEN_TRIES', 0.1)
     return str(tmp_path / 'base.py')
 
 
 @pytest.fixture
 def run_sweep(tmp_path, base, monkeypatch):
     """Runs a sweep with trainings that take no time; returns which were started, and the rows of the table."""
-    (tmp_path / 'train.py').write_text(TRAIN)
-    monkeypatch.setattr(sweep, 'TRAIN', (sys.executable, '-S', str(tmp_path / 'train.py'), str(tmp_path)))
 
-    def run(grids, actions=(), jobs=1, base=base, configs=(), dry_run=False):
+    def run(grids, actions=(), jobs=None, base=base, configs=(), **changed):
         workdir = tmp_path / 'sweep'
-        planned = {run.name: run.config for run in sweep.make_runs(base, grids, workdir)} | dict(configs)
-        plan = {name: {'action': dict(actions).get(name, ''), 'config': config} for name, config in planned.items()}
-        (tmp_path / 'plan.json').write_text(json.dumps(plan))
-        (tmp_path / 'started').write_text('')
+        stub_training.write_plan(tmp_path, sweep_plan.make_runs(base, grids, workdir), actions, configs)
         config = ConfigDict(dict(name='test', config=base, grids=grids))
-        for name, value in dict(CONFIG=config, WORKDIR=workdir, JOBS=jobs, DRY_RUN=dry_run).items():
-            monkeypatch.setattr(sweep, name, types.SimpleNamespace(value=value))
+        flags = dict(config=config, workdir=workdir, jobs=jobs, dry_run=False, shard='0/1', ray=None, gpus_per_run=None)
+        for name, value in (flags | changed).items():
+            monkeypatch.setattr(sweep, name.upper(), types.SimpleNamespace(value=value))
         try:
             sweep.main(['sweep'])
             status = 0
         except SystemExit as exit:
             status = exit.code
-        return status, (tmp_path / 'started').read_text().split(), read_table(workdir)
+        started = (tmp_path / 'started').read_text().split()
+        return status, started, read_table(workdir) if (workdir / 'results.csv').exists() else []
 
     return run
-
-
-def read_table(workdir):
-    with open(workdir / 'results.csv', newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def column(rows, name):
-    return [row[name] for row in rows]
-
-
-# Which runs there are.
-
-
-def test_runs_of_a_sweep(base, tmp_path):
-    """Products in the order of the grids, fields set over the base config, names of the last part where only one."""
-    grids = [
-        {'quantization.format': ('e4m3', 'e2m1'), 'seed': range(2)},
-        {'method': ['fqt'], 'optimizer.learning_rate': [1, 3e-4], 'deterministic': [False]},
-    ]
-    runs = sweep.make_runs(f'{base}:50', grids, tmp_path)
-    assert [run.name for run in runs] == [
-        'format=e4m3,seed=0',
-        'format=e4m3,seed=1',
-        'format=e2m1,seed=0',
-        'format=e2m1,seed=1',
-        'method=fqt,optimizer.learning_rate=1.0,deterministic=False',
-        'method=fqt,optimizer.learning_rate=0.0003,deterministic=False',
-    ]
-    assert [run.workdir for run in runs] == [tmp_path / run.name for run in runs]
-    assert runs[3].arguments == [f'--config={base}:50', '--config.quantization.format=e2m1', '--config.seed=1']
-    defaults = sweep.resolve([f'--config={base}:50'])
-    assert defaults['total_steps'] == 50 and defaults['quantization.format'] == 'e4m3'
-    assert runs[3].config == defaults | {'quantization.format': 'e2m1', 'seed': 1}
-    assert runs[4].config == defaults | {'method': 'fqt', 'optimizer.learning_rate': 1.0, 'deterministic': False}
-
-
-def test_what_is_added_to_a_sweep_renames_nothing(base, tmp_path):
-    names = lambda *grids: [run.name for run in sweep.make_runs(base, grids, tmp_path)]
-    before = names({'seed': [0]}, {'quantization.format': ['e3m2'], 'optimizer.learning_rate': [1e-3]})
-    after = names(
-        {'seed': [0, 1]},
-        {'quantization.format': ['e3m2', 'e2m1'], 'optimizer.learning_rate': [1e-2, 1e-3]},
-        {'quantization.learning_rate': [1e-4], 'parts': ['down']},
-    )
-    assert len(after) == len(set(after)) == 7 and set(before) < set(after)
-
-
-def test_names_are_of_one_directory_and_keep_every_value_apart(base, tmp_path):
-    values = ['all', '', 'mlp/(gate|up)', 'mlp%2F(gate|up)', 'a,seed=1', 'ü', 'P2+P4', 'p2 P4', '..', "'"]
-    runs = sweep.make_runs(base, [{'parts': values}], tmp_path)
-    assert [urllib.parse.unquote(run.name).removeprefix('parts=') for run in runs] == values
-    assert len({run.name for run in runs}) == len(values)
-    assert all(re.fullmatch(r'[\w=%.+~-]+', run.name, re.ASCII) for run in runs)
-    assert [run.config['parts'] for run in runs] == values
-
-
-@pytest.mark.parametrize(
-    ('grids', 'message'),
-    [
-        ([{'seed': [0]}, {'sead': [0]}], r"grids\[1\]: the base config has no field 'sead' to vary; it has .*, seed,"),
-        ([{'quantization': [{}]}], r"has no field 'quantization' to vary; .*quantization.format"),
-        ([{'name': ['a', 'b']}], "has no field 'name' to vary"),
-        ([{'seed': []}], r"grids\[0\]\['seed'\]=\[\] must be a list of values, and not empty"),
-        ([{'method': 'fqt'}], r"grids\[0\]\['method'\]='fqt' must be a list of values"),
-        ([{'seed': 0}], r"grids\[0\]\['seed'\]=0 must be a list"),
-        ([{'seed': [0, 1.0]}], r"grids\[0\]\['seed'\]: 1.0 must be of type int, as 0"),
-        ([{'seed': [True]}], r"grids\[0\]\['seed'\]: True must be of type int"),
-        ([{'quantization.block_size': [32]}], r"block_size'\]: 32 must be of type str, as '32'"),
-        ([{'optimizer.learning_rate': ['1e-3']}], "'1e-3' must be of type float, as 0.0006"),
-        ([{'deterministic': [0]}], '0 must be of type bool, as True'),
-        ([{'seed': [0, 1, 0]}], r'grids\[0\]: seed=0 is the same run as seed=0'),
-        ([{'seed': [1]}, {'method': ['bf16', 'fqt'], 'seed': [1]}], r'grids\[1\]: method=bf16,seed=1 is the same run'),
-        ([{'parts': ['a' * 300]}], r'grids\[0\]: parts=a+ is too long for a directory'),
-        ([], r'grids=\[\] must be a list'),
-        ([{}], r'grids\[0\]=\{\} must map fields to lists'),
-        ([[('seed', [0])]], r'grids\[0\]=.* must map fields to lists'),
-    ],
-)
-def test_a_sweep_that_cannot_be(base, tmp_path, grids, message):
-    with pytest.raises(ValueError, match=message):
-        sweep.make_runs(base, grids, tmp_path / 'sweep')
-    assert not (tmp_path / 'sweep').exists()
-
-
-def test_a_base_config_that_cannot_be(base, tmp_path):
-    with pytest.raises(ValueError, match=r'base.py:ten: .*invalid literal for int'):
-        sweep.make_runs(f'{base}:ten', [{'seed': [0]}], tmp_path)
-    with pytest.raises(OSError, match=r'missing\.py'):
-        sweep.make_runs(str(tmp_path / 'missing.py'), [{'seed': [0]}], tmp_path)
-
-
-# What becomes of them.
 
 
 def test_a_failed_run_stops_no_other_and_is_tried_again(run_sweep, tmp_path, capsys):
@@ -198,7 +84,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(run_sweep, tmp_path, cap
     names = ['seed=0', 'seed=1', 'seed=2', 'method=fqt', 'method=qat']
     assert started == column(rows, 'name') == names
     assert list(rows[0]) == ['name', 'status', 'seed', 'method', 'seconds', 'step', 'validation/loss', 'error']
-    assert column(rows, 'status') == ['failed', 'failed', 'done', 'failed', 'done']
+    assert column(rows, 'status') == ['failed', 'failed', 'done', 'failed', 'diverged']
     assert column(rows, 'seed') == ['0', '1', '2', '0', '0'] and column(rows, 'method')[2:] == ['bf16', 'fqt', 'qat']
     assert column(rows, 'validation/loss') == ['', '', '2.25', '', 'NaN']
     assert column(rows, 'error') == [
@@ -206,37 +92,59 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(run_sweep, tmp_path, cap
         'ended by SIGKILL, after: starting',
         '',
         'ended without a summary.json, after: starting',
-        '',
+        'validation/loss is nan at the end',
     ]
     assert status.splitlines() == [str(tmp_path / 'sweep' / names[i] / 'log.txt') for i in (0, 1, 3)]
     shown = capsys.readouterr().out
     assert re.search(r'^2/5, --:-- left  seed=1 +\d+ s  failed: ended by SIGKILL', shown, re.MULTILINE)
     assert re.search(r'^3/5, \d\d:\d\d left  seed=2 +\d+ s  loss 2.2500$', shown, re.MULTILINE)
-    assert re.search(r'^5/5, 00:00 left  method=qat +\d+ s  loss nan$', shown, re.MULTILINE)
+    assert re.search(r'^5/5, 00:00 left  method=qat +\d+ s  diverged: validation/loss is nan', shown, re.MULTILINE)
 
     run_sweep(grids, dry_run=True)
     shown = capsys.readouterr().out
-    assert shown == ''.join(f'{row["status"]:<8}{row["name"]}\n' for row in rows)
+    assert shown == ''.join(f'{row["status"]:<9}{row["name"]}\n' for row in rows)
 
     status, started, rows = run_sweep(grids, {'seed=1': 'sys.exit("error: again")'})
     assert started == ['seed=0', 'seed=1', 'method=fqt'] and status.endswith('seed=1/log.txt')
-    assert column(rows, 'status') == ['done', 'failed', 'done', 'done', 'done'] and rows[1]['error'] == 'error: again'
+    assert column(rows, 'status') == ['done', 'failed', 'done', 'done', 'diverged']
+    assert rows[1]['error'] == 'error: again'
 
     assert run_sweep([*grids, {'seed': [7]}])[:2] == (0, ['seed=1', 'seed=7'])
     assert run_sweep([*grids, {'seed': [7]}])[:2] == (0, [])
+
+
+def test_a_run_that_diverged_has_its_result(run_sweep, tmp_path, capsys):
+    """It is told in the table, fails nothing, and isn't tried again; deleted, it is."""
+    grids = [{'seed': range(3)}]
+    status, started, rows = run_sweep(grids, {'seed=1': DIVERGED})
+    assert (status, started) == (0, ['seed=0', 'seed=1', 'seed=2'])
+    assert column(rows, 'status') == ['done', 'diverged', 'done']
+    assert rows[1]['error'] == 'train/loss is nan at step 7' and rows[1]['validation/loss'] == ''
+    shown = capsys.readouterr().out
+    assert re.search(r'2/3, .* left  seed=1 +\d+ s  diverged: train/loss is nan at step 7$', shown, re.MULTILINE)
+    assert shown.endswith('diverged  1 of 3 runs; the table says when\ndone      3 runs\n')
+    assert run_sweep(grids) == (0, [], rows)
+    run_sweep(grids, dry_run=True)
+    assert 'diverged seed=1\n' in capsys.readouterr().out
+
+    run = sweep_plan.make_runs(sweep.CONFIG.value.config, grids, tmp_path / 'sweep')[1]
+    assert re.search('total_steps: stored 10, present 20', run_sweep(grids, base=f'{tmp_path}/base.py:steps=20')[0])
+    for path in run.workdir.iterdir():
+        path.unlink()
+    assert run_sweep(grids)[1] == ['seed=1']
 
 
 def test_another_config_never_passes_for_this_one(run_sweep, base, tmp_path):
     """A finished run of an edited base config stops the sweep at its start; fields without consequence may change."""
     grids = [{'seed': [0, 1]}]
     run_sweep(grids, {'seed=1': 'sys.exit(1)'})
-    status, started, _ = run_sweep(grids, base=f'{base}:20')
+    status, started, _ = run_sweep(grids, base=f'{base}:steps=20')
     assert started == []
     assert re.match(r'error: .*seed=0 holds the finished run of another config:\n  total_steps: .* 10, .* 20', status)
 
-    pathlib.Path(base).write_text(BASE.replace('eval_batches=20', 'eval_batches=40'))
+    pathlib.Path(base).write_text(stub_training.BASE.replace('eval_batches=20', 'eval_batches=40'))
     assert re.search('eval_batches: stored 20, present 40', run_sweep(grids)[0])
-    pathlib.Path(base).write_text(BASE.replace('log_every=10', 'log_every=1'))
+    pathlib.Path(base).write_text(stub_training.BASE.replace('log_every=10', 'log_every=1'))
     assert run_sweep(grids)[:2] == (0, ['seed=1'])
 
 
@@ -251,7 +159,7 @@ def test_a_damaged_file_is_named(run_sweep, tmp_path):
 
 def test_a_base_config_edited_while_the_sweep_runs(run_sweep, base, tmp_path):
     """The training reads the file anew: the result of what wasn't planned is none."""
-    config = {**sweep.resolve([f'--config={base}:30']), 'seed': 0}
+    config = {**sweep_plan.resolve([f'--config={base}:steps=30']), 'seed': 0}
     status, _, rows = run_sweep([{'seed': [0]}], configs={'seed=0': config})
     assert status and column(rows, 'status') == ['failed']
     assert re.search('holds the finished run of another config: total_steps: stored 30, present 10', rows[0]['error'])
@@ -310,39 +218,137 @@ except KeyboardInterrupt:
     assert run_sweep(grids)[:2] == (0, ['seed=1'])
 
 
-def test_two_sweeps_in_one_workdir(run_sweep, tmp_path):
-    """While one is at work no other starts, nor beside a run that a killed sweep has left behind."""
-    grids, action = [{'seed': [0]}], "(folder / 'ready').touch(); time.sleep(60)"
-    run_sweep(grids, {'seed=0': 'sys.exit(1)'})
-    (run,) = sweep.make_runs(sweep.CONFIG.value.config, grids, tmp_path / 'sweep')
-    (tmp_path / 'plan.json').write_text(json.dumps({run.name: {'action': action, 'config': run.config}}))
-    with open(run.workdir.parent / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        process = sweep.start(run, {}, lock.fileno())
-    while not (tmp_path / 'ready').exists():
+def test_a_run_that_another_process_is_at(run_sweep, base, tmp_path):
+    """It is left to that, as the training that a killed sweep leaves behind; meanwhile the others are trained."""
+    grids = [{'seed': [0, 1]}]
+    runs = sweep_plan.make_runs(base, grids, tmp_path / 'sweep')
+    action = "while not (folder / 'released').exists(): time.sleep(0.01)"
+    stub_training.write_plan(tmp_path, runs, {'seed=0': action})
+    process = sweep_run.start(runs[0], {})
+    while not (tmp_path / 'started').read_text():
         assert process.poll() is None
         time.sleep(0.01)
-    status, started, _ = run_sweep(grids)
-    assert re.match('error: another sweep, or a run that one left behind, is at work in .*sweep', status)
-    assert started == []
+    assert sweep_run.start(runs[0], {}) is None
+    status, started, rows = run_sweep(grids, {'seed=0': action, 'seed=1': "(folder / 'released').touch()"})
+    assert (status, started) == (0, ['seed=1']) and column(rows, 'status') == ['done', 'done']
+    assert process.wait() == 0
+    assert sweep_run.start(runs[0], {}) is None  # nor is it trained again by who finds its lock free only now
+
+
+@pytest.mark.parametrize('with_its_trainings', [False, True])
+def test_a_killed_sweep_started_again(run_sweep, base, tmp_path, with_its_trainings):
+    """Nothing is lost and nothing is repeated: no step of any run is taken twice."""
+    grids = [{'seed': range(4)}]
+    actions = {'seed=2': TEN_STEPS, 'seed=3': TEN_STEPS}
+    runs = sweep_plan.make_runs(base, grids, tmp_path / 'sweep')
+    stub_training.write_plan(tmp_path, runs, actions)
+    config = f'dict(name="test", config={base!r}, grids=[dict(seed=range(4))])'
+    (tmp_path / 'test.py').write_text(
+        f'from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n'
+    )
+    arguments = [f'--config={tmp_path}/test.py', f'--workdir={tmp_path}/sweep', '--jobs=2']
+    command = [sys.executable, '-c', STUB_SWEEP, *sweep_plan.TRAIN, 'end', *arguments]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    steps = lambda: [len(path.read_text()) for path in (tmp_path / 'sweep').glob('*/steps')]
+    while steps() != [3, 3]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     process.kill()
-    process.wait()
-    assert run_sweep(grids)[:2] == (0, ['seed=0'])
+    process.communicate()
+    before = (tmp_path / 'started').read_text().split()
+    assert sorted(before) == [run.name for run in runs]
+    assert [row['name'] for row in read_table(tmp_path / 'sweep') if row['status'] == 'done'] == ['seed=0', 'seed=1']
+    if with_its_trainings:
+        for path in (tmp_path / 'sweep').glob('*/pid'):
+            os.kill(pid := int(path.read_text()), signal.SIGKILL)
+            while stub_training.is_alive(pid):
+                time.sleep(0.01)
+    (tmp_path / 'released').touch()
+
+    status, after, rows = run_sweep(grids, actions, jobs=2)
+    assert status == 0 and column(rows, 'status') == ['done'] * 4
+    assert steps() == [10, 10] and sorted(after) == (['seed=2', 'seed=3'] if with_its_trainings else [])
+
+
+def test_shards(run_sweep, capsys):
+    """Each has every n-th run, the table has all."""
+    grids = [{'seed': range(5)}]
+    status, started, rows = run_sweep(grids, {'seed=3': 'sys.exit(1)'}, shard='1/2')
+    assert started == ['seed=1', 'seed=3'] and status.endswith('seed=3/log.txt')
+    assert column(rows, 'status') == ['missing', 'done', 'missing', 'failed', 'missing']
+    assert 'sweep     test, 2 of 5 runs, shard 1/2, of' in capsys.readouterr().out
+    status, started, rows = run_sweep(grids, shard='0/2')
+    assert (status, started) == (0, ['seed=0', 'seed=2', 'seed=4'])
+    assert column(rows, 'status') == ['done', 'done', 'done', 'failed', 'done']
+    assert run_sweep(grids, shard='5/6')[:2] == (0, [])
+    capsys.readouterr()
+    run_sweep(grids, shard='1/2', dry_run=True)
+    assert capsys.readouterr().out == 'done     seed=1\nfailed   seed=3\n'
+    assert run_sweep(grids)[:2] == (0, ['seed=3'])
+
+
+def test_shards_at_the_same_time(base, tmp_path, capsys):
+    """Three at once, each waiting for the others in its runs: the last to end writes the whole table."""
+    grids = [{'seed': range(6)}]
+    runs = sweep_plan.make_runs(base, grids, tmp_path / 'sweep')
+    action = """
+deadline = time.monotonic() + 20
+while len((folder / 'started').read_text().split()) < 3:
+    assert time.monotonic() < deadline, 'nothing ran beside it'
+    time.sleep(0.01)
+"""
+    stub_training.write_plan(tmp_path, runs, {run.name: action for run in runs})
+
+    def run_shard(index):
+        results = {run.name: sweep_run.read_result(run) for run in runs}
+        sweep.run_all(runs, runs[index::3], results, tmp_path / 'sweep' / 'results.csv', sweep.LocalJobs(1))
+
+    (tmp_path / 'sweep').mkdir()
+    threads = [threading.Thread(target=run_shard, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = read_table(tmp_path / 'sweep')
+    assert column(rows, 'name') == [run.name for run in runs] and column(rows, 'status') == ['done'] * 6
+    assert sorted((tmp_path / 'started').read_text().split()) == column(rows, 'name')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (dict(shard='8/8'), r'--shard=8/8 must be i/n with 0 <= i < n, as 0/8'),
+        (dict(shard='0/0'), '--shard=0/0 must be'),
+        (dict(shard='-1/8'), '--shard=-1/8 must be'),
+        (dict(shard='1'), '--shard=1 must be'),
+        (dict(gpus_per_run=1.0), '--gpus_per_run=1 is for --ray; on one machine there is --jobs'),
+        (dict(ray='auto', jobs=2), '--jobs=2 is for one machine; with --ray'),
+    ],
+)
+def test_flags_that_cannot_be(run_sweep, tmp_path, flags, message):
+    status, started, _ = run_sweep([{'seed': [0]}], **flags)
+    assert re.match(f'error: {message}', status) and started == [] and not (tmp_path / 'sweep').exists()
+
+
+def test_without_ray(run_sweep, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    monkeypatch.delitem(sys.modules, 'experiments.ray_cluster', raising=False)
+    status, _, _ = run_sweep([{'seed': [0]}], ray='auto')
+    assert status == "error: --ray needs Ray, which isn't installed: pip install -e '.[cluster]'"
+    assert not (tmp_path / 'sweep').exists()
 
 
 def test_time_left(monkeypatch):
     """Runs of 10 seconds (the median), the hands of a clock counted by hand."""
     monkeypatch.setattr(sweep, 'time', types.SimpleNamespace(monotonic=lambda: 100.0))
-    left = lambda starts, waiting, jobs: sweep.time_left(
-        [10.0, 2.0, 900.0], {i: (None, None, s) for i, s in enumerate(starts)}, waiting, jobs
-    )
+    left = lambda starts, waiting, jobs: sweep.time_left([10.0, 2.0, 900.0], starts, waiting, jobs)
     assert left([], 3, 1) == '00:30 left'
     assert left([96.0], 3, 1) == '00:36 left'
     assert left([96.0, 99.0], 0, 2) == '00:09 left'
     assert left([96.0, 99.0], 2, 2) == '00:19 left'  # 6 + 10, 9 + 10
     assert left([96.0, 99.0], 3, 2) == '00:26 left'
     assert left([0.0], 0, 2) == '00:00 left'
-    assert sweep.time_left([], {}, 3, 1) == '--:-- left'
+    assert sweep.time_left([], [], 3, 1) == '--:-- left'
 
 
 def test_the_bar_of_a_terminal(run_sweep, monkeypatch, capsys):
@@ -369,7 +375,7 @@ def test_the_bar_of_a_terminal(run_sweep, monkeypatch, capsys):
     ],
 )
 def test_why_a_run_failed(exit_status, output, error):
-    assert sweep.describe_failure(exit_status, output) == error
+    assert sweep_run.describe_failure(exit_status, output) == error
 
 
 # Real trainings.

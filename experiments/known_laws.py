@@ -1,0 +1,298 @@
+"""Laws with where they are from and how sure they are: published, fitted to a table of runs, or stored."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.run_tables import RunTable, count, read_runs, seed_noise, select
+from gaussq_jax import scaling_laws
+
+LAWS = {
+    'capybara': scaling_laws.CapybaraLaw,
+    'chinchilla': scaling_laws.ChinchillaLaw,
+    'kaplan': scaling_laws.KaplanLaw,
+    'kumar': scaling_laws.KumarLaw,
+    'bitwidth': scaling_laws.BitwidthLaw,
+}
+UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
+NUM_STARTS = 32  # of a fit
+NUM_DRAWS = 200  # of the bootstrap
+STRONGEST = 5  # correlations that are told
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownLaw:
+    """A law, and what is known of it."""
+
+    law: scaling_laws.ScalingLaw
+    origin: str
+    ranges: dict[str, tuple[float, float]]  # the least and the greatest N and D of the runs that it was fitted to
+    draws: tuple[scaling_laws.ScalingLaw, ...] = ()  # laws that the runs might as well have given; none if not known
+    undetermined: tuple[str, ...] = ()  # constants that the runs did not determine
+    noise: float | None = None  # standard deviation of a run's loss about the law
+
+    @property
+    def name(self) -> str:
+        return next(name for name, family in LAWS.items() if type(self.law) is family)
+
+    def interval(self, quantity: Callable[[Any], Any]) -> np.ndarray | None:
+        """Both ends of the 95 % interval of a number, or an array, that follows from the law; None if not known."""
+        if not self.draws:
+            return None
+        try:
+            with np.errstate(all='ignore'):  # of laws that are far off, and of what is infinite
+                return np.quantile([quantity(law) for law in self.draws], (0.025, 0.975), axis=0)
+        except ValueError:  # a law among them for which there is no such thing
+            return None
+
+    def describe(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            'law': self.name,
+            'origin': self.origin,
+            'constants': self.law.constants(),
+            'undetermined': self.undetermined,
+            'has_intervals': bool(self.draws),
+        }
+
+    def remarks(self, *, N: float | None = None, D: float | None = None) -> list[str]:
+        """What a reader of its predictions, for this N and D, has to know."""
+        remarks = []
+        if self.undetermined:
+            remarks.append(f'the runs did not determine {", ".join(self.undetermined)}')
+        for column, value, what in (('N', N, 'weights'), ('D', D, 'tokens')):
+            low, high = self.ranges[column]
+            if value is not None and not low / 1.01 <= value <= high * 1.01:
+                times, end = (value / high, 'most') if value > high else (low / value, 'fewest')
+                direction = 'beyond' if value > high else 'below'
+                times = f'{times:,.0f}' if times > 10 else f'{times:.2g}'
+                remarks.append(
+                    f'extrapolated: {column} is {times} times {direction} the {end} {what} of the runs behind the law'
+                )
+        return remarks
+
+
+PUBLISHED = KnownLaw(
+    scaling_laws.PUBLISHED_CAPYBARA,
+    'Capybara, as published (arXiv 2501.02423), whose authors give no errors of its constants: no intervals',
+    {'N': (40_894_464, 679_477_248), 'D': (10_485_760_000, 104_857_600_000)},
+)
+
+
+class Study(NamedTuple):
+    """A law fitted to a table of runs, and other laws beside it."""
+
+    table: RunTable
+    result: scaling_laws.FitResult
+    comparison: list[dict[str, Any]] | str  # of laws, the best first; or why there is none
+    robust: bool
+
+    @classmethod
+    def of(
+        cls, family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool, robust: bool
+    ) -> 'Study':
+        """Fits a law, and compares all laws that the same runs serve by their errors on runs held out.
+
+        Raises:
+          ValueError: as runs_for and scaling_laws.fit do.
+        """
+        table = runs_for(family, path, exclude_e0=exclude_e0)
+        result = fit(family, table, robust=robust)
+        families = [other for other in LAWS.values() if other is family or serves(table, other)]
+        try:
+            held_out = scaling_laws.compare(families, table.columns, robust=robust, num_starts=NUM_STARTS)
+        except ValueError as error:
+            return cls(table, result, str(error), robust)
+        try:
+            sizes = scaling_laws.compare(
+                families, table.columns, groups=table.columns['N'].tolist(), robust=robust, num_starts=NUM_STARTS
+            )
+        except ValueError:  # there are too few of them
+            sizes = []
+        size_errors = {held.name: held.relative_error for held in sizes}
+        comparison = [
+            {
+                'law': held.name,
+                'constants': len(held.result.names),
+                'rmse': held.result.rmse,
+                'held_out_error': held.relative_error,  # of runs of one N and D, held out together
+                'size_held_out_error': size_errors.get(held.name),  # of runs of one N
+            }
+            for held in held_out
+        ]
+        return cls(table, result, comparison, robust)
+
+    def describe(self) -> dict[str, Any]:
+        """All that there is to say of it, as JSON has it."""
+        result, errors = self.result, self.result.standard_errors
+        intervals = result.confidence_intervals()
+        constants = {
+            name: {
+                'value': value,
+                'fitted': name in result.names,
+                'standard_error': errors.get(name),
+                'interval': intervals.get(name),
+                'determined': name not in result.undetermined,
+            }
+            for name, value in result.law.constants().items()
+        }
+        pairs = [
+            (result.names[i], result.names[j], float(result.correlations[i, j]))
+            for i, j in zip(*np.triu_indices(len(result.names), 1))
+        ]
+        pairs = sorted((pair for pair in pairs if math.isfinite(pair[2])), key=lambda pair: -abs(pair[2]))
+        noise = seed_noise(self.table)
+        return {
+            'law': type(result.law).__name__.removesuffix('Law'),
+            'table': self.table.path,
+            'runs': result.num_runs,
+            'robust': self.robust,
+            'methods': count(self.table.columns['method']),
+            'left_out': self.table.left_out,
+            'constants': constants,
+            'rmse': result.rmse,
+            'noise': result.noise,
+            'seed_noise': noise and noise._asdict(),
+            'correlations': pairs[:STRONGEST],
+            'undetermined': list(result.undetermined),
+            'comparison': self.comparison,
+        }
+
+
+def fit(family: type[scaling_laws.ScalingLaw], table: RunTable, *, robust: bool) -> scaling_laws.FitResult:
+    """A law fitted to a table, which `runs_for` has read."""
+    return scaling_laws.fit(family, table.columns, robust=robust, num_starts=NUM_STARTS)
+
+
+def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
+    """The law of a fit, with the draws of its bootstrap."""
+    name = type(result.law).__name__.removesuffix('Law')
+    return KnownLaw(
+        result.law,
+        f'{name}, fitted to {result.num_runs} runs of {table.path}',
+        {column: (float(np.min(table.columns[column])), float(np.max(table.columns[column]))) for column in 'ND'},
+        tuple(result.bootstrap(NUM_DRAWS)),
+        tuple(result.undetermined),
+        float(result.noise),
+    )
+
+
+def needs(family: type[scaling_laws.ScalingLaw]) -> tuple[str, ...]:
+    """The columns of a table of runs that a law is fitted to; P comes from E and M."""
+    return tuple(dict.fromkeys(column for name in family.COLUMNS for column in ('EM' if name == 'P' else name)))
+
+
+def serves(table: RunTable, family: type[scaling_laws.ScalingLaw]) -> bool:
+    """Whether every run of the table has what a law needs."""
+    try:
+        return select(table, needs(family)).num_runs == table.num_runs
+    except ValueError:
+        return False
+
+
+def runs_for(family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool) -> RunTable:
+    """The runs of a table that a law can be fitted to.
+
+    Raises:
+      ValueError: as read_runs and select do; if all are of one kind, not quantized, while the law is of those that are;
+        for `exclude_e0` with a law that knows no formats.
+    """
+    table = select(read_runs(path), needs(family))
+    for column, unquantized in (('B', 1), ('b', np.inf)):
+        if column in needs(family) and np.all(table.columns[column] == unquantized):
+            raise ValueError(f'{table.path} has only runs that are not quantized: none that is done has {column}')
+    if exclude_e0 and 'E' not in needs(family):
+        raise ValueError(f'exclude_e0 would do nothing: a {family.__name__} knows no exponent bits')
+    return table.where(table.columns['E'] != 0, 'with E = 0') if exclude_e0 else table
+
+
+def write_law(path: str | pathlib.Path, known: KnownLaw):
+    """Writes a law as JSON, for `read_law`."""
+    constants = list(known.law.constants())
+    content = {
+        'law': known.name,
+        'origin': known.origin,
+        'constants': known.law.constants(),
+        'noise': known.noise,
+        'undetermined': known.undetermined,
+        'ranges': known.ranges,
+        'bootstrap': [[getattr(law, name) for name in constants] for law in known.draws],  # in the order of constants
+    }
+    pathlib.Path(path).write_text(json.dumps(content, indent=1) + '\n')
+
+
+def read_law(path: str | pathlib.Path) -> KnownLaw:
+    """Reads what `write_law` has written; ValueError if it is something else."""
+    text = pathlib.Path(path).read_bytes()
+    try:
+        content = json.loads(text)
+        family, names = LAWS[content['law']], list(content['constants'])
+        return KnownLaw(
+            family(**content['constants']),
+            str(content['origin']),
+            {column: tuple(map(float, content['ranges'][column])) for column in 'ND'},
+            tuple(family(**dict(zip(names, values, strict=True))) for values in content['bootstrap']),
+            tuple(map(str, content['undetermined'])),
+            content['noise'],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f'has no {error}' if isinstance(error, KeyError) else error
+        raise ValueError(f'{path} is not a law as `fit --output={path}` writes it: {reason}') from None
+
+
+def constants_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Header and rows of the constants that Study.describe tells."""
+    rows = []
+    for name, constant in description['constants'].items():
+        cells = [name, f'{constant["value"]:.6g}']
+        if not constant['fitted']:
+            rows.append([*cells, '', '', 'not fitted'])
+        elif not math.isfinite(constant['standard_error']):
+            rows.append([*cells, '', '', 'NOT DETERMINED'])
+        else:
+            error = f'± {constant["standard_error"]:.2g}'
+            if constant['value']:  # epsilon may be 0
+                error += f' ({constant["standard_error"] / constant["value"]:.2g})'
+            known = '' if constant['determined'] else 'NOT DETERMINED'
+            rows.append([*cells, error, interval_text(constant['interval'], '{:.4g}'.format), known])
+    return ('constant', 'value', 'standard error (relative)', '95 % interval', ''), rows
+
+
+def comparison_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Header and rows of the laws that Study.describe compares."""
+    header = ('law', 'constants', 'residuals (nats)', 'error on an N and D held out', 'error on an N held out')
+    percent = lambda error: 'unknown' if error is None else f'{error:.2%}'
+    return header, [
+        (
+            *(law['law'], str(law['constants']), f'{law["rmse"]:.4f}'),
+            *(percent(law[name]) for name in ('held_out_error', 'size_held_out_error')),
+        )
+        for law in description['comparison']
+    ]
+
+
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right."""
+    rows = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ('  '.join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])) for row in rows)
+    return [f'{row[0]:<{widths[0]}}  {line}'.rstrip() for row, line in zip(rows, lines)]
+
+
+def interval_text(ends: Sequence[float], write: Callable[[float], str]) -> str:
+    return f'{write(ends[0])} to {write(ends[1])}'
+
+
+def human(value: float) -> str:
+    """Three digits and K, M, B or T: 1732e12 -> '1730T'."""
+    if not math.isfinite(value):
+        return 'infinite' if value > 0 else 'unknown'
+    for letter, unit in UNITS.items():
+        if 0.9995 * unit <= value < 1e18:
+            return f'{float(f"{value / unit:.3g}"):g}{letter}'
+    return f'{value:.3g}'

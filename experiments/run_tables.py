@@ -1,0 +1,266 @@
+"""Tables of runs, as scaling laws are fitted to them: CSV, JSONL and Parquet, among them the results.csv of a sweep."""
+
+import collections
+import csv
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.methods import DEFAULT_FORMAT, SAMPLING
+from gaussq_jax.formats import parse_format
+
+# For each column of a law, and for what else is told of a run, the names that it may have in a file; the first wins.
+NAMES = {
+    'N': ('N',),
+    'D': ('D',),
+    'loss': ('loss', 'validation/loss'),
+    'E': ('E',),
+    'M': ('M',),
+    'B': ('B', 'block_size', 'quantization.block_size'),
+    'b': ('b', 'bits/mean'),
+    'format': ('format', 'quantization.format'),
+    'method': ('method',),
+    'seed': ('seed',),
+    'name': ('name',),
+    'status': ('status',),
+}
+EVERY_LAW = ('N', 'D', 'loss')
+WORDS = ('format', 'method', 'seed', 'name')
+UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
+
+Line = tuple[str, dict[str, Any]]  # where it stands, and its cells
+
+
+class RunTable(NamedTuple):
+    """Runs that are done, with a finite loss."""
+
+    path: str
+    # N, D, loss, E, M and b are float64, NaN where a run has none; B has numbers, 'channel', 'tensor' and None, where a
+    # run has none; format, method, seed and name are text, empty where they aren't known.
+    columns: dict[str, np.ndarray]
+    left_out: dict[str, int]  # why -> how many runs
+    names: tuple[str, ...]  # the columns of the file
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.columns['loss'])
+
+    def where(self, mask: np.ndarray, reason: str) -> 'RunTable':
+        """The runs of a mask; the others are left out for this reason."""
+        if mask.all():
+            return self
+        left_out = collections.Counter(self.left_out) + collections.Counter({reason: int(np.sum(~mask))})
+        return self._replace(columns={name: column[mask] for name, column in self.columns.items()}, left_out=left_out)
+
+
+def read_runs(path: str | pathlib.Path) -> RunTable:
+    """The runs of a table, which has the columns N, D and loss, and those of E, M, B and b that there are.
+
+    Of a sweep's results.csv, the loss is that of validation; E and M are those of the format, E8M7 with B = 1 where the
+    method is bf16; b is the mean bitwidth of sampled weights. Runs that are not done, and those whose loss is missing
+    or not finite, are left out and counted.
+
+    Raises:
+      ValueError: naming file and line (of Parquet, the row): for a column that is missing, text in a number, a number
+        that must be positive and isn't, a format or a block size that isn't there, a damaged line or file, an empty
+        file, an unknown ending.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(f'{path}: a table of runs ends in {", ".join(READERS)}')
+    try:
+        lines = list(READERS[path.suffix](path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is no text in UTF-8 ({error.reason} at byte {error.start})') from None
+    if not lines:
+        raise ValueError(f'{path} has no runs in it')
+    names = tuple(dict.fromkeys(name for _, cells in lines for name in cells))
+    table = RunTable(str(path), {}, {}, names)
+    aliases = {column: next((name for name in NAMES[column] if name in names), None) for column in NAMES}
+    if missing := [column for column in EVERY_LAW if aliases[column] is None]:
+        raise missing_column(table, missing[0])
+    rows, left_out = [], collections.Counter()
+    for where, cells in lines:
+        try:
+            run = _read_run({column: cells.get(name) for column, name in aliases.items()}, cells)
+        except ValueError as error:
+            raise ValueError(f'{path}, {where}: {error}') from None
+        if isinstance(run, str):
+            left_out[run] += 1
+        else:
+            rows.append(run)
+    kinds = {'B': object, **dict.fromkeys(WORDS, str)}
+    columns = {
+        column: np.array([row[column] for row in rows], kinds.get(column, float))
+        for column in NAMES
+        if column != 'status'
+    }
+    return table._replace(columns=columns, left_out=dict(left_out))
+
+
+def select(table: RunTable, columns: Sequence[str]) -> RunTable:
+    """The runs that have all of these columns, the rest left out and counted.
+
+    Raises:
+      ValueError: if no run has one of them.
+    """
+    for column in columns:
+        values = table.columns[column]
+        has = np.array([value is not None for value in values]) if column == 'B' else ~np.isnan(values)
+        if not has.any():
+            if table.num_runs and not set(NAMES[column]) & set(table.names):
+                raise missing_column(table, column)
+            told = ''.join(f'; {count} {reason}' for reason, count in table.left_out.items())
+            raise ValueError(f'{table.path} has no run that is done and has {column}{told}')
+        without = dict.fromkeys(table.columns['method'][~has])
+        methods = f' ({", ".join(without)})' if any(without) else ''
+        table = table.where(has, f'without {column}{methods}')
+    return table
+
+
+def count(values: Iterable[str]) -> dict[str, int]:
+    """How often each value occurs, the empty one not among them."""
+    return {value: times for value, times in collections.Counter(map(str, values)).most_common() if value}
+
+
+class SeedNoise(NamedTuple):
+    """How much the losses of runs differ that differ in their seed only, pooled over such settings."""
+
+    standard_deviation: float  # nats
+    settings: int
+    degrees_of_freedom: int  # runs less settings
+
+
+def seed_noise(table: RunTable) -> SeedNoise | None:
+    """None where no setting was run more than once."""
+    settings = collections.defaultdict(list)
+    columns = [map(str, table.columns[name]) for name in ('N', 'D', 'E', 'M', 'B', 'b', 'method')]
+    for *setting, loss in zip(*columns, table.columns['loss']):
+        settings[tuple(setting)].append(loss)
+    several = [losses for losses in settings.values() if len(losses) > 1]
+    if not several:
+        return None
+    degrees = sum(map(len, several)) - len(several)
+    squares = sum(np.var(losses) * len(losses) for losses in several)
+    return SeedNoise(float(np.sqrt(squares / degrees)), len(several), degrees)
+
+
+def missing_column(table: RunTable, column: str) -> ValueError:
+    """The error to raise for a column that a file hasn't."""
+    known = ' or '.join(map(repr, NAMES[column] + (NAMES['format'] if column in 'EM' else ())))
+    return ValueError(f'{table.path} has no column {known}; its columns are {", ".join(table.names)}')
+
+
+def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] | str:
+    """The columns of a run, or why it is left out."""
+    words = {column: _word(cells[column]) for column in (*WORDS, 'status')}
+    if words['status'] not in ('', 'done'):
+        return f'with status {words["status"]}'
+    if cells['loss'] in (None, ''):
+        return 'without a loss'
+    numbers = {column: _number(column, cells[column]) for column in ('loss', 'N', 'D', 'E', 'M', 'b')}
+    if not math.isfinite(numbers['loss']):
+        return 'whose loss is not finite'
+    for column in EVERY_LAW:
+        if not 0 < numbers[column] < math.inf:
+            raise ValueError(f'{column}={cells[column]!r} must be a positive number')
+    method = words['method']
+    if method == 'bf16':
+        return numbers | words | UNQUANTIZED
+    if method in SAMPLING:
+        if math.isnan(numbers['b']):  # bitwidths that are not trained are as they began
+            bits = [_number(name, others.get(f'quantization.{name}')) for name in ('b_init', 'b_target')]
+            numbers['b'] = bits[0] if bits[0] == bits[1] else math.nan
+        return numbers | words | {'E': math.nan, 'M': math.nan, 'B': None}
+    fmt = words['format'] or (DEFAULT_FORMAT if method else '')
+    if fmt and math.isnan(numbers['E']):
+        parsed = parse_format({'bf16': 'bfloat16'}.get(fmt, fmt.lower()))
+        numbers |= {'E': float(parsed.exponent_bits), 'M': float(parsed.mantissa_bits)}
+    return numbers | words | {'B': _block_size(cells['B']), 'format': fmt}
+
+
+def _number(column: str, value: Any) -> float:
+    """NaN for an empty cell."""
+    if value is None or value == '':
+        return math.nan
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'{column}={value!r} is not a number') from None
+
+
+def _word(value: Any) -> str:
+    return '' if value is None else str(value).strip()
+
+
+def _block_size(value: Any) -> float | str | None:
+    """A number, 'channel' or 'tensor'; None for an empty cell and for rectangles, of which the laws know nothing."""
+    text = _word(value)
+    if text in ('channel', 'tensor'):
+        return text
+    if not text or re.fullmatch(r'\d+x\d+', text):
+        return None
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 1 <= size < math.inf:
+        raise ValueError(f"B={value!r} is neither a block size, at least 1, nor 'channel' or 'tensor'")
+    return size
+
+
+def _read_csv(path: pathlib.Path) -> Iterator[Line]:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            names = [name.strip() for name in next(reader, [])]
+            if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+                raise ValueError(f'{path} has more than one column {repeated[0]!r}')
+            for cells in reader:
+                if cells and len(cells) != len(names):
+                    raise ValueError(
+                        f'{path}, line {reader.line_num}: it has {len(cells)} cells, and the table {len(names)} columns'
+                    )
+                if cells:
+                    yield f'line {reader.line_num}', dict(zip(names, map(str.strip, cells)))
+        except csv.Error as error:
+            raise ValueError(f'{path}, line {reader.line_num}: it is damaged: {error}') from None
+
+
+def _read_jsonl(path: pathlib.Path) -> Iterator[Line]:
+    with open(path, encoding='utf-8-sig') as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                cells = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f'{path}, line {number}: it is damaged: {error}') from None
+            if not isinstance(cells, dict):
+                raise ValueError(f'{path}, line {number}: {line.strip()[:40]!r} is not a JSON object')
+            yield f'line {number}', cells
+
+
+def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install pyarrow') from None
+    try:
+        with open(path, 'rb') as file:
+            rows = parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f'{path} is damaged, or not Parquet: {str(error).splitlines()[0]}') from None
+    for number, cells in enumerate(rows, 1):
+        yield f'row {number}', cells
+
+
+READERS = {'.csv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}

@@ -1,0 +1,135 @@
+"""One run of a sweep: how it is started, how it ends, and what its directory says of it.
+
+The directory alone tells what became of a run, whoever started it: summary.json that it is done, diverged.txt that its
+loss or a gradient wasn't finite, error.txt why it failed. While it trains, it holds the lock of its directory.
+"""
+
+import fcntl
+import json
+import math
+import os
+import pathlib
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from flax import traverse_util
+
+from experiments import runs
+from experiments.sweep_plan import Run
+
+# In these a finished run may differ from the present config: they change nothing that its summary.json tells.
+FREE_FIELDS = set(runs.FREE_FIELDS) - {'eval_batches', 'tokenizer', 'data_dir'}
+
+
+class Result(NamedTuple):
+    """What became of a run."""
+
+    status: str  # 'done' | 'diverged' | 'failed' | 'missing'
+    summary: dict[str, Any]  # summary.json, if there is one, else empty
+    error: str  # in one line, if diverged or failed
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has its result, and isn't tried again; that it diverged is one."""
+        return self.status in ('done', 'diverged')
+
+
+def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen | None:
+    """Starts a run, or continues it; None if another process trains it, or has this moment ended.
+
+    It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep, once; and it inherits the
+    lock of its directory: should the sweep be killed, no other starts the run beside itself.
+    """
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    with open(run.workdir / '.lock', 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if look(run).is_final:
+            return None
+        (run.workdir / 'error.txt').unlink(missing_ok=True)
+        with open(run.workdir / 'log.txt', 'w') as log:
+            return subprocess.Popen(
+                run.command,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
+            )
+
+
+def finish(run: Run, exit_status: int) -> Result:
+    """The result of a run that has ended; why it failed stays in its directory until it is tried again."""
+    result = look(run)
+    if result.status == 'diverged' or (result.status == 'done' and exit_status == 0):
+        return result
+    output = (run.workdir / 'log.txt').read_text(errors='replace')
+    return fail(run, (exit_status == 0 and result.error) or describe_failure(exit_status, output))
+
+
+def fail(run: Run, error: str) -> Result:
+    """The result of a run that failed, which its directory tells from now on."""
+    (run.workdir / 'error.txt').write_text(error + '\n')
+    return Result('failed', {}, error)
+
+
+def describe_failure(exit_status: int, output: str) -> str:
+    """Why a run failed, in one line: the last error in its output with what follows it, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ['no output']
+    if exit_status < 0:
+        return f'ended by {signal.Signals(-exit_status).name}, after: {lines[-1]}'
+    if exit_status == 0:
+        return f'ended without a summary.json, after: {lines[-1]}'
+    errors = [i for i, line in enumerate(lines) if re.match(r'(error|[\w.]*(Error|Exception)): ', line)]
+    return ' '.join(lines[errors[-1] if errors else -1 :])
+
+
+def look(run: Run) -> Result:
+    """As read_result; a run of another config has failed."""
+    try:
+        return read_result(run)
+    except ValueError as error:
+        return Result('failed', {}, ' '.join(str(error).split()))
+
+
+def read_result(run: Run) -> Result:
+    """What the run's directory says; ValueError if it holds the finished run of another config."""
+    if (path := run.workdir / 'error.txt').exists():
+        return Result('failed', {}, path.read_text().strip())
+    if (path := run.workdir / 'diverged.txt').exists():
+        result = Result('diverged', {}, path.read_text().strip())
+    elif (path := run.workdir / 'summary.json').exists():
+        summary = read_json(path)
+        loss = float(summary['validation/loss'])  # it may be the text "NaN"
+        result = Result('done', summary, '')
+        if not math.isfinite(loss):
+            result = Result('diverged', summary, f'validation/loss is {loss} at the end')
+    else:
+        return Result('missing', {}, '')
+    stored = traverse_util.flatten_dict(read_json(run.workdir / 'config.json'), sep='.')
+    differences = [
+        f'{field}: stored {stored.get(field)!r}, present {run.config.get(field)!r}'
+        for field in {**stored, **run.config}
+        if field.split('.')[0] not in FREE_FIELDS and stored.get(field) != run.config.get(field)
+    ]
+    if differences:
+        differences = '\n  '.join(differences)
+        raise ValueError(
+            f'{run.workdir} holds the finished run of another config:\n  {differences}\n'
+            'Use another --workdir for this config, or give the stored values.'
+        )
+    return result
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """ValueError naming the file if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}); delete its directory to run it again') from error

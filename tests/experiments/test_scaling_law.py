@@ -1,0 +1,362 @@
+"""The program that fits scaling laws and plans with them: what it says to people and programs, and what it refuses."""
+
+import csv
+import importlib
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import scipy.optimize
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import known_laws, optimizers, training_plans
+from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw
+
+
+def import_program():
+    """The module, and its flags, which are taken away again: other programs have some of the same name."""
+    importlib.import_module('experiments.runs')
+    before = set(flags.FLAGS)
+    module = importlib.import_module('experiments.scaling_law')
+    own = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - before}
+    for name in own:
+        delattr(flags.FLAGS, name)
+    return module, own
+
+
+scaling_law, own_flags = import_program()
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the program with this command line; returns what it prints."""
+    was_parsed = flags.FLAGS.is_parsed()
+    for name, flag in own_flags.items():
+        flags.FLAGS[name] = flag
+
+    def run(*arguments):
+        flags.FLAGS.unparse_flags()
+        for flag in own_flags.values():
+            flag.unparse()
+        scaling_law.main(flags.FLAGS(['scaling_law', *arguments]))
+        return capsys.readouterr().out
+
+    yield run
+    for name in own_flags:
+        delattr(flags.FLAGS, name)
+    (flags.FLAGS.mark_as_parsed if was_parsed else flags.FLAGS.unparse_flags)()
+
+
+@pytest.fixture
+def no_comparison(monkeypatch):
+    """Comparing laws is what takes long."""
+
+    def compare(*arguments, **options):
+        raise ValueError('not now')
+
+    monkeypatch.setattr(known_laws.scaling_laws, 'compare', compare)
+
+
+@pytest.fixture(autouse=True)
+def quick_fits(monkeypatch):
+    monkeypatch.setattr(known_laws, 'NUM_STARTS', 2)
+    monkeypatch.setattr(known_laws, 'NUM_DRAWS', 40)
+
+
+def grid(law, *, columns=('E', 'M', 'B'), seed=0, noise=0.002):
+    """Runs of this law."""
+    rng = np.random.default_rng(seed)
+    settings = {
+        ('E', 'M', 'B'): [(E, M, B) for E, M in ((0, 7), (1, 1), (2, 1), (1, 3)) for B in (32, 'channel')],
+        ('b',): [(2,), (3,), (4,), (6,)],
+    }[columns]
+    rows = []
+    for N in (40894464, 154140672, 679477248):
+        for D in 10485760000 * np.array([1, 3, 10]):
+            for setting in settings:
+                row = {'N': N, 'D': float(D), **dict(zip(columns, setting))}
+                rows.append({**row, 'loss': float(law.loss(**row)) + rng.normal(0, noise)})
+    return rows
+
+
+def write(path, rows):
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('runs') / 'runs.csv', grid(PUBLISHED_CAPYBARA))
+
+
+def lines_of(printed):
+    """Lines by their first word, cells split at two spaces or more."""
+    return {line.split('  ')[0].strip(): re.split(r' {2,}', line.strip()) for line in printed.splitlines() if line}
+
+
+def resolve(command):
+    """The config that train makes of a command."""
+    python, dash_m, module, *arguments = shlex.split(command)
+    assert (python, dash_m, module) == ('python', '-m', 'experiments.train')
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=arguments)
+    values(['train', *arguments])
+    return config.value
+
+
+def test_critical_gives_the_published_figures(run):
+    """1B at B = 128: 1730T tokens in BF16, 27T in E4M3, 0.4T in E2M1."""
+    printed = run('critical', '--model=1e9')
+    rows = [re.split(r' {2,}', line) for line in printed.splitlines() if line.startswith('1B')]
+    assert [row[:4] for row in rows] == [
+        ['1B', 'bf16', '128', '1730T'],
+        ['1B', 'e4m3', '128', '27.3T'],
+        ['1B', 'e3m2', '128', '4.8T'],
+        ['1B', 'e2m1', '128', '393B'],
+    ]
+    loss = PUBLISHED_CAPYBARA.loss(1e9, PUBLISHED_CAPYBARA.critical_data_size(1e9, 2, 1, 128), 2, 1, 128)
+    assert rows[-1][4] == f'{loss:.4f}'
+    assert 'no intervals' in printed
+
+
+def test_critical_warns_of_too_many_tokens_only_where_they_are(run):
+    rows = json.loads(run('critical', '--model=1B', '--format=e4m3,e2m1', '--tokens=1T', '--json'))
+    warnings = [remark for remark in rows['remarks'] if remark.startswith('TOO MANY TOKENS')]
+    assert len(warnings) == 1 and 'e2m1' in warnings[0] and '393B' in warnings[0]
+
+
+def test_blocks_of_one_value_never_have_too_many_tokens(run):
+    row = json.loads(run('critical', '--model=1B', '--format=e2m1', '--block_size=1', '--tokens=1T', '--json'))['rows'][
+        0
+    ]
+    assert row['critical tokens'] is None  # JSON has no infinity
+    assert 'infinite' in run('critical', '--model=1B', '--format=e2m1', '--block_size=1')
+
+
+def test_predict_is_the_law_at_every_point_asked_for(run):
+    asked = ('predict', '--model=1.2b,1B', '--tokens=100B', '--format=e4m3,bf16', '--block_size=64,channel', '--json')
+    rows = json.loads(run(*asked))['rows']
+    assert len(rows) == 8
+    assert {row['N'] for row in rows} == {1233125376, 1e9}  # a size of the configs, by its name, and a number
+    for row in rows:
+        law = PUBLISHED_CAPYBARA.loss(*(row[name] for name in 'NDEMB'))
+        assert row['loss'] == float(law)
+    assert {(row['E'], row['M']) for row in rows} == {(4, 3), (8, 7)}
+
+
+def test_layout_gives_the_published_formats(run):
+    table = lines_of(run('layout', '--bits=4,6,8,16,5.5'))
+    assert [table[bits][1] for bits in ('4', '6', '8', '16')] == ['e2m1', 'e3m2', 'e4m3', 'bf16']
+    E, M = PUBLISHED_CAPYBARA.optimal_layout(5.5)
+    assert table['5.5'][1:] == [f'{E:.2f}', f'{M:.2f}']
+
+
+def test_exchange_keeps_the_optimum_at_the_same_cost(run):
+    """For the new N, the new bits are the best at the cost at which the old were for the old N."""
+    rows = json.loads(run('exchange', '--model=1B', '--bits=8', '--new_bits=4,16', '--json'))['rows']
+    bits = lambda N, cost: float(PUBLISHED_CAPYBARA.optimal_precision_for_model(N, cost, 128))
+    cost = scipy.optimize.brentq(lambda cost: bits(1e9, cost) - 8, 1e15, 1e40)
+    for row in rows:
+        assert bits(row['new N'], cost) == pytest.approx(row['new_P'])
+
+
+@pytest.mark.parametrize('fixed', [(), ('--model=7b',), ('--tokens=2T',)])
+@pytest.mark.parametrize('compute', [1e16, 1e21, 1e24])
+def test_plan_is_the_best_that_the_budget_buys(run, compute, fixed):
+    """Whole bits each cost the budget, and are best among their neighbours in what is free; the best is the best."""
+    plan = json.loads(run('plan', f'--compute={compute}', *fixed, '--json'))
+    law = PUBLISHED_CAPYBARA
+    for option in plan['options']:
+        P, N, D, E, M = (option[name] for name in ('bits', 'N', 'D', 'E', 'M'))
+        assert P == 1 + E + M
+        assert pytest.approx(compute) == 6 / 16 * N * D * P
+        assert option['loss'] == pytest.approx(float(law.loss(N, D, E, M, 128)))
+        if not fixed:
+            near = N * np.array([0.99, 1.01])
+            assert np.all(law.loss(near, N * D / near, E, M, 128) > option['loss'])
+        assert np.all(law.loss(N, D, np.arange(P), P - 1 - np.arange(P), 128) >= option['loss'])
+    assert plan['best']['loss'] == min(option['loss'] for option in plan['options'])
+    assert abs(plan['bits'] - plan['best']['bits']) < 1 or not 3 <= plan['bits'] <= 16
+    assert plan['bits_interval'] is None and plan['best']['interval'] is None  # the published law has no errors
+    if fixed:
+        column, value = {'--model=7b': ('N', 6973030400), '--tokens=2T': ('D', 2e12)}[fixed[0]]
+        assert {option[column] for option in plan['options']} == {value}
+
+
+@pytest.mark.parametrize(('compute', 'size'), [(1e12, 'tiny-27k'), (1e20, '1.2b'), (1e24, '70b'), (1e33, '70b')])
+def test_the_command_of_a_plan_trains_the_budget(run, compute, size):
+    """It resolves, to the size nearest in N and a format and steps that cost the budget; its optimizer can be made."""
+    plan = json.loads(run('plan', f'--compute={compute}', '--json'))
+    training, config = plan['training'], resolve(plan['training']['command'])
+    assert training['size'] == size
+    shape = config.model
+    N = shape.num_layers * (4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.mlp_size)
+    assert training['option']['N'] == N
+    distance = lambda N: abs(np.log(plan['best']['N'] / N))
+    assert distance(N) == min(map(distance, training_plans.model_sizes().values()))
+    D = config.total_steps * config.batch_size * config.sequence_length
+    within_half_a_step = pytest.approx(training['option']['D'], rel=0.5 / config.total_steps + 1e-9)
+    assert within_half_a_step == D
+    if training['option']['bits'] == 16:
+        assert config.method == 'bf16'
+    else:
+        assert (config.method, config.quantization.format) == ('fqt', training['option']['format'])
+        assert config.quantization.block_size == '128'
+    optimizers.make_optimizer(config)
+
+
+def test_the_time_of_a_plan(run):
+    """6 N D operations at a part of the peak, whatever the bits, which do change what the hardware could do."""
+    arguments = ('plan', '--compute=1e20', '--mfu=0.5', '--json')
+    one = json.loads(run(*arguments, '--gpu=h100'))
+    N, D = one['training']['option']['N'], one['training']['option']['D']
+    days = 6 * N * D / (0.5 * 989.5e12) / 86400
+    assert one['gpu']['training_time']['bf16'] == {'peak': 989.5e12, 'gpus': 1, 'days': pytest.approx(days)}
+    assert one['gpu']['training_time']['fp8']['days'] == pytest.approx(days / 2)
+    several = json.loads(run(*arguments, '--gpu=h100', '--days=2'))['gpu']['training_time']['bf16']
+    assert several['gpus'] == np.ceil(days / 2) and several['days'] <= 2
+    assert several['gpus'] * several['days'] == pytest.approx(days)
+    assert set(json.loads(run(*arguments, '--gpu=a100'))['gpu']['training_time']) == {'bf16'}
+    printed = run('plan', '--compute=1e20', '--gpu=b200', '--days=30')
+    assert 'HGX B200 at 40% of 2250 TFLOP/s' in printed and 'NVIDIA' in printed
+
+
+def test_a_plan_for_people(run):
+    printed = run('plan', '--compute=1e24')
+    assert 'best        5.005 bits' in printed
+    assert re.search(r'^5 +e2m2 +802B +665B +2\.0698 +unknown +<- best$', printed, re.MULTILINE)
+    assert 'whose authors give no errors of its constants: no intervals' in printed
+    assert '    python -m experiments.train --config=configs/capybara.py:size=70b,method=fqt,format=e4m3' in printed
+    assert 'extrapolated: N is ' in printed
+
+
+def test_a_fit_tells_its_errors_and_what_other_laws_do(run, runs, tmp_path):
+    """And what it writes answers with intervals, which hold the truth."""
+    stored = tmp_path / 'law.json'
+    printed = run('fit', runs, f'--output={stored}')
+    table = lines_of(printed)
+    truth = PUBLISHED_CAPYBARA.constants()
+    for name, value in truth.items():
+        low, high = map(float, table[name][-1].split(' to '))
+        assert low < float(table[name][1]) < high and low / 1.3 < value < high * 1.3
+    assert 'runs        72 of' in printed and 'correlated' in printed
+    for column in (-2, -1):
+        errors = [float(table[law][column].rstrip('%')) for law in ('Capybara', 'Kumar', 'Chinchilla', 'Kaplan')]
+        assert errors[0] < 0.2 and min(errors[1:]) > 1
+
+    rows = json.loads(run('critical', '--model=1B', '--format=e2m1', f'--law={stored}', '--json'))['rows']
+    low, high = rows[0]['critical tokens, interval']
+    assert low < rows[0]['critical tokens'] < high < 1.2 * low
+    plan = json.loads(run('plan', '--compute=1e24', f'--law={stored}', '--json'))
+    low, high = plan['best']['interval']
+    assert low < plan['best']['loss'] < high and plan['bits_interval'][0] < plan['bits'] < plan['bits_interval'][1]
+    assert run('layout', f'--law={stored}') == run('layout', f'--runs={runs}')
+    assert '95 % interval of loss' in run('predict', '--model=1B', '--tokens=1T', f'--law={stored}')
+
+
+def test_json_is_one_object_and_nothing_else(run, runs, no_comparison):
+    data = json.loads(run('--json', 'fit', runs, '--exclude_e0'))
+    assert data['left_out'] == {'with E = 0': 18} and data['runs'] == 54
+    assert data['constants']['alpha']['determined'] is True
+    assert data['comparison'] == 'not now'
+
+
+@pytest.mark.parametrize('name', ['chinchilla', 'kaplan', 'kumar'])
+def test_other_laws_fit_and_predict(run, runs, name):
+    flags = () if name != 'kumar' else ('--bits=4,8',)
+    asked = ('predict', '--model=100M', '--tokens=20B', f'--runs={runs}', f'--law_name={name}', '--json')
+    rows = json.loads(run(*asked, *flags))
+    assert len(rows['rows']) == 1 + (name == 'kumar')
+    assert all(2 < row['loss'] < 4 and row['loss, interval'][0] < row['loss'] for row in rows['rows'])
+    with pytest.raises(SystemExit, match=f'error: this question is one for the law capybara, not for {name.title()}'):
+        run('plan', '--compute=1e24', f'--runs={runs}', f'--law_name={name}')
+
+
+def test_the_law_of_sampled_weights(run, tmp_path, no_comparison):
+    law = BitwidthLaw(n=69.2, alpha=0.237, d=68973.0, beta=0.516, epsilon=1.906, gamma=500.0, kappa=3.0)
+    path = write(tmp_path / 'runs.csv', grid(law, columns=('b',)))
+    data = json.loads(run('fit', path, '--law_name=bitwidth', '--json'))
+    assert data['constants']['kappa']['value'] == pytest.approx(3, rel=0.05)
+    asked = ('critical', '--model=1B', '--bits=4', f'--runs={path}', '--law_name=bitwidth', '--json')
+    (row,) = json.loads(run(*asked))['rows']
+    assert row['critical tokens'] == pytest.approx(float(law.critical_data_size(1e9, 4)), rel=0.1)
+
+
+def test_what_the_runs_do_not_determine_is_said_wherever_the_law_speaks(run, tmp_path, no_comparison):
+    """All runs have one format: gamma, delta and nu can't be told apart."""
+    path = write(tmp_path / 'runs.csv', [row for row in grid(PUBLISHED_CAPYBARA) if (row['E'], row['M']) == (2, 1)])
+    printed = run('fit', path, f'--output={tmp_path / "law.json"}')
+    assert re.search(r'^NOT KNOWN +.*gamma, delta, nu', printed, re.MULTILINE)
+    printed = run('predict', '--model=1B', '--tokens=1T', '--format=e4m3', f'--law={tmp_path / "law.json"}')
+    assert re.search('the runs did not determine .*gamma, delta, nu', printed)
+
+
+def test_too_few_runs_are_one_error_and_one_model_size_holds_none_out(run, tmp_path):
+    rows = grid(PUBLISHED_CAPYBARA)
+    with pytest.raises(SystemExit, match=r'^error: 8 runs are too few for the 9 constants of CapybaraLaw$'):
+        run('fit', write(tmp_path / 'few.csv', rows[:8]))
+    table = lines_of(run('fit', write(tmp_path / 'one.csv', rows[:24])))
+    assert table['Kumar'][-2].endswith('%') and table['Kumar'][-1] == 'unknown'
+    assert 'no errors on runs held out: ' in run('fit', write(tmp_path / 'cell.csv', rows[:8] * 2))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        ('', r"say what to do: fit, predict, critical, layout, plan, exchange, report \(not ''\)"),
+        ('plot', r"say what to do: .* \(not 'plot'\)"),
+        ('fit', 'fit needs one table of runs: fit TABLE takes --law_name, '),
+        ('plan here --compute=1', "plan has no use for 'here': plan takes --compute, "),
+        ('fit nothing.csv', 'nothing.csv'),
+        ('plan', 'plan needs --compute: plan takes --compute, --model, '),
+        ('plan --compute=1e24 --format=e4m3', 'plan has no use for --format: plan takes '),
+        ('plan --compute=-1e24', r"--compute='-1e24' must be a number above 0"),
+        ('plan --compute=much', r"--compute='much' must be a number above 0"),
+        ('plan --compute=1e24 --mfu=1.5 --gpu=h100', '--mfu=1.5 must be above 0, and at most 1'),
+        ('plan --compute=1e24 --mfu=0 --gpu=h100', '--mfu=0 must be above 0, and at most 1'),
+        ('plan --compute=1e24 --days=-1 --gpu=h100', '--days=-1 must be above 0'),
+        ('plan --compute=1e24 --days=3', '--days is of a --gpu, which is not given'),
+        ('plan --compute=1e24 --model=1B --tokens=1T', '--model and --tokens leave no choice but the bits'),
+        ('plan --compute=1e24 --model=1B,2B', '--model=1B,2B: plan takes one'),
+        ('plan --compute=1e24 --block_size=1', 'B=1 must be above 1'),
+        ('plan --compute=1e24 --block_size=tensor', "B='tensor': this law does not know"),
+        ('layout --bits=1', "--bits='1' must be at least 2"),
+        ('exchange --model=1B --bits=8 --new_bits=1.5', "--new_bits='1.5' must be at least 2"),
+        ('critical --model=1B --block_size=0', "--block_size='0' must be a whole number above 0, channel or tensor"),
+        ('critical --model=1B --block_size=row', "--block_size='row' must be a whole number above 0"),
+        ('critical --model=1B --format=fp8', "format 'fp8' is unknown; known are "),
+        ('critical --model=0', "--model='0' must be a number above 0, .*, or one of tiny, "),
+        ('critical --model=1B --bits=4', '--bits has no meaning for the law capybara, which takes N, D, E, M, B'),
+        ('critical --model=1B --robust', '--robust is of a fit to --runs, which is not given'),
+        ('critical --model=1B --law=a.json --runs=a.csv', '--law and --runs are two laws'),
+        ('critical --model=1B --law=a.json', 'a.json'),
+    ],
+)
+def test_what_makes_no_sense_is_one_error(run, arguments, error):
+    with pytest.raises(SystemExit, match=f'^error: .*{error}') as exit_:
+        run(*arguments.split())
+    assert '\n' not in str(exit_.value)
+
+
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{"law": "capybara"}', '{"law": "x", "constants": {}}', 'N,D\n1,2\n', '\xff']
+)
+def test_a_file_that_holds_no_law_is_one_error(run, tmp_path, text):
+    (tmp_path / 'law.json').write_bytes(text.encode('latin1'))
+    with pytest.raises(SystemExit, match=r'error: .*law\.json is not a law as `fit --output=.*` writes it: ') as exit_:
+        run('layout', f'--law={tmp_path / "law.json"}')
+    assert '\n' not in str(exit_.value)
+
+
+def test_human_amounts():
+    amounts = {1732e12: '1730T', 393.4e9: '393B', 1.2e9: '1.2B', 999.6e3: '1M', 41e6: '41M', 512: '512', 2e18: '2e+18'}
+    assert {value: known_laws.human(value) for value in amounts} == amounts
+    assert scaling_law.amount('x', '1.5T') == 1.5e12 and scaling_law.amount('x', '2e3m') == 2e9
