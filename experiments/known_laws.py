@@ -20,7 +20,7 @@ LAWS = {
     'bitwidth': scaling_laws.BitwidthLaw,
 }
 UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
-NUM_STARTS = 32  # of a fit
+NUM_STARTS = 16  # of a fit
 NUM_DRAWS = 200  # of the bootstrap
 STRONGEST = 5  # correlations that are told
 

@@ -173,9 +173,9 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
     if method == 'bf16':
         return numbers | words | UNQUANTIZED
     if method in SAMPLING:
-        if math.isnan(numbers['b']):  # bitwidths that are not trained are as they began
-            bits = [_number(name, others.get(f'quantization.{name}')) for name in ('b_init', 'b_target')]
-            numbers['b'] = bits[0] if bits[0] == bits[1] else math.nan
+        bits = [_number(name, others.get(f'quantization.{name}')) for name in ('b_init', 'b_target')]
+        if bits[0] == bits[1]:  # constant, where the mean has the rounding of a float32
+            numbers['b'] = bits[0]
         return numbers | words | {'E': math.nan, 'M': math.nan, 'B': None}
     fmt = words['format'] or (DEFAULT_FORMAT if method else '')
     if fmt and math.isnan(numbers['E']):
