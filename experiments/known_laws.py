@@ -46,7 +46,8 @@ class KnownLaw:
             return None
         try:
             with np.errstate(all='ignore'):  # of laws that are far off, and of what is infinite
-                return np.quantile([quantity(law) for law in self.draws], (0.025, 0.975), axis=0)
+                values = [quantity(law) for law in self.draws]
+            return np.quantile(values, (0.025, 0.975), axis=0, method='closest_observation')  # of infinities, too
         except ValueError:  # a law among them for which there is no such thing
             return None
 
@@ -70,7 +71,7 @@ class KnownLaw:
             if value is not None and not low / 1.01 <= value <= high * 1.01:
                 times, end = (value / high, 'most') if value > high else (low / value, 'fewest')
                 direction = 'beyond' if value > high else 'below'
-                times = f'{times:,.0f}' if times > 10 else f'{times:.2g}'
+                times = f'{times:,.0f}' if times > 10 else f'{times:.3g}'
                 remarks.append(
                     f'extrapolated: {column} is {times} times {direction} the {end} {what} of the runs behind the law'
                 )
@@ -206,6 +207,9 @@ def runs_for(family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *,
     for column, unquantized in (('B', 1), ('b', np.inf)):
         if column in needs(family) and np.all(table.columns[column] == unquantized):
             raise ValueError(f'{table.path} has only runs that are not quantized: none that is done has {column}')
+    methods = sorted(set(table.columns['method']) - {'', 'bf16'})
+    if len(methods) > 1:
+        raise ValueError(f'{table.path} has runs of {" and ".join(methods)}: a law is of one method; keep one of them')
     if exclude_e0 and 'E' not in needs(family):
         raise ValueError(f'exclude_e0 would do nothing: a {family.__name__} knows no exponent bits')
     return table.where(table.columns['E'] != 0, 'with E = 0') if exclude_e0 else table

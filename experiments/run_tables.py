@@ -31,6 +31,7 @@ NAMES = {
 }
 EVERY_LAW = ('N', 'D', 'loss')
 WORDS = ('format', 'method', 'seed', 'name')
+QUANTIZING = ('fqt', 'qat')  # methods whose format, if none is named, is DEFAULT_FORMAT
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
 
 Line = tuple[str, dict[str, Any]]  # where it stands, and its cells
@@ -138,11 +139,16 @@ class SeedNoise(NamedTuple):
 
 def seed_noise(table: RunTable) -> SeedNoise | None:
     """None where no setting was run more than once."""
-    settings = collections.defaultdict(list)
+    settings = collections.defaultdict(dict)
     columns = [map(str, table.columns[name]) for name in ('N', 'D', 'E', 'M', 'B', 'b', 'method')]
-    for *setting, loss in zip(*columns, table.columns['loss']):
-        settings[tuple(setting)].append(loss)
-    several = [losses for losses in settings.values() if len(losses) > 1]
+    for *setting, name, seed, loss in zip(*columns, *(table.columns[name] for name in ('name', 'seed', 'loss'))):
+        setting = re.sub(r'seed=\d+', '', name) or tuple(setting)  # a sweep's names tell of all that it varies
+        settings[setting].setdefault(seed, []).append(loss)
+    several = [
+        [loss for losses in by_seed.values() for loss in losses]
+        for by_seed in settings.values()
+        if len(by_seed) > 1 and all(len(losses) == 1 for losses in by_seed.values())
+    ]
     if not several:
         return None
     degrees = sum(map(len, several)) - len(several)
@@ -169,6 +175,9 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
     for column in EVERY_LAW:
         if not 0 < numbers[column] < math.inf:
             raise ValueError(f'{column}={cells[column]!r} must be a positive number')
+    for column in 'EMb':
+        if numbers[column] < (column == 'b' and np.nextafter(0, 1)):
+            raise ValueError(f'{column}={cells[column]!r} must be {"above" if column == "b" else "at least"} 0')
     method = words['method']
     if method == 'bf16':
         return numbers | words | UNQUANTIZED
@@ -177,7 +186,8 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
         if bits[0] == bits[1]:  # constant, where the mean has the rounding of a float32
             numbers['b'] = bits[0]
         return numbers | words | {'E': math.nan, 'M': math.nan, 'B': None}
-    fmt = words['format'] or (DEFAULT_FORMAT if method else '')
+    has_default = cells['format'] is not None and method in QUANTIZING  # the column is there, and empty
+    fmt = words['format'] or (DEFAULT_FORMAT if has_default else '')
     if fmt and math.isnan(numbers['E']):
         parsed = parse_format({'bf16': 'bfloat16'}.get(fmt, fmt.lower()))
         numbers |= {'E': float(parsed.exponent_bits), 'M': float(parsed.mantissa_bits)}

@@ -36,7 +36,7 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
     """
     defaults = resolve([f'--config={base}'])
     last_parts = collections.Counter(field.split('.')[-1] for field in defaults)
-    sweep = {}
+    sweep, columns = {}, {}
     for number, grid in enumerate(grids):
         if not isinstance(grid, Mapping) or not grid:
             raise ValueError(f'grids[{number}]={grid!r} must map fields to lists of values')
@@ -59,6 +59,10 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
             twin = sweep.setdefault(json.dumps(run.config), run)
             if twin is not run:
                 raise ValueError(f'grids[{number}]: {name} is the same run as {twin.name}; a run may occur only once')
+            columns |= {field.lstrip(':'): field for field in fields if field.lstrip(':') not in columns}
+            if clash := [field for field in fields if columns[field.lstrip(':')] != field]:
+                one, other = clash[0], columns[clash[0].lstrip(':')]
+                raise ValueError(f'grids[{number}]: {one!r} and {other!r} would be one column; vary one of them')
     if not sweep:
         raise ValueError(f'grids={grids!r} must be a list of mappings from fields to lists of values')
     return list(sweep.values())

@@ -4,6 +4,7 @@ The directory alone tells what became of a run, whoever started it: summary.json
 loss or a gradient wasn't finite, error.txt why it failed. While it trains, it holds the lock of its directory.
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -74,8 +75,10 @@ def finish(run: Run, exit_status: int) -> Result:
 
 
 def fail(run: Run, error: str) -> Result:
-    """The result of a run that failed, which its directory tells from now on."""
-    (run.workdir / 'error.txt').write_text(error + '\n')
+    """The result of a run that failed, which its directory tells, unless another process is trying it again already."""
+    with open(run.workdir / '.lock', 'w') as lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (run.workdir / 'error.txt').write_text(error + '\n')
     return Result('failed', {}, error)
 
 
@@ -94,7 +97,7 @@ def look(run: Run) -> Result:
     """As read_result; a run of another config has failed."""
     try:
         return read_result(run)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return Result('failed', {}, ' '.join(str(error).split()))
 
 

@@ -9,9 +9,12 @@ import numpy as np
 from configs import capybara
 from experiments import methods
 from experiments.known_laws import KnownLaw, aligned, human, interval_text
+from gaussq_jax.formats import parse_format
+from gaussq_jax.scaling_laws import CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
 
-FEWEST_BITS, MOST_BITS = 3, 16  # E8M7, of 16 bits, is bfloat16
+FEWEST_BITS, MOST_BITS = 3, 16
+BF16 = 8, 7  # E and M
 USUAL_BITS = (4, 6, 8, 16)  # that GPUs multiply
 OPERATIONS = 6  # a weight and a token, forward and backward, whatever the bits
 
@@ -62,7 +65,7 @@ class Plan(NamedTuple):
     known: KnownLaw
     compute: float  # C = 6/16 N D P
     block_size: float | str
-    bits: float  # the best, a real number
+    bits: float | None  # the best, a real number; None if more or fewer are always better
     bits_interval: tuple[float, float] | None
     options: list[Option]  # one for each whole number of bits
     best: Option  # of these
@@ -92,25 +95,37 @@ def make_plan(
             return law.optimal_precision_for_data(D, block_size)
         return law.compute_optimal(compute, block_size).P
 
+    if block_size == 1:
+        raise ValueError('B=1 must be above 1: without a penalty the fewest bits are best')
     options = whole_bits(known, compute, block_size, N=N, D=D)
     best = min(options, key=lambda option: option.loss)
-    training = nearest_training(known, best.N, compute, block_size)
-    interval = known.interval(bits)
+    training = nearest_training(known, best.N, compute, block_size, D=D)
+    try:
+        best_bits, interval = float(bits(known.law)), known.interval(bits)
+    except ValueError:  # of no real number of bits
+        best_bits, interval = None, None
     interval = None if interval is None else tuple(interval.tolist())
-    return Plan(known, compute, block_size, float(bits(known.law)), interval, options, best, training)
+    return Plan(known, compute, block_size, best_bits, interval, options, best, training)
 
 
 def whole_bits(
     known: KnownLaw, compute: float, block_size: float | str, *, N: float | None = None, D: float | None = None
 ) -> list[Option]:
-    """For each whole number of bits its best format, with the best N and D for it, or what is left for one of them."""
+    """For each whole number of bits its best format, with the best N and D for it, or what is left for one of them.
+
+    Formats are those that can be trained. BF16 is not quantized: B = 1.
+    """
     law = known.law
-    E, M = law.best_format(np.arange(FEWEST_BITS, MOST_BITS + 1))
+    E, M = np.array([best_trainable(law, bits) for bits in range(FEWEST_BITS, MOST_BITS + 1)]).T
+    blocks = np.array([1 if layout == BF16 else block_size for layout in zip(E.tolist(), M.tolist())], object)
     products = compute / (COST_PER_BIT * (1 + E + M))
     if N is None and D is None:
-        N, D, *_ = law.compute_optimal_for_format(compute, E, M, block_size)
-    N, D = (products / D, D * np.ones_like(products)) if N is None else (N * np.ones_like(products), products / N)
-    loss = lambda law: law.loss(N, D, E, M, block_size)
+        N, D, *_ = law.compute_optimal_for_format(compute, E, M, blocks)
+    elif N is None:
+        N, D = products / D, D * np.ones_like(products)
+    else:
+        N, D = N * np.ones_like(products), products / N if D is None else D * np.ones_like(products)
+    loss = lambda law: law.loss(N, D, E, M, blocks)
     ends = known.interval(loss)
     intervals = [None] * len(E) if ends is None else zip(*ends.tolist())
     return [
@@ -119,9 +134,24 @@ def whole_bits(
     ]
 
 
+def best_trainable(law: CapybaraLaw, bits: int) -> tuple[int, int]:
+    """E and M of least loss, of the formats that there are."""
+    layouts = [(E, bits - 1 - E) for E in range(bits) if is_format(E, bits - 1 - E)]
+    E, M = np.array(layouts).T
+    return layouts[np.argmax(law.critical_data_size(1.0, E, M, 2))]
+
+
+def is_format(E: int, M: int) -> bool:
+    try:
+        parse_format(f'e{E}m{M}')
+    except ValueError:
+        return (E, M) == BF16
+    return True
+
+
 def format_name(E: int, M: int) -> str:
     """'e4m3'; 'bf16' for E8M7."""
-    return 'bf16' if (E, M) == (8, 7) else f'e{E}m{M}'
+    return 'bf16' if (E, M) == BF16 else f'e{E}m{M}'
 
 
 def model_sizes() -> dict[str, int]:
@@ -131,15 +161,24 @@ def model_sizes() -> dict[str, int]:
     }
 
 
-def nearest_training(known: KnownLaw, N: float, compute: float, block_size: float | str) -> Training:
+def nearest_training(
+    known: KnownLaw, N: float, compute: float, block_size: float | str, *, D: float | None = None
+) -> Training:
     """The size whose N is nearest, by the ratio, on the tokens that the budget has for it in its best format.
 
+    With D given, the nearest that the budget has at least the fewest bits for, in its best format within the budget.
+
     Raises:
-      ValueError: for a format or a block size that can't be trained.
+      ValueError: for a format or a block size that can't be trained; for tokens that the budget has no size for.
     """
     sizes = model_sizes()
-    size = min(sizes, key=lambda size: abs(math.log(sizes[size] / N)))
-    best = min(whole_bits(known, compute, block_size, N=float(sizes[size])), key=lambda option: option.loss)
+    bits = {size: MOST_BITS if D is None else compute / (COST_PER_BIT * sizes[size] * D) for size in sizes}
+    if not (within := [size for size in sizes if bits[size] >= FEWEST_BITS]):
+        least = COST_PER_BIT * min(sizes.values()) * D * FEWEST_BITS
+        raise ValueError(f'{human(D)} tokens are too many: the least model takes C = {least:.3g} for them')
+    size = min(within, key=lambda size: abs(math.log(sizes[size] / N)))
+    options = whole_bits(known, compute, block_size, N=float(sizes[size]), D=D)
+    best = min((option for option in options if option.bits <= bits[size]), key=lambda option: option.loss)
     method = 'method=bf16' if best.format == 'bf16' else f'method=fqt,format={best.format},block_size={block_size}'
     config = capybara.get_config(f'size={size},{method}')
     methods.make_dot_general_cls(config, training=True)  # refuses what it can't do
@@ -147,7 +186,8 @@ def nearest_training(known: KnownLaw, N: float, compute: float, block_size: floa
     arguments = [f'--config=configs/capybara.py:size={size},{method}', f'--config.total_steps={steps}']
     if steps <= config.optimizer.warmup_steps:
         arguments.append(f'--config.optimizer.warmup_steps={steps // 10}')
-    critical = float(known.law.critical_data_size(best.N, best.E, best.M, block_size))
+    blocks = 1 if best.format == 'bf16' else block_size
+    critical = float(known.law.critical_data_size(best.N, best.E, best.M, blocks))
     return Training(size, best, steps, critical, shlex.join(['python', '-m', 'experiments.train', *arguments]))
 
 
@@ -181,7 +221,13 @@ def describe(
     data = plan._asdict() | {'known': known.describe(), 'best': best._asdict(), 'remarks': list(dict.fromkeys(remarks))}
     data['options'] = [option._asdict() for option in plan.options]
     data['training'] = training._asdict() | {'option': option._asdict()}
-    bits = f'{plan.bits:.3f}'
+    bits = 'no real number of' if plan.bits is None else f'{plan.bits:.3f}'
+    if plan.bits is None:
+        remarks.append(
+            'by this law a real number of bits is best only for given N or D, or none is: see the whole ones'
+        )
+    elif plan.bits_interval is None and known.draws:
+        remarks.append('no interval of the best bits: by some of the laws that the runs allow, there is no best number')
     if plan.bits_interval is not None:
         bits += f' (95 %: {interval_text(plan.bits_interval, "{:.3f}".format)})'
     lines = [

@@ -215,12 +215,17 @@ class CapybaraLaw(ChinchillaLaw):
         arguments = np.broadcast_arrays(products, K, a, b)
         middle = np.log(arguments[0]) / 2
         with np.errstate(over='ignore'):  # far from the root, where the sign is what counts
-            log_N = elementwise.find_root(
+            root = elementwise.find_root(
                 difference,
                 (middle - np.abs(middle) - 50, middle + np.abs(middle) + 50),
                 args=tuple(arguments),
                 tolerances=dict(xatol=1e-14, xrtol=1e-15),
-            ).x
+            )
+        if not np.all(root.success):
+            raise ValueError(
+                f'C={np.ravel(C)[0]:g}: the best N is beyond reach, as alpha={self.alpha:g} and beta={self.beta:g}'
+            )
+        log_N = root.x
         N, D = np.exp(log_N), arguments[0] * np.exp(-log_N)
         return ComputeOptimal(*np.broadcast_arrays(N, D, 1 + E + M, self.loss(N, D, E, M, B)))
 

@@ -116,7 +116,8 @@ class FitResult:
         """
         values = [quantity(law) for law in (self.bootstrap() if draws is None else draws)]
         tail = (1 - _level(level)) / 2
-        return np.quantile(values, tail, axis=0), np.quantile(values, 1 - tail, axis=0)
+        low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')  # of infinities, too
+        return low, high
 
 
 def fit(

@@ -158,6 +158,29 @@ def test_the_noise_of_seeds_is_pooled_over_settings(tmp_path):
     assert seed_noise(sweep(tmp_path, *changes[-2:])) is None
 
 
+def test_what_differs_in_more_than_the_seed_is_no_noise(tmp_path):
+    """A sweep's names tell of fields that the laws don't know; without them, seeds have to differ."""
+    names = [
+        {'name': f'learning_rate={rate},seed=0', 'validation/loss': loss} for rate, loss in ((1e-3, 2.0), (0.1, 3.0))
+    ]
+    assert seed_noise(sweep(tmp_path, *names)) is None
+    assert seed_noise(sweep(tmp_path, {'validation/loss': 2.0}, {'validation/loss': 3.0})) is None
+    seeds = [
+        {'name': f'b_target=4.0,seed={i}', 'seed': i, 'bits/mean': 4 + i / 9, 'method': 'gaussws'} for i in range(3)
+    ]
+    assert seed_noise(sweep(tmp_path, *seeds)).degrees_of_freedom == 2
+
+
+def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
+    """It was in the base config of the sweep, or is of a method that we don't know."""
+    untold = {name: value for name, value in SWEEP.items() if name != 'quantization.format'}
+    table = read_runs(write(tmp_path / 'results.csv', [untold]))
+    with pytest.raises(ValueError, match="has no column 'E' or 'format' or 'quantization.format'"):
+        select(table, 'ND' + 'EMB')
+    told = sweep(tmp_path, {'quantization.format': ''}, {'quantization.format': '', 'method': 'other'})
+    np.testing.assert_array_equal(told.columns['E'], [4, np.nan])
+
+
 @pytest.mark.parametrize(
     ('name', 'text', 'error'),
     [
@@ -173,6 +196,8 @@ def test_the_noise_of_seeds_is_pooled_over_settings(tmp_path):
         ('runs.csv', 'N,D,loss\n-1,2,3\n', r"line 2: N='-1' must be a positive number"),
         ('runs.csv', 'N,D,loss\n1,,3\n', r"line 2: D='' must be a positive number"),
         ('runs.csv', 'N,D,loss\n1,inf,3\n', r"line 2: D='inf' must be a positive number"),
+        ('runs.csv', 'N,D,loss,E\n1,2,3,-1\n', r"line 2: E='-1' must be at least 0"),
+        ('runs.csv', 'N,D,loss,b\n1,2,3,0\n', r"line 2: b='0' must be above 0"),
         ('runs.csv', 'N,D,loss,format\n1,2,3,fp8\n', r"line 2: format 'fp8' is unknown; known are"),
         ('runs.csv', 'N,D,loss,B\n1,2,3,row\n', r"line 2: B='row' is neither a block size"),
         ('runs.csv', 'N,D,loss,B\n1,2,3,0\n', r"line 2: B='0' is neither a block size"),

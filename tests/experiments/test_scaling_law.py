@@ -1,6 +1,7 @@
 """The program that fits scaling laws and plans with them: what it says to people and programs, and what it refuses."""
 
 import csv
+import dataclasses
 import importlib
 import json
 import re
@@ -12,6 +13,7 @@ import scipy.optimize
 from absl import flags
 from ml_collections import config_flags
 
+import gaussq_jax as gq
 from experiments import known_laws, optimizers, training_plans
 from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw
 
@@ -169,7 +171,7 @@ def test_exchange_keeps_the_optimum_at_the_same_cost(run):
 
 
 @pytest.mark.parametrize('fixed', [(), ('--model=7b',), ('--tokens=2T',)])
-@pytest.mark.parametrize('compute', [1e16, 1e21, 1e24])
+@pytest.mark.parametrize('compute', [1e18, 1e21, 1e24])
 def test_plan_is_the_best_that_the_budget_buys(run, compute, fixed):
     """Whole bits each cost the budget, and are best among their neighbours in what is free; the best is the best."""
     plan = json.loads(run('plan', f'--compute={compute}', *fixed, '--json'))
@@ -178,10 +180,11 @@ def test_plan_is_the_best_that_the_budget_buys(run, compute, fixed):
         P, N, D, E, M = (option[name] for name in ('bits', 'N', 'D', 'E', 'M'))
         assert P == 1 + E + M
         assert pytest.approx(compute) == 6 / 16 * N * D * P
-        assert option['loss'] == pytest.approx(float(law.loss(N, D, E, M, 128)))
+        B = 1 if (E, M) == (8, 7) else 128  # BF16 is not quantized
+        assert option['loss'] == pytest.approx(float(law.loss(N, D, E, M, B)))
         if not fixed:
             near = N * np.array([0.99, 1.01])
-            assert np.all(law.loss(near, N * D / near, E, M, 128) > option['loss'])
+            assert np.all(law.loss(near, N * D / near, E, M, B) > option['loss'])
         assert np.all(law.loss(N, D, np.arange(P), P - 1 - np.arange(P), 128) >= option['loss'])
     assert plan['best']['loss'] == min(option['loss'] for option in plan['options'])
     assert abs(plan['bits'] - plan['best']['bits']) < 1 or not 3 <= plan['bits'] <= 16
@@ -189,6 +192,37 @@ def test_plan_is_the_best_that_the_budget_buys(run, compute, fixed):
     if fixed:
         column, value = {'--model=7b': ('N', 6973030400), '--tokens=2T': ('D', 2e12)}[fixed[0]]
         assert {option[column] for option in plan['options']} == {value}
+
+
+def test_the_training_of_a_plan_keeps_to_the_tokens(run):
+    """And to the budget: of the sizes that it has bits for on so many tokens, the nearest."""
+    plan = json.loads(run('plan', '--compute=1e22', '--tokens=10B', '--json'))
+    option = plan['training']['option']
+    assert option['D'] == 1e10 and option['N'] == training_plans.model_sizes()['70b']
+    assert 6 / 16 * option['N'] * option['D'] * option['bits'] <= 1e22
+    D = resolve(plan['training']['command']).total_steps * 2**21
+    assert pytest.approx(1e10, rel=1e-3) == D
+
+
+def fitted(**constants):
+    law = dataclasses.replace(PUBLISHED_CAPYBARA, **constants)
+    return known_laws.KnownLaw(law, 'a law', known_laws.PUBLISHED.ranges)
+
+
+@pytest.mark.parametrize(('delta', 'nu'), [(6.0, 1.0), (1.0, 6.0), (5.0, 2.0)])
+def test_plans_are_of_formats_that_can_be_trained(delta, nu):
+    """Also where a law would have all bits in the exponent, or in the mantissa."""
+    plan = training_plans.make_plan(fitted(delta=delta, nu=nu, gamma=10.0), 1e30, 128)
+    for option in plan.options:
+        assert option.format == 'bf16' or gq.parse_format(option.format).bits == option.bits
+
+
+def test_a_plan_where_no_real_number_of_bits_is_best():
+    """The whole ones are told none the less."""
+    plan = training_plans.make_plan(fitted(delta=0.1, nu=0.1), 1e21, 128)
+    assert plan.bits is None and plan.best.bits == 3
+    _, lines = training_plans.describe(plan)
+    assert any('no real number of bits' in line for line in lines)
 
 
 @pytest.mark.parametrize(('compute', 'size'), [(1e12, 'tiny-27k'), (1e20, '1.2b'), (1e24, '70b'), (1e33, '70b')])
@@ -325,6 +359,7 @@ def test_too_few_runs_are_one_error_and_one_model_size_holds_none_out(run, tmp_p
         ('plan --compute=1e24 --days=-1 --gpu=h100', '--days=-1 must be above 0'),
         ('plan --compute=1e24 --days=3', '--days is of a --gpu, which is not given'),
         ('plan --compute=1e24 --model=1B --tokens=1T', '--model and --tokens leave no choice but the bits'),
+        ('plan --compute=1e16 --tokens=2T', '2T tokens are too many: the least model takes C = 5.99e+16 for them'),
         ('plan --compute=1e24 --model=1B,2B', '--model=1B,2B: plan takes one'),
         ('plan --compute=1e24 --block_size=1', 'B=1 must be above 1'),
         ('plan --compute=1e24 --block_size=tensor', "B='tensor': this law does not know"),
@@ -360,3 +395,13 @@ def test_human_amounts():
     amounts = {1732e12: '1730T', 393.4e9: '393B', 1.2e9: '1.2B', 999.6e3: '1M', 41e6: '41M', 512: '512', 2e18: '2e+18'}
     assert {value: known_laws.human(value) for value in amounts} == amounts
     assert scaling_law.amount('x', '1.5T') == 1.5e12 and scaling_law.amount('x', '2e3m') == 2e9
+
+
+def test_a_law_is_fitted_to_one_method(tmp_path):
+    """Weights alone in few bits (qat), and all operands (fqt), have not one law."""
+    rows = 'method,format,B,N,D,loss\n' + ''.join(
+        f'{method},e2m1,16,1e6,1e9,2.5\n' for method in ('fqt', 'qat', 'bf16')
+    )
+    (tmp_path / 'runs.csv').write_text(rows)
+    with pytest.raises(ValueError, match=r'runs\.csv has runs of fqt and qat: a law is of one method'):
+        known_laws.runs_for(known_laws.LAWS['capybara'], tmp_path / 'runs.csv', exclude_e0=False)

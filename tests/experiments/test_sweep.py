@@ -364,6 +364,18 @@ def test_the_bar_of_a_terminal(run_sweep, monkeypatch, capsys):
     assert re.search(r'(^|[\r\n])seed=2 +\d+ s  loss 2.2500\n', shown)
 
 
+def test_a_failure_is_not_written_over_the_next_try(base, tmp_path):
+    """The lock is free when a training ends; another sweep may have it before the end is noticed."""
+    (run,) = sweep_plan.make_runs(base, [{'seed': [0]}], tmp_path)
+    run.workdir.mkdir()
+    with open(run.workdir / '.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert sweep_run.fail(run, 'it failed').status == 'failed'
+        assert sweep_run.look(run).status == 'missing'
+    sweep_run.fail(run, 'it failed')
+    assert sweep_run.look(run) == sweep_run.Result('failed', {}, 'it failed')
+
+
 @pytest.mark.parametrize(
     ('exit_status', 'output', 'error'),
     [

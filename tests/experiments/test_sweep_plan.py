@@ -65,6 +65,8 @@ def test_arguments_that_the_base_config_does_not_have(base, tmp_path):
         sweep_plan.make_runs(base, [{':sise': [1]}], tmp_path)
     with pytest.raises(ValueError, match=r"grids\[0\]\[':steps'\]=\[\] must be a list of values, and not empty"):
         sweep_plan.make_runs(base, [{':steps': []}], tmp_path)
+    with pytest.raises(ValueError, match=r"grids\[1\]: 'method' and ':method' would be one column; vary one of them"):
+        sweep_plan.make_runs(base, [{':method': ['bf16']}, {'method': ['fqt']}], tmp_path)
     with pytest.raises(ValueError, match=r'grids\[0\]: steps=10 is the same run as steps=10'):
         sweep_plan.make_runs(base, [{':steps': [10, 10]}], tmp_path)
 
