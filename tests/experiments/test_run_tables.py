@@ -175,7 +175,7 @@ def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
     """It was in the base config of the sweep, or is of a method that we don't know."""
     untold = {name: value for name, value in SWEEP.items() if name != 'quantization.format'}
     table = read_runs(write(tmp_path / 'results.csv', [untold]))
-    with pytest.raises(ValueError, match="has no column 'E' or 'format' or 'quantization.format'"):
+    with pytest.raises(ValueError, match=r"has no column 'E' or 'format' or 'quantization\.format'"):
         select(table, 'ND' + 'EMB')
     told = sweep(tmp_path, {'quantization.format': ''}, {'quantization.format': '', 'method': 'other'})
     np.testing.assert_array_equal(told.columns['E'], [4, np.nan])

@@ -359,7 +359,7 @@ def test_too_few_runs_are_one_error_and_one_model_size_holds_none_out(run, tmp_p
         ('plan --compute=1e24 --days=-1 --gpu=h100', '--days=-1 must be above 0'),
         ('plan --compute=1e24 --days=3', '--days is of a --gpu, which is not given'),
         ('plan --compute=1e24 --model=1B --tokens=1T', '--model and --tokens leave no choice but the bits'),
-        ('plan --compute=1e16 --tokens=2T', '2T tokens are too many: the least model takes C = 5.99e+16 for them'),
+        ('plan --compute=1e16 --tokens=2T', r'2T tokens are too many: the least model takes C = 5.99e\+16 for them'),
         ('plan --compute=1e24 --model=1B,2B', '--model=1B,2B: plan takes one'),
         ('plan --compute=1e24 --block_size=1', 'B=1 must be above 1'),
         ('plan --compute=1e24 --block_size=tensor', "B='tensor': this law does not know"),

@@ -1,5 +1,6 @@
 """The sweep: whatever becomes of one run, the others' results are right, and none is lost or trained twice."""
 
+import fcntl
 import json
 import os
 import pathlib
