@@ -1,7 +1,7 @@
 """The Capybara scaling law of floating-point quantized training, and what it says is best.
 
 Source: Sun et al., Scaling laws for floating-point quantization training (arXiv 2501.02423): the law with the constants
-of its table 2, and the optima of its section 4, here derived for block sizes that may depend on N and D.
+of its table 2, and the optima that follow from it, here derived for block sizes that may depend on N and D.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
 
 from gaussq_jax.scaling_laws.laws import (
-    ChinchillaLaw,
+    PowerLaw,
     _random_penalty,
     _random_terms,
     at_least,
@@ -56,7 +56,7 @@ class ComputeOptimal(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CapybaraLaw(ChinchillaLaw):
+class CapybaraLaw(PowerLaw):
     """The loss of training whose GEMM operands P2, P4 and P6 are floats of E exponent and M mantissa bits.
 
         L = n/N^alpha + d/D^beta + epsilon + (D^beta/N^alpha) log2(B) / (gamma (E+1/2)^delta (M+1/2)^nu)
@@ -92,7 +92,7 @@ class CapybaraLaw(ChinchillaLaw):
     COLUMNS = ('N', 'D', 'E', 'M', 'B')
 
     def loss(self, N: ArrayLike, D: ArrayLike, E: ArrayLike, M: ArrayLike, B: ArrayLike | str) -> np.ndarray:
-        """The loss of N parameters trained on D tokens in ExMy with blocks of B; the first line of the class."""
+        """The loss of N parameters trained on D tokens in ExMy with blocks of B: the formula of the class."""
         E, M = at_least('E', E, 0), at_least('M', M, 0)
         return self._loss(positive('N', N), positive('D', D), E, M, BlockSizes.parse(B))
 
@@ -106,7 +106,7 @@ class CapybaraLaw(ChinchillaLaw):
 
             D_crit^(beta+b) = d beta gamma N^a (E+1/2)^delta (M+1/2)^nu / (b t)
 
-        Source: as above, section 4.3 and figure 16.
+        Source: as above, figure 16.
         """
         N, E, M = positive('N', N), at_least('E', E, 0), at_least('M', M, 0)
         blocks, a, b = self._blocks(B)
@@ -120,7 +120,7 @@ class CapybaraLaw(ChinchillaLaw):
 
             E = delta P / s - 1/2,  M = nu P / s - 1/2
 
-        Source: as above, section 4.2 and figure 15.
+        Source: as above, figure 15.
         """
         P = at_least('P', P, LEAST_BITS)
         share = self.delta / (self.delta + self.nu)
@@ -146,7 +146,7 @@ class CapybaraLaw(ChinchillaLaw):
             P^s = (s - alpha) / (alpha g n) D^beta log2 B
 
         The cost is not in it: N^alpha stands in both of the terms that N and P trade.
-        Source: as above, section 4.4 and figure 17.
+        Source: as above, figure 17.
         """
         D, blocks = positive('D', D), BlockSizes.parse(B)
         if np.any(blocks.is_tensor):
@@ -160,9 +160,8 @@ class CapybaraLaw(ChinchillaLaw):
     ) -> np.ndarray:
         """Real P of least loss for N parameters at cost C; D takes what P leaves of it.
 
-            P^(s+beta+b) = (s + b) t / (beta d g) (C/k)^(beta+b) / N^(a+beta+b)
+        P^(s+beta+b) = (s + b) t / (beta d g) (C/k)^(beta+b) / N^(a+beta+b)
 
-        Source: as above, section 4.4.
         """
         N, C, k = positive('N', N), positive('C', C), positive('k', k)
         blocks, a, b = self._blocks(B)
@@ -176,7 +175,7 @@ class CapybaraLaw(ChinchillaLaw):
             alpha n / N^alpha = (s - a) q,  beta d / D^beta = (s + b) q,  k N D P = C
 
         so that ln N, ln D and, by the definition of q, ln P are linear in ln q.
-        Source: as above, section 4.4 and figure 18.
+        Source: as above, figure 18.
         """
         C, k = positive('C', C), positive('k', k)
         blocks, a, b = self._blocks(B)
@@ -236,7 +235,7 @@ class CapybaraLaw(ChinchillaLaw):
 
             P^(s+beta+b) N^(a+beta+b) = constant
 
-        B matters only where it is 'tensor'. Source: as above, section 4.4.
+        B matters only where it is 'tensor'.
         """
         N, P, new_P = positive('N', N), at_least('P', P, LEAST_BITS), at_least('new_P', new_P, LEAST_BITS)
         _, a, b = self._blocks(B)

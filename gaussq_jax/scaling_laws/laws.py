@@ -75,7 +75,21 @@ class ScalingLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChinchillaLaw(ScalingLaw):
+class PowerLaw(ScalingLaw):
+    """A law with the terms n / N^alpha + d / D^beta + epsilon."""
+
+    n: float
+    alpha: float
+    d: float
+    beta: float
+    epsilon: float
+
+    def _unquantized(self, N, D):
+        return self.n * N**-self.alpha + self.d * D**-self.beta + self.epsilon
+
+
+@dataclasses.dataclass(frozen=True)
+class ChinchillaLaw(PowerLaw):
     """L(N, D) = n / N^alpha + d / D^beta + epsilon.
 
     Example:
@@ -85,12 +99,6 @@ class ChinchillaLaw(ScalingLaw):
     Source: Hoffmann et al., Training compute-optimal large language models (arXiv 2203.15556), section 3.3.
     """
 
-    n: float
-    alpha: float
-    d: float
-    beta: float
-    epsilon: float
-
     COLUMNS = ('N', 'D')
 
     def loss(self, N: ArrayLike, D: ArrayLike) -> np.ndarray:
@@ -99,9 +107,6 @@ class ChinchillaLaw(ScalingLaw):
 
     def _loss(self, N, D):
         return self._unquantized(N, D)
-
-    def _unquantized(self, N, D):
-        return self.n * N**-self.alpha + self.d * D**-self.beta + self.epsilon
 
     def compute_optimal(self, C: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """N and D of least loss at C = 6 N D floating-point operations.
@@ -155,7 +160,7 @@ class KaplanLaw(ScalingLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class KumarLaw(ChinchillaLaw):
+class KumarLaw(PowerLaw):
     """L(N, D, P) = n / N_eff^alpha + d / D^beta + epsilon, with N_eff = N (1 - exp(-P / gamma)).
 
     Weights, activations and gradients have P bits alike.
@@ -185,7 +190,7 @@ class KumarLaw(ChinchillaLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class BitwidthLaw(ChinchillaLaw):
+class BitwidthLaw(PowerLaw):
     """L(N, D, b) = n / N^alpha + d / D^beta + epsilon + (D^beta / N^alpha) / (gamma b^kappa).
 
     The Capybara law for pseudo-quantization: the bitwidth b of a weight's block stands where exponent and mantissa bits
