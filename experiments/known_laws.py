@@ -46,8 +46,7 @@ class KnownLaw:
             return None
         try:
             with np.errstate(all='ignore'):  # of laws that are far off, and of what is infinite
-                values = [quantity(law) for law in self.draws]
-            return np.quantile(values, (0.025, 0.975), axis=0, method='closest_observation')  # of infinities, too
+                return np.array(scaling_laws.quantile_interval(quantity, self.draws))
         except ValueError:  # a law among them for which there is no such thing
             return None
 
@@ -104,15 +103,15 @@ class Study(NamedTuple):
         """
         table = runs_for(family, path, exclude_e0=exclude_e0)
         result = fit(family, table, robust=robust)
-        families = [other for other in LAWS.values() if other is family or serves(table, other)]
+        others = [other for other in LAWS.values() if other is not family and serves(table, other)]
+        how = dict(robust=robust, num_starts=NUM_STARTS)
         try:
-            held_out = scaling_laws.compare(families, table.columns, robust=robust, num_starts=NUM_STARTS)
+            results = [result, *(fit(other, table, robust=robust) for other in others)]
+            held_out = scaling_laws.hold_out(results, table.columns, **how)
         except ValueError as error:
             return cls(table, result, str(error), robust)
         try:
-            sizes = scaling_laws.compare(
-                families, table.columns, groups=table.columns['N'].tolist(), robust=robust, num_starts=NUM_STARTS
-            )
+            sizes = scaling_laws.hold_out(results, table.columns, groups=table.columns['N'].tolist(), **how)
         except ValueError:  # there are too few of them
             sizes = []
         size_errors = {held.name: held.relative_error for held in sizes}
@@ -149,7 +148,7 @@ class Study(NamedTuple):
         pairs = sorted((pair for pair in pairs if math.isfinite(pair[2])), key=lambda pair: -abs(pair[2]))
         noise = seed_noise(self.table)
         return {
-            'law': type(result.law).__name__.removesuffix('Law'),
+            'law': result.law.title(),
             'table': self.table.path,
             'runs': result.num_runs,
             'robust': self.robust,
@@ -172,10 +171,9 @@ def fit(family: type[scaling_laws.ScalingLaw], table: RunTable, *, robust: bool)
 
 def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
     """The law of a fit, with the draws of its bootstrap."""
-    name = type(result.law).__name__.removesuffix('Law')
     return KnownLaw(
         result.law,
-        f'{name}, fitted to {result.num_runs} runs of {table.path}',
+        f'{result.law.title()}, fitted to {result.num_runs} runs of {table.path}',
         {column: (float(np.min(table.columns[column])), float(np.max(table.columns[column]))) for column in 'ND'},
         tuple(result.bootstrap(NUM_DRAWS)),
         tuple(result.undetermined),

@@ -15,7 +15,8 @@ from kernels_pallas.weight_sampling import select
 
 SAMPLING = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling}
 PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
-DEFAULT_FORMAT = 'e4m3'  # of qat and fqt
+QUANTIZING = ('qat', 'fqt')
+DEFAULT_FORMAT = 'e4m3'  # of these, if none is named
 
 
 def check_settings(config: ConfigDict):

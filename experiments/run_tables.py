@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.methods import DEFAULT_FORMAT, SAMPLING
+from experiments.methods import DEFAULT_FORMAT, QUANTIZING, SAMPLING
 from gaussq_jax.formats import parse_format
 
 # For each column of a law, and for what else is told of a run, the names that it may have in a file; the first wins.
@@ -31,7 +31,6 @@ NAMES = {
 }
 EVERY_LAW = ('N', 'D', 'loss')
 WORDS = ('format', 'method', 'seed', 'name')
-QUANTIZING = ('fqt', 'qat')  # methods whose format, if none is named, is DEFAULT_FORMAT
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
 
 Line = tuple[str, dict[str, Any]]  # where it stands, and its cells
@@ -176,7 +175,7 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
         if not 0 < numbers[column] < math.inf:
             raise ValueError(f'{column}={cells[column]!r} must be a positive number')
     for column in 'EMb':
-        if numbers[column] < (column == 'b' and np.nextafter(0, 1)):
+        if numbers[column] < 0 or (column == 'b' and numbers[column] == 0):
             raise ValueError(f'{column}={cells[column]!r} must be {"above" if column == "b" else "at least"} 0')
     method = words['method']
     if method == 'bf16':

@@ -1,8 +1,8 @@
 """Scaling laws of training, with its precision in them: the laws, their fit to runs, and what they say is best."""
 
 from gaussq_jax.scaling_laws.capybara import PUBLISHED_CAPYBARA, CapybaraLaw, ComputeOptimal
-from gaussq_jax.scaling_laws.fitting import FitResult, fit, fit_capybara
-from gaussq_jax.scaling_laws.held_out import HeldOut, compare, held_out_error
+from gaussq_jax.scaling_laws.fitting import FitResult, fit, fit_capybara, quantile_interval
+from gaussq_jax.scaling_laws.held_out import HeldOut, compare, held_out_error, hold_out
 from gaussq_jax.scaling_laws.laws import (
     PUBLISHED_CHINCHILLA,
     PUBLISHED_KAPLAN,
@@ -30,4 +30,6 @@ __all__ = [
     'fit',
     'fit_capybara',
     'held_out_error',
+    'hold_out',
+    'quantile_interval',
 ]

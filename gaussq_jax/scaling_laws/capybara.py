@@ -13,12 +13,12 @@ from scipy.optimize import elementwise
 
 from gaussq_jax.scaling_laws.laws import (
     PowerLaw,
-    _random_penalty,
-    _random_terms,
     at_least,
     geometric_mean,
     log_uniform,
     positive,
+    random_penalty,
+    random_terms,
 )
 
 COST_PER_BIT = 6 / 16  # k in C = k N D P: 6 N D at 16 bits
@@ -270,10 +270,10 @@ class CapybaraLaw(PowerLaw):
 
     @classmethod
     def random(cls, rng, columns, loss):
-        terms = _random_terms(rng, columns, loss)
+        terms = random_terms(rng, columns, loss)
         delta, nu = log_uniform(rng, 0.5, 5.0), log_uniform(rng, 0.5, 5.0)
         middle = {name: geometric_mean(columns[name] + 0.5 * (name in 'EM')) for name in 'NDEM'}
-        penalty = _random_penalty(rng, loss)
+        penalty = random_penalty(rng, loss)
         ratio = middle['D'] ** terms['beta'] / middle['N'] ** terms['alpha']
         gamma = ratio * 7 / (middle['E'] ** delta * middle['M'] ** nu * penalty)  # log2 B of 7 is common
         blocks = BlockSizes.parse(columns['B'])

@@ -6,6 +6,7 @@ that follows from the law, from a bootstrap.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -114,10 +115,17 @@ class FitResult:
           draws: of `bootstrap`, if several quantities are to share them.
           level: the part of the draws between the two ends.
         """
-        values = [quantity(law) for law in (self.bootstrap() if draws is None else draws)]
-        tail = (1 - _level(level)) / 2
-        low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')  # of infinities, too
-        return low, high
+        return quantile_interval(quantity, self.bootstrap() if draws is None else draws, level=level)
+
+
+def quantile_interval(
+    quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of what the middle part `level` of the draws says of a quantity, which may be infinite."""
+    tail = (1 - _level(level)) / 2
+    values = [quantity(law) for law in draws]
+    low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')
+    return low, high
 
 
 def fit(
@@ -260,9 +268,13 @@ class _Problem:
         problem = cls(family, columns, loss, _weights(weights, loss), names, dict(fixed), (), float(loss.mean()))
         return dataclasses.replace(problem, bounds=tuple(problem._to_point(ends.T)))
 
+    @functools.cached_property
+    def is_epsilon(self):
+        return np.array(self.names) == 'epsilon'
+
     def _to_point(self, values):
         with np.errstate(divide='ignore'):
-            return np.where(np.array(self.names) == 'epsilon', values / self.unit, np.log(values))
+            return np.where(self.is_epsilon, values / self.unit, np.log(values))
 
     def point(self, law):
         """Of a law's constants, moved inside the bounds."""
@@ -270,7 +282,7 @@ class _Problem:
         return np.clip(self._to_point(np.array([getattr(law, name) for name in self.names])), low + 1e-9, high - 1e-9)
 
     def law(self, point):
-        values = np.where(np.array(self.names) == 'epsilon', point * self.unit, np.exp(point))
+        values = np.where(self.is_epsilon, point * self.unit, np.exp(point))
         return self.family(**self.fixed, **dict(zip(self.names, values.tolist())))
 
     def predict(self, point):
@@ -292,8 +304,7 @@ class _Problem:
 
     def result(self, solution, solutions):
         """With the covariance s^2 (J^T J)^-1, J the Jacobian of the weighted residuals."""
-        is_epsilon = np.array(self.names) == 'epsilon'
-        x = np.where(is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
+        x = np.where(self.is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
         residuals, r, p = -self.residuals(x), len(self.loss), len(self.names)
         variance = residuals @ residuals / (r - p)
         undetermined = self._ambiguous(solution, solutions, variance)
@@ -303,7 +314,7 @@ class _Problem:
         jacobian = dataclasses.replace(self, scale=None).solve(solution.x, dict(jac='3-point', max_nfev=1)).jac
         _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
         seen = values > NULL * values[0]
-        unit = np.where(is_epsilon, self.unit, 1.0)
+        unit = np.where(self.is_epsilon, self.unit, 1.0)
         covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(unit, unit)
         unseen = np.any(np.abs(directions[~seen]) > NULL_SHARE, axis=0)
         covariance[unseen, unseen] = np.inf
@@ -328,6 +339,5 @@ class _Problem:
         best = min(other.cost for other in solutions)
         others = np.array([other.x for other in solutions if other.cost <= best + AS_GOOD / 2 * variance])
         differences, elsewhere = np.abs(others - solution.x), np.log(FACTOR)
-        is_epsilon = np.array(self.names) == 'epsilon'
-        elsewhere = np.where(is_epsilon, (1 - 1 / FACTOR) * np.maximum(others, solution.x), elsewhere)
+        elsewhere = np.where(self.is_epsilon, (1 - 1 / FACTOR) * np.maximum(others, solution.x), elsewhere)
         return np.any(differences > elsewhere, axis=0)

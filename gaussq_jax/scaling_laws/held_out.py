@@ -21,7 +21,7 @@ class HeldOut(NamedTuple):
     @property
     def name(self) -> str:
         """Of the law."""
-        return self.law.__name__.removesuffix('Law')
+        return self.law.title()
 
 
 def compare(
@@ -33,20 +33,44 @@ def compare(
     num_starts: int = 16,
     seed: int = 0,
 ) -> list[HeldOut]:
-    """Laws by the error of their predictions of runs held out, the best first.
-
-    Each group of runs is held out in turn, and predicted by the law fitted to the others.
+    """Laws by the error of their predictions of runs held out, the best first: they are fitted, then as `hold_out`.
 
     Args:
       laws: classes.
       runs: with the columns of all of them.
+      groups: as for `hold_out`.
+      robust, num_starts, seed: as for `fit`.
+
+    Raises:
+      ValueError: as `fit` and `hold_out` do.
+    """
+    how = dict(robust=robust, num_starts=num_starts, seed=seed)
+    return hold_out([fit(law, runs, **how) for law in laws], runs, groups=groups, **how)
+
+
+def hold_out(
+    results: Iterable[FitResult],
+    runs: Mapping[str, Any],
+    *,
+    groups: Any = None,
+    robust: bool = False,
+    num_starts: int = 16,
+    seed: int = 0,
+) -> list[HeldOut]:
+    """Fitted laws by the error of their predictions of runs held out, the best first.
+
+    Each group of runs is held out in turn, and predicted by the law fitted to the others.
+
+    Args:
+      results: of `fit` to these runs, with these options.
+      runs: with the columns of all the laws.
       groups: a label a run. By default runs of one N and one D are a group, in all formats and seeds. With N for
         labels, predictions are of a model size never seen, the least and the largest too: a harder test.
       robust, num_starts, seed: as for `fit`. Without a group, the search starts from the law of all runs and a quarter
         of the random starts.
 
     Raises:
-      ValueError: as `fit` does, of all runs or of those without a group; for a single group.
+      ValueError: as `fit` does, of the runs without a group; for a single group.
     """
     columns, _ = read_columns(ChinchillaLaw, runs)
     labels = list(zip(*columns.values()) if groups is None else groups)
@@ -56,8 +80,8 @@ def compare(
     if len(numbers) < 2:
         raise ValueError(f'groups has only {list(numbers)}: to hold one out takes another')
     groups = np.array([numbers[label] for label in labels])
-    how = dict(robust=robust, num_starts=num_starts, seed=seed)
-    return sorted((_held_out(law, runs, groups, how) for law in laws), key=lambda held: held.relative_error)
+    how = dict(robust=robust, num_starts=-(-num_starts // 4), seed=seed)
+    return sorted((_held_out(result, runs, groups, how) for result in results), key=lambda held: held.relative_error)
 
 
 def held_out_error(law: ScalingLaw, runs: Mapping[str, Any]) -> float:
@@ -66,14 +90,14 @@ def held_out_error(law: ScalingLaw, runs: Mapping[str, Any]) -> float:
     return _relative_error(law.loss(*columns.values()), loss)
 
 
-def _held_out(law, runs, groups, how):
-    result = fit(law, runs, **how)
+def _held_out(result, runs, groups, how):
+    law = type(result.law)
     columns = {name: np.asarray(runs[name], object) for name in runs}
     predicted = np.empty(len(groups))
     for group in range(max(groups) + 1):
         out = groups == group
         others = {name: column[~out] for name, column in columns.items()}
-        fitted = fit(law, others, **how | {'start': result.law, 'num_starts': -(-how['num_starts'] // 4)}).law
+        fitted = fit(law, others, start=result.law, **how).law
         held, _ = read_columns(law, {name: column[out] for name, column in columns.items()})
         predicted[out] = fitted.loss(*held.values())
     return HeldOut(law, result, predicted, _relative_error(predicted, result.predicted + result.residuals))

@@ -63,6 +63,11 @@ class ScalingLaw:
                 allowed = 'at least 0' if may_be_0 else 'above 0'
                 raise ValueError(f'{type(self).__name__}.{field.name}={value!r} must be a finite number {allowed}')
 
+    @classmethod
+    def title(cls) -> str:
+        """'Capybara' of a CapybaraLaw."""
+        return cls.__name__.removesuffix('Law')
+
     def constants(self) -> dict[str, float]:
         """The constants by name, without those that the law does not know."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -122,7 +127,7 @@ class ChinchillaLaw(PowerLaw):
 
     @classmethod
     def random(cls, rng, columns, loss):
-        return cls(**_random_terms(rng, columns, loss))
+        return cls(**random_terms(rng, columns, loss))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +160,7 @@ class KaplanLaw(ScalingLaw):
 
     @classmethod
     def random(cls, rng, columns, loss):
-        terms = _random_terms(rng, columns, loss)
+        terms = random_terms(rng, columns, loss)
         return cls(**terms | {'n': terms['n'] ** (1 / terms['alpha']), 'd': terms['d'] ** (1 / terms['beta'])})
 
 
@@ -186,7 +191,7 @@ class KumarLaw(PowerLaw):
 
     @classmethod
     def random(cls, rng, columns, loss):
-        return cls(**_random_terms(rng, columns, loss), gamma=log_uniform(rng, 0.3, 5.0))
+        return cls(**random_terms(rng, columns, loss), gamma=log_uniform(rng, 0.3, 5.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,15 +226,15 @@ class BitwidthLaw(PowerLaw):
 
     @classmethod
     def random(cls, rng, columns, loss):
-        terms = _random_terms(rng, columns, loss)
+        terms = random_terms(rng, columns, loss)
         kappa = log_uniform(rng, 0.5, 8.0)
         N, D, b = (geometric_mean(columns[name]) for name in cls.COLUMNS)
-        penalty = _random_penalty(rng, loss)
+        penalty = random_penalty(rng, loss)
         gamma = D ** terms['beta'] * N ** -terms['alpha'] / (b**kappa * penalty)
         return cls(**terms, gamma=gamma, kappa=kappa)
 
 
-def _random_terms(rng, columns, loss):
+def random_terms(rng: np.random.Generator, columns: dict[str, np.ndarray], loss: np.ndarray) -> dict[str, float]:
     """Constants of the terms of N and of D, each a part of the least loss at the middle of the runs."""
     alpha, beta = log_uniform(rng, 0.05, 1.5), log_uniform(rng, 0.05, 1.5)
     model, data, rest = rng.dirichlet((1, 1, 1)) * loss.min()
@@ -242,7 +247,7 @@ def _random_terms(rng, columns, loss):
     }
 
 
-def _random_penalty(rng, loss):
+def random_penalty(rng: np.random.Generator, loss: np.ndarray) -> float:
     """Of quantization: a part of what the losses differ by, if they do."""
     return (np.ptp(loss) or loss.min()) * rng.uniform(0.05, 1.0)
 
