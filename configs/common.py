@@ -97,7 +97,11 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             total_steps=1000,
             dtype='bfloat16',  # of the computation
             remat_policy='',  # '' keeps activations; 'full', or a name of jax.checkpoint_policies
+            resample_weights=False,  # draw a layer's W_hat again in the backward pass, instead of keeping all layers'
+            gradient_reduction='float32',  # or 'bfloat16': in which the linear layers' dW_hat is summed over devices
             optimizer=dict(
+                name='adamw',  # or 'adam_mini', one second moment a head, neuron or token
+                state_dtype='float32',  # of the moments; 'bfloat16' is rounded stochastically
                 learning_rate=6e-4,
                 final_learning_rate=6e-5,
                 warmup_steps=100,
@@ -108,6 +112,12 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 clip_norm=1.0,  # of the weights' gradient
             ),
             mesh=dict(data=-1, fsdp=1, tensor=1),  # sizes; -1 is what remains
+            divergence=dict(
+                max_rollbacks=0,  # to the newest checkpoint, skipping the batches since; 0 ends the training
+                spike_sigmas=0.0,  # a loss so far above the last ones' mean has diverged; 0: only if it isn't finite
+                spike_window=100,  # steps of that mean
+            ),
+            stall_timeout=1800.0,  # seconds without a finished step, after which the program ends itself; 0: never
             log_every=10,
             eval_every=250,
             eval_batches=20,  # spread evenly over the validation split; -1 is all of it

@@ -77,25 +77,26 @@ def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
     return (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
 
 
-def make_dot_general_cls(config: ConfigDict, *, training: bool) -> Callable | None:
+def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:
     """What makes the matmul of the linear layers; None if it is the usual one.
 
     In training steps, stochastic rounding takes its keys from the rng stream 'quantization'; outside, it is to
-    nearest.
+    nearest. `sums_gradients` where several devices have each a part of dW, which `config.gradient_reduction` is for.
 
     Raises:
       ValueError: for settings that fqt can't have.
     """
-    if config.method != 'fqt':
-        return None
-    targets = config.quantization.targets.split('+')
-    if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
-        allowed = ', '.join(TARGETS)
-        raise ValueError(f'config.quantization.targets={"+".join(targets)!r}: allowed are {allowed}, joined by +')
-    quantizer = make_quantizer(config)
-    if not training:
-        quantizer = quantizer.deterministic()
-    return functools.partial(models.QuantizedDotGeneral, **dict.fromkeys(targets, quantizer))
+    settings = {}
+    if sums_gradients and config.gradient_reduction == 'float32' and config.dtype == 'bfloat16':
+        settings['weight_gradient_dtype'] = jnp.float32
+    if config.method == 'fqt':
+        targets = config.quantization.targets.split('+')
+        if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
+            allowed = ', '.join(TARGETS)
+            raise ValueError(f'config.quantization.targets={"+".join(targets)!r}: allowed are {allowed}, joined by +')
+        quantizer = make_quantizer(config)
+        settings |= dict.fromkeys(targets, quantizer if training else quantizer.deterministic())
+    return functools.partial(models.QuantizedDotGeneral, **settings) if settings else None
 
 
 def describe(config: ConfigDict) -> str:

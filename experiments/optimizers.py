@@ -6,8 +6,12 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from experiments.adam_mini import scale_by_adam_mini
+from experiments.low_precision_state import low_precision_state
 from gaussq_jax.param_rules import leaf_path
 
+NAMES = ('adamw', 'adam_mini')
+STATE_DTYPES = ('float32', 'bfloat16')
 NO_WEIGHT_DECAY = ('scale', 'bias')  # last names of the leaves of norms, and biases
 
 
@@ -27,13 +31,19 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW for the tree {'params': weights, 'bitwidths': b_i}, each with its own learning rate and decay.
 
     Weights are clipped by their global norm, which the bitwidths don't enter; weight decay leaves norms and
-    biases alone, by name.
+    biases alone, by name. For the weights, Adam-mini can take Adam's place, and the moments can be kept in bfloat16,
+    rounded stochastically; the bitwidths, one a block, always have Adam's, in float32.
 
     Raises:
-      ValueError: for a warm-up that isn't shorter than the training, learning rates that rise, and settings
-        out of their range; naming the field.
+      ValueError: for an unknown optimizer or dtype of its state, a warm-up that isn't shorter than the training,
+        learning rates that rise, and settings out of their range; naming the field.
     """
     optimizer, quantization = config.optimizer, config.quantization
+    for name, allowed in (('name', NAMES), ('state_dtype', STATE_DTYPES)):
+        if optimizer[name] not in allowed:
+            raise ValueError(
+                f'config.optimizer.{name}={optimizer[name]!r}: allowed are {", ".join(map(repr, allowed))}'
+            )
     for name in ('clip_norm', 'eps'):
         if not optimizer[name] > 0:
             raise ValueError(f'config.optimizer.{name}={optimizer[name]} must be positive (inf clips nothing)')
@@ -56,15 +66,17 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             f'{optimizer.final_learning_rate} between 0 and that'
         )
     moments = dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+    if optimizer.name == 'adam_mini':
+        scale = scale_by_adam_mini(**moments, head_size=config.model.hidden_size // config.model.num_heads)
+    else:
+        scale = optax.scale_by_adam(**moments)
+    decay = optax.add_decayed_weights(optimizer.weight_decay, has_weight_decay)
     weights = optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(config),
-            weight_decay=optimizer.weight_decay,
-            mask=has_weight_decay,
-            **moments,
-        ),
+        optax.chain(scale, decay, optax.scale_by_learning_rate(learning_rate_schedule(config))),
     )
+    if optimizer.state_dtype == 'bfloat16':
+        weights = low_precision_state(weights, config.seed)
     bitwidths = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **moments)
     return optax.partition(
         {'params': weights, 'bitwidths': bitwidths},

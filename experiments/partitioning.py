@@ -1,25 +1,31 @@
-"""The mesh, and where each array of the train state lives on it."""
+"""The mesh, and where each array of the train state, and each activation, lives on it."""
 
+import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from gaussq_jax.models.layers import Constrain, unconstrained
 from gaussq_jax.param_rules import leaf_path
 
 AXES = ('data', 'fsdp', 'tensor')
 
 # (path regex, one mesh axis or None for each array axis), first match wins; the path may have anything before it, so
-# that an optimizer's moments lie where their parameter lies. Stacked layers are never split along the layers.
+# that an optimizer's moments lie where their parameter lies. Bitwidths lie where their blocks do. Stacked layers are
+# never split along the layers.
 RULES = (
     (r'params/embed/embedding', ('tensor', 'fsdp')),
-    (r'params/layers/.*/(query|key|value|gate|up)/kernel', (None, 'fsdp', 'tensor')),
-    (r'params/layers/.*/(out|down)/kernel', (None, 'tensor', 'fsdp')),
+    (r'(params|bitwidths)/layers/.*/(query|key|value|gate|up)/kernel', (None, 'fsdp', 'tensor')),
+    (r'(params|bitwidths)/layers/.*/(out|down)/kernel', (None, 'tensor', 'fsdp')),
     (r'params/lm_head/kernel', ('fsdp', 'tensor')),
 )
+BATCH = ('data', 'fsdp')  # every device sees other text, unless it shares a tensor
+ACTIVATIONS = {'batch': BATCH, 'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}  # by the names of the models
 
 
 def make_mesh(sizes: ConfigDict) -> Mesh:
@@ -53,16 +59,37 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         name = leaf_path(path)
         for regex, axes in RULES:
             if re.fullmatch(f'(.*/)?{regex}', name) and len(axes) == leaf.ndim:
-                fits = [axis if size % mesh.shape.get(axis, 1) == 0 else None for axis, size in zip(axes, leaf.shape)]
-                return NamedSharding(mesh, PartitionSpec(*fits))
+                return _fitting(mesh, axes, leaf.shape)
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def of_layers(shardings: Any) -> Any:
+    """The shardings of one layer's arrays, from those of stacked ones."""
+    return jax.tree.map(lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shardings)
+
+
+def constrain_activations(mesh: Mesh) -> Constrain:
+    """The models' `constrain`, by `ACTIVATIONS`; an axis whose size the mesh's doesn't divide stays whole."""
+    if mesh.size == 1:
+        return unconstrained
+    return functools.partial(_constrain, mesh)
+
+
+def with_whole_rows(weights: Any, mesh: Mesh) -> Any:
+    """The model's weights, the rows of the embedding gathered: a lookup's result lies where its tokens do.
+
+    From where a lookup in parts of rows would put it, XLA can't always get there but by gathering all activations.
+    """
+    embedding = weights['embed']['embedding']
+    rows = jax.lax.with_sharding_constraint(embedding, _fitting(mesh, ('tensor', None), embedding.shape))
+    return {**weights, 'embed': {**weights['embed'], 'embedding': rows}}
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sequences over data and fsdp: every device sees other text, unless it shares a tensor."""
-    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+    """Of sequences."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
@@ -74,3 +101,16 @@ def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: to_global(rows) for name, rows in batch.items()}
+
+
+def _constrain(mesh: Mesh, x: jax.Array, axes: Sequence[str]) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, _fitting(mesh, [ACTIVATIONS.get(axis) for axis in axes], x.shape))
+
+
+def _fitting(mesh: Mesh, axes: Sequence[str | tuple[str, ...] | None], shape: Sequence[int]) -> NamedSharding:
+    """These mesh axes, where their number of devices divides the array's size."""
+
+    def devices(axis):
+        return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
+
+    return NamedSharding(mesh, PartitionSpec(*(a if size % devices(a) == 0 else None for a, size in zip(axes, shape))))

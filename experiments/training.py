@@ -18,6 +18,7 @@ from gaussq_jax import models
 from gaussq_jax.param_rules import leaf_path, match_rules
 
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
+LAYERS = 'layers'  # the models' stacked layers
 
 
 class TrainState(NamedTuple):
@@ -78,13 +79,13 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     """
     _check_config(config)
     mesh = partitioning.make_mesh(config.mesh)
-    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    shards = _num_batch_shards(mesh)
     if config.batch_size % (config.microbatches * shards):
         raise ValueError(
             f'config.batch_size={config.batch_size} must be a multiple of config.microbatches={config.microbatches}'
             f' times the {shards} shard(s) of the batch that config.mesh makes'
         )
-    model = make_model(config, vocab_size)
+    model = make_model(config, vocab_size, mesh)
     transform = methods.make_transform(config)
     optimizer = optimizers.make_optimizer(config)
     init = functools.partial(_init_state, config, model, transform, optimizer)
@@ -96,15 +97,18 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     return Experiment(config, vocab_size, mesh, model, transform, optimizer, init, abstract_state)
 
 
-def make_model(config: ConfigDict, vocab_size: int, *, training: bool = False) -> Any:
+def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: bool = False) -> Any:
     """The flax module of `config.model`; `training` if it is for training steps (see `make_dot_general_cls`)."""
     fields = config.model.to_dict()
     family = fields.pop('family')
     return MODELS[family](
         vocab_size=vocab_size,
         dtype=jnp.dtype(config.dtype),
-        dot_general_cls=methods.make_dot_general_cls(config, training=training),
+        dot_general_cls=methods.make_dot_general_cls(
+            config, training=training, sums_gradients=training and _num_batch_shards(mesh) > 1
+        ),
         remat_policy=config.remat_policy or None,
+        constrain=partitioning.constrain_activations(mesh),
         **fields,
     )
 
@@ -117,9 +121,14 @@ def init_state(experiment: Experiment) -> TrainState:
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """A compiled step (state, batch) -> (state, metrics); the state is donated.
 
-    Weights are sampled once, whatever the number of microbatches: with W_hat = transform(W, b), the gradients with
-    respect to W_hat are summed in float32; that sum is dW, since every transform is straight-through, and pulling
-    it back once gives db. The noise's key is a function of (seed, step).
+    Weights are sampled on the devices that have them: what a mesh with fsdp > 1 gathers, layer by layer, is W_hat, in
+    bfloat16. They are sampled once, whatever the number of microbatches; with `config.resample_weights` instead
+    layer by layer, in each microbatch forward and again backward, and so never all kept. The noise is the same,
+    its key a function of (seed, step).
+
+    With W_hat = transform(W, b), the gradients with respect to W_hat are summed over microbatches in float32; that sum
+    is dW, since every transform is straight-through, and pulling it back once gives db. Over devices, the dW_hat of a
+    linear layer is summed in `config.gradient_reduction`.
 
     The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
     a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm' and those
@@ -128,20 +137,32 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
     schedule = optimizers.learning_rate_schedule(config)
     penalty = config.quantization.penalty
+    param_shardings = experiment.shardings.params
+    model = make_model(config, experiment.vocab_size, experiment.mesh, training=True)
 
-    model = make_model(config, experiment.vocab_size, training=True)
-
-    def loss_fn(weights, tokens, key):
-        return jnp.mean(_token_losses(model, weights, tokens, rngs={'quantization': key}))
+    def sampled(key, state):
+        """The model that trains, its weights, and the function dW_hat -> db."""
+        on_shards = jax.lax.with_sharding_constraint
+        weights, pull_back = jax.vjp(
+            lambda bitwidths: on_shards(transform.apply(key, state.params, bitwidths), param_shardings), state.bitwidths
+        )
+        if not config.resample_weights:
+            return model, weights, pull_back
+        weights, layer_transform = gq.layerwise(transform, key, state.params, state.bitwidths, path=(LAYERS,))
+        layer_shardings = partitioning.of_layers(param_shardings[LAYERS])
+        layer_on_shards = lambda layer, index: on_shards(layer_transform(layer, index), layer_shardings)
+        return model.clone(layer_transform=layer_on_shards), on_shards(weights, param_shardings), pull_back
 
     def train_step(state: TrainState, batch):
-        weights, pull_back = jax.vjp(
-            lambda bitwidths: transform.apply(_noise_key(config.seed, state.step), state.params, bitwidths),
-            state.bitwidths,
-        )
+        model, weights, pull_back = sampled(_noise_key(config.seed, state.step), state)
+
+        def loss_fn(weights, tokens, key):
+            weights = partitioning.with_whole_rows(weights, experiment.mesh)
+            return jnp.mean(_token_losses(model, weights, tokens, rngs={'quantization': key}))
+
         rounding_keys = jax.random.split(_rounding_key(config.seed, state.step), config.microbatches)
         loss, d_params = _mean_over_microbatches(
-            jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh
+            jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh, param_shardings
         )
         (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
         if penalty and state.bitwidths:
@@ -230,31 +251,48 @@ def _token_losses(model, weights, tokens, rngs=None):
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
 
 
-def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh):
+def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh, shardings):
     """Mean loss, and the mean gradient, summed in float32 over equal parts of the batch, one for each key."""
+
+    def on_shards(loss, gradients):
+        return loss, jax.lax.with_sharding_constraint(gradients, shardings)
+
     microbatches = keys.size
     if microbatches == 1:
-        return value_and_grad(weights, tokens, keys[0])
+        return on_shards(*value_and_grad(weights, tokens, keys[0]))
 
     def add_part(total, part):
-        return jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value_and_grad(weights, *part)), None
+        value = on_shards(*value_and_grad(weights, *part))
+        return on_shards(*jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value)), None
 
     parts = tokens.reshape(-1, microbatches, tokens.shape[-1]).swapaxes(0, 1)  # each device keeps its own rows
     parts = jax.lax.with_sharding_constraint(
         parts, NamedSharding(mesh, PartitionSpec(None, *partitioning.batch_sharding(mesh).spec))
     )
-    shapes = jax.eval_shape(value_and_grad, weights, parts[0], keys[0])
-    total, _ = jax.lax.scan(add_part, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes), (parts, keys))
+    zeros = on_shards(jnp.float32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
+    total, _ = jax.lax.scan(add_part, zeros, (parts, keys))
     return jax.tree.map(lambda x: x / microbatches, total)
+
+
+def _num_batch_shards(mesh: Mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in partitioning.BATCH)
 
 
 def _check_config(config: ConfigDict):
     methods.check_settings(config)
-    choices = {'model.family': MODELS, 'dtype': ('bfloat16', 'float32')}
+    dtypes = ('bfloat16', 'float32')
+    choices = {'model.family': MODELS, 'dtype': dtypes, 'gradient_reduction': dtypes}
     for name, allowed in choices.items():
         value = functools.reduce(getattr, name.split('.'), config)
         if value not in allowed:
             raise ValueError(f'config.{name}={value!r}: allowed are {", ".join(map(repr, allowed))}')
+    if config.gradient_reduction == 'bfloat16' != config.dtype:
+        raise ValueError(f"config.gradient_reduction='bfloat16' takes config.dtype='bfloat16', not {config.dtype!r}")
+    if config.resample_weights and config.remat_policy in ('', 'everything_saveable'):
+        raise ValueError(
+            f'config.resample_weights=True with config.remat_policy={config.remat_policy!r} would keep all weights for'
+            " the backward pass; 'full' is what saves most"
+        )
     positive = ('batch_size', 'microbatches', 'sequence_length', 'total_steps')
     positive += ('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
     for name in positive:

@@ -5,6 +5,7 @@ import importlib
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat, parse_format
+from gaussq_jax.layerwise import layerwise
 from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, MatrixRule
 from gaussq_jax.param_transforms import (
     ParamTransform,
@@ -30,6 +31,7 @@ __all__ = [
     'fake_quantize',
     'format_for_bitwidth',
     'gaussian_weight_sampling',
+    'layerwise',
     'parse_format',
     'quantization_aware',
     'quantized_dot_general',

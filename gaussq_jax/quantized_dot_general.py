@@ -25,6 +25,7 @@ def quantized_dot_general(
     P4: Quantizer | None = None,
     P5: Quantizer | None = None,
     P6: Quantizer | None = None,
+    weight_gradient_dtype: Any = None,
 ) -> Callable[..., jax.Array]:
     """A `dot_general` for fully quantized training: X (lhs) the activations, W (rhs) the weights, dY the gradient.
 
@@ -33,7 +34,8 @@ def quantized_dot_general(
     Each operand is fake-quantized, in its own dtype, by scales along the axes that its GEMM contracts: the
     contracting axes of X and W for P1 and P2, the free axes of W for P3 and P4, the free axes of X for P5 and P6.
     Several such axes are read as one. Then `jax.lax.dot_general` multiplies, forward and backward, as it does
-    without quantization: bfloat16 operands with float32 accumulation.
+    without quantization: bfloat16 operands with float32 accumulation. (The gradient of a result that is wider than its
+    operands, by `preferred_element_type`, is rounded to their dtype before it is multiplied.)
 
     The lhs is what comes first: `jnp.einsum` may swap its operands ('btd,edf->betf' does, 'ebd,edf->ebf' doesn't),
     and then P1 and P6 quantize the weights.
@@ -41,14 +43,17 @@ def quantized_dot_general(
     Args:
       P1, P2, P3, P4, P5, P6: a Quantizer, or None to leave the operand as it is. Tiles (rows, cols) have their
         columns along the contracted axis and their rows along the free one, batch by batch.
+      weight_gradient_dtype: a floating dtype, in which the GEMM of dW gives its result, before that is rounded to W's;
+        None is W's. Where the rows of X are split over devices, their parts of dW are summed in that dtype: with
+        float32, bfloat16 weights get a gradient that is rounded once, however many devices there are.
 
     Returns:
       f(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, *, out_sharding=None, key=None), with
       the meaning of `jax.lax.dot_general`, for `dot_general=` of Flax's linear layers, linen or NNX, and
       `_dot_general=` of `jnp.einsum`. `key` is a JAX PRNG key, needed if a Quantizer rounds stochastically, and new
       for each use: the operand Pi takes its random bits from fold_in(key, i). For linen there is
-      `gaussq_jax.models.QuantizedDotGeneral`, which takes keys from an rng stream. If all six are None, f is
-      `jax.lax.dot_general`. f has derivatives of first order, in reverse mode.
+      `gaussq_jax.models.QuantizedDotGeneral`, which takes keys from an rng stream. If all arguments are None, f
+      is `jax.lax.dot_general`. f has derivatives of first order, in reverse mode.
 
     Raises:
       ValueError: for an operand that is no Quantizer; in f, for operands that are not float32, bfloat16 or float16,
@@ -65,6 +70,8 @@ def quantized_dot_general(
     for name, quantizer in zip(TARGETS, quantizers):
         if not isinstance(quantizer, Quantizer | None):
             raise ValueError(f'{name}={quantizer!r}: allowed are a Quantizer and None')
+    if weight_gradient_dtype is not None and not jnp.issubdtype(weight_gradient_dtype, jnp.floating):
+        raise ValueError(f'weight_gradient_dtype={weight_gradient_dtype!r}: allowed are floating dtypes and None')
     stochastic = [name for name, q in zip(TARGETS, quantizers) if q and q.rounding == 'stochastic']
 
     def dot_general(
@@ -81,17 +88,14 @@ def quantized_dot_general(
             needs = f'is needed by {", ".join(stochastic)}' if stochastic else 'is given for nothing'
             raise ValueError(f'a key {needs}: stochastic rounding takes one (in linen, by QuantizedDotGeneral)')
         multiply = functools.partial(
-            jax.lax.dot_general,
-            dimension_numbers=dimension_numbers,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-            out_sharding=out_sharding,
+            jax.lax.dot_general, dimension_numbers=dimension_numbers, precision=precision, out_sharding=out_sharding
         )
-        if not any(quantizers):
-            return multiply(lhs, rhs)
+        if not any(quantizers) and weight_gradient_dtype is None:
+            return multiply(lhs, rhs, preferred_element_type=preferred_element_type)
         check_input(lhs, 'lhs')
         check_input(rhs, 'rhs')
-        return _three_gemms(multiply, _roles(dimension_numbers, lhs.ndim, rhs.ndim), quantizers)(key, lhs, rhs)
+        roles = _roles(dimension_numbers, lhs.ndim, rhs.ndim)
+        return _three_gemms(multiply, roles, quantizers, preferred_element_type, weight_gradient_dtype)(key, lhs, rhs)
 
     return dot_general
 
@@ -119,7 +123,13 @@ def _roles(dimension_numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) ->
     return lhs, rhs, _Roles(take(lhs.batch), lhs=take(lhs.lhs), rhs=take(rhs.rhs))
 
 
-def _three_gemms(multiply: Callable, roles: tuple[_Roles, _Roles, _Roles], quantizers: Sequence[Quantizer | None]):
+def _three_gemms(
+    multiply: Callable,
+    roles: tuple[_Roles, _Roles, _Roles],
+    quantizers: Sequence[Quantizer | None],
+    out_dtype: Any,
+    weight_gradient_dtype: Any,
+) -> Callable[..., jax.Array]:
     """The function (key, lhs, rhs) -> output with its backward pass; `multiply` does without quantization."""
     of_lhs, of_rhs, of_out = roles
 
@@ -135,6 +145,7 @@ def _three_gemms(multiply: Callable, roles: tuple[_Roles, _Roles, _Roles], quant
         return multiply(
             quantize(1, key, lhs, of_lhs.contracting, of_lhs.lhs),
             quantize(2, key, rhs, of_rhs.contracting, of_rhs.rhs),
+            preferred_element_type=out_dtype,
         )
 
     def forward(key, lhs, rhs):
@@ -142,13 +153,31 @@ def _three_gemms(multiply: Callable, roles: tuple[_Roles, _Roles, _Roles], quant
 
     def backward(residuals, d_out):
         key, lhs, rhs = residuals
+        d_out = d_out.astype(jnp.result_type(lhs, rhs))
         p3 = quantize(3, key, d_out, of_out.rhs, of_out.lhs)
         p4 = quantize(4, key, rhs, of_rhs.rhs, of_rhs.contracting)
         p5 = quantize(5, key, d_out, of_out.lhs, of_out.rhs)
         p6 = quantize(6, key, lhs, of_lhs.lhs, of_lhs.contracting)
         (d_lhs,) = jax.linear_transpose(lambda lhs: multiply(lhs, p4), lhs)(p3)
-        (d_rhs,) = jax.linear_transpose(lambda rhs: multiply(p6, rhs), rhs)(p5)
+        if weight_gradient_dtype is None:
+            (d_rhs,) = jax.linear_transpose(lambda rhs: multiply(p6, rhs), rhs)(p5)
+        else:
+            d_rhs = explicit_sharding.like(rhs, weight_gradient)(p6, p5).astype(rhs.dtype)
         return None, d_lhs, d_rhs
+
+    def weight_gradient(p6, p5):
+        d_rhs = jax.lax.dot_general(
+            p6,
+            p5,
+            ((of_lhs.lhs, of_out.lhs), (of_lhs.batch, of_out.batch)),
+            precision=multiply.keywords['precision'],
+            preferred_element_type=weight_gradient_dtype,
+        )
+        contracting = sorted(zip(of_lhs.contracting, of_rhs.contracting))  # the axes are in the order of the lhs
+        order = (*of_rhs.batch, *(axis for _, axis in contracting), *of_rhs.rhs)
+        if list(order) != sorted(order):  # XLA:CPU has no matmul for the transposition that it would fold into this one
+            d_rhs = jnp.transpose(jax.lax.optimization_barrier(d_rhs), np.argsort(order))
+        return d_rhs
 
     gemms.defvjp(forward, backward)
     return gemms

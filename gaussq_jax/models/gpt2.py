@@ -35,7 +35,7 @@ class GPT2(nn.Module):
       max_length: positions there are; a longer sequence is an error.
       mlp_size: width of the MLP; None means 4 hidden_size.
       norm_epsilon: added to the variance.
-      dtype, dot_general, dot_general_cls, layer_transform, remat_policy: see `Llama`.
+      dtype, dot_general, dot_general_cls, layer_transform, remat_policy, constrain: see `Llama`.
 
     Raises:
       ValueError: sizes that don't divide, an unknown remat_policy, tokens that are not 2-D or are longer than
@@ -64,6 +64,7 @@ class GPT2(nn.Module):
     dot_general_cls: Callable | None = None
     layer_transform: layers.LayerTransform | None = None
     remat_policy: str | None = None
+    constrain: layers.Constrain = layers.unconstrained
 
     def __post_init__(self):
         layers.check_architecture(self.hidden_size, self.num_heads, self.num_heads, self.remat_policy)
@@ -81,6 +82,7 @@ class GPT2(nn.Module):
         )
         embed = embedding(self.vocab_size, name='embed')
         position_embed = embedding(self.max_length, name='position_embed')
+        x = layers.look_up(embed, tokens) + layers.look_up(position_embed, jnp.arange(length))
         layer = GPT2Layer(
             mlp_size=4 * self.hidden_size if self.mlp_size is None else self.mlp_size,
             num_heads=self.num_heads,
@@ -88,17 +90,18 @@ class GPT2(nn.Module):
             dtype=self.dtype,
             dot_general_cls=layers.dot_general_cls(self),
             residual_init=nn.initializers.normal(0.02 / math.sqrt(2 * self.num_layers)),
+            constrain=self.constrain,
             name='layers',
         )
         x = layers.scan_layers(
             layer,
-            embed(tokens) + position_embed(jnp.arange(length)),
+            self.constrain(x, layers.RESIDUAL),
             num_layers=self.num_layers,
             layer_transform=self.layer_transform,
             remat_policy=self.remat_policy,
         )
         x = _layer_norm(self, 'final_norm')(x)
-        return layers.tied_logits(x, embed.embedding)
+        return self.constrain(layers.tied_logits(x, embed.embedding), layers.LOGITS)
 
 
 class GPT2Layer(nn.Module):
@@ -110,6 +113,7 @@ class GPT2Layer(nn.Module):
     dtype: Any
     dot_general_cls: Callable | None
     residual_init: Callable
+    constrain: layers.Constrain
 
     @nn.compact
     def __call__(self, x):
@@ -123,6 +127,7 @@ class GPT2Layer(nn.Module):
             dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
             out_init=self.residual_init,
+            constrain=self.constrain,
             name='attention',
         )
         mlp = GeluMLP(
@@ -130,10 +135,11 @@ class GPT2Layer(nn.Module):
             dtype=self.dtype,
             dot_general_cls=self.dot_general_cls,
             residual_init=self.residual_init,
+            constrain=self.constrain,
             name='mlp',
         )
-        x = x + attention(_layer_norm(self, 'attention_norm')(x))
-        return x + mlp(_layer_norm(self, 'mlp_norm')(x))
+        x = self.constrain(x + attention(_layer_norm(self, 'attention_norm')(x)), layers.RESIDUAL)
+        return self.constrain(x + mlp(_layer_norm(self, 'mlp_norm')(x)), layers.RESIDUAL)
 
 
 class GeluMLP(nn.Module):
@@ -143,13 +149,14 @@ class GeluMLP(nn.Module):
     dtype: Any
     dot_general_cls: Callable | None
     residual_init: Callable
+    constrain: layers.Constrain
 
     @nn.compact
     def __call__(self, x):
         """x (batch, length, hidden_size) -> the same shape."""
         linear = functools.partial(nn.Dense, dtype=self.dtype, dot_general_cls=self.dot_general_cls)
-        y = nn.gelu(linear(self.mlp_size, kernel_init=_initializer, name='up')(x), approximate=True)
-        return linear(x.shape[-1], kernel_init=self.residual_init, name='down')(y)
+        up = self.constrain(linear(self.mlp_size, kernel_init=_initializer, name='up')(x), layers.MLP)
+        return linear(x.shape[-1], kernel_init=self.residual_init, name='down')(nn.gelu(up, approximate=True))
 
 
 def _layer_norm(module, name):

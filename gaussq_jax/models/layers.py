@@ -8,8 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gaussq_jax.quantized_dot_general import quantized_dot_general
+
 # layer_transform(layer_params, layer_index) -> layer_params
 LayerTransform = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
+# constrain(activations, names of their axes) -> activations
+Constrain = Callable[[jax.Array, tuple[str, ...]], jax.Array]
+RESIDUAL = ('batch', 'length', 'hidden')
+HEADS = ('batch', 'length', 'heads', 'head')
+MLP = ('batch', 'length', 'mlp')
+LOGITS = ('batch', 'length', 'vocab')
 
 # 'full' keeps nothing; the others are the policies of jax.checkpoint_policies that take no argument.
 REMAT_POLICIES = {'full': jax.checkpoint_policies.nothing_saveable} | {
@@ -39,6 +47,7 @@ class Attention(nn.Module):
       dtype: computation dtype; parameters are created in float32.
       dot_general_cls: makes the matmul of the four linear layers; the attention products never go through it.
       kernel_init, out_init: initialisers of query, key, value and of out.
+      constrain: see `Llama`.
     """
 
     num_heads: int
@@ -49,6 +58,7 @@ class Attention(nn.Module):
     dot_general_cls: Callable | None
     kernel_init: Callable
     out_init: Callable
+    constrain: Constrain
 
     @nn.compact
     def __call__(self, x):
@@ -62,7 +72,7 @@ class Attention(nn.Module):
 
         def project(name, num_heads):
             y = linear(num_heads * head_dim, kernel_init=self.kernel_init, name=name)(x)
-            return y.reshape(batch, length, num_heads, head_dim)
+            return self.constrain(y.reshape(batch, length, num_heads, head_dim), HEADS)
 
         query = project('query', self.num_heads)
         key = project('key', self.num_kv_heads)
@@ -70,7 +80,7 @@ class Attention(nn.Module):
         if self.rope_theta is not None:
             query = rotary_position_embedding(query, self.rope_theta)
             key = rotary_position_embedding(key, self.rope_theta)
-        attended = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        attended = self.constrain(jax.nn.dot_product_attention(query, key, value, is_causal=True), HEADS)
         return linear(hidden_size, kernel_init=self.out_init, name='out')(attended.reshape(x.shape))
 
 
@@ -145,6 +155,12 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
     return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
 
 
+def unconstrained(x, axes):
+    """The `constrain` that leaves where activations lie to XLA."""
+    del axes
+    return x
+
+
 def dot_general_cls(model):
     """What the linear layers of a model make their matmul with, from its `dot_general` or `dot_general_cls`.
 
@@ -159,14 +175,24 @@ def dot_general_cls(model):
     return lambda: dot_general
 
 
-def float32_dot_general(*args, **kwargs):
-    """`jax.lax.dot_general` with a float32 result: logits are not rounded to the computation dtype."""
-    return jax.lax.dot_general(*args, **kwargs, preferred_element_type=jnp.float32)
+def look_up(embed, tokens):
+    """The rows of a linen `Embed` that tokens name, in its dtype, as it gives them; their gradient sums in float32."""
+    return jnp.take(embed.embedding.astype(jnp.float32), tokens, axis=0).astype(embed.dtype)
+
+
+def float32_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
+    """`jax.lax.dot_general` with a float32 result: logits are not rounded to the computation dtype.
+
+    Their gradient is, so that the backward pass multiplies in that dtype; the weights' is summed in float32.
+    """
+    del preferred_element_type
+    dot_general = quantized_dot_general(weight_gradient_dtype=jnp.float32)
+    return dot_general(lhs, rhs, dimension_numbers, precision, jnp.float32)
 
 
 def tied_logits(x, embedding):
     """x (batch, length, hidden_size) @ the transpose of embedding (vocab_size, hidden_size), in float32."""
-    return jnp.dot(x, embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
+    return float32_dot_general(x, embedding.astype(x.dtype), (((2,), (1,)), ((), ())))
 
 
 def check_tokens(tokens):

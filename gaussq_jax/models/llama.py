@@ -46,6 +46,9 @@ class Llama(nn.Module):
         function may close over traced arrays; gradients flow through it to them and to the parameters.
       remat_policy: None keeps all activations for the backward pass, 'full' only each layer's input; or the
         name of a policy in `jax.checkpoint_policies` that takes no argument.
+      constrain: a function (x, axes) -> x that says where activations lie on a mesh, such as one that calls
+        `jax.lax.with_sharding_constraint`; axes are the names of x's axes, of 'batch', 'length', 'hidden', 'heads',
+        'head', 'mlp' and 'vocab'. By default that is left to XLA.
 
     Raises:
       ValueError: sizes that don't divide, an odd head size, an unknown remat_policy, tokens that are not 2-D.
@@ -75,6 +78,7 @@ class Llama(nn.Module):
     dot_general_cls: Callable | None = None
     layer_transform: layers.LayerTransform | None = None
     remat_policy: str | None = None
+    constrain: layers.Constrain = layers.unconstrained
 
     def __post_init__(self):
         num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
@@ -99,26 +103,29 @@ class Llama(nn.Module):
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
             dot_general_cls=layers.dot_general_cls(self),
+            constrain=self.constrain,
             name='layers',
         )
         x = layers.scan_layers(
             layer,
-            embed(tokens),
+            self.constrain(layers.look_up(embed, tokens), layers.RESIDUAL),
             num_layers=self.num_layers,
             layer_transform=self.layer_transform,
             remat_policy=self.remat_policy,
         )
         x = nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm')(x)
         if self.tie_embeddings:
-            return layers.tied_logits(x, embed.embedding)
-        return nn.Dense(
-            self.vocab_size,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=_initializer,
-            dot_general=layers.float32_dot_general,
-            name='lm_head',
-        )(x)
+            logits = layers.tied_logits(x, embed.embedding)
+        else:
+            logits = nn.Dense(
+                self.vocab_size,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=_initializer,
+                dot_general=layers.float32_dot_general,
+                name='lm_head',
+            )(x)
+        return self.constrain(logits, layers.LOGITS)
 
 
 class LlamaLayer(nn.Module):
@@ -131,6 +138,7 @@ class LlamaLayer(nn.Module):
     norm_epsilon: float
     dtype: Any
     dot_general_cls: Callable | None
+    constrain: layers.Constrain
 
     @nn.compact
     def __call__(self, x):
@@ -144,11 +152,19 @@ class LlamaLayer(nn.Module):
             dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
             out_init=_initializer,
+            constrain=self.constrain,
             name='attention',
         )
-        mlp = SwiGLU(mlp_size=self.mlp_size, dtype=self.dtype, dot_general_cls=self.dot_general_cls, name='mlp')
-        x = x + attention(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='attention_norm')(x))
-        return x + mlp(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='mlp_norm')(x))
+        mlp = SwiGLU(
+            mlp_size=self.mlp_size,
+            dtype=self.dtype,
+            dot_general_cls=self.dot_general_cls,
+            constrain=self.constrain,
+            name='mlp',
+        )
+        norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+        x = self.constrain(x + attention(norm(name='attention_norm')(x)), layers.RESIDUAL)
+        return self.constrain(x + mlp(norm(name='mlp_norm')(x)), layers.RESIDUAL)
 
 
 class SwiGLU(nn.Module):
@@ -157,6 +173,7 @@ class SwiGLU(nn.Module):
     mlp_size: int
     dtype: Any
     dot_general_cls: Callable | None
+    constrain: layers.Constrain
 
     @nn.compact
     def __call__(self, x):
@@ -168,6 +185,6 @@ class SwiGLU(nn.Module):
             dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
         )
-        gate = linear(self.mlp_size, name='gate')(x)
-        up = linear(self.mlp_size, name='up')(x)
+        gate = self.constrain(linear(self.mlp_size, name='gate')(x), layers.MLP)
+        up = self.constrain(linear(self.mlp_size, name='up')(x), layers.MLP)
         return linear(x.shape[-1], name='down')(nn.silu(gate) * up)

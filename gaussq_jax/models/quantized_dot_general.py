@@ -1,5 +1,7 @@
 """Stochastic rounding in linen layers: a `dot_general` that takes its keys from an rng stream."""
 
+from typing import Any
+
 from flax import linen as nn
 
 from gaussq_jax.block_scaling import Quantizer
@@ -13,7 +15,7 @@ class QuantizedDotGeneral(nn.Module):
     Under `nn.scan` and `nn.vmap` the stream must be split (`split_rngs`) where layers are to differ.
 
     Attributes:
-      P1, P2, P3, P4, P5, P6: as for `quantized_dot_general`.
+      P1, P2, P3, P4, P5, P6, weight_gradient_dtype: as for `quantized_dot_general`.
       rng: name of the rng stream.
 
     Example:
@@ -34,6 +36,7 @@ class QuantizedDotGeneral(nn.Module):
     P4: Quantizer | None = None
     P5: Quantizer | None = None
     P6: Quantizer | None = None
+    weight_gradient_dtype: Any = None
     rng: str = 'quantization'
 
     @nn.compact
@@ -41,7 +44,7 @@ class QuantizedDotGeneral(nn.Module):
         """As `jax.lax.dot_general`."""
         quantizers = {name: getattr(self, name) for name in TARGETS}
         is_stochastic = any(quantizer and quantizer.rounding == 'stochastic' for quantizer in quantizers.values())
-        return quantized_dot_general(**quantizers)(
+        return quantized_dot_general(**quantizers, weight_gradient_dtype=self.weight_gradient_dtype)(
             lhs,
             rhs,
             dimension_numbers,

@@ -1,16 +1,22 @@
 """The optimizer against AdamW written out in NumPy: what is clipped, what decays, and how fast each learns."""
 
+import functools
+import re
+
 import jax
 import numpy as np
+import optax
 import pytest
-from parameter_trees import flatten, nest
-from small_experiments import small_config
+from parameter_trees import assert_identical_trees, flatten, nest
+from small_experiments import VOCABULARY, make_experiment, random_batch, small_config
 
-from experiments import optimizers
+from experiments import optimizers, training
 
 SETTINGS = dict(total_steps=100, optimizer__warmup_steps=10, optimizer__learning_rate=1e-3)  # falling to 6e-5
 KERNEL, SCALE, BIAS = 'layers/mlp/up/kernel', 'layers/mlp_norm/scale', 'layers/mlp/up/bias'
 SHAPES = {'embed/embedding': (7, 4), KERNEL: (2, 4, 6), SCALE: (2, 4), BIAS: (2, 6), 'final_norm/scale': (4,)}
+# Axes over which Adam-mini takes its mean: a token's row, an output neuron's column, a layer's norm.
+BLOCK_AXES = {'embed/embedding': 1, KERNEL: 1, SCALE: 1, BIAS: (), 'final_norm/scale': 0}
 
 
 def random_tree(seed, size):
@@ -27,29 +33,38 @@ def schedule(step, peak, final, warmup, total):
     return final + (peak - final) * (1 + np.cos(np.pi * (step - warmup) / (total - warmup))) / 2
 
 
-def adamw(value, gradients, learning_rates, decay, b1, b2, eps):
-    """Loshchilov and Hutter (arXiv 1711.05101), algorithm 2, in float64."""
+def adamw(value, gradients, learning_rates, decay, b1, b2, eps, mean=lambda squares: squares):
+    """Loshchilov and Hutter (arXiv 1711.05101), algorithm 2, in float64; the `mean` of Adam-mini is over its blocks."""
     value, m, v = value.astype(np.float64), 0.0, 0.0
     for t, (gradient, learning_rate) in enumerate(zip(gradients, learning_rates), start=1):
-        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * mean(gradient**2)
         step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
         value = value - learning_rate * (step + decay * value)
     return value
 
 
 def run(config, gradients):
-    optimizer, values = optimizers.make_optimizer(config), random_tree(0, 1.0)
+    return run_optimizer(optimizers.make_optimizer(config), gradients)[0]
+
+
+def run_optimizer(optimizer, gradients):
+    values = random_tree(0, 1.0)
     state = optimizer.init(values)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, values)
         values = jax.tree.map(np.add, values, updates)
-    return values
+    return values, state
 
 
-def test_adamw_of_weights_and_bitwidths():
-    """Weights are clipped by their own norm; the bitwidths' enormous gradient neither counts nor is clipped."""
+@pytest.mark.parametrize('name', ['adamw', 'adam_mini'])
+def test_weights_and_bitwidths(name):
+    """Weights are clipped by their own norm; the bitwidths' enormous gradient neither counts nor is clipped.
+
+    Whatever the weights have, the bitwidths have AdamW.
+    """
     config = small_config(
         **SETTINGS,
+        optimizer__name=name,
         optimizer__weight_decay=0.2,
         optimizer__clip_norm=0.5,
         optimizer__eps=1e-3,
@@ -68,12 +83,69 @@ def test_adamw_of_weights_and_bitwidths():
     rates = [schedule(step, 1e-3, 6e-5, 10, 100) for step in range(3)]
     for path, value in flatten(values['params']).items():
         decay = 0.2 if path in (KERNEL, 'embed/embedding') else 0.0
-        expected = adamw(flatten(start['params'])[path], [flatten(g)[path] for g in clipped], rates, decay, **moments)
+        axes = BLOCK_AXES[path] if name == 'adam_mini' else ()
+        expected = adamw(
+            flatten(start['params'])[path],
+            [flatten(g)[path] for g in clipped],
+            rates,
+            decay,
+            **moments,
+            mean=functools.partial(np.mean, axis=axes, keepdims=True),
+        )
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7, err_msg=path)
     expected = adamw(
         start['bitwidths'][KERNEL], [g['bitwidths'][KERNEL] for g in gradients], [0.05] * 3, 0.3, **moments
     )
     np.testing.assert_allclose(values['bitwidths'][KERNEL], expected, rtol=1e-6)
+
+
+def test_defaults_are_optax_adamw():
+    """Bit for bit, and the same state tree: a checkpoint says which optimizer wrote it by its leaves."""
+    config = small_config(**SETTINGS)
+    moments = dict(b1=config.optimizer.b1, b2=config.optimizer.b2, eps=config.optimizer.eps)
+    schedule, quantization = optimizers.learning_rate_schedule(config), config.quantization
+    weights = optax.adamw(schedule, weight_decay=0.1, mask=optimizers.has_weight_decay, **moments)
+    bitwidths = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **moments)
+    expected = optax.partition(
+        {'params': optax.chain(optax.clip_by_global_norm(1.0), weights), 'bitwidths': bitwidths},
+        lambda tree: {name: jax.tree.map(lambda _, name=name: name, subtree) for name, subtree in tree.items()},
+    )
+    gradients = [random_tree(seed, 1.0) for seed in (1, 2, 3)]
+    got, expected = (run_optimizer(optimizer, gradients) for optimizer in (optimizers.make_optimizer(config), expected))
+    assert_identical_trees(*(jax.tree.map(np.asarray, tree) for tree in (got, expected)))
+
+
+def test_bfloat16_moments_are_of_the_weights_only():
+    optimizer = optimizers.make_optimizer(small_config(optimizer__state_dtype='bfloat16'))
+    state = flatten(jax.eval_shape(optimizer.init, random_tree(0, 1.0)))
+    dtypes = {'params': set(), 'bitwidths': set()}
+    for path, leaf in state.items():
+        if match := re.search('/(mu|nu)/(params|bitwidths)/', path):
+            dtypes[match[2]].add(str(leaf.dtype))
+    assert dtypes == {'params': {'bfloat16'}, 'bitwidths': {'float32'}}
+
+
+@pytest.mark.usefixtures('quick_compilation')
+@pytest.mark.parametrize(
+    ('name', 'state_dtype'),
+    [
+        ('adam_mini', 'bfloat16'),
+        pytest.param('adam_mini', 'float32', marks=pytest.mark.slow),
+        pytest.param('adamw', 'bfloat16', marks=pytest.mark.slow),
+        pytest.param('adamw', 'float32', marks=pytest.mark.slow),
+    ],
+)
+def test_learns(name, state_dtype):
+    """One batch, many times over: in each way of optimizing, a model learns it by heart."""
+    config = small_config('smoke,method=bf16', optimizer__name=name, optimizer__state_dtype=state_dtype)
+    config.optimizer.learning_rate, config.total_steps = 1e-2, 30
+    experiment = make_experiment(config)
+    state, train_step, losses = training.init_state(experiment), training.make_train_step(experiment), []
+    for _ in range(config.total_steps):
+        state, metrics = train_step(state, random_batch(experiment))
+        losses.append(float(metrics['train/loss']))
+    assert abs(losses[0] - np.log(VOCABULARY)) < 0.1
+    assert losses[-1] < 0.1
 
 
 def test_norms_and_biases_never_decay():
@@ -102,6 +174,11 @@ def test_without_learned_bitwidths():
         (
             dict(optimizer__warmup_steps=100),
             'warmup_steps=100 must be .* less than config.total_steps=100',
+        ),
+        (dict(optimizer__name='adam'), "config.optimizer.name='adam': allowed are 'adamw', 'adam_mini'"),
+        (
+            dict(optimizer__state_dtype='float16'),
+            "config.optimizer.state_dtype='float16': allowed are 'float32', 'bfloat16'",
         ),
         (dict(optimizer__warmup_steps=-1), 'config.optimizer.warmup_steps=-1 must be at least 0'),
         (dict(optimizer__learning_rate=0.0), 'config.optimizer.learning_rate=0.0 must be positive'),

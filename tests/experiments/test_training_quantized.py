@@ -127,7 +127,7 @@ def keys_of_steps(seed, steps):
             jax.debug.callback(lambda words: drawn.append(tuple(words.tolist())), key)
             return jax.lax.dot_general(lhs, rhs, *arguments, **options)
 
-    def make_dot_general_cls(config, *, training):
+    def make_dot_general_cls(config, *, training, sums_gradients):
         return Spy if training else None
 
     with unittest.mock.patch.object(methods, 'make_dot_general_cls', make_dot_general_cls):

@@ -108,6 +108,47 @@ def test_precision_and_preferred_element_type_may_be_positional():
         assert_identical(keywords, got)
 
 
+# --- the dtype of dW ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('contraction', CONTRACTIONS)
+@pytest.mark.parametrize('quantizers', [{}, {'P5': gq.Quantizer(FLOAT16_GRID, scale='mx')}], ids=['none', 'identity'])
+def test_weight_gradient_in_float32_is_rounded_to_the_weights_dtype(contraction, quantizers):
+    """Axes in the weights' order, whatever the contraction; on exact data, the bits of lax's."""
+    *arrays, dimension_numbers = operands(contraction)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    dot_general = gq.quantized_dot_general(**quantizers, weight_gradient_dtype=jnp.float32)
+    got = gradients(dot_general, *arrays, dimension_numbers)
+    expected = gradients(jax.lax.dot_general, *arrays, dimension_numbers)
+    assert [x.dtype for x in got] == [x.dtype for x in expected]
+    assert_all_identical(got, expected)
+
+
+def test_weight_gradient_on_an_explicit_mesh():
+    mesh = jax.make_mesh((2, 4), ('data', 'model'), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    lhs, rhs, cotangent = (jnp.asarray(x[..., :32], jnp.bfloat16) for x in operands('dense')[:3])
+    lhs, rhs = lhs[:24], rhs[:32]
+    expected = with_gradients(jax.lax.dot_general, lhs, rhs, cotangent, DENSE)
+    put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+    with jax.set_mesh(mesh):
+        dot_general = gq.quantized_dot_general(weight_gradient_dtype=jnp.float32)
+        arrays = put(lhs, 'data', None), put(rhs, None, 'model'), put(cotangent, 'data', 'model')
+        got = jax.jit(lambda *arrays: with_gradients(dot_general, *arrays, DENSE))(*arrays)
+    assert jax.typeof(got[-1]).sharding.spec == jax.P(None, 'model')
+    assert_all_identical(jax.device_get(got), expected)
+
+
+def test_the_gemm_of_the_weight_gradient_gives_that_dtype():
+    plain, float32 = (program(gq.quantized_dot_general(weight_gradient_dtype=d))[0] for d in (None, jnp.float32))
+    assert plain.count('preferred_element_type=float32') < float32.count('preferred_element_type=float32')
+
+
+@pytest.mark.parametrize('dtype', [jnp.int8, bool])
+def test_a_weight_gradient_of_no_floating_dtype_is_refused(dtype):
+    with pytest.raises(ValueError, match='weight_gradient_dtype=.*floating'):
+        gq.quantized_dot_general(weight_gradient_dtype=dtype)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,88 @@
+"""Weights made layer by layer, where a scanned model needs them, instead of all before it runs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gaussq_jax.param_transforms import Params, ParamTransform, State
+
+
+def layerwise(
+    transform: ParamTransform, key: jax.Array | None, params: Params, state: State, *, path: Sequence[str] = ('layers',)
+) -> tuple[Params, Callable[[Params, jax.Array], Params]]:
+    """`transform.apply(key, params, state)`, of which the stacked layers exist one at a time.
+
+        weights, layer_transform = layerwise(transform, key, params, state)
+        model.clone(layer_transform=layer_transform).apply({'params': weights}, x)
+            == model.apply({'params': transform.apply(key, params, state)}, x)
+
+    In a model that rematerialises its layers, a layer's W_hat is made again in the backward pass, from the same bits:
+    in place of 2 bytes a parameter, the method takes one layer's worth. The gradient with respect to `weights` is
+    dW_hat, as it is with respect to `transform.apply(...)`: it is dW, too, since transforms are straight-through, and
+    `jax.vjp(lambda state: transform.apply(key, params, state), state)[1]` pulls it back to the state.
+
+    Args:
+      transform: of `params`.
+      key, params, state: as for `transform.apply`, of the whole tree of nested dicts. No gradient reaches them.
+      path: where the stacked layers are; a first axis of their leaves counts the layers.
+
+    Returns:
+      weights: a tree like params, of the transform's dtypes. Under `path` it holds zeros, which no computation reads:
+        they stand for the gradient.
+      layer_transform: a function (layer of weights, layer index) -> the layer's W_hat, for the model's attribute of
+        that name, or for the body of another model's scan.
+
+    Raises:
+      ValueError: if `path` is not in `params`, and as `transform.apply` does.
+
+    Example:
+      >>> from gaussq_jax import gaussian_weight_sampling
+      >>> transform, key = gaussian_weight_sampling(), jax.random.key(0)
+      >>> params = {'layers': {'up': {'kernel': jnp.ones((4, 32, 64))}}}
+      >>> state = transform.init(params)
+      >>> weights, layer_transform = layerwise(transform, key, params, state)
+      >>> one = layer_transform(jax.tree.map(lambda w: w[3], weights['layers']), 3)['up']['kernel']
+      >>> bool((one == transform.apply(key, params, state)['layers']['up']['kernel'][3]).all())
+      True
+
+    Source: arXiv 2505.11170 draws the noise again in the backward pass; to draw W_hat again is ours.
+    """
+    path = tuple(path)
+    params, state = jax.lax.stop_gradient((params, state))
+    layers = _get(params, path)
+    prefix = ''.join(f'{name}/' for name in path)
+    state_of_rest = {name: b_i for name, b_i in state.items() if not name.startswith(prefix)}
+    rest = transform.apply(key, _replace(params, path, {}), state_of_rest)
+    shapes = jax.eval_shape(lambda params, state: _get(transform.apply(key, params, state), path), params, state)
+    weights = _replace(rest, path, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
+
+    def layer_transform(gradient_of, index):
+        layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
+        return jax.tree.map(_with_gradient_of, transform.apply(key, layer, state, path=path, layer=index), gradient_of)
+
+    return weights, layer_transform
+
+
+@jax.custom_vjp
+def _with_gradient_of(value: jax.Array, other: jax.Array) -> jax.Array:
+    """The value, whose gradient goes to the other array."""
+    return value
+
+
+_with_gradient_of.defvjp(lambda value, other: (value, None), lambda _, d: (None, d))
+
+
+def _get(tree: Any, path: tuple[str, ...]) -> Any:
+    for i, name in enumerate(path):
+        if name not in tree:
+            raise ValueError(f'path={path}: params has {sorted(tree)} under {path[:i]}')
+        tree = tree[name]
+    return tree
+
+
+def _replace(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+    if not path:
+        return value
+    return {**tree, path[0]: _replace(tree[path[0]], path[1:], value)}
