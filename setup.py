@@ -46,7 +46,7 @@ setuptools.setup(
     extras_require={
         'experiments': EXPERIMENTS,
         'test': EXPERIMENTS + TEST,
-        'parity': ['torch>=2.6', 'transformers>=5'],
+        'parity': ['torch>=2.6', 'transformers>=5', 'adam-mini>=1.1.1'],
         'peers': ['qwix>=0.1.8'],
         'gpu': ['jax[cuda12]'],
         'cluster': ['ray>=2.60,<3'],  # --ray of experiments.sweep

@@ -5,6 +5,7 @@
     python -m experiments.benchmark compile                       # what kernels compile to for an H100; needs no GPU
     python -m experiments.benchmark step                          # training steps of configs/tiny.py
     python -m experiments.benchmark step --config=configs/llama2.py:size=134m --vocab_size=32000
+    python -m experiments.benchmark depth                         # compile time, of 24 layers to that of 4
     python -m experiments.benchmark cast                          # casts to float8_e4m3fn, ours and others'
     python -m experiments.benchmark cast --shape=1024x1024 --output=benchmarks/cast.json
 
@@ -26,26 +27,42 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cast_benchmark, compiled_kernels, kernel_benchmark, runs, step_benchmark, timing
+from experiments import (
+    cast_benchmark,
+    compiled_kernels,
+    depth_benchmark,
+    kernel_benchmark,
+    runs,
+    step_benchmark,
+    timing,
+)
 from kernels_pallas import arg_specs
 
 DEFAULT_CONFIG = 'configs/tiny.py'
-CONFIG = config_flags.DEFINE_config_file('config', None, f'step: whose; file.py:name=value,…; else {DEFAULT_CONFIG}')
+DEFAULT_TURNS = 40
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, f'step, depth: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
+)
 METHODS = flags.DEFINE_list(
     'methods',
     step_benchmark.DEFAULT_METHODS,
     f'step: whose; bf16 is the base. Those of the configs, naive, {", ".join(step_benchmark.PEERS)}.',
 )
-VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'step: tokens there are; Llama 2 has 32000, GPT-2 50257.')
+VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'step, depth: tokens there are; Llama 2 has 32000, GPT-2 50257.')
 SHAPES = flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
 SHAPE = flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
-TURNS = flags.DEFINE_integer('turns', 40, 'Calls of each that are timed.', lower_bound=1)
+TURNS = flags.DEFINE_integer(
+    'turns',
+    None,
+    f'Calls of each that are timed; else {DEFAULT_TURNS}, depth: {depth_benchmark.DEFAULT_TURNS}.',
+    lower_bound=1,
+)
 CLOCK = flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
 OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results.')
 
 
 def main(argv):
-    measures = {'kernel': kernel, 'compile': compile_kernels, 'step': step, 'cast': cast}
+    measures = {'kernel': kernel, 'compile': compile_kernels, 'step': step, 'depth': depth, 'cast': cast}
     measure = measures.get(' '.join(argv[1:]))
     if measure is None:
         sys.exit(f'error: say what to measure: {" or ".join(measures)} (not {" ".join(argv[1:])!r})')
@@ -59,14 +76,14 @@ def kernel():
     default = kernel_benchmark.DEFAULT_SHAPES.get(jax.default_backend(), kernel_benchmark.DEFAULT_SHAPES['cpu'])
     specs = arg_specs.matching(SHAPES.value or default)
     implementations = kernel_benchmark.implementations()
-    results = {**timing.environment(), 'clock': clock, 'turns': TURNS.value, 'implementations': implementations}
+    results = {**timing.environment(), 'clock': clock, 'turns': number_of_turns(), 'implementations': implementations}
     results['rows'] = []
     print(f"{results['device']}, by the {clock}'s clock")
     for name, reason in implementations.items():
         if reason is not None:
             print(f'{name} is not measured: {reason}')
     for spec in specs:
-        rows = kernel_benchmark.time_shape(spec, TURNS.value, clock)
+        rows = kernel_benchmark.time_shape(spec, number_of_turns(), clock)
         print_table(
             f'\n{spec.name}, {" x ".join(map(str, spec.shape))}',
             ('operation', 'implementation', 'median', 'bandwidth', 'of a copy', 'kernels', 'bits'),
@@ -112,7 +129,7 @@ def step():
     """Times the training steps that the flags say, and prints them."""
     clock = CLOCK.value or timing.default_clock()
     results = step_benchmark.time_steps(
-        CONFIG.value, METHODS.value, TURNS.value, vocab_size=VOCAB_SIZE.value, clock=clock
+        CONFIG.value, METHODS.value, number_of_turns(), vocab_size=VOCAB_SIZE.value, clock=clock
     )
     print_table(
         f'training step of {results["config"]}, {results["parameters"]:,} parameters, {results["tokens"]:,} tokens,'
@@ -126,11 +143,26 @@ def step():
     write(results)
 
 
+def depth():
+    """Times how long training steps of few and of many layers take to compile, and prints them."""
+    turns = number_of_turns(depth_benchmark.DEFAULT_TURNS)
+    results = depth_benchmark.time_depths(CONFIG.value, turns, vocab_size=VOCAB_SIZE.value)
+    print_table(
+        f'compiling the training step of {results["config"]}, {results["device"]}',
+        ('layers', '', 'median', 'to the first', 'quartiles'),
+        (
+            (layers, '', f'{row["seconds"]:.2f} s', f'{row["ratio"]:.2f}', _quartiles(row, 2))
+            for layers, row in results['depths'].items()
+        ),
+    )
+    write(results)
+
+
 def cast():
     """Times casts and fake quantization, and prints them."""
     if not (match := re.fullmatch(r'(\d+)x(\d+)', SHAPE.value)):
         raise ValueError(f'shape={SHAPE.value!r} is not ROWSxCOLUMNS, such as 4096x4096')
-    results = cast_benchmark.time_casts((int(match[1]), int(match[2])), TURNS.value)
+    results = cast_benchmark.time_casts((int(match[1]), int(match[2])), number_of_turns())
     print_table(
         f'float32 {SHAPE.value} to float8_e4m3fn and back, {results["device"]}',
         ('operation', 'by', 'a value', 'to a copy', 'quartiles'),
@@ -141,6 +173,10 @@ def cast():
         ),
     )
     write(results)
+
+
+def number_of_turns(default: int = DEFAULT_TURNS) -> int:
+    return TURNS.value or default
 
 
 def print_table(title: str, header: Sequence[str], rows):

@@ -18,11 +18,13 @@ process 0's: where a batch is a function of (seed, step), every process has the 
 
 import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import operator
 import os
 import pathlib
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +38,12 @@ from jax.experimental import multihost_utils
 CONTENTS = 'checkpoint.json'
 MANIFEST = 'manifest.sha256'
 WRITING = '.writing'
+SECONDS_TO_SAVE = 7 * 24 * 3600
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be saved; the ones before it are as they were."""
 
 
 class Restored(NamedTuple):
@@ -72,11 +79,14 @@ class Checkpointer:
             raise ValueError(f'keep={keep}: at least one checkpoint has to stay')
         self._directory = pathlib.Path(directory).absolute()
         self._keep = keep
-        self._orbax = ocp.StandardCheckpointer()
+        # Orbax's timeouts go by the time of day: their 20 minutes would end a save in which the clock is set.
+        self._orbax = ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(timeout_secs=SECONDS_TO_SAVE))
         self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix='checkpoint')
         self._pending: tuple[int, concurrent.futures.Future] | None = None
 
-    def save(self, step: int, state: Any, data_state: Any, config: Mapping[str, Any]) -> bool:
+    def save(
+        self, step: int, state: Any, data_state: Any, config: Mapping[str, Any], *, protected: int | None = None
+    ) -> bool:
         """Starts to save a step; returns when the arrays are copied, after which they may be donated.
 
         Waits for the save before it, if that is still under way.
@@ -87,12 +97,13 @@ class Checkpointer:
             np.ndarray and Python numbers.
           data_state: the data iterator's `get_state()`: bytes, or anything that JSON keeps as it is.
           config: the resolved config, JSON-able.
+          protected: another step, which isn't deleted for this one.
 
         Returns:
           False if this step is there already, and whole: it is left as it is. A damaged one is replaced.
 
         Raises:
-          RuntimeError: the save before this one failed. This one was not started; calling again starts it.
+          SaveError: the save before this one failed, or this one at once; calling again tries this one.
           ValueError: a negative step, a leaf with no elements, or something that JSON can't hold.
         """
         step = operator.index(step)
@@ -111,21 +122,27 @@ class Checkpointer:
         self.wait()
         if _decided_by_first_process(lambda: self._make_room(step)):
             return False
-        self._orbax.save(self._writing(step) / 'state', leaves)
-        self._pending = step, self._executor.submit(self._finish, step, contents)
+        try:
+            self._orbax.save(self._writing(step) / 'state', leaves)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._pending = step, self._executor.submit(self._finish, step, contents, protected)
         return True
 
+    def raise_if_failed(self) -> None:
+        """As `wait`, but doesn't wait for a save that is under way."""
+        if self._pending and self._pending[1].done():
+            self.wait()
+
     def wait(self) -> None:
-        """Waits until the last save is on disk; raises RuntimeError, naming the step, if it failed."""
+        """Waits until the last save is on disk; raises SaveError, naming the step, if it failed."""
         if self._pending is None:
             return
         (step, future), self._pending = self._pending, None
         try:
             future.result()
         except Exception as error:
-            raise RuntimeError(
-                f'saving the checkpoint {self._directory / str(step)} failed (older ones are whole): {error}'
-            ) from error
+            raise self._failed(step, error) from error
 
     def close(self) -> None:
         """Waits for the last save, as `wait()` does, and ends the background threads."""
@@ -133,7 +150,8 @@ class Checkpointer:
             self.wait()
         finally:
             self._executor.shutdown()
-            self._orbax.close()
+            with contextlib.suppress(Exception):  # which `wait` has told already
+                self._orbax.close()
 
     def __enter__(self) -> 'Checkpointer':
         return self
@@ -141,13 +159,15 @@ class Checkpointer:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def latest_step(self) -> int | None:
+    def latest_step(self, *, at_most: int | None = None) -> int | None:
         """The newest whole step, or None where nothing was saved; warns and raises as `restore` does."""
         self.wait()
-        step = _decided_by_first_process(lambda: _newest_whole_step(self._directory))
+        step = _decided_by_first_process(lambda: _newest_whole_step(self._directory, at_most))
         return None if step < 0 else step
 
-    def restore(self, abstract_state: Any, *, config: Mapping[str, Any], identity: Sequence[str]) -> Restored | None:
+    def restore(
+        self, abstract_state: Any, *, config: Mapping[str, Any], identity: Sequence[str], at_most: int | None = None
+    ) -> Restored | None:
         """Restores the newest whole checkpoint, bit for bit; None where nothing was saved.
 
         Args:
@@ -156,12 +176,13 @@ class Checkpointer:
             an np.ndarray or a Python number, any other such.
           config: the present run's config.
           identity: the keys of `config` whose values define the state, and so must equal the stored ones.
+          at_most: the newest step to consider; None is the newest there is.
 
         Raises:
           ValueError: there are checkpoints but none is whole; the checkpoint is another run's, by its config
             or by its leaves (all that differs is named); `identity` names a key that `config` doesn't have.
         """
-        step = self.latest_step()
+        step = self.latest_step(at_most=at_most)
         if step is None:
             return None
         directory = self._directory / str(step)
@@ -178,6 +199,14 @@ class Checkpointer:
         ]
         return Restored(step, jax.tree.unflatten(treedef, values), _decode_data_state(contents['data_state']))
 
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints that are newer than a step, of a past that the run has gone back on."""
+        self.wait()
+        if jax.process_index() == 0:
+            for newer in _steps(self._directory):
+                if newer > step:
+                    shutil.rmtree(self._directory / str(newer))
+
     def _writing(self, step: int) -> pathlib.Path:
         return self._directory / f'{step}{WRITING}'
 
@@ -187,7 +216,16 @@ class Checkpointer:
             shutil.rmtree(leftover)
         return find_damage(self._directory / str(step)) is None
 
-    def _finish(self, step: int, contents: dict[str, Any]) -> None:
+    def _failed(self, step: int, error: Exception) -> SaveError:
+        """Gives back the room that a failed save has taken; what to raise."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self._writing(step), ignore_errors=True)
+        reported = re.search(r"os_error_code='(\d+)'", str(error))  # by TensorStore, in many words
+        number = int(reported[1]) if reported else getattr(error, 'errno', None)
+        reason = os.strerror(number) if number else ' '.join(str(error).split())
+        return SaveError(f'saving the checkpoint {self._directory / str(step)} failed (older ones are whole): {reason}')
+
+    def _finish(self, step: int, contents: dict[str, Any], protected: int | None) -> None:
         self._orbax.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -200,7 +238,8 @@ class Checkpointer:
         whole = 0
         for older in _steps(self._directory):
             if whole == self._keep:
-                shutil.rmtree(self._directory / str(older))
+                if older != protected:
+                    shutil.rmtree(self._directory / str(older))
             elif older == step or find_damage(self._directory / str(older)) is None:
                 whole += 1
 
@@ -212,6 +251,11 @@ def load_config(directory: str | os.PathLike) -> dict[str, Any]:
     if step < 0:
         raise ValueError(f'{directory} holds no checkpoint')
     return json.loads((directory / str(step) / CONTENTS).read_text())['config']
+
+
+def newest_step(directory: str | os.PathLike) -> int | None:
+    """The newest step in `directory`, which was whole when it was written; nothing is read."""
+    return next(iter(_steps(pathlib.Path(directory))), None)
 
 
 def find_damage(directory: pathlib.Path) -> str | None:
@@ -263,9 +307,9 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def _newest_whole_step(directory: pathlib.Path) -> int:
+def _newest_whole_step(directory: pathlib.Path, at_most: int | None = None) -> int:
     """The newest whole step, -1 where nothing was saved."""
-    steps = _steps(directory)
+    steps = [step for step in _steps(directory) if at_most is None or step <= at_most]
     for step in steps:
         damage = find_damage(directory / str(step))
         if damage is None:

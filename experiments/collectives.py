@@ -50,7 +50,7 @@ class Collective:
 
     @property
     def sent_bytes(self) -> float:
-        """That a device sends each time, in a ring: what it has already isn't sent, and an all-reduce goes round twice."""
+        """That a device sends each time, in a ring: all but its own part, and for an all-reduce twice."""
         if self.kind in ('collective-permute', 'collective-broadcast'):
             return self.bytes
         rounds = 2 if self.kind == 'all-reduce' else 1

@@ -93,7 +93,7 @@ class Module:
     """
 
     def __init__(self, text: str):
-        header = text.split('\n', 1)[0]
+        header = re.search(r'HloModule.*', text)[0]
         counts = re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', header)
         self.num_devices = math.prod(map(int, counts))
         self.computations: dict[str, Computation] = {}

@@ -1,18 +1,24 @@
 """What a run reports: metrics.jsonl, TensorBoard events, a progress bar or plain lines, and summary.json."""
 
+import contextlib
 import json
 import math
 import numbers
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-import tensorboardX
 import tqdm
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
-SECONDS_BETWEEN_EVENT_FLUSHES = 10
+RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|device_memory)/.*')  # not in lines
+WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
 
 
 class MetricWriter:
@@ -22,13 +28,18 @@ class MetricWriter:
       no NaN and no infinity: they are the strings "NaN", "Infinity" and "-Infinity" there, and floats again
       in what `read_metrics` returns.
     - `tensorboard/` gets the same as events.
-    - On a terminal, a `write` with 'train/loss' moves the progress bar, which shows 'tokens_per_second' and
-      'bits/mean' too; any other `write` is a line above it. Elsewhere every `write` is a line: what is
-      printed, and in which order, is what the caller writes.
+    - On a terminal, a `write` with 'train/loss' moves the progress bar, which shows speed and bitwidths too, as
+      far as there is room; any other `write` is a line above it. Elsewhere every `write` is a line: what is
+      printed, and in which order, is what the caller writes, without the names of `RECORDED_ONLY`. Both tell
+      which share of 'seconds/total' was lost to 'seconds/data' and 'seconds/checkpoint', where it is large.
     - `summary.json` is there once `summary` was called, and whole; a new writer removes an earlier run's.
 
     A run that continues from a checkpoint leaves one clean record: lines after the restored step are dropped,
-    and so is a last line that was cut off. A run that starts from the beginning drops all lines.
+    and so is a last line that was cut off. A run that starts from the beginning drops all lines. A rollback to a
+    checkpoint within the run drops those after it, and adds one that tells of it; that one is younger than the
+    checkpoint, and so is dropped where a run continues from there.
+
+    What is written is on its way to the disk when a method returns: one that is full is an OSError there.
 
     Args:
       workdir: the run's directory; made if it isn't there.
@@ -68,15 +79,10 @@ class MetricWriter:
         self._stream = sys.stdout if stream is None else stream
 
         first_step = 0 if resume_step is None else resume_step + 1
-        is_continued = resume_step is not None and self._metrics_path.exists()
-        kept = read_metrics(self._metrics_path) if is_continued else []
-        replace_file(self._metrics_path, ''.join(_to_line(line) for line in kept if line['step'] < first_step))
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard'),
-            purge_step=first_step,  # TensorBoard hides earlier events from there on
-            filename_suffix=f'.from_step_{first_step}',  # names go by the second, and opening one empties it
-            flush_secs=SECONDS_BETWEEN_EVENT_FLUSHES,
-        )
+        if resume_step is None:
+            self._metrics_path.unlink(missing_ok=True)
+        self._keep(lambda line: line['step'] < first_step - ('rollback/from_step' in line))
+        self._events = _Events(workdir / 'tensorboard', first_step)
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm.tqdm(
@@ -84,7 +90,7 @@ class MetricWriter:
                 initial=resume_step or 0,
                 file=self._stream,
                 bar_format='{n_fmt}/{total_fmt} |{bar}| {desc}{remaining} left',
-                dynamic_ncols=True,
+                ncols=self._columns(),
                 mininterval=0,
                 miniters=1,
             )
@@ -100,19 +106,34 @@ class MetricWriter:
         if 'step' in metrics:
             raise ValueError("metrics: 'step' is the name of the step itself")
         values = {name: _to_number(name, value) for name, value in metrics.items()}
-        with open(self._metrics_path, 'a') as file:
+        with _named_errors(self._metrics_path), open(self._metrics_path, 'a') as file:
             file.write(_to_line({'step': int(step), **values}))
-        for name, value in values.items():
-            self._events.add_scalar(name, value, int(step))
+        self._events.write(int(step), values)
         if self._bar is not None and 'train/loss' in values:
-            self._bar.set_description_str(_bar_text(values), refresh=False)
+            self._bar.ncols = self._columns()
+            room = self._bar.ncols - len(f'{self._total_steps}/{self._total_steps} |123| 100:00:00 left')
+            self._bar.set_description_str(_bar_text(values, room), refresh=False)
             self._bar.update(step - self._bar.n)
             self._bar.refresh()
         else:
             position = f'step {step:>{len(str(self._total_steps))}}/{self._total_steps}'
-            texts = [_to_text(name, value) for name, value in values.items()]
-            tqdm.tqdm.write('  '.join([position, *texts]), file=self._stream)
+            texts = [_to_text(name, value) for name, value in values.items() if not RECORDED_ONLY.fullmatch(name)]
+            self.show('  '.join([position, *texts, *_waits(values)]))
+
+    def show(self, line: str) -> None:
+        """Prints a line; on a terminal, above the progress bar."""
+        if self._is_main_process:
+            tqdm.tqdm.write(line, file=self._stream)
             self._stream.flush()
+
+    def roll_back(self, step: int, *, from_step: int, loss: float) -> None:
+        """Records that the run went back to a step, and so that the batches of `from_step - step` steps are skipped."""
+        if not self._is_main_process:
+            return
+        self._keep(lambda line: line['step'] <= step)
+        self._events.purge(step + 1)
+        skipped = from_step - step
+        self.write(step, {'rollback/from_step': from_step, 'rollback/loss': loss, 'rollback/skipped_batches': skipped})
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: anything JSON-able, with NaN and infinity as in metrics.jsonl."""
@@ -127,11 +148,49 @@ class MetricWriter:
             self._bar.close()
         self._events.close()
 
+    def _columns(self) -> int:
+        """Of the terminal, which may have changed; but its last, after which some go to the next line."""
+        return (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1  # some pseudo-terminals say 0
+
+    def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        lines = read_metrics(self._metrics_path) if self._metrics_path.exists() else []
+        replace_file(self._metrics_path, ''.join(_to_line(line) for line in lines if is_kept(line)))
+
     def __enter__(self) -> 'MetricWriter':
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class _Events:
+    """A file of TensorBoard events, written at once, by the thread that calls: in its own, an error would be lost."""
+
+    def __init__(self, directory: pathlib.Path, first_step: int):
+        directory.mkdir(exist_ok=True)
+        number = len(list(directory.iterdir()))  # files are read in the order of their names, whatever the time was
+        self._path = directory / f'events.out.tfevents.{number:06}.from_step_{first_step}'
+        self._file = RecordWriter(str(self._path))
+        self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
+        self.purge(first_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+    def purge(self, step: int) -> None:
+        """TensorBoard hides earlier events from this step on."""
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(wall_time=time.time(), step=step, session_log=start))
+
+    def close(self) -> None:
+        with _named_errors(self._path):
+            self._file.close()
+
+    def _add(self, event: Event) -> None:
+        with _named_errors(self._path):
+            self._file.write(event.SerializeToString())
+            self._file.flush()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -183,18 +242,47 @@ def _to_text(name: str, value: int | float) -> str:
     return f'{name} {value:,.0f}' if large else f'{name} {value:.4g}'
 
 
-def _bar_text(values: Mapping[str, float]) -> str:
-    """The part of the progress bar that fits 80 columns with a bar of its own."""
+def _bar_text(values: Mapping[str, float], room: int) -> str:
+    """The loss, and of the rest, in this order, what there is room for."""
     parts = [f'loss {values["train/loss"]:.3f}']
     if 'tokens_per_second' in values:
-        parts.append(f'{tqdm.tqdm.format_sizeof(values["tokens_per_second"])} tokens/s')
+        parts.append(f'{tqdm.tqdm.format_sizeof(values["tokens_per_second"])} tok/s')
+    parts += _waits(values)
+    if 'mfu' in values:
+        parts.append(f'MFU {100 * values["mfu"]:.2g}%')
     if 'bits/mean' in values:
         parts.append(f'{values["bits/mean"]:.2f} bits')
+    if 'step_seconds/p90' in values:
+        parts.append(f'p90 {values["step_seconds/p90"]:.3g} s')
+    if 'device_memory/peak_bytes' in values:
+        parts.append(f'{tqdm.tqdm.format_sizeof(values["device_memory/peak_bytes"])}B')
+    while len(parts) > 1 and len(', '.join(parts)) + 2 > room:
+        parts.pop()
     return ', '.join(parts) + ', '
+
+
+def _waits(values: Mapping[str, float]) -> list[str]:
+    """Which shares of the time since the last log the loop has waited, if they are large."""
+    shares = {name: values.get(f'seconds/{name}', 0) / values.get('seconds/total', math.inf) for name in WAITS}
+    return [f'{name} wait {share:.0%}' for name, share in shares.items() if share >= LEAST_WAIT]
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
     """Writes a file in one step: a reader, or a kill, finds the old text or the new."""
     partial = path.with_name(path.name + '.writing')
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        with _named_errors(path):
+            partial.write_text(text)
+            partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _named_errors(path: pathlib.Path) -> Iterator[None]:
+    """Errors of the operating system name the file: of their own, those of writing to it don't."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error

@@ -16,12 +16,14 @@ from ml_collections import ConfigDict
 from configs import common
 from experiments import input_pipeline, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored, load_config
+from experiments.metrics import replace_file
 
-# Fields in which two starts of one run may differ: they change nothing of what is learned. (The tokens' digest stands
-# for the tokenizer, whose file may have moved.)
+# Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges. (The
+# tokens' digest stands for the tokenizer, whose file may have moved.)
 FREE_FIELDS = (
-    *('mesh', 'deterministic', 'data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
-    *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints'),
+    *('mesh', 'remat_policy', 'resample_weights', 'deterministic', 'stall_timeout'),
+    *('data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
+    *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'divergence'),
 )
 
 
@@ -65,15 +67,17 @@ def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
     return {**config.to_dict(), 'corpus': data.train.sha256}
 
 
-def restore(checkpointer: Checkpointer, experiment: training.Experiment, data: Data) -> Restored | None:
-    """The newest whole checkpoint of this very run; None if there is none yet.
+def restore(
+    checkpointer: Checkpointer, experiment: training.Experiment, data: Data, *, at_most: int | None = None
+) -> Restored | None:
+    """The newest whole checkpoint of this very run, of step `at_most` or before; None if there is none yet.
 
     Raises:
       ValueError: if the checkpoint is of another run: another model, method, data or optimizer.
     """
     config = stored_config(experiment.config, data)
     identity = [name for name in config if name not in FREE_FIELDS]
-    return checkpointer.restore(experiment.abstract_state, config=config, identity=identity)
+    return checkpointer.restore(experiment.abstract_state, config=config, identity=identity, at_most=at_most)
 
 
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
@@ -99,11 +103,14 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     return Run(experiment, tokenizer, restored.state)
 
 
-def make_validation(experiment: training.Experiment, data: Data) -> Callable[[training.TrainState], dict[str, float]]:
+def make_validation(
+    experiment: training.Experiment, data: Data, at_batch: Callable[[], None] = lambda: None
+) -> Callable[[training.TrainState], dict[str, float]]:
     """A function state -> metrics on the validation split: `eval_batches` batches of it, -1 for all.
 
     'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
-    'validation/loss_with_noise' where the method has noise. The batches are processed in the parts of training.
+    'validation/loss_with_noise' where the method has noise. The batches are processed in the parts of training;
+    `at_batch` is called before each.
     """
     config = experiment.config
     evaluate = training.make_evaluation(experiment)
@@ -116,14 +123,19 @@ def make_validation(experiment: training.Experiment, data: Data) -> Callable[[tr
         process_count=jax.process_count(),
     )
 
+    def read_batches():
+        for batch in batches:
+            at_batch()
+            yield batch
+
     def validate(state: training.TrainState) -> dict[str, float]:
-        loss = evaluate(state, batches)['loss']
+        loss = evaluate(state, read_batches())['loss']
         metrics = {
             'validation/loss': loss,
             'validation/bits_per_byte': training.bits_per_byte(loss, data.validation.bytes_per_token),
         }
         if experiment.num_blocks:
-            metrics['validation/loss_with_noise'] = evaluate(state, batches, noise=True)['loss']
+            metrics['validation/loss_with_noise'] = evaluate(state, read_batches(), noise=True)['loss']
         return metrics
 
     return validate
@@ -131,8 +143,7 @@ def make_validation(experiment: training.Experiment, data: Data) -> Callable[[tr
 
 def write_config(workdir: pathlib.Path, config: ConfigDict):
     """Writes the resolved config to config.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+    replace_file(workdir / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
 
 
 def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
@@ -147,7 +158,7 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
 
     def main_without_log(argv):
         if not flags.FLAGS['verbosity'].present:
-            logging.set_verbosity(logging.WARNING)
+            _be_quiet()
         if len(argv) > 1 and not takes_arguments:
             sys.exit(f'error: {" ".join(argv[1:])!r} is not understood; settings are given as --name=value')
         main(argv)
@@ -162,6 +173,14 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
             sys.exit(f'error: the config has no field {" ".join(str(reason).split())}')
 
     app.run(main_without_log, argv=argv, flags_parser=parse_flags)
+
+
+def _be_quiet():
+    """Shows nothing but warnings, and nothing of what Orbax says of a save that fails: that error is raised, too."""
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(lambda record: 'orbax' not in record.pathname and record.name != 'asyncio')
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda error: None if str(error.exc_value) == 'Event loop is closed' else show(error)
 
 
 @contextlib.contextmanager

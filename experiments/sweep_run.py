@@ -5,7 +5,6 @@ loss or a gradient wasn't finite, error.txt why it failed. While it trains, it h
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
-from experiments import runs
+from experiments import runs, workdir_lock
 from experiments.sweep_plan import Run
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
-FREE_FIELDS = set(runs.FREE_FIELDS) - {'eval_batches', 'tokenizer', 'data_dir'}
+FREE_FIELDS = set(runs.FREE_FIELDS) - {'eval_batches', 'tokenizer', 'data_dir', 'divergence'}
 
 
 class Result(NamedTuple):
@@ -44,19 +43,18 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen | None:
     It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep, once; and it inherits the
     lock of its directory: should the sweep be killed, no other starts the run beside itself.
     """
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    with open(run.workdir / '.lock', 'w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
+    try:
+        lock = workdir_lock.acquire(run.workdir)
+    except workdir_lock.WorkdirLocked:
+        return None
+    with lock:
         if look(run).is_final:
             return None
         (run.workdir / 'error.txt').unlink(missing_ok=True)
         with open(run.workdir / 'log.txt', 'w') as log:
             return subprocess.Popen(
                 run.command,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, workdir_lock.INHERITED: str(lock.fileno())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -76,8 +74,7 @@ def finish(run: Run, exit_status: int) -> Result:
 
 def fail(run: Run, error: str) -> Result:
     """The result of a run that failed, which its directory tells, unless another process is trying it again already."""
-    with open(run.workdir / '.lock', 'w') as lock, contextlib.suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(workdir_lock.WorkdirLocked), workdir_lock.acquire(run.workdir):
         (run.workdir / 'error.txt').write_text(error + '\n')
     return Result('failed', {}, error)
 

@@ -3,70 +3,91 @@
     python -m experiments.train                                                  # configs/tiny.py, any machine
     python -m experiments.train --config=configs/llama2.py:size=134m,method=gaussws --workdir=runs/134m
     python -m experiments.train --config.optimizer.learning_rate=1e-3
+    python -m experiments.train --config=configs/llama2.py:size=1b --dry_run --devices=8      # what it would need
 
 The same command again continues where it stopped, and ends with the same bits as if it never had. A training whose loss
-or gradient isn't finite ends there, and leaves the reason in diverged.txt.
+or gradient isn't finite ends there, and leaves the reason in diverged.txt; or it goes back to its last checkpoint and
+skips the batches since, if `config.divergence` says so. At SIGTERM it saves, and ends; it ends itself, too, if it is
+stuck. What its exit code then asks for is in experiments/exit_codes.py.
 """
 
-import math
+import contextlib
 import os
 import pathlib
 import sys
-import time
+from collections.abc import Iterator
 
-import jax
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import input_pipeline, methods, partitioning, runs, tokenizers, training
-from experiments.checkpointing import Checkpointer, Restored
+from experiments import (
+    checkpointing,
+    distributed,
+    dry_run,
+    exit_codes,
+    methods,
+    profiling,
+    runs,
+    tokenizers,
+    train_loop,
+    training,
+    workdir_lock,
+)
+from experiments.checkpointing import Checkpointer, SaveError
+from experiments.divergence import Diverged
 from experiments.metrics import MetricWriter, replace_file
+from experiments.preemption import Preempted, Preemption
+from experiments.profiling import Profile
 
 DEFAULT_CONFIG = 'configs/tiny.py'
 CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.py:name=value,…; else {DEFAULT_CONFIG}')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; runs/<name of the config> if not given.")
-
-
-# What is written at each log, in this order.
-SHOWN = (
-    *('train/loss', 'bits/mean', 'tokens_per_second', 'learning_rate', 'train/gradient_norm'),
-    *('bits/min', 'bits/max', 'bits/gradient_norm'),
-)
+PROFILE = flags.DEFINE_string('profile', None, 'START:STOP: the steps of which workdir/profile gets a trace for XProf.')
 
 
 def main(argv):
     del argv
     config = CONFIG.value
     with runs.user_errors():
+        if dry_run.requested():
+            dry_run.main(config)
+            return
         workdir = pathlib.Path(WORKDIR.value or f'runs/{config.name}')
         if config.deterministic:
             os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-        tokenizer = tokenizers.load_tokenizer(config.tokenizer)
-        experiment = training.make_experiment(config, tokenizer.vocab_size)
-        data = runs.load_data(config, tokenizer)
-        checkpointer = Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints)
-        restored = runs.restore(checkpointer, experiment, data)
-        start = restored.step if restored else None
-        if start == config.total_steps:
-            print(f'{workdir} is complete, with {start} steps: see its summary.json, or give another --workdir.')
-            return
-        is_main_process = jax.process_index() == 0
-        if is_main_process:
-            runs.write_config(workdir, config)
-            (workdir / 'diverged.txt').unlink(missing_ok=True)
-            describe(experiment, data, workdir, start)
+        distributed.initialize()
     with (
-        checkpointer,
-        MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process) as writer,
+        distributed.lost_process_errors(),
+        exit_codes_of(workdir),
+        Preemption() as preemption,
+        contextlib.ExitStack() as resources,
     ):
-        try:
-            summary = train(experiment, data, checkpointer, restored, writer)
-        except FloatingPointError as error:
+        with runs.user_errors():
+            tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+            experiment = training.make_experiment(config, tokenizer.vocab_size)
+            with distributed.first_then_others():
+                data = runs.load_data(config, tokenizer)
+            is_main_process = distributed.is_main_process()
+            lock = resources.enter_context(workdir_lock.acquire(workdir)) if is_main_process else None
+            checkpointer = resources.enter_context(Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints))
+            restored = runs.restore(checkpointer, experiment, data)
+            start = restored.step if restored else None
+            if start == config.total_steps:
+                print(f'{workdir} is complete, with {start} steps: see its summary.json, or give another --workdir.')
+                return
+            profile_steps = profiling.parse_steps(PROFILE.value, start or 0, config.total_steps)
             if is_main_process:
-                replace_file(workdir / 'diverged.txt', f'{error}\n')
-            sys.exit(f'error: {error}; the newest checkpoint is of step {checkpointer.latest_step()}')
-        except KeyboardInterrupt:
-            sys.exit(f'\ninterrupted; the same command continues from step {checkpointer.latest_step()}')
+                workdir_lock.sign(lock)
+                runs.write_config(workdir, config)
+                (workdir / 'diverged.txt').unlink(missing_ok=True)
+                describe(experiment, data, workdir, start)
+            writer = resources.enter_context(
+                MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process)
+            )
+            profile = resources.enter_context(
+                Profile(workdir / 'profile', profile_steps if is_main_process else None, writer.show)
+            )
+        summary = train_loop.train(experiment, data, checkpointer, restored, writer, preemption, profile)
     if is_main_process:
         loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
         print(f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise')
@@ -76,72 +97,28 @@ def main(argv):
         print(f'          next: python -m experiments.generate --workdir={workdir} --prompt="def "')
 
 
-def train(
-    experiment: training.Experiment,
-    data: runs.Data,
-    checkpointer: Checkpointer,
-    restored: Restored | None,
-    writer: MetricWriter,
-) -> dict[str, float]:
-    """Trains from the restored state, or from the beginning, to the last step; evaluates and saves on the way."""
-    config = experiment.config
-    started = time.perf_counter()
-    with runs.user_errors():
-        validate = runs.make_validation(experiment, data)
-        batches = input_pipeline.train_iterator(
-            data.train.tokens,
-            global_batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-    train_step = training.make_train_step(experiment)
-    state = restored.state if restored else training.init_state(experiment)
-    if restored:
-        batches.set_state(restored.data_state)
-    first_step = int(state.step) + 1
-    clock, clocked_steps, unchecked = time.perf_counter(), 0, []
+@contextlib.contextmanager
+def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
+    """Where a training ends before its last step, one line says why, and from where the same command continues."""
 
-    for step in range(first_step, config.total_steps + 1):
-        state, metrics = train_step(state, partitioning.to_devices(next(batches), experiment.mesh))
-        unchecked.append((step, metrics))
-        clocked_steps += 1
-        is_last = step == config.total_steps
-        is_log, is_evaluation, is_checkpoint = (
-            is_last or step % every == 0 for every in (config.log_every, config.eval_every, config.checkpoint_every)
-        )
-        if is_log or is_checkpoint:
-            check_finite(unchecked)
-        if is_log:
-            tokens = clocked_steps * config.batch_size * config.sequence_length
-            metrics['tokens_per_second'] = tokens / (time.perf_counter() - clock)
-            writer.write(step, {name: metrics[name] for name in SHOWN if name in metrics})
-        if is_evaluation:
-            results = validate(state)
-            writer.write(step, results)
-        if is_last:  # before the last checkpoint: a run that has that one has its summary
-            summary = {name: float(value) for name, value in {**metrics, **results}.items()}
-            seconds = time.perf_counter() - started
-            sizes = {'parameters': experiment.num_params, 'N': experiment.num_linear_params, 'D': experiment.num_tokens}
-            writer.summary({'step': step, 'seconds': seconds, **sizes, **summary})
-        if is_checkpoint:
-            checkpointer.save(step, state, batches.get_state(), runs.stored_config(config, data))
-        if is_log or is_evaluation or is_checkpoint or step == first_step:  # without the compilation, too
-            jax.block_until_ready(state)
-            clock, clocked_steps = time.perf_counter(), 0
-    batches.close()
-    checkpointer.wait()
-    return summary
+    def newest() -> str:
+        step = checkpointing.newest_step(workdir / 'checkpoints')
+        return 'its beginning' if step is None else f'step {step}'
 
-
-def check_finite(unchecked: list[tuple[int, dict[str, jax.Array]]]):
-    """Empties the list of steps and their metrics; FloatingPointError if a loss or a gradient isn't finite."""
-    for step, metrics in unchecked:
-        for name in ('train/loss', 'train/gradient_norm', 'bits/gradient_norm'):
-            if not math.isfinite(value := float(metrics.get(name, 0.0))):
-                raise FloatingPointError(f'{name} is {value} at step {step}')
-    unchecked.clear()
+    try:
+        yield
+    except Preempted:
+        print(f'preempted; the same command continues from {newest()}', file=sys.stderr)
+        sys.exit(exit_codes.PREEMPTED)
+    except KeyboardInterrupt:
+        sys.exit(f'\ninterrupted; the same command continues from {newest()}')
+    except Diverged as error:
+        if distributed.is_main_process():
+            replace_file(workdir / 'diverged.txt', f'{error}\n')
+        sys.exit(f'error: {error}; the newest checkpoint is of {newest()}')
+    except (SaveError, OSError) as error:
+        logging.info('raised here:', exc_info=True)
+        sys.exit(f'error: {error}; once that is mended, the same command continues from {newest()}')
 
 
 def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.Path, start: int | None):

@@ -159,7 +159,7 @@ def _three_gemms(
         p5 = quantize(5, key, d_out, of_out.lhs, of_out.rhs)
         p6 = quantize(6, key, lhs, of_lhs.lhs, of_lhs.contracting)
         (d_lhs,) = jax.linear_transpose(lambda lhs: multiply(lhs, p4), lhs)(p3)
-        if weight_gradient_dtype is None:
+        if weight_gradient_dtype in (None, rhs.dtype):
             (d_rhs,) = jax.linear_transpose(lambda rhs: multiply(p6, rhs), rhs)(p5)
         else:
             d_rhs = explicit_sharding.like(rhs, weight_gradient)(p6, p5).astype(rhs.dtype)

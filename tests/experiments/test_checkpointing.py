@@ -1,10 +1,13 @@
 """A checkpoint comes back bit for bit, on any mesh, or is refused by name; nothing damaged is ever used."""
 
 import contextlib
+import errno
+import itertools
 import json
 import resource
 import shutil
 import subprocess
+import threading
 import time
 
 import jax
@@ -15,7 +18,16 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.checkpointing import CONTENTS, MANIFEST, Checkpointer, find_damage, load_config
+from experiments import checkpointing
+from experiments.checkpointing import (
+    CONTENTS,
+    MANIFEST,
+    Checkpointer,
+    SaveError,
+    find_damage,
+    load_config,
+    newest_step,
+)
 
 CONFIG = {
     'model': {'name': 'llama', 'num_layers': 4, 'hidden_size': 64},
@@ -261,6 +273,40 @@ def test_keeps_the_newest_whole_steps(tmp_path):
     assert restore(tmp_path).step == 6
 
 
+def test_a_protected_step_stays(tmp_path):
+    """It doesn't count among those that are kept; nor does it stay any longer than it is protected."""
+    save_steps(tmp_path, [1, 2, 3], keep=1)
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        for step, expected in [(4, ['3', '4']), (5, ['3', '5']), (6, ['3', '6'])]:
+            checkpointer.save(step, small_state(step), {}, CONFIG, protected=3)
+            checkpointer.wait()
+            assert step_names(tmp_path) == expected
+        checkpointer.save(7, small_state(7), {}, CONFIG, protected=7)
+    assert step_names(tmp_path) == ['7']
+
+
+def test_going_back(tmp_path):
+    """To a step, or to the one before it if that is damaged; what came later can be discarded."""
+    save_steps(tmp_path, [1, 2, 3, 4], keep=4)
+    with Checkpointer(tmp_path, keep=4) as checkpointer:
+        go_back = lambda at_most: checkpointer.restore(small_state(0), config=CONFIG, identity=(), at_most=at_most)
+        assert [go_back(at_most).step for at_most in (1, 3, 7, None)] == [1, 3, 4, 4]
+        assert go_back(0) is None
+        flip_bit(largest_file(tmp_path / '3'))
+        with pytest.warns(UserWarning, match='skipping the damaged'):
+            assert_same_bits(go_back(3).state, small_state(2))
+        checkpointer.discard_after(2)
+        assert step_names(tmp_path) == ['1', '2'] and checkpointer.latest_step() == 2
+        checkpointer.discard_after(0)
+        assert step_names(tmp_path) == [] and checkpointer.latest_step() is None
+
+
+def test_newest_step(two_steps, tmp_path):
+    """As a message tells it: without a look into the checkpoints, whose reading may take minutes."""
+    assert newest_step(two_steps) == 2
+    assert newest_step(tmp_path) is newest_step(tmp_path / 'missing') is None
+
+
 def test_another_configs_checkpoint_is_refused(two_steps):
     """Every differing field, with both values, before any array is read; other keys may differ."""
     present = {
@@ -369,13 +415,53 @@ def test_disk_error_surfaces_and_spoils_nothing(tmp_path):
         checkpointer.wait()
         with file_size_limit(100_000):
             checkpointer.save(2, state, {}, CONFIG)
-            with pytest.raises(RuntimeError, match='2 failed'):
+            with pytest.raises(SaveError, match=r'2 failed \(older ones are whole\): File too large$'):
                 checkpointer.save(3, state, {}, CONFIG)
+            assert step_names(tmp_path) == ['1'], 'the room that it took is free again'
         assert checkpointer.latest_step() == 1
         assert find_damage(tmp_path / '1') is None
         assert checkpointer.save(3, state, {}, CONFIG)
         assert_same_bits(checkpointer.restore(abstract(state), config=CONFIG, identity=IDENTITY).state, state)
     assert step_names(tmp_path) == ['1', '3']
+
+
+def test_a_failed_save_is_told_without_waiting(tmp_path, monkeypatch):
+    """By the first question after it failed, once; before, and after a good one, there is nothing to tell."""
+    release, write_manifest = threading.Event(), checkpointing._write_manifest
+
+    def fail(directory):
+        assert release.wait(30)
+        raise OSError(errno.ENOSPC, 'full')
+
+    with Checkpointer(tmp_path) as checkpointer:
+        monkeypatch.setattr(checkpointing, '_write_manifest', fail)
+        checkpointer.save(1, small_state(1), {}, CONFIG)
+        checkpointer.raise_if_failed()
+        release.set()
+        deadline = time.monotonic() + 30
+        with pytest.raises(SaveError, match=r'/1 failed .*: No space left on device$'):
+            while time.monotonic() < deadline:
+                checkpointer.raise_if_failed()
+                time.sleep(0.01)
+        checkpointer.raise_if_failed()
+        monkeypatch.setattr(checkpointing, '_write_manifest', write_manifest)
+        checkpointer.save(2, small_state(2), {}, CONFIG)
+        checkpointer.wait()
+        checkpointer.raise_if_failed()
+    assert step_names(tmp_path) == ['2']
+
+
+def test_a_clock_that_is_set_spoils_no_save(tmp_path, monkeypatch):
+    """The time of day may jump by hours, forth and back, while a step is saved and restored."""
+    time_of_day, jumps = time.time, itertools.cycle((0, 5, -3, 20))
+    monkeypatch.setattr(time, 'time', lambda: time_of_day() + 3600 * next(jumps))
+    state = {'w': jnp.arange(8.0)}
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, state, {}, CONFIG)
+        restored = checkpointer.restore(state, config=CONFIG, identity=IDENTITY)
+    assert restored.step == 2
+    np.testing.assert_array_equal(restored.state['w'], state['w'])
 
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):

@@ -9,22 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
 from parameter_trees import assert_identical_trees
-from programs import import_program
-from small_experiments import ONE_DEVICE, on_mesh, small_config
+from small_runs import final_state, records, run_config, start, without_seconds
 
-from experiments import checkpointing, runs, training
+from experiments import checkpointing, training
 from experiments.metrics import read_metrics
 
-train = import_program('train')
-
 REPOSITORY = pathlib.Path(__file__).parents[2]
-STEPS = dict(total_steps=12, log_every=3, eval_every=6, eval_batches=1, checkpoint_every=4)
 SHOWN = {
     'train/loss',
     'bits/mean',
@@ -35,38 +30,10 @@ SHOWN = {
     'bits/max',
     'bits/gradient_norm',
 }
+TIMES = {f'step_seconds/{name}' for name in ('p50', 'p90', 'max')}
+TIMES |= {f'seconds/{name}' for name in ('total', 'data', 'checkpoint')}
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
-def run_config(**changes):
-    """The config of the runs here: twelve steps, three checkpoints, one kind of layer sampled."""
-    return small_config(**{**STEPS, 'quantization__parts': 'down', 'name': 'small', **changes})
-
-
-def start(workdir, config, sizes=ONE_DEVICE):
-    """What `python -m experiments.train` does, after its flags are read."""
-    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(sizes):
-        monkeypatch.setattr(train, 'CONFIG', types.SimpleNamespace(value=config))
-        monkeypatch.setattr(train, 'WORKDIR', types.SimpleNamespace(value=str(workdir)))
-        monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])  # which it changes
-        train.main(['train'])
-
-
-def final_state(workdir, sizes=ONE_DEVICE):
-    with on_mesh(sizes):
-        return jax.tree.map(np.asarray, runs.open_run(workdir).state)
-
-
-def records(workdir):
-    """The lines of metrics.jsonl, without what the clock says."""
-    lines = read_metrics(workdir / 'metrics.jsonl')
-    return [{name: value for name, value in line.items() if name != 'tokens_per_second'} for line in lines]
-
-
-def without_seconds(workdir):
-    summary = json.loads((workdir / 'summary.json').read_text())
-    return {name: value for name, value in summary.items() if name not in ('seconds', 'tokens_per_second')}
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +52,7 @@ def test_files_of_a_run(finished):
     validation = {'validation/loss', 'validation/bits_per_byte', 'validation/loss_with_noise'}
     logged, validated = ([line for line in lines if name in line] for name in ('train/loss', 'validation/loss'))
     assert [line['step'] for line in logged] == [3, 6, 9, 12] and [line['step'] for line in validated] == [6, 12]
-    assert all(set(line) == {'step', *SHOWN} for line in logged)
+    assert all(set(line) - {'seconds/evaluation'} == {'step', *SHOWN, *TIMES} for line in logged)
     assert all(set(line) == {'step', *validation} for line in validated)
 
     summary = json.loads((finished / 'summary.json').read_text())
@@ -151,8 +118,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(finished, tmp_path, step
     for step in steps:
         with pytest.MonkeyPatch.context() as monkeypatch:
             interrupt(monkeypatch, step)
-            last = 4 * ((step - 1) // 4) or None
-            with pytest.raises(SystemExit, match=f'interrupted; the same command continues from step {last}'):
+            last = 4 * ((step - 1) // 4)
+            where = f'step {last}' if last else 'its beginning'
+            with pytest.raises(SystemExit, match=f'interrupted; the same command continues from {where}'):
                 start(tmp_path, run_config())
         assert not (tmp_path / 'summary.json').exists()
     start(tmp_path, run_config())
@@ -209,6 +177,8 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
         ),
         (dict(keep_checkpoints=0), 'config.keep_checkpoints=0 must be at least 1'),
         (dict(eval_batches=0), 'max_batches=0; allowed: None or a positive integer'),
+        (dict(stall_timeout=-1.0), 'config.stall_timeout=-1: allowed are seconds, or 0 for no limit'),
+        (dict(divergence__spike_window=1), 'config.divergence.spike_window=1: allowed are 2 and more steps'),
         (dict(seed=-1), 'seed=-1; allowed: non-negative integers'),
     ],
 )

@@ -1,0 +1,269 @@
+"""What can befall a training, one function a fault: it makes it, starts the same command again, and compares.
+
+A function returns what happened and what was lost, in a line each. It raises Unexpected where something else happened
+than should have, or the result is not, bit for bit, that of the training without the fault; and NotTried where this
+machine can't make the fault.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.exit_codes import DONE, ERROR, LOST_PROCESS, PREEMPTED, STALLED
+from experiments.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
+from experiments.trial_runs import CHECKPOINT_EVERY, Ended, Laboratory, Trial
+
+RUN_TRAIN = 'import runpy; runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)'
+JUMPING_CLOCK = f"""
+import atexit, time
+real_time, hours, seen = time.time, (0, 5, -3, 11, -20), set()
+def time_of_day():
+    jump = hours[int(2 * time.monotonic()) % len(hours)]
+    seen.add(jump)
+    return real_time() + 3600 * jump
+time.time, time.time_ns = time_of_day, lambda: int(1e9 * time_of_day())
+atexit.register(lambda: print('jumps', len(seen)))
+{RUN_TRAIN}
+"""
+POISONED_DATA = f"""
+from experiments import input_pipeline
+clean = input_pipeline.train_iterator
+def poisoned(tokens, **sizes):
+    tokens = tokens.copy()
+    tokens[::20_000] = 60_000
+    return clean(tokens, **sizes)
+input_pipeline.train_iterator = poisoned
+{RUN_TRAIN}
+"""
+
+
+class NotTried(Exception):
+    """This machine can't make the fault; why."""
+
+
+class Observation(NamedTuple):
+    """What happened, with the exit code and the line that a user sees, and what was lost."""
+
+    happened: str
+    lost: str
+
+
+def kill_at_random_moments(laboratory: Laboratory) -> Observation:
+    workdir = laboratory.new_workdir()
+    trainings, in_saves, repeated = 1, 0, []
+    while len(repeated) < laboratory.moments:
+        saved = newest_step(workdir)
+        with laboratory.start(workdir) as trial:
+            _wait_for_a_moment(trial, len(repeated), laboratory.generator)
+            trial.send(signal.SIGKILL)
+            ended = trial.wait()
+            is_saving = trial.is_saving()
+        if ended.has_started and ended.continued_from != saved:
+            raise Unexpected(f'it continued from step {ended.continued_from}, not from {saved}')
+        if ended.code == DONE:  # before the moment came
+            check_same_result(workdir, laboratory.reference)
+            workdir, trainings = laboratory.new_workdir(), trainings + 1
+            continue
+        ended.expect(-signal.SIGKILL)
+        in_saves += is_saving
+        repeated.append(last_step(workdir) - newest_step(workdir))
+        if not 0 <= repeated[-1] <= 2 * CHECKPOINT_EVERY:
+            raise Unexpected(f'{repeated[-1]} steps are to be repeated, with a checkpoint every {CHECKPOINT_EVERY}')
+    laboratory.complete(workdir)
+    check_same_result(workdir, laboratory.reference)
+    if not in_saves:
+        raise Unexpected('no kill fell into a save')
+    count = f'{len(repeated)} of {len(repeated)}'
+    return Observation(
+        f'{count} continued, in {trainings} training{"s" * (trainings > 1)}; {in_saves} kills fell into a save',
+        steps_lost(max(repeated), at_most=True),
+    )
+
+
+def terminate(laboratory: Laboratory) -> Observation:
+    workdir = laboratory.new_workdir()
+    with laboratory.start(workdir) as trial:
+        trial.wait_for_step(laboratory.middle)
+        trial.send(signal.SIGTERM)
+        ended = trial.wait().expect(PREEMPTED, 'preempted')
+    return continued(laboratory, workdir, ended)
+
+
+def terminate_one_of_two(laboratory: Laboratory) -> Observation:
+    workdir = laboratory.new_workdir()
+    with laboratory.start_two(workdir) as (first, second):
+        first.wait_for_step(laboratory.middle)
+        second.send(signal.SIGTERM)
+        (ended, _) = (trial.wait().expect(PREEMPTED) for trial in (first, second))
+    return _continued_by_two(laboratory, workdir, f'both processes end with {told(ended)}')
+
+
+def kill_one_of_two(laboratory: Laboratory) -> Observation:
+    workdir, waited, messages = laboratory.new_workdir(), [], []
+    for part, lost in ((1, 1), (2, 0)):
+        with laboratory.start_two(workdir) as trials:
+            trials[0].wait_for_step(part * laboratory.steps // 3)
+            trials[lost].send(signal.SIGKILL)
+            killed = time.monotonic()
+            ended = trials[1 - lost].wait().expect(LOST_PROCESS, f'process {lost} of 2 was lost')
+            waited.append(time.monotonic() - killed)
+            messages.append(told(ended))
+    if max(waited) > 60:
+        raise Unexpected(f'the other process ended after {max(waited):.0f} seconds')
+    happened = f'either way, the other ends within {max(1, round(max(waited) + 0.5))} s, with {messages[0]}'
+    return _continued_by_two(laboratory, workdir, happened)
+
+
+def start_twice(laboratory: Laboratory) -> Observation:
+    workdir = laboratory.new_workdir()
+    with laboratory.start(workdir) as first:
+        first.wait_for_step(laboratory.middle)
+        first.send(signal.SIGSTOP)  # or it is done when the second has started
+        with laboratory.start(workdir) as second:
+            ended = second.wait().expect(ERROR, 'in use by another training')
+        first.send(signal.SIGCONT)
+        first.wait().expect(DONE)
+    if len(ended.text.splitlines()) > 1:
+        raise Unexpected('the second training said more than one line')
+    check_same_result(workdir, laboratory.reference)
+    return Observation(f'{told(ended)}; the first trains on', steps_lost(0))
+
+
+def let_the_clock_jump(laboratory: Laboratory) -> Observation:
+    workdir = laboratory.new_workdir()
+    ended = laboratory.complete(workdir, program=('-c', JUMPING_CLOCK))
+    jumps = int(re.search(r'^jumps (\d+)$', ended.text, re.MULTILINE)[1])
+    if jumps < 2:
+        raise Unexpected('the clock did not jump')
+    check_same_result(workdir, laboratory.reference)
+    return Observation(f'exit code 0; the clock was seen with {jumps} different offsets', steps_lost(0))
+
+
+def change_the_mesh(laboratory: Laboratory) -> Observation:
+    optimizer = ('--config.optimizer.learning_rate=6e-4', '--config.optimizer.final_learning_rate=6e-5')
+    saved = ('--config.total_steps=60', *optimizer, '--config.mesh.data=8')
+    other = (*saved, '--config.mesh.data=2', '--config.mesh.fsdp=4')
+    reference, workdir = laboratory.new_workdir(), laboratory.new_workdir()
+    laboratory.complete(reference, *saved, devices=8)
+    with laboratory.start(workdir, *saved, devices=8) as trial:
+        trial.wait_for_step(20)
+        trial.send(signal.SIGTERM)
+        trial.wait().expect(PREEMPTED)
+    step, resumed = newest_step(workdir), shutil.copytree(workdir, laboratory.new_workdir())
+    laboratory.complete(workdir, *saved, devices=8)
+    check_same_result(workdir, reference)
+    laboratory.complete(resumed, *other, devices=8)
+    errors = [
+        abs(line[name] - expected[name]) / abs(expected[name])
+        for line, expected in zip(learned_metrics(resumed), learned_metrics(reference), strict=True)
+        for name in expected
+        if name.endswith(('/loss', '/loss_with_noise')) and line['step'] > step
+    ]
+    if not max(errors) <= 1e-5:
+        raise Unexpected(f'on the other mesh, losses differ by up to {max(errors):.1e}, relatively')
+    return Observation(
+        f'stopped at step {step}, resumed on 8x1x1: the same bits; on 2x4x1: the {len(errors)} losses after it are the'
+        f' same to {max(errors):.1e}, relatively',
+        steps_lost(0),
+    )
+
+
+def diverge(laboratory: Laboratory) -> Observation:
+    stopped = laboratory.new_workdir()
+    with laboratory.start(stopped, program=('-c', POISONED_DATA)) as trial:
+        ended = trial.wait().expect(ERROR, 'error: train/loss is nan')
+    if not (stopped / 'diverged.txt').exists():
+        raise Unexpected('there is no diverged.txt')
+    return _rolled_back(
+        laboratory,
+        f'without `max_rollbacks`, {told(ended)}; with it, ',
+        '--config.divergence.max_rollbacks=5',
+        program=('-c', POISONED_DATA),
+    )
+
+
+def spike(laboratory: Laboratory) -> Observation:
+    flags = (f'--config.divergence.{name}' for name in ('max_rollbacks=5', 'spike_sigmas=2', 'spike_window=20'))
+    return _rolled_back(laboratory, '', *flags)
+
+
+def stall(laboratory: Laboratory) -> Observation:
+    workdir, flag = laboratory.new_workdir(), '--config.stall_timeout=10'
+    metrics, aside, pipe = (workdir / name for name in ('metrics.jsonl', 'aside', 'pipe'))
+    with laboratory.start(workdir, flag) as trial:
+        trial.wait_for_step(laboratory.middle)
+        os.link(metrics, aside)
+        os.mkfifo(pipe)
+        pipe.replace(metrics)
+        ended = trial.wait().expect(STALLED, 'error: stalled')
+    aside.replace(metrics)
+    return continued(laboratory, workdir, ended, flag)
+
+
+def continued(laboratory: Laboratory, workdir: pathlib.Path, ended: Ended, *flags: str) -> Observation:
+    """What is to say of a training that ended so, after the same command has completed it."""
+    trained, saved = last_step(workdir), newest_step(workdir)
+    again = laboratory.complete(workdir, *flags)
+    if again.continued_from != saved:
+        raise Unexpected(f'it continued from step {again.continued_from}, not from {saved}')
+    check_same_result(workdir, laboratory.reference)
+    return Observation(told(ended), steps_lost(trained - saved))
+
+
+def told(ended: Ended) -> str:
+    """The exit code, and the line that a user sees."""
+    return f'exit code {ended.code}: `{ended.message}`'
+
+
+def steps_lost(steps: int, *, at_most: bool = False) -> str:
+    """What was lost of a training with the same result: only time."""
+    repeated = f'; {"at most " * at_most}{steps} step{"s" * (steps != 1)} trained again'
+    return f'nothing{repeated if steps else ""}'
+
+
+def _wait_for_a_moment(trial: Trial, number: int, generator: np.random.Generator) -> None:
+    """Waits for a random moment: every second time within a save, else while it trains or starts."""
+    if number % 2 == 0:
+        after = newest_step(trial.workdir) + CHECKPOINT_EVERY * int(generator.integers(4))
+        trial.wait_for(lambda: trial.is_saving() and newest_step(trial.workdir) >= after)
+        time.sleep(generator.uniform(0, 0.03))
+    elif number % 4 == 1:
+        trial.wait_for(trial.has_trained)
+        time.sleep(generator.uniform(0, 1))
+    else:
+        time.sleep(generator.uniform(0, 8))
+
+
+def _continued_by_two(laboratory: Laboratory, workdir: pathlib.Path, happened: str) -> Observation:
+    trained, saved = last_step(workdir), newest_step(workdir)
+    laboratory.complete_by_two(workdir)
+    check_same_result(workdir, laboratory.reference_of_two)
+    return Observation(happened, steps_lost(trained - saved))
+
+
+def _rolled_back(laboratory: Laboratory, happened: str, *flags: str, **others) -> Observation:
+    """A training that goes back by itself, and ends with the same bits if it is killed after it has."""
+    reference, workdir = laboratory.new_workdir(), laboratory.new_workdir()
+    laboratory.complete(reference, *flags, **others)
+    rollbacks = [line for line in learned_metrics(reference) if 'rollback/from_step' in line]
+    if not rollbacks:
+        raise Unexpected('no step diverged')
+    with laboratory.start(workdir, *flags, **others) as trial:
+        trial.wait_for(lambda: 'rollback/from_step' in trial.text())
+        trial.send(signal.SIGKILL)
+        trial.wait().expect(-signal.SIGKILL)
+    laboratory.complete(workdir, *flags, **others)
+    check_same_result(workdir, reference)
+    steps = ', '.join(str(line['rollback/from_step']) for line in rollbacks)
+    skipped = sum(line['rollback/skipped_batches'] for line in rollbacks)
+    return Observation(
+        f'{happened}exit code 0: at step {steps} it went back to the last checkpoint; killed after the first time, it'
+        ' ends with the same bits',
+        f'nothing of the last checkpoint; {skipped} batches were skipped, as is meant',
+    )

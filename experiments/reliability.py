@@ -1,0 +1,172 @@
+"""Make every fault that a long training meets, see what becomes of it, and write the table of docs/reliability.md.
+
+    python -m experiments.reliability --output=docs/reliability.md
+
+Each fault of FAULTS befalls a small training on the CPU, in processes of its own. The exit code is 1 if one has
+another outcome than it should have; the table says which.
+"""
+
+import os
+import pathlib
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+from absl import flags
+
+from experiments import faults, runs, storage_faults
+from experiments.faults import NotTried, Observation
+from experiments.trial_runs import CHECKPOINT_EVERY, Laboratory
+
+OUTPUT = flags.DEFINE_string('output', None, 'A Markdown file for the table.')
+
+STEPS = 200
+MOMENTS = 20
+PASSED, FAILED, NOT_TRIED = 'yes', '**NO**', 'not tried'
+COLUMNS = ('Fault', 'How it was made', 'What happened', 'What was lost', 'As it should be')
+
+
+class Fault(NamedTuple):
+    """A fault: its name, how it is made, and the function that makes it, and looks."""
+
+    name: str
+    how: str
+    observe: Callable[[Laboratory], Observation]
+
+
+FAULTS = (
+    Fault(
+        'SIGKILL at random moments',
+        'half of them while a checkpoint is being written, the others at a random time after the start or first step',
+        faults.kill_at_random_moments,
+    ),
+    Fault('SIGTERM (preemption)', 'sent in the middle of the training', faults.terminate),
+    Fault('SIGTERM to one of two processes', 'sent to the second', faults.terminate_one_of_two),
+    Fault('SIGKILL of one of two processes', 'first of the second, later of the first', faults.kill_one_of_two),
+    Fault(
+        'a truncated checkpoint file',
+        "the newest checkpoint's largest file is cut to half its size",
+        storage_faults.truncate_a_file,
+    ),
+    Fault(
+        'a flipped bit', "one random bit of the newest checkpoint's largest file is changed", storage_faults.flip_a_bit
+    ),
+    Fault(
+        'a full disk',
+        'the workdir is on a tmpfs of 4 MiB, which is enlarged after the end',
+        storage_faults.fill_the_disk,
+    ),
+    Fault(
+        'a read-only workdir',
+        'its tmpfs is mounted read-only before a killed training goes on, and writable again after',
+        storage_faults.make_read_only,
+    ),
+    Fault(
+        'a second run in the same workdir',
+        'started while the first, held by SIGSTOP, is in its middle',
+        faults.start_twice,
+    ),
+    Fault(
+        'a jumping clock',
+        'twice a second, `time.time()` changes by hours, forth or back (5, -3, 11, -20, 0 from the true time): the'
+        ' function is replaced in the process',
+        faults.let_the_clock_jump,
+    ),
+    Fault(
+        'resuming on another mesh',
+        'saved on 8x1x1 (data, fsdp, tensor), resumed on 8x1x1 and on 2x4x1; with 60 steps and a learning rate of'
+        ' 6e-4, since the rounding errors of another order of summation grow with both',
+        faults.change_the_mesh,
+    ),
+    Fault(
+        'a loss that is NaN',
+        'every 20,000th token of the text is one that the vocabulary does not have, as if memory were faulty',
+        faults.diverge,
+    ),
+    Fault(
+        'a spike of the loss',
+        '`spike_sigmas=2` over 20 steps, which the noise of small batches exceeds now and then',
+        faults.spike,
+    ),
+    Fault(
+        'a stalled step',
+        '`stall_timeout=10`; metrics.jsonl becomes a pipe that nobody reads, as on a file system that does not answer',
+        faults.stall,
+    ),
+)
+
+
+class Result(NamedTuple):
+    """A fault, if all was as it should be, and what was seen."""
+
+    fault: Fault
+    outcome: str
+    observation: Observation
+
+
+def main(argv):
+    del argv
+    jax.config.update('jax_platforms', 'cpu')  # the trainings are there, too
+    results, started = [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        laboratory = Laboratory(pathlib.Path(folder), steps=STEPS, moments=MOMENTS)
+        for fault in FAULTS:
+            results.append(result := observe(fault, laboratory))
+            print(f'{result.outcome:10}{fault.name}: {result.observation.happened}', flush=True)
+    if OUTPUT.value:
+        with runs.user_errors():
+            pathlib.Path(OUTPUT.value).write_text(page(results, time.perf_counter() - started))
+    if any(result.outcome == FAILED for result in results):
+        sys.exit('error: a fault had another outcome than it should have')
+
+
+def observe(fault: Fault, laboratory: Laboratory) -> Result:
+    """Makes one fault."""
+    try:
+        return Result(fault, PASSED, fault.observe(laboratory))
+    except NotTried as error:
+        return Result(fault, NOT_TRIED, Observation(str(error), 'unknown'))
+    except Exception as error:  # Unexpected, or what comes of a file that should be there and isn't
+        return Result(fault, FAILED, Observation(f'{type(error).__name__}: {error}', 'unknown'))
+
+
+def page(results: Iterable[Result], seconds: float) -> str:
+    """The table in Markdown, with what it needs to be read."""
+    rows = [(result.fault.name, result.fault.how, *result.observation, result.outcome) for result in results]
+    lines = [f'| {" | ".join(_cell(text) for text in row)} |' for row in (COLUMNS, ('---',) * len(COLUMNS), *rows)]
+    return f"""# What a training survives
+
+Written by `python -m experiments.reliability --output=docs/reliability.md`, in {seconds / 60:.0f} minutes on
+{machine()}.
+
+Each fault befalls a training of {STEPS} steps of `configs/tiny.py:method=gaussws,parts=down,smoke`, with a line of
+metrics every step and a checkpoint every {CHECKPOINT_EVERY}. Afterwards the same command is given again until the
+training is complete. All is as it should be if the exit code and what is printed are the expected ones, and the result
+is that of a training that nothing disturbed: every leaf of the final checkpoint to the bit, the data iterator's state,
+each line of `metrics.jsonl`, and `summary.json`, but for what a clock says. `WORKDIR` stands for the workdir.
+
+{chr(10).join(lines)}
+"""
+
+
+def machine() -> str:
+    """The hardware and the versions."""
+    try:
+        found = re.search(r'^model name\s*:\s*(.+)$', pathlib.Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    processor = found[1] if found else platform.machine()
+    return f'{os.cpu_count()} cores ({processor}), with Python {platform.python_version()} and jax {jax.__version__}'
+
+
+def _cell(text: str) -> str:
+    return text.replace('|', '\\|')
+
+
+if __name__ == '__main__':
+    runs.start(main)

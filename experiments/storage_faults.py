@@ -1,0 +1,96 @@
+"""What can befall the files of a training, one function a fault, as in faults.py."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+from experiments.exit_codes import ERROR
+from experiments.faults import NotTried, Observation, continued, steps_lost
+from experiments.trial_results import Unexpected, check_same_result, check_whole, largest_file, last_step, newest_step
+from experiments.trial_runs import CHECKPOINT_EVERY, Laboratory
+
+
+def truncate_a_file(laboratory: Laboratory) -> Observation:
+    return _damage(laboratory, lambda file: os.truncate(file, file.stat().st_size // 2))
+
+
+def flip_a_bit(laboratory: Laboratory) -> Observation:
+    def flip(file: pathlib.Path) -> None:
+        content = bytearray(file.read_bytes())
+        bit = int(laboratory.generator.integers(8 * len(content)))
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+
+    return _damage(laboratory, flip)
+
+
+def fill_the_disk(laboratory: Laboratory) -> Observation:
+    with _small_disk(laboratory, 'size=4m') as (folder, remount):
+        workdir = folder / 'run'
+        with laboratory.start(workdir) as trial:
+            ended = trial.wait().expect(ERROR, 'error: saving .*No space left')
+        if not check_whole(workdir):
+            raise Unexpected('no checkpoint is left')
+        remount('size=256m')
+        return continued(laboratory, workdir, ended)
+
+
+def make_read_only(laboratory: Laboratory) -> Observation:
+    with _small_disk(laboratory, 'size=256m') as (folder, remount):
+        workdir = shutil.copytree(laboratory.killed, folder / 'run')
+        remount('ro')
+        with laboratory.start(workdir) as trial:
+            ended = trial.wait().expect(ERROR, 'error: .*Read-only')
+        check_whole(workdir)
+        remount('rw')
+        return continued(laboratory, workdir, ended)
+
+
+@contextlib.contextmanager
+def _small_disk(laboratory: Laboratory, options: str) -> Iterator[tuple[pathlib.Path, Callable[[str], None]]]:
+    """A folder that is a tmpfs, and a function that mounts it with other options.
+
+    It is mounted in a namespace of its own, for which no rights are needed, and which others see through /proc.
+    """
+    folder = laboratory.new_workdir()
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o {options} tmpfs "$0" && echo mounted && exec sleep infinity'
+    try:
+        keeper = subprocess.Popen(
+            ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', mount, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except FileNotFoundError:
+        raise NotTried('there is no `unshare`') from None
+    with keeper:
+        try:
+            if keeper.stdout.readline() != 'mounted\n':
+                raise NotTried(f'no tmpfs can be mounted: {keeper.stderr.read().strip()}')
+
+            def remount(options: str) -> None:
+                enter = ['nsenter', f'--target={keeper.pid}', '--user', '--mount', '--preserve-credentials']
+                subprocess.run([*enter, 'mount', '-o', f'remount,{options}', str(folder)], check=True)
+
+            yield pathlib.Path(f'/proc/{keeper.pid}/root{folder}'), remount
+        finally:
+            keeper.kill()
+
+
+def _damage(laboratory: Laboratory, change: Callable[[pathlib.Path], None]) -> Observation:
+    """Changes the largest file of the newest checkpoint."""
+    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
+    trained, damaged = last_step(workdir), newest_step(workdir)
+    change(largest_file(workdir / 'checkpoints' / str(damaged)))
+    ended = laboratory.complete(workdir)
+    warning = re.search(rf'skipping the damaged checkpoint \S+/{damaged}: .*', ended.text)
+    if not warning or ended.continued_from != damaged - CHECKPOINT_EVERY:
+        raise Unexpected(f'it continued from step {ended.continued_from}, where {damaged} is damaged')
+    check_same_result(workdir, laboratory.reference)
+    happened = f'exit code 0; it continues from the checkpoint before: `{warning[0]}`'
+    return Observation(happened, steps_lost(trained - ended.continued_from))

@@ -1,0 +1,235 @@
+"""Trainings to be disturbed: started as a user starts them, watched and judged by the files that they write.
+
+A trial is `python -m experiments.train` in a process of its own, on the CPU, with a model of seconds. Nothing of it is
+imported here: what is known of it is what it prints, its exit code, and its workdir.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.trial_results import Unexpected, last_step, saved_steps
+
+ROOT = pathlib.Path(__file__).parent.parent
+TRAIN = ('-m', 'experiments.train')
+STARTS = re.compile(r'^run .*, (?:starting|continuing from step (\d+)), \d+ steps$', re.MULTILINE)
+SECONDS = 600  # in which anything that is waited for has to come
+CHECKPOINT_EVERY = 5
+
+
+class Ended(NamedTuple):
+    """How a training ended: its exit code, negative for a signal, and all that it printed."""
+
+    code: int
+    text: str
+
+    @property
+    def message(self) -> str:
+        """The last line."""
+        return self.text.strip().rpartition('\n')[2]
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it came so far as to say what it would do."""
+        return re.search(STARTS, self.text) is not None
+
+    @property
+    def continued_from(self) -> int:
+        """The step from which it continued, 0 for the beginning."""
+        return int(re.search(STARTS, self.text)[1] or 0)
+
+    def expect(self, code: int, message: str = '') -> 'Ended':
+        """Itself, if it ended with this code, and this regex is in its last line; else raises Unexpected."""
+        if self.code != code or not re.search(message, self.message):
+            raise Unexpected(f'exit code {self.code} where {code} was expected: `{self.message}`')
+        return self
+
+
+class Trial:
+    """One start of a training, as a context manager: no process is left behind.
+
+    Args:
+      workdir: where its files go.
+      flags: of experiments.train.
+      devices: virtual ones of the CPU.
+      program: what Python runs instead of experiments.train.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *flags: str, devices: int = 1, program: tuple[str, ...] = TRAIN):
+        self.workdir = workdir
+        self._leftovers = _writing(workdir)
+        self._output = tempfile.TemporaryFile('w+')  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, *program, *flags, f'--workdir={workdir}'],
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={
+                **os.environ,
+                'JAX_PLATFORMS': 'cpu',
+                'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+                'PYTHONUNBUFFERED': '1',
+            },
+        )
+
+    def __enter__(self) -> 'Trial':
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.is_running():
+            self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, sent: signal.Signals) -> None:
+        self._process.send_signal(sent)
+
+    def text(self) -> str:
+        """What it has printed, without what differs from time to time: its workdir, processes, hosts."""
+        self._output.seek(0)
+        text = self._output.read().replace(str(self.workdir), 'WORKDIR')
+        return re.sub(r'process \d+ on [^;\s]+|\b[0-9a-f]{32}\b', '…', text)
+
+    def wait(self) -> Ended:
+        """Waits for its end."""
+        try:
+            self._process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Unexpected(f'it did not end within {SECONDS} seconds: `{Ended(0, self.text()).message}`') from None
+        return Ended(self._process.returncode, self.text())
+
+    def wait_for(self, condition: Callable[[], Any]) -> bool:
+        """Waits until the condition holds: True, or False if the training ended before."""
+        until = time.monotonic() + SECONDS
+        while not condition():
+            if not self.is_running():
+                return False
+            if time.monotonic() > until:
+                raise Unexpected(f'nothing happened for {SECONDS} seconds: `{Ended(0, self.text()).message}`')
+            time.sleep(0.002)
+        return True
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until a step is logged and two checkpoints are there, before the training ends."""
+        if not self.wait_for(lambda: last_step(self.workdir) >= step and len(saved_steps(self.workdir)) > 1):
+            raise Unexpected(f'the training ended before the fault: `{self.wait().message}`')
+
+    def has_trained(self) -> bool:
+        """Whether this start has trained a step of its own."""
+        return re.search(r'^step ', self.text(), re.MULTILINE) is not None
+
+    def is_saving(self) -> bool:
+        """Whether a directory of a save is there that this start has made or changed."""
+        return bool(_writing(self.workdir) - self._leftovers)
+
+
+class Laboratory:
+    """A folder of trials with their undisturbed references, each trained when it is first asked for.
+
+    Args:
+      folder: an empty directory.
+      steps: that each training has.
+      moments: at which the fault of many SIGKILLs strikes.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, steps: int, moments: int):
+        self.folder, self.steps, self.moments = folder, steps, moments
+        self.generator = np.random.default_rng(0)
+        self._numbers = itertools.count()
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'compiled'))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Those of the training that is disturbed; its sampled weights show a repeated or lost draw of noise."""
+        return (
+            '--config=configs/tiny.py:method=gaussws,parts=down,smoke',
+            f'--config.total_steps={self.steps}',
+            '--config.log_every=1',
+            f'--config.eval_every={max(self.steps // 2, 1)}',
+            f'--config.checkpoint_every={CHECKPOINT_EVERY}',
+        )
+
+    @functools.cached_property
+    def reference(self) -> pathlib.Path:
+        """The workdir of a training that nothing disturbed."""
+        workdir = self.new_workdir()
+        self.complete(workdir)
+        return workdir
+
+    @functools.cached_property
+    def reference_of_two(self) -> pathlib.Path:
+        """The workdir of a training of two processes that nothing disturbed."""
+        workdir = self.new_workdir()
+        self.complete_by_two(workdir)
+        return workdir
+
+    @functools.cached_property
+    def killed(self) -> pathlib.Path:
+        """The workdir of a training that was killed in its middle; to be copied."""
+        workdir = self.new_workdir()
+        with self.start(workdir) as trial:
+            trial.wait_for_step(self.middle)
+            trial.send(signal.SIGKILL)
+            trial.wait().expect(-signal.SIGKILL)
+        return workdir
+
+    @property
+    def middle(self) -> int:
+        """A step with many before and after it."""
+        return self.steps // 3
+
+    def new_workdir(self) -> pathlib.Path:
+        return self.folder / f'run{next(self._numbers)}'
+
+    def start(self, workdir: pathlib.Path, *flags: str, **others) -> Trial:
+        return Trial(workdir, *self.flags, *flags, **others)
+
+    @contextlib.contextmanager
+    def start_two(self, workdir: pathlib.Path) -> Iterator[tuple[Trial, Trial]]:
+        """A training of two processes, with a device each."""
+        with socket.create_server(('localhost', 0)) as server:
+            port = server.getsockname()[1]
+        flags = (f'--coordinator_address=localhost:{port}', '--num_processes=2', '--config.mesh.data=2')
+        with (
+            self.start(workdir, *flags, '--process_id=0') as first,
+            self.start(workdir, *flags, '--process_id=1') as second,
+        ):
+            yield first, second
+
+    def complete(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
+        """Gives the command (again) and waits for the end of the training, which has to be a good one."""
+        with self.start(workdir, *flags, **others) as trial:
+            return trial.wait().expect(0)
+
+    def complete_by_two(self, workdir: pathlib.Path) -> None:
+        with self.start_two(workdir) as trials:
+            for trial in trials:
+                trial.wait().expect(0)
+
+
+def _writing(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """The directories of unfinished saves, and when they were last changed."""
+    found = set()
+    for path in workdir.glob('checkpoints/*.writing'):
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # finished since
+            continue
+    return found

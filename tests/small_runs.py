@@ -1,0 +1,101 @@
+"""Runs of the training program in this process: twelve steps of a small model."""
+
+import json
+import os
+import re
+import types
+
+import jax
+import numpy as np
+import pytest
+from parameter_trees import assert_identical_trees
+from programs import import_program
+from small_experiments import ONE_DEVICE, on_mesh, small_config
+
+from experiments import input_pipeline, runs, tokenizers, training
+from experiments.metrics import read_metrics
+
+train = import_program('train')
+
+MEASURED = re.compile('tokens_per_second|mfu|(step_)?seconds|device_memory')  # in names of metrics
+STEPS = dict(total_steps=12, log_every=3, eval_every=6, eval_batches=1, checkpoint_every=4)
+
+
+def run_config(**changes):
+    """Twelve steps, three checkpoints, one kind of layer sampled."""
+    return small_config(**{**STEPS, 'quantization__parts': 'down', 'name': 'small', **changes})
+
+
+def start(workdir, config, sizes=ONE_DEVICE, profile=None):
+    """What `python -m experiments.train` does, after its flags are read."""
+    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(sizes):
+        monkeypatch.setattr(train, 'CONFIG', types.SimpleNamespace(value=config))
+        monkeypatch.setattr(train, 'WORKDIR', types.SimpleNamespace(value=str(workdir)))
+        monkeypatch.setattr(train.dry_run, 'requested', lambda: False)
+        monkeypatch.setattr(train, 'PROFILE', types.SimpleNamespace(value=profile))
+        monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])  # which it changes
+        train.main(['train'])
+
+
+def final_state(workdir, sizes=ONE_DEVICE):
+    with on_mesh(sizes):
+        return jax.tree.map(np.asarray, runs.open_run(workdir).state)
+
+
+def records(workdir):
+    """The lines of metrics.jsonl, without what the clock says."""
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    return [{name: value for name, value in line.items() if not MEASURED.match(name)} for line in lines]
+
+
+def without_seconds(workdir):
+    summary = json.loads((workdir / 'summary.json').read_text())
+    return {name: value for name, value in summary.items() if not MEASURED.match(name)}
+
+
+def assert_same_run(workdir, expected):
+    """All that a run leaves is that of another, to the bit, but for what the clock says."""
+    assert_identical_trees(final_state(workdir), final_state(expected))
+    assert str(records(workdir)) == str(records(expected))  # NaN is not itself
+    assert without_seconds(workdir) == without_seconds(expected)
+
+
+def read_batches(config, count):
+    """The tokens of the first batches of a run, in order."""
+    data = runs.load_data(config, tokenizers.load_tokenizer(config.tokenizer))
+    sizes = dict(global_batch_size=config.batch_size, sequence_length=config.sequence_length)
+    batches = input_pipeline.train_iterator(data.train.tokens, seed=config.seed, **sizes)
+    tokens = [next(batches)['tokens'].copy() for _ in range(count)]
+    batches.close()
+    return tokens
+
+
+def change_steps(monkeypatch, change):
+    """Lets `change(step, state, batch)` stand for each training step, where `step(state, batch)` is the real one."""
+    make_train_step = training.make_train_step
+
+    def make_changed_step(experiment):
+        step = make_train_step(experiment)
+        return lambda state, batch: change(step, state, batch)
+
+    monkeypatch.setattr(training, 'make_train_step', make_changed_step)
+
+
+def stub_steps(monkeypatch):
+    """Steps that take no time, and whose state tells by its bits which batches it has seen, in which order."""
+
+    @jax.jit
+    def step(state, batch):
+        mean = batch['tokens'].astype(np.float32).mean() / 257
+        params = jax.tree.map(lambda leaf: 0.75 * leaf + mean, state.params)
+        return state._replace(step=state.step + 1, params=params), {'train/loss': 3 + mean}
+
+    def init_state(experiment):
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), experiment.abstract_state)
+        return jax.device_put(zeros, experiment.shardings)
+
+    validation = {'validation/loss': 3.0, 'validation/bits_per_byte': 4.0, 'validation/loss_with_noise': 3.0}
+    validation['bits/mean'] = 4.0
+    monkeypatch.setattr(training, 'make_train_step', lambda _: step)
+    monkeypatch.setattr(training, 'init_state', init_state)
+    monkeypatch.setattr(runs, 'make_validation', lambda *_: lambda state: validation)
