@@ -79,8 +79,10 @@ class Checkpointer:
             raise ValueError(f'keep={keep}: at least one checkpoint has to stay')
         self._directory = pathlib.Path(directory).absolute()
         self._keep = keep
-        # Orbax's timeouts go by the time of day: their 20 minutes would end a save in which the clock is set.
-        self._orbax = ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(timeout_secs=SECONDS_TO_SAVE))
+        # Orbax's timeouts go by the time of day: a save in which the clock is set would end. That of the wait for a
+        # directory, which another thread makes, can't be set.
+        options = ocp.options.AsyncOptions(timeout_secs=SECONDS_TO_SAVE, create_directories_asynchronously=False)
+        self._orbax = ocp.StandardCheckpointer(async_options=options)
         self._executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix='checkpoint')
         self._pending: tuple[int, concurrent.futures.Future] | None = None
 
