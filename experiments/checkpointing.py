@@ -19,7 +19,6 @@ process 0's: where a batch is a function of (seed, step), every process has the 
 import base64
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import operator
 import os
@@ -35,8 +34,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from experiments.manifests import find_damage, write_manifest
+
 CONTENTS = 'checkpoint.json'
-MANIFEST = 'manifest.sha256'
 WRITING = '.writing'
 SECONDS_TO_SAVE = 7 * 24 * 3600
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
@@ -233,7 +233,7 @@ class Checkpointer:
             return
         directory = self._directory / str(step)
         (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1))
-        _write_manifest(self._writing(step))
+        write_manifest(self._writing(step))
         if directory.exists():  # damaged, or `save` would have left it alone
             shutil.rmtree(directory)
         self._writing(step).rename(directory)
@@ -258,49 +258,6 @@ def load_config(directory: str | os.PathLike) -> dict[str, Any]:
 def newest_step(directory: str | os.PathLike) -> int | None:
     """The newest step in `directory`, which was whole when it was written; nothing is read."""
     return next(iter(_steps(pathlib.Path(directory))), None)
-
-
-def find_damage(directory: pathlib.Path) -> str | None:
-    """Reads every file of a step: None if all are what its manifest says, else what is wrong, in words."""
-    try:
-        lines = (directory / MANIFEST).read_text().splitlines()
-        digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
-        files = _files(directory)
-        if missing := sorted({CONTENTS, *digests} - files.keys()):
-            return f'{missing[0]} is missing'
-        if unlisted := sorted(files.keys() - digests.keys()):
-            return f'{unlisted[0]} is not in {MANIFEST}'
-        for name, path in files.items():
-            if _sha256(path) != digests[name]:
-                return f'{name} is not what was written (its SHA-256 differs)'
-    except FileNotFoundError as error:
-        return f'{pathlib.Path(error.filename).name} is missing'
-    except OSError as error:
-        return f'it cannot be read ({error})'
-    except ValueError:
-        return f'{MANIFEST} is not a manifest'
-    return None
-
-
-def _write_manifest(directory: pathlib.Path) -> None:
-    lines = [f'{_sha256(path, flush=True)}  {name}\n' for name, path in sorted(_files(directory).items())]
-    with open(directory / MANIFEST, 'w') as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob('*') if path.is_file()}
-    files.pop(MANIFEST, None)
-    return files
-
-
-def _sha256(path: pathlib.Path, *, flush: bool = False) -> str:
-    with open(path, 'rb') as file:
-        if flush:  # a step is renamed, and older ones deleted, only when the disk has it
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -26,6 +26,8 @@ FREE_FIELDS = (
     *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'divergence'),
 )
 
+FILES = ('data_dir', 'cache_dir', 'tokenizer')  # fields that say where files are: each host may have its own
+
 
 class Data(NamedTuple):
     """Both splits as token arrays."""
@@ -65,6 +67,12 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
 def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
     """The resolved config as checkpoints keep it, with what identifies the text."""
     return {**config.to_dict(), 'corpus': data.train.sha256}
+
+
+def in_all_processes(config: ConfigDict, data: Data) -> str:
+    """What has to be the same in all processes of a training: the config, and the text."""
+    fields = {name: value for name, value in stored_config(config, data).items() if name not in FILES}
+    return json.dumps({**fields, 'validation corpus': data.validation.sha256})
 
 
 def restore(

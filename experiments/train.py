@@ -67,6 +67,7 @@ def main(argv):
             experiment = training.make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
                 data = runs.load_data(config, tokenizer)
+            distributed.check_same('the config or the text', runs.in_all_processes(config, data))
             is_main_process = distributed.is_main_process()
             lock = resources.enter_context(workdir_lock.acquire(workdir)) if is_main_process else None
             checkpointer = resources.enter_context(Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints))

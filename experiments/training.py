@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import methods, optimizers, partitioning
+from experiments.divergence import DivergenceDetector
 from gaussq_jax import models
 from gaussq_jax.param_rules import leaf_path, match_rules
 
@@ -206,7 +207,10 @@ def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
 
     def evaluate(state: TrainState, batches: Iterable[dict], *, noise: bool = False) -> dict[str, float]:
         weights = make_weights(state, noise)
-        sums = [sum_losses(weights, partitioning.to_devices(batch, experiment.mesh)) for batch in batches]
+        sums = []
+        for batch in batches:
+            sums.append(sum_losses(weights, partitioning.to_devices(batch, experiment.mesh)))
+            jax.block_until_ready(sums[-2:-1])  # one batch ahead, and no more
         loss, tokens = (sum(float(value) for value in values) for values in zip(*sums))
         return {'loss': loss / tokens, 'tokens': tokens}
 
@@ -293,6 +297,7 @@ def _check_config(config: ConfigDict):
             f'config.resample_weights=True with config.remat_policy={config.remat_policy!r} would keep all weights for'
             " the backward pass; 'full' is what saves most"
         )
+    DivergenceDetector(config.divergence)  # which refuses what it can't be
     positive = ('batch_size', 'microbatches', 'sequence_length', 'total_steps')
     positive += ('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
     for name in positive:

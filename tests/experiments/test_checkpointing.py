@@ -21,13 +21,12 @@ from jax.sharding import PartitionSpec as P
 from experiments import checkpointing
 from experiments.checkpointing import (
     CONTENTS,
-    MANIFEST,
     Checkpointer,
     SaveError,
-    find_damage,
     load_config,
     newest_step,
 )
+from experiments.manifests import MANIFEST, find_damage
 
 CONFIG = {
     'model': {'name': 'llama', 'num_layers': 4, 'hidden_size': 64},
@@ -427,14 +426,14 @@ def test_disk_error_surfaces_and_spoils_nothing(tmp_path):
 
 def test_a_failed_save_is_told_without_waiting(tmp_path, monkeypatch):
     """By the first question after it failed, once; before, and after a good one, there is nothing to tell."""
-    release, write_manifest = threading.Event(), checkpointing._write_manifest
+    release, write_manifest = threading.Event(), checkpointing.write_manifest
 
     def fail(directory):
         assert release.wait(30)
         raise OSError(errno.ENOSPC, 'full')
 
     with Checkpointer(tmp_path) as checkpointer:
-        monkeypatch.setattr(checkpointing, '_write_manifest', fail)
+        monkeypatch.setattr(checkpointing, 'write_manifest', fail)
         checkpointer.save(1, small_state(1), {}, CONFIG)
         checkpointer.raise_if_failed()
         release.set()
@@ -444,7 +443,7 @@ def test_a_failed_save_is_told_without_waiting(tmp_path, monkeypatch):
                 checkpointer.raise_if_failed()
                 time.sleep(0.01)
         checkpointer.raise_if_failed()
-        monkeypatch.setattr(checkpointing, '_write_manifest', write_manifest)
+        monkeypatch.setattr(checkpointing, 'write_manifest', write_manifest)
         checkpointer.save(2, small_state(2), {}, CONFIG)
         checkpointer.wait()
         checkpointer.raise_if_failed()

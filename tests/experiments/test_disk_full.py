@@ -12,7 +12,7 @@ import warnings
 import pytest
 from small_runs import assert_same_run, change_steps, run_config, start, stub_steps
 
-from experiments import checkpointing
+from experiments.manifests import find_damage
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 FULL = pathlib.Path('/dev/full')  # each write to it fails as one to a full disk does
@@ -117,7 +117,7 @@ def test_in_the_middle_of_a_save(expected, make_disk):
         assert message[2] == ('its beginning' if failed == 4 else f'step {failed - 4}')
         whole = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]
         assert sorted(path.name for path in whole) == [str(step) for step in range(4, failed, 4)]
-        assert [checkpointing.find_damage(path) for path in whole] == [None] * len(whole)
+        assert [find_damage(path) for path in whole] == [None] * len(whole)
         failures.add(failed)
         disk.resize('8m')
         with warnings.catch_warnings():

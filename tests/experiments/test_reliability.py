@@ -8,13 +8,13 @@ import shutil
 import pytest
 from programs import import_program
 
-from experiments import faults, trial_results
-from experiments.faults import Observation
+from experiments.reliability import faults, trial_results
+from experiments.reliability.faults import Observation
 
-reliability = import_program('reliability')
+reliability = import_program('reliability.__main__')
 FAULTS = {fault.observe.__name__: fault for fault in reliability.FAULTS}
 QUICK = ('kill_at_random_moments', 'truncate_a_file', 'fill_the_disk', 'start_twice')
-PAGE = pathlib.Path(reliability.__file__).parent.parent / 'docs' / 'reliability.md'
+PAGE = pathlib.Path(reliability.__file__).parents[2] / 'docs' / 'reliability.md'
 
 
 @pytest.fixture(scope='module')

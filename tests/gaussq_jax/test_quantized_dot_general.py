@@ -145,7 +145,7 @@ def test_the_gemm_of_the_weight_gradient_gives_that_dtype():
 
 @pytest.mark.parametrize('dtype', [jnp.int8, bool])
 def test_a_weight_gradient_of_no_floating_dtype_is_refused(dtype):
-    with pytest.raises(ValueError, match='weight_gradient_dtype=.*floating'):
+    with pytest.raises(ValueError, match=r'weight_gradient_dtype=.*floating'):
         gq.quantized_dot_general(weight_gradient_dtype=dtype)
 
 

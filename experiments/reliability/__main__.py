@@ -19,9 +19,10 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import faults, runs, storage_faults
-from experiments.faults import NotTried, Observation
-from experiments.trial_runs import CHECKPOINT_EVERY, Laboratory
+from experiments import runs
+from experiments.reliability import faults, storage_faults
+from experiments.reliability.faults import NotTried, Observation
+from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
 
 OUTPUT = flags.DEFINE_string('output', None, 'A Markdown file for the table.')
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.exit_codes import DONE, ERROR, LOST_PROCESS, PREEMPTED, STALLED
-from experiments.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
-from experiments.trial_runs import CHECKPOINT_EVERY, Ended, Laboratory, Trial
+from experiments.reliability.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
+from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Ended, Laboratory, Trial
 
 RUN_TRAIN = 'import runpy; runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)'
 JUMPING_CLOCK = f"""

@@ -9,9 +9,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from experiments.exit_codes import ERROR
-from experiments.faults import NotTried, Observation, continued, steps_lost
-from experiments.trial_results import Unexpected, check_same_result, check_whole, largest_file, last_step, newest_step
-from experiments.trial_runs import CHECKPOINT_EVERY, Laboratory
+from experiments.reliability.faults import NotTried, Observation, continued, steps_lost
+from experiments.reliability.trial_results import (
+    Unexpected,
+    check_same_result,
+    check_whole,
+    largest_file,
+    last_step,
+    newest_step,
+)
+from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
 
 
 def truncate_a_file(laboratory: Laboratory) -> Observation:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.trial_results import Unexpected, last_step, saved_steps
+from experiments.reliability.trial_results import Unexpected, last_step, saved_steps
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = ('-m', 'experiments.train')
 STARTS = re.compile(r'^run .*, (?:starting|continuing from step (\d+)), \d+ steps$', re.MULTILINE)
 SECONDS = 600  # in which anything that is waited for has to come
