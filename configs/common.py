@@ -113,7 +113,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             ),
             mesh=dict(data=-1, fsdp=1, tensor=1),  # sizes; -1 is what remains
             divergence=dict(
-                max_rollbacks=0,  # to the newest checkpoint, skipping the batches since; 0 ends the training
+                max_rollbacks=0,  # to the last of checkpoint_every, skipping the batches since; 0 ends the training
                 spike_sigmas=0.0,  # a loss so far above the last ones' mean has diverged; 0: only if it isn't finite
                 spike_window=100,  # steps of that mean
             ),

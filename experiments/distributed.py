@@ -64,6 +64,8 @@ def initialize() -> None:
         shutdown_timeout_seconds=SECONDS_TO_WAIT,
     )
     _peers = peers
+    # The first collective is here, where all have just met: it has a deadline, and what comes next may take long.
+    multihost_utils.sync_global_devices('gaussq_jax')
 
 
 def is_main_process() -> bool:
@@ -81,11 +83,6 @@ def first_then_others() -> Iterator[None]:
         global_state.client.wait_at_barrier(name, timeout_in_ms=1000 * SECONDS_TO_WAIT)
     if not is_main_process():
         yield
-
-
-def agree(value: bool) -> bool:
-    """Whether any process says True. All have to ask at the same place."""
-    return bool(np.any(multihost_utils.process_allgather(np.array(value)))) if _peers else value
 
 
 def check_same(what: str, text: str) -> None:

@@ -2,7 +2,7 @@
 
 Looked at in this order; the first that speaks of this process decides:
 
-    flags        --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+    flags        --coordinator_address=HOST:PORT --num_processes=N --process_id=I; by these even one process is a launch
     environment  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or JOB_COMPLETION_INDEX of Kubernetes
     Open MPI     mpirun
     Slurm        srun; the shell of an sbatch or salloc, where other variables of Slurm are set too, is one process
@@ -32,7 +32,7 @@ class Launch(NamedTuple):
 
 
 def find_launch(flags: Mapping[str, str | int | None], environment: Mapping[str, str]) -> Launch | None:
-    """Which process this is; None where it is the only one.
+    """Which process this is; None where it is the only one, and no flags say so.
 
     Args:
       flags: the values of coordinator_address, num_processes and process_id, None where not given.
@@ -48,7 +48,7 @@ def find_launch(flags: Mapping[str, str | int | None], environment: Mapping[str,
     for find in (_by_flags, _by_environment, _by_open_mpi, _by_slurm):
         if launch := find(flags if find is _by_flags else environment):
             _check(launch)
-            return launch if launch.num_processes > 1 else None
+            return launch if launch.num_processes > 1 or find is _by_flags else None
     return None
 
 

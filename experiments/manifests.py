@@ -13,6 +13,8 @@ def find_damage(directory: pathlib.Path) -> str | None:
         lines = (directory / MANIFEST).read_text().splitlines()
         digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
         files = _files(directory)
+        if not digests:
+            raise ValueError
         if missing := sorted(digests.keys() - files.keys()):
             return f'{missing[0]} is missing'
         if unlisted := sorted(files.keys() - digests.keys()):

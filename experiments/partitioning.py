@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -92,12 +92,36 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+class Part(NamedTuple):
+    """One of `count` equal parts."""
+
+    index: int
+    count: int
+
+
+def part_of_batch(mesh: Mesh) -> Part:
+    """Which rows of each batch this process reads. Processes whose devices share a tensor read the same ones.
+
+    Raises:
+      ValueError: if its devices' rows don't lie together.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    slices = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+    mine = sorted({rows.indices(shards)[0] for (rows,) in slices})
+    if len(mine) != mine[-1] - mine[0] + 1 or shards % len(mine) or mine[0] % len(mine):
+        raise ValueError(
+            f'config.mesh={dict(mesh.shape)} gives this process the parts {mine} of {shards} of a batch, which do not'
+            ' lie together: tensor must divide the number of devices that a process has, or be a multiple of it'
+        )
+    return Part(mine[0] // len(mine), shards // len(mine))
+
+
 def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> the global arrays, sharded over the mesh."""
-    sharding = batch_sharding(mesh)
+    sharding, part = batch_sharding(mesh), part_of_batch(mesh)
 
     def to_global(rows):
-        shape = (len(rows) * jax.process_count(), *rows.shape[1:])
+        shape = (len(rows) * part.count, *rows.shape[1:])
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: to_global(rows) for name, rows in batch.items()}

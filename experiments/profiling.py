@@ -45,13 +45,15 @@ class Profile:
     """Traces some steps of a training loop, from before the first one until the last one's result is there.
 
     The trace is of this process alone: of what its host and its devices do, collectives included. Of several
-    processes, which all run one program, the main one traces. It is written to `directory`, as XProf and TensorBoard
-    have it: plugins/profile/<date>/<host>.xplane.pb. One under way when the context ends is written as far as it came.
+    processes, which all run one program, the main one traces; the others wait for the same steps. It is written to
+    `directory`, as XProf and TensorBoard have it: plugins/profile/<date>/<host>.xplane.pb. One under way when the
+    context ends is written as far as it came.
 
     Args:
       directory: made if it isn't there.
       steps: None traces nothing.
       show: is told where the trace is, and how to open it.
+      traces: whether this process is the one that does.
 
     Example:
       with Profile(pathlib.Path('/runs/tiny/profile'), Steps(10, 12)) as profile:
@@ -63,13 +65,21 @@ class Profile:
               if profile.awaits(step):
                   jax.block_until_ready(metrics)
               if profile.ends_with(step):
-                  profile.stop()
+                  profile.stop(is_whole=True)
     """
 
-    def __init__(self, directory: pathlib.Path, steps: Steps | None, show: Callable[[str], None] = print):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        steps: Steps | None,
+        show: Callable[[str], None] = print,
+        *,
+        traces: bool = True,
+    ):
         self._directory = directory
         self._steps = steps
         self._show = show
+        self._traces = traces
         self._is_tracing = False
 
     def awaits(self, step: int) -> bool:
@@ -78,7 +88,7 @@ class Profile:
 
     def begins_with(self, step: int) -> bool:
         """Whether to start before this step."""
-        return self._steps is not None and step == self._steps.first and not self._is_tracing
+        return self._traces and self._steps is not None and step == self._steps.first and not self._is_tracing
 
     def ends_with(self, step: int) -> bool:
         """Whether to stop when this step's result is there."""
@@ -89,7 +99,7 @@ class Profile:
         jax.profiler.start_trace(self._directory)
         self._is_tracing = True
 
-    def stop(self) -> None:
+    def stop(self, *, is_whole: bool = False) -> None:
         """Writes the trace, if one is under way; where that fails, the training goes on without."""
         if not self._is_tracing:
             return
@@ -100,8 +110,9 @@ class Profile:
             told = f'to see it: pip install xprof, xprof --logdir={self._directory}'
         except jax.errors.JaxRuntimeError as error:
             told = f'could not be written: {error}'
-            self._steps = None  # some versions of JAX then take it for still under way, and start no other
-        self._show(f'profile   of steps {first} to {last}; {told}')
+            self._traces = False  # some versions of JAX then take it for still under way, and start no other
+        steps = f'of steps {first} to {last}' if is_whole else f'from step {first}, cut short'
+        self._show(f'profile   {steps}; {told}')
 
     def __enter__(self) -> 'Profile':
         return self

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 from absl import app, flags, logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import input_pipeline, tokenizers, training
+from experiments import input_pipeline, partitioning, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored, load_config
 from experiments.metrics import replace_file
 
@@ -122,13 +121,14 @@ def make_validation(
     """
     config = experiment.config
     evaluate = training.make_evaluation(experiment)
+    part = partitioning.part_of_batch(experiment.mesh)
     batches = input_pipeline.validation_batches(
         data.validation.tokens,
         global_batch_size=config.batch_size // config.microbatches,
         sequence_length=config.sequence_length,
         max_batches=None if config.eval_batches == -1 else config.eval_batches * config.microbatches,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part.index,
+        process_count=part.count,
     )
 
     def read_batches():

@@ -74,7 +74,8 @@ def main(argv):
             restored = runs.restore(checkpointer, experiment, data)
             start = restored.step if restored else None
             if start == config.total_steps:
-                print(f'{workdir} is complete, with {start} steps: see its summary.json, or give another --workdir.')
+                if is_main_process:
+                    print(f'{workdir} is complete, with {start} steps: see summary.json, or give another --workdir.')
                 return
             profile_steps = profiling.parse_steps(PROFILE.value, start or 0, config.total_steps)
             if is_main_process:
@@ -86,9 +87,16 @@ def main(argv):
                 MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process)
             )
             profile = resources.enter_context(
-                Profile(workdir / 'profile', profile_steps if is_main_process else None, writer.show)
+                Profile(workdir / 'profile', profile_steps, writer.show, traces=is_main_process)
             )
-        summary = train_loop.train(experiment, data, checkpointer, restored, writer, preemption, profile)
+        try:
+            summary = train_loop.train(experiment, data, checkpointer, restored, writer, preemption, profile)
+        except Diverged as error:
+            with distributed.first_then_others():  # none ends before what is being saved is on the disk
+                if is_main_process:
+                    checkpointer.wait()
+                    replace_file(workdir / 'diverged.txt', f'{error}\n')
+            raise
     if is_main_process:
         loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
         print(f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise')
@@ -114,8 +122,6 @@ def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(f'\ninterrupted; the same command continues from {newest()}')
     except Diverged as error:
-        if distributed.is_main_process():
-            replace_file(workdir / 'diverged.txt', f'{error}\n')
         sys.exit(f'error: {error}; the newest checkpoint is of {newest()}')
     except (SaveError, OSError) as error:
         logging.info('raised here:', exc_info=True)

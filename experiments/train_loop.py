@@ -47,13 +47,14 @@ def train(
         watchdog = Watchdog(config.stall_timeout)
         detector = DivergenceDetector(config.divergence)
         validate = watchdog.unwatched_first(runs.make_validation(experiment, data, watchdog.beat))
+        part = partitioning.part_of_batch(experiment.mesh)
         batches = input_pipeline.train_iterator(
             data.train.tokens,
             global_batch_size=config.batch_size,
             sequence_length=config.sequence_length,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part.index,
+            process_count=part.count,
         )
     train_step = watchdog.unwatched_first(training.make_train_step(experiment))
     if restored:
@@ -105,7 +106,7 @@ def train(
             is_first = False
             if profile.ends_with(step):
                 with watchdog.paused(), clock.waiting_for('profile'):
-                    profile.stop()
+                    profile.stop(is_whole=True)
             if is_log:
                 times = clock.metrics() | throughput.memory_metrics(experiment.mesh)
                 metrics |= {name: times.pop(name) for name in ('tokens_per_second', 'mfu') if name in times}
@@ -144,7 +145,10 @@ def roll_back(
     step, state, detector_state = 0, None, None
     if detector.checkpoint is not None:
         with runs.user_errors():
-            step, state, data_state = runs.restore(checkpointer, experiment, data, at_most=detector.checkpoint)
+            restored = runs.restore(checkpointer, experiment, data, at_most=detector.checkpoint)
+            if restored is None:
+                raise ValueError(f'the checkpoint of step {detector.checkpoint} to go back to is not there any more')
+        step, state, data_state = restored
         detector_state = data_state['divergence']
     checkpointer.discard_after(step)
     detector.roll_back(detector_state)

@@ -2,8 +2,8 @@
 
 A heartbeat is a finished training step, or a batch of an evaluation. Where none comes for `config.stall_timeout`
 seconds, the stacks of all threads go to stderr, so that one sees where it hung, and the process ends with the exit
-status STALLED: a collective whose partner is gone, a file system that doesn't answer. No attempt is made to save. The
-same command continues from the newest checkpoint.
+status STALLED: a collective whose partner is gone, data or metrics on a file system that doesn't answer. It doesn't try
+to save. The same command continues from the newest checkpoint.
 
 What takes long for good reasons doesn't count: the first call of each compiled function, since it compiles (what the
 device then does is waited for afterwards, and watched), and reading and writing checkpoints, which is as fast as the

@@ -84,13 +84,15 @@ def training(workdir, argument='smoke', **changes):
 
 
 def losses(workdir):
-    return [(line['step'], name, line[name]) for line in records(workdir) for name in sorted(line) if 'loss' in name]
+    """Of the first 20 steps."""
+    lines = [line for line in records(workdir) if line['step'] <= 20]
+    return {(line['step'], name): line[name] for line in lines for name in line if 'loss' in name}
 
 
 def assert_same_losses(workdir, other):
-    """To 1e-5 relative: the order of sums over devices is another."""
-    assert [line[:2] for line in losses(workdir)] == [line[:2] for line in losses(other)]
-    assert [line[2] for line in losses(workdir)] == pytest.approx([line[2] for line in losses(other)], rel=1e-5)
+    """To 1e-5 relative. Sums over four devices have one order within a process, and another between processes; what
+    is rounded to bfloat16 makes much of a last bit, some tens of steps later."""
+    assert losses(workdir) and losses(workdir) == pytest.approx(losses(other), rel=1e-5)
 
 
 def assert_same_bits(workdir, other):
@@ -151,7 +153,6 @@ def main(argv):
         with distributed.first_then_others():
             print('first' if me == 0 else 'then', file=open(argv[1], 'a', buffering=1))
         assert distributed.is_main_process() == (me == 0)
-        assert distributed.agree(me == 1) and not distributed.agree(False)
         distributed.check_same('the text', 'text')
         try:
             distributed.check_same('the text', f'text {me // 2}')
@@ -161,7 +162,7 @@ def main(argv):
             sys.exit('error: of its own')
         print('waiting', flush=True)
         while True:
-            distributed.agree(False)
+            distributed.check_same('the text', 'text')
 
 app.run(main)
 """
@@ -169,7 +170,7 @@ app.run(main)
 
 @pytest.mark.parametrize('end', ['lost 0', 'error'])
 def test_what_processes_do_together(tmp_path, launch, end):
-    """Order, agreement, differences; and when process 0 is lost, or one ends with an error, none waits for it."""
+    """Order, differences; and when process 0 is lost, or one ends with an error, none waits for it."""
     (tmp_path / 'together.py').write_text(TOGETHER)
     order = tmp_path / 'order'
     together = [tmp_path / 'together.py', order, end]
@@ -191,7 +192,7 @@ def test_what_processes_do_together(tmp_path, launch, end):
 
 def test_one_process_does_all_alone():
     distributed.initialize()
-    assert distributed.is_main_process() and distributed.agree(True) and not distributed.agree(False)
+    assert distributed.is_main_process()
     with distributed.first_then_others(), distributed.lost_process_errors():
         distributed.check_same('the text', 'text')
 
@@ -231,10 +232,9 @@ def test_every_mesh_over_processes(tmp_path, launch, num_processes, mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize('num_processes', [2, 4])
 def test_the_whole_of_tiny(tmp_path, launch, num_processes):
-    """900 steps: as one process with four virtual devices."""
-    environment = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}
-    one = launch(training(tmp_path / 'one', ''), 1, devices=4, **environment)
-    assert one.exit_codes() == [exit_codes.DONE], one.text(0)
-    several = launch(training(tmp_path / 'several', ''), num_processes, devices=4 // num_processes, **environment)
-    assert several.exit_codes() == [exit_codes.DONE] * num_processes, several.text(0)
-    assert_same_losses(tmp_path / 'several', tmp_path / 'one')
+    """900 steps, and four devices: where the sums have one order, by the same collectives, so have all bits."""
+    for name, number in (('one', 1), ('several', num_processes)):
+        arguments = training(tmp_path / name, '')
+        run = launch(arguments, number, devices=4 // number, JAX_DISABLE_MOST_OPTIMIZATIONS='0')
+        assert run.exit_codes() == [exit_codes.DONE] * number, run.text(0)
+    assert_same_bits(tmp_path / 'several', tmp_path / 'one')

@@ -29,7 +29,7 @@ KUBERNETES = dict(JAX_COORDINATOR_ADDRESS='train-0.train:8476', JAX_NUM_PROCESSE
 def test_flags_come_before_the_environment():
     flags = dict(coordinator_address='10.0.0.1:8476', num_processes=2, process_id=1)
     assert find_launch(flags, {**SLURM, **KUBERNETES}) == ('flags', '10.0.0.1:8476', 2, 1, None)
-    assert find_launch({**flags, 'num_processes': 1, 'process_id': 0}, SLURM) is None
+    assert find_launch({**flags, 'num_processes': 1, 'process_id': 0}, SLURM).num_processes == 1
 
 
 def test_environment():

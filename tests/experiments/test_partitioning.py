@@ -1,9 +1,11 @@
 """The mesh, and where arrays lie on it: parameters with their moments, sequences over the devices."""
 
+import unittest.mock
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from parameter_trees import flatten
 from small_experiments import small_config
@@ -78,6 +80,37 @@ def test_gpt2_shardings():
         *('attention/query', 'attention/key', 'attention/value', 'attention/out'), *('mlp/up', 'mlp/down')
     )}  # fmt: skip
     assert split == {'embed/embedding', *matrices}
+
+
+def part_of(mesh, process):
+    """Of a process that has two of eight devices."""
+    mine = jax.devices()[2 * process : 2 * process + 2]
+    addressable = lambda sharding, shape: {
+        device: rows for device, rows in sharding.devices_indices_map(shape).items() if device in mine
+    }
+    with unittest.mock.patch.object(NamedSharding, 'addressable_devices_indices_map', addressable):
+        return partitioning.part_of_batch(mesh)
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'parts'),
+    [
+        ((8, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 2, 2), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((1, 2, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),  # a tensor is shared by two processes
+        ((1, 1, 8), [(0, 1)] * 4),
+    ],
+)
+def test_processes_that_share_a_tensor_read_the_same_rows(sizes, parts):
+    mesh = partitioning.make_mesh(ConfigDict(dict(zip(partitioning.AXES, sizes))))
+    assert [part_of(mesh, process) for process in range(4)] == parts
+    assert partitioning.part_of_batch(mesh) == (0, 1)  # here, one process has all
+
+
+def test_rows_that_do_not_lie_together_are_refused():
+    devices = np.asarray(jax.devices())[[0, 2, 1, 3, 4, 6, 5, 7]].reshape(8, 1, 1)
+    with pytest.raises(ValueError, match=r'config.mesh=.* the parts \[0, 2\] of 8 of a batch'):
+        part_of(jax.sharding.Mesh(devices, partitioning.AXES), 0)
 
 
 def test_batches_reach_the_devices_by_rows():

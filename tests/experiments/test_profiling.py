@@ -101,7 +101,7 @@ def test_a_trace_that_cannot_be_written(tmp_path, monkeypatch):
         for _ in range(2):
             if profile.begins_with(1):
                 profile.start()
-            profile.stop()
+            profile.stop(is_whole=True)
     assert shown == ['profile   of steps 1 to 1; could not be written: RESOURCE_EXHAUSTED: no space left on device']
 
 
@@ -115,5 +115,16 @@ def test_a_second_profile_of_the_same_steps(tmp_path):
             if profile.begins_with(step):
                 profile.start()
             if profile.ends_with(step):
-                profile.stop()
-    assert len(shown) == 2
+                profile.stop(is_whole=True)
+    assert [text.partition(';')[0] for text in shown] == [
+        'profile   from step 2, cut short',
+        'profile   of steps 2 to 3',
+    ]
+
+
+def test_other_processes_wait_for_the_same_steps(tmp_path):
+    """All decide alike when to wait, so that a step that has diverged is seen by all at once."""
+    with Profile(tmp_path / 'profile', Steps(2, 3), traces=False) as profile:
+        assert [profile.awaits(step) for step in (1, 2, 3, 4)] == [True, False, True, False]
+        assert not any(profile.begins_with(step) or profile.ends_with(step) for step in (1, 2, 3, 4))
+    assert not (tmp_path / 'profile').exists()

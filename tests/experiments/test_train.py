@@ -90,7 +90,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob('*')}
     start(finished, run_config())
     assert capsys.readouterr().out.strip() == (
-        f'{finished} is complete, with 12 steps: see its summary.json, or give another --workdir.'
+        f'{finished} is complete, with 12 steps: see summary.json, or give another --workdir.'
     )
     assert {path: path.stat().st_mtime_ns for path in finished.rglob('*')} == before
 
