@@ -23,9 +23,9 @@ from absl import flags
 from jax._src.distributed import global_state  # its client's barriers can wait for hours; Orbax uses it, too
 from jax.experimental import multihost_utils
 
-from experiments.exit_codes import DONE, ERROR
+from experiments.exit_codes import DONE, ERROR, LOST_PROCESS
 from experiments.launchers import find_launch
-from experiments.peers import SECONDS_TO_SPEAK, SECONDS_TO_START, Peers
+from experiments.peers import SECONDS_TO_SPEAK, SECONDS_TO_START, OthersMissing, Peers
 
 flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, of several processes started by hand.')
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, started by hand.')
@@ -46,13 +46,18 @@ def initialize() -> None:
 
     Raises:
       ValueError: flags or environment that make no sense.
-      ConnectionError: the processes didn't meet.
+      ConnectionError: the coordinator's port is in use, say.
+      SystemExit: LOST_PROCESS, where not all processes came.
     """
     global _peers
     launch = find_launch({flag.name: flag.value for flag in FLAGS}, os.environ)
     if launch is None:
         return
-    peers = Peers(launch)
+    try:
+        peers = Peers(launch)
+    except OthersMissing as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(LOST_PROCESS)
     jax.distributed.initialize(
         peers.jax_coordinator_address,
         launch.num_processes,

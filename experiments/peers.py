@@ -28,13 +28,18 @@ PORT = struct.Struct('!H')
 END = struct.Struct('!iB')  # which process ends, and its exit code
 
 
+class OthersMissing(ConnectionError):
+    """Not all processes came, or process 0 ended before they had."""
+
+
 class Peers:
     """Meets the other processes, at the coordinator's address; from then on this one ends if another one ends badly.
 
     jax_coordinator_address: for JAX' own service; host of the coordinator, and a port that process 0 found free.
 
     Raises:
-      ConnectionError: not all came, or process 0 wasn't there, for `SECONDS_TO_START` seconds; the port is in use.
+      OthersMissing: not all came, or process 0 wasn't there, for `SECONDS_TO_START` seconds.
+      ConnectionError: the port is in use, say.
     """
 
     def __init__(self, launch: Launch):
@@ -47,10 +52,11 @@ class Peers:
         try:
             meet = self._accept_all if self.process_id == 0 else self._connect
             jax_port = meet(host.strip('[]'), int(port))
-        except OSError as error:
+        except (OSError, EOFError) as error:
             for connection in self._connections:
                 connection.close()
-            raise ConnectionError(
+            kind = OthersMissing if isinstance(error, TimeoutError | EOFError) else ConnectionError
+            raise kind(
                 f'process {self.process_id} of {self._num_processes}, by {launch.launcher}, did not meet the others at'
                 f' the coordinator {launch.coordinator_address}: {error}'
             ) from error
@@ -120,7 +126,7 @@ class Peers:
         connection.settimeout(SECONDS_TO_START + SECONDS_TO_SPEAK)
         message = _receive(connection, PORT.size)
         if not message:
-            raise ConnectionError('process 0 ended before all were there; it says why')
+            raise EOFError('process 0 ended before all were there; it says why')
         connection.settimeout(None)
         return PORT.unpack(message)[0]
 

@@ -83,9 +83,11 @@ def step_costs(experiment: training.Experiment, *, compile_for: str = 'cpu') -> 
     else:
         with _on_described_gpus(experiment) as experiment_there:
             traced = trace(experiment_there)
-            lowered = traced.lower()
-        deterministic = {'xla_gpu_deterministic_ops': bool(experiment.config.deterministic)}
-        compiled = lowered.compile(_QUICK | deterministic)
+            options = {
+                'xla_gpu_deterministic_ops': bool(experiment.config.deterministic),
+                'xla_gpu_enable_triton_gemm': False,  # whose tiles are chosen by trying them on a GPU
+            }
+            compiled = traced.lower().compile(_QUICK | options)  # in which kernels are lowered, too
         hlo_text = compiled.as_text()
     stats = compiled.memory_analysis()
     new_bytes = stats.output_size_in_bytes - stats.alias_size_in_bytes

@@ -127,10 +127,12 @@ def _computed_once(bits: jax.Array) -> jax.Array:
     """Unsigned `bits`, of which not all are set, computed once although they are read many times.
 
     XLA:CPU fuses a producer that it deems cheap into each read of it: Philox would run once a lane, the block's
-    maximum once a weight. A remainder counts as expensive, and this one is the identity. From JAX 0.11 the barrier
-    alone would do; 0.10 drops it before fusion.
+    maximum once a weight. From JAX 0.11 a barrier keeps it from that; 0.10 drops it before fusion, but a remainder counts
+    as expensive, and this one is the identity.
     """
-    return jax.lax.optimization_barrier(jax.lax.rem(bits, jnp.full_like(bits, jnp.iinfo(bits.dtype).max)))
+    if jax.__version_info__ < (0, 11):
+        bits = jax.lax.rem(bits, jnp.full_like(bits, jnp.iinfo(bits.dtype).max))
+    return jax.lax.optimization_barrier(bits)
 
 
 def _positive_computed_once(x: jax.Array) -> jax.Array:

@@ -27,14 +27,14 @@ def launch(port, process_id, num_processes=2):
 
 def test_a_process_that_does_not_come(port):
     with pytest.raises(
-        ConnectionError, match=f'process 0 of 4, by flags, .*localhost:{port}: process 1-3 did not come'
+        peers.OthersMissing, match=f'process 0 of 4, by flags, .*localhost:{port}: process 1-3 did not come'
     ):
         peers.Peers(launch(port, 0, 4))
 
 
 @pytest.mark.parametrize('host', ['localhost', 'nowhere.invalid'])
 def test_no_process_0(port, host):
-    with pytest.raises(ConnectionError, match=r'process 1 of 2.* process 0 was not there within 1 seconds'):
+    with pytest.raises(peers.OthersMissing, match=r'process 1 of 2.* process 0 was not there within 1 seconds'):
         peers.Peers(launch(port, 1)._replace(coordinator_address=f'{host}:{port}'))
 
 
