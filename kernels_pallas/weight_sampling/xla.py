@@ -127,8 +127,8 @@ def _computed_once(bits: jax.Array) -> jax.Array:
     """Unsigned `bits`, of which not all are set, computed once although they are read many times.
 
     XLA:CPU fuses a producer that it deems cheap into each read of it: Philox would run once a lane, the block's
-    maximum once a weight. From JAX 0.11 a barrier keeps it from that; 0.10 drops it before fusion, but a remainder counts
-    as expensive, and this one is the identity.
+    maximum once a weight. From JAX 0.11 a barrier keeps it from that; 0.10 drops it before fusion, but a remainder
+    counts as expensive, and this one is the identity.
     """
     if jax.__version_info__ < (0, 11):
         bits = jax.lax.rem(bits, jnp.full_like(bits, jnp.iinfo(bits.dtype).max))
