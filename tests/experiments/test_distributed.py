@@ -201,11 +201,11 @@ def test_one_process_does_all_alone():
 @pytest.mark.parametrize('asked', [0, 1])
 def test_all_stop_after_the_same_step_when_one_is_asked_to(tmp_path, launch, asked):
     """SIGTERM for one of two: both save, both end as preempted, and continue to the bits of never having stopped."""
-    steps = SMALL | {'total_steps': 1000, 'checkpoint_every': 500, 'eval_every': 500}
+    steps = SMALL | {'total_steps': 300, 'checkpoint_every': 150, 'eval_every': 150}
     whole = launch(training(tmp_path / 'whole', **steps), 2)
     assert whole.exit_codes() == [exit_codes.DONE] * 2
     stopped = launch(training(tmp_path / 'stopped', **steps), 2)
-    stopped.wait_for('  20/1000')
+    stopped.wait_for(' 20/300')
     stopped.processes[asked].terminate()
     assert stopped.exit_codes(WITHIN_A_MINUTE) == [exit_codes.PREEMPTED] * 2, stopped.text(0)
     finished = launch(training(tmp_path / 'stopped', **steps), 2)
