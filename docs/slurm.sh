@@ -22,9 +22,9 @@
 srun --kill-on-bad-exit=0 python -m experiments.train "$@"
 code=$?
 
-# 75 preempted, 76 stalled, 77 lost another process, 137 killed: the same command continues from the newest checkpoint.
-# Any other is an error that would come again.
+# 75 preempted, 76 stalled, 77 lost another process, 134 aborted, 137 killed: the same command continues from the newest
+# checkpoint. Any other is an error that would come again.
 case $code in
-  75 | 76 | 77 | 137) scontrol requeue "$SLURM_JOB_ID" ;;
+  75 | 76 | 77 | 134 | 137) scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code

@@ -13,12 +13,12 @@ def find_damage(directory: pathlib.Path) -> str | None:
         lines = (directory / MANIFEST).read_text().splitlines()
         digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
         files = _files(directory)
-        if not digests:
-            raise ValueError
         if missing := sorted(digests.keys() - files.keys()):
             return f'{missing[0]} is missing'
         if unlisted := sorted(files.keys() - digests.keys()):
             return f'{unlisted[0]} is not in {MANIFEST}'
+        if not files:
+            return f'there is nothing beside {MANIFEST}'
         for name, path in files.items():
             if _sha256(path) != digests[name]:
                 return f'{name} is not what was written (its SHA-256 differs)'

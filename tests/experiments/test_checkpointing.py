@@ -203,6 +203,10 @@ DAMAGES = {
         lambda step: (step / MANIFEST).write_text((step / MANIFEST).read_text().split('\n', 1)[1]),
         f'is not in {MANIFEST}',
     ),
+    'nothing but an empty manifest': (
+        lambda step: [shutil.rmtree(step), step.mkdir(), (step / MANIFEST).touch()],
+        f'there is nothing beside {MANIFEST}',
+    ),
     'no files': (lambda step: [shutil.rmtree(step), step.mkdir()], f'{MANIFEST} is missing'),
 }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import capybara, gpt2, llama2, tiny
-from experiments import methods, training
+from experiments import methods, partitioning, training
 from gaussq_jax.param_rules import leaf_path, match_rules
 from kernels_pallas import arg_specs
 
@@ -23,7 +23,7 @@ NO_CONFIG = {'llama-7b', 'ragged'}
 def test_shapes_are_those_of_the_sampled_leaves(name):
     """Each shape that the model samples is listed, once, under the names of its matrices; and no other."""
     config = CONFIGS[name]
-    model = training.make_model(config, vocab_size=64)
+    model = training.make_model(config, 64, partitioning.make_mesh(config.mesh))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
     sampled, _ = match_rules(params, methods.matrix_rules(config))
     shapes = {
