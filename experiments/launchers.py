@@ -121,7 +121,8 @@ def _by_slurm(environment: Mapping[str, str]) -> Launch | None:
 def _own_gpu(environment: Mapping[str, str], local_id: str, processes_on_host: int) -> tuple[int, ...] | None:
     """Several processes on one host have a GPU each, unless the environment says which are whose."""
     is_said = {'SLURM_GPUS_PER_TASK', 'JAX_LOCAL_DEVICE_IDS'} & environment.keys()
-    return None if is_said or processes_on_host == 1 else (_integer(environment, local_id),)
+    sees_one = re.fullmatch('[^,]+', environment.get('CUDA_VISIBLE_DEVICES', ''))  # its own, by --ntasks-per-gpu, say
+    return None if is_said or sees_one or processes_on_host == 1 else (_integer(environment, local_id),)
 
 
 def _port(environment: Mapping[str, str], job: int) -> int:

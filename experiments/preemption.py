@@ -52,12 +52,12 @@ class Preemption:
         return self._was_requested
 
     def __enter__(self) -> 'Preemption':
-        if not jax.distributed.is_initialized():  # else SIGTERM is JAX's, which tells all processes
+        if jax.process_count() == 1:  # else SIGTERM is JAX's, which tells all processes
             self._handler_before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
-        if not jax.distributed.is_initialized():
+        if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._handler_before)
 
     def _handle(self, *_) -> None:

@@ -60,6 +60,7 @@ def test_slurm_nodes_with_two_numbers():
         (dict(SLURM_NODEID='2', SLURM_LOCALID='0'), (0,)),
         (dict(SLURM_NODEID='3', SLURM_LOCALID='0'), None),  # the only one on its host: all GPUs
         (dict(SLURM_GPUS_PER_TASK='4'), None),  # Slurm shows each process its own
+        (dict(CUDA_VISIBLE_DEVICES='3'), None),  # each process sees its own alone, as number 0
         (dict(JAX_LOCAL_DEVICE_IDS='2,3'), None),  # which JAX reads
     ],
 )
