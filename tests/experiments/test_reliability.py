@@ -13,7 +13,7 @@ from experiments.reliability.faults import Observation
 
 reliability = import_program('reliability.__main__')
 FAULTS = {fault.observe.__name__: fault for fault in reliability.FAULTS}
-QUICK = ('kill_at_random_moments', 'truncate_a_file', 'fill_the_disk', 'start_twice')
+QUICK = ('kill_at_random_moments', 'fill_the_disk')
 PAGE = pathlib.Path(reliability.__file__).parents[2] / 'docs' / 'reliability.md'
 
 
@@ -37,7 +37,7 @@ def test_page_has_every_fault_and_each_passed():
 
 @pytest.mark.parametrize('name', QUICK)
 def test_nothing_is_lost(laboratory, name):
-    """The real program meets the real fault: killed in a save, a cut file, a full disk, a second run."""
+    """The real program meets the real fault: killed in a save, a full disk."""
     _observe(laboratory, name)
 
 

@@ -89,7 +89,7 @@ def test_resampling_keeps_a_layer_instead_of_all():
     assert saved > 2 * sampled * (1 - 1 / LAYERS)
 
 
-@pytest.mark.parametrize(('method', 'microbatches'), [('gaussws', 2), ('qat', 1)])
+@pytest.mark.parametrize(('method', 'microbatches'), [('gaussws', 2), pytest.param('qat', 1, marks=pytest.mark.slow)])
 def test_resampling_changes_no_loss_and_no_gradient(method, microbatches):
     """One weight has one noise, and one sum of gradients: to the bit but for the order of sums."""
 

@@ -34,8 +34,11 @@ def loss(model, weights):
 
 @pytest.mark.parametrize(
     ('transform', 'key'),
-    [(TRANSFORMS['gaussws'], KEY), (TRANSFORMS['qat'], KEY), (TRANSFORMS['diffq'], None)],
-    ids=['gaussws', 'qat', 'diffq without noise'],
+    [
+        pytest.param(TRANSFORMS['gaussws'], KEY, id='gaussws'),
+        pytest.param(TRANSFORMS['qat'], KEY, id='qat', marks=pytest.mark.slow),
+        pytest.param(TRANSFORMS['diffq'], None, id='diffq without noise', marks=pytest.mark.slow),
+    ],
 )
 def test_bits_of_logits_and_gradients(transform, key):
     params, state = params_and_state(transform)
