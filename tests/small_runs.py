@@ -60,6 +60,20 @@ def assert_same_run(workdir, expected):
     assert without_seconds(workdir) == without_seconds(expected)
 
 
+def assert_ends_as(workdir, expected):
+    """The same command again brings a run to the end that one had which was never stopped."""
+    start(workdir, run_config())
+    assert_same_run(workdir, expected)
+
+
+def run_stubbed(workdir):
+    """A whole run of stubbed steps, never stopped; its workdir."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub_steps(monkeypatch)
+        start(workdir, run_config())
+    return workdir
+
+
 def read_batches(config, count):
     """The tokens of the first batches of a run, in order."""
     data = runs.load_data(config, tokenizers.load_tokenizer(config.tokenizer))

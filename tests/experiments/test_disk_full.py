@@ -10,7 +10,7 @@ import sys
 import warnings
 
 import pytest
-from small_runs import assert_same_run, change_steps, run_config, start, stub_steps
+from small_runs import assert_ends_as, change_steps, run_config, run_stubbed, start, stub_steps
 
 from experiments.manifests import find_damage
 
@@ -57,21 +57,12 @@ def make_disk(tmp_path):
 @pytest.fixture(scope='module')
 def expected(tmp_path_factory, quick_compilation):
     """The workdir of a run that was never stopped."""
-    workdir = tmp_path_factory.mktemp('expected')
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stub_steps(monkeypatch)
-        start(workdir, run_config())
-    return workdir
+    return run_stubbed(tmp_path_factory.mktemp('expected'))
 
 
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch):
     stub_steps(monkeypatch)
-
-
-def assert_ends_as(workdir, expected):
-    start(workdir, run_config())
-    assert_same_run(workdir, expected)
 
 
 # The exit codes of trainings in these workdirs. They have a process of their own, in which Orbax leaves of saves that

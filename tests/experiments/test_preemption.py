@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import assert_same_run, change_steps, records, run_config, start, stub_steps
+from small_runs import assert_ends_as, change_steps, records, run_config, run_stubbed, start, stub_steps
 
 from experiments import checkpointing, exit_codes, runs
 from experiments.preemption import Preempted, Preemption
@@ -60,21 +60,12 @@ def test_afterwards_a_signal_does_what_it_did_before(monkeypatch):
 @pytest.fixture(scope='module')
 def expected(tmp_path_factory, quick_compilation):
     """The workdir of a run that was never stopped."""
-    workdir = tmp_path_factory.mktemp('expected')
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stub_steps(monkeypatch)
-        start(workdir, run_config())
-    return workdir
+    return run_stubbed(tmp_path_factory.mktemp('expected'))
 
 
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch):
     stub_steps(monkeypatch)
-
-
-def assert_ends_as(workdir, expected):
-    start(workdir, run_config())
-    assert_same_run(workdir, expected)
 
 
 def preempted(workdir, capsys):
