@@ -18,6 +18,7 @@ from experiments import (
     compiled_kernels,
     device_specs,
     memory_advice,
+    partitioning,
     step_costs,
     tokenizers,
     training,
@@ -72,7 +73,7 @@ def report(experiment: training.Experiment, device: device_specs.DeviceSpec, mfu
 def describe(experiment: training.Experiment, device: device_specs.DeviceSpec):
     """Prints what would be trained, on what."""
     config, mesh = experiment.config, experiment.mesh
-    sequences = config.batch_size // (config.microbatches * mesh.shape['data'] * mesh.shape['fsdp'])
+    sequences = config.batch_size // (config.microbatches * partitioning.num_batch_shards(mesh))
     _print('model', f'{config.name}, {experiment.num_params:,} parameters, vocabulary {experiment.vocab_size:,}')
     _print('', f'N = {experiment.num_linear_params:,} in linear layers')
     mesh_sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())

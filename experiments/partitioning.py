@@ -92,6 +92,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 class Part(NamedTuple):
     """One of `count` equal parts."""
 
@@ -105,7 +110,7 @@ def part_of_batch(mesh: Mesh) -> Part:
     Raises:
       ValueError: if its devices' rows don't lie together.
     """
-    shards = math.prod(mesh.shape[axis] for axis in BATCH)
+    shards = num_batch_shards(mesh)
     slices = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
     mine = sorted({rows.indices(shards)[0] for (rows,) in slices})
     if len(mine) != mine[-1] - mine[0] + 1 or shards % len(mine) or mine[0] % len(mine):

@@ -80,7 +80,7 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     """
     _check_config(config)
     mesh = partitioning.make_mesh(config.mesh)
-    shards = _num_batch_shards(mesh)
+    shards = partitioning.num_batch_shards(mesh)
     if config.batch_size % (config.microbatches * shards):
         raise ValueError(
             f'config.batch_size={config.batch_size} must be a multiple of config.microbatches={config.microbatches}'
@@ -106,7 +106,7 @@ def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: boo
         vocab_size=vocab_size,
         dtype=jnp.dtype(config.dtype),
         dot_general_cls=methods.make_dot_general_cls(
-            config, training=training, sums_gradients=training and _num_batch_shards(mesh) > 1
+            config, training=training, sums_gradients=training and partitioning.num_batch_shards(mesh) > 1
         ),
         remat_policy=config.remat_policy or None,
         constrain=partitioning.constrain_activations(mesh),
@@ -276,10 +276,6 @@ def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh, shardin
     zeros = on_shards(jnp.float32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
     total, _ = jax.lax.scan(add_part, zeros, (parts, keys))
     return jax.tree.map(lambda x: x / microbatches, total)
-
-
-def _num_batch_shards(mesh: Mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in partitioning.BATCH)
 
 
 def _check_config(config: ConfigDict):
