@@ -90,6 +90,8 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             data_dir='',  # where TFDS keeps it; '' is TFDS's own default
             cache_dir='',  # for token arrays; '' is $GAUSSQ_CACHE or ~/.cache/gaussq_jax
             tokenizer='bytes',
+            vocab_size=0,  # of the model; 0 is the tokenizer's, of which it may have more
+            init_from='',  # a run's workdir, whose newest weights training starts from; '' is random weights
             batch_size=32,  # sequences a step, over all devices
             microbatches=1,  # the batch is processed in so many parts, their gradients summed
             sequence_length=256,
