@@ -4,8 +4,18 @@ import importlib
 
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.export import load_packed, quantize_params, save_packed
 from gaussq_jax.formats import FloatFormat, parse_format
 from gaussq_jax.layerwise import layerwise
+from gaussq_jax.packed_layout import (
+    LeafLayout,
+    ModelSize,
+    formats_within_budget,
+    layout_size,
+    learned_layout,
+    model_size,
+    uniform_layout,
+)
 from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, MatrixRule
 from gaussq_jax.param_transforms import (
     ParamTransform,
@@ -22,7 +32,9 @@ __all__ = [
     'DEFAULT_RULES',
     'CastOnly',
     'FloatFormat',
+    'LeafLayout',
     'MatrixRule',
+    'ModelSize',
     'ParamTransform',
     'Quantizer',
     'bitwidth_penalty',
@@ -30,15 +42,23 @@ __all__ = [
     'effective_bitwidths',
     'fake_quantize',
     'format_for_bitwidth',
+    'formats_within_budget',
     'gaussian_weight_sampling',
     'layerwise',
+    'layout_size',
+    'learned_layout',
+    'load_packed',
+    'model_size',
     'parse_format',
     'quantization_aware',
+    'quantize_params',
     'quantized_dot_general',
     'round_to_format',
     'rounded_normal',
     'sample_weights',
+    'save_packed',
     'scaling_laws',
+    'uniform_layout',
     'uniform_weight_sampling',
 ]
 

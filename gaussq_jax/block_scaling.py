@@ -161,6 +161,35 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
     return explicit_sharding.like(x, spread)(x)
 
 
+def scale_exponents(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -> jax.Array:
+    """log2 s of each block, of the MX scales with which `fake_quantize` gives Y = s round(X / s).
+
+    Args:
+      x: float32, bfloat16 or float16, of any shape.
+      quantizer: with MX scales; its rounding is of no account.
+      axis: as for `fake_quantize`.
+
+    Returns:
+      int32, of x's shape with the number of blocks in the place of their size; from -127 to 127, the range of E8M0.
+
+    Raises:
+      ValueError: for other scales; for a dtype or an axis that x can't have.
+
+    Example:
+      >>> scale_exponents(jnp.array([[0.1, -0.7, 3.0, 8.0]]), Quantizer('e2m1', block_size=2, scale='mx'))
+      Array([[-3,  1]], dtype=int32)
+
+    Source: OCP Microscaling Formats v1.0, section 6.3.
+    """
+    check_input(x)
+    check_quantizer(quantizer)
+    if quantizer.scale != 'mx':
+        raise ValueError(f"scale={quantizer.scale!r}: only those of scale='mx' are powers of two")
+    blocks = _Blocks(x.shape, _check_axis(axis, x.ndim, quantizer.block_size), quantizer.block_size)
+    _, inverse, _, shift = _scale_blocks(blocks.split(x).astype(jnp.float32), blocks.within, quantizer)
+    return (jax.lax.bitcast_convert_type(jnp.squeeze(inverse, blocks.within), jnp.int32) >> 23) - 127 + shift
+
+
 def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantizer):
     """Fake quantization of x, whose axes `within` lie within blocks, all others count them."""
     fmt = quantizer.fmt

@@ -64,14 +64,14 @@ class MatrixRule:
 
     def to_matrices(self, leaf: jax.Array) -> jax.Array:
         """The leaf as matrices (batch axes.., rows, columns)."""
-        leaf = jnp.transpose(leaf, self.axes)
+        leaf = leaf.transpose(self.axes)
         batch, rows = len(self.batch_axes), len(self.row_axes)
         return leaf.reshape(*leaf.shape[:batch], *_flat_shape(leaf.shape[batch:], rows))
 
     def from_matrices(self, matrices: jax.Array, shape: Sequence[int]) -> jax.Array:
         """The inverse of `to_matrices`, for a leaf of this shape."""
         transposed = matrices.reshape([shape[axis] for axis in self.axes])
-        return jnp.transpose(transposed, [self.axes.index(axis) for axis in range(len(self.axes))])
+        return transposed.transpose([self.axes.index(axis) for axis in range(len(self.axes))])
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape (batch axes.., rows, columns) of `to_matrices` for a leaf of this shape."""

@@ -1,0 +1,323 @@
+"""Trained weights -> a packed low-bit file, and back, bit for bit.
+
+    layout = gq.learned_layout(params, pqt.bitwidths(state))   # each block in the format that its bitwidth asks for
+    weights = gq.quantize_params(params, layout)               # what the model will be served with: evaluate these
+    gq.save_packed('model.safetensors', params, layout)
+    weights = gq.load_packed('model.safetensors')              # the same weights
+
+docs/packed_format.md tells what is in a file.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from gaussq_jax import bit_packing, packed_file
+from gaussq_jax.block_scaling import Quantizer, fake_quantize, scale_exponents
+from gaussq_jax.formats import FloatFormat, parse_format
+from gaussq_jax.packed_layout import (
+    Layout,
+    LeafLayout,
+    ModelSize,
+    layout_size,
+    leaves_by_path,
+    spread,
+    weights_of_formats,
+)
+from gaussq_jax.param_rules import MatrixRule, is_floating, leaf_path
+from kernels_pallas.float_rounding import round_to_dtype
+
+SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127)
+
+
+class Packed(NamedTuple):
+    """What a file of packed weights holds."""
+
+    params: Any  # the weights, as `load_packed` gives them
+    layout: Layout
+    size: ModelSize
+    info: dict[str, Any]  # what `save_packed` was given
+
+
+def quantize_params(params: Any, layout: Layout) -> Any:
+    """The weights that a packed file of this layout holds: what to evaluate before saving, and what will be served.
+
+        W_hat = s round(W / s)    by tiles of the layout, in each tile's format, with the MX scale s
+
+    Args:
+      params: pytree of weights, float32 or bfloat16.
+      layout: as `uniform_layout` or `learned_layout` made it from these params.
+
+    Returns:
+      A tree like params: bfloat16, but for leaves with a format of more than 7 mantissa bits, which are float32.
+      Floating leaves that are not in the layout are rounded to bfloat16; others are untouched.
+
+    Raises:
+      ValueError: if the layout is not of these params; for infinite and NaN weights.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.array([[6.0], [2.2], [0.8]])}}
+      >>> quantize_params(params, uniform_layout(params, 'float4_e2m1fn'))['up']['kernel'].ravel()
+      Array([6, 2, 1], dtype=bfloat16)
+
+    Source: OCP Microscaling Formats v1.0, section 6.3.
+    """
+    leaves_by_path(params, layout)
+
+    def quantize(key_path, leaf):
+        path = leaf_path(key_path)
+        if path not in layout:
+            return _rounded(leaf)
+        of_leaf = layout[path]
+        matrices = [values.astype(of_leaf.dtype) for values, _, _ in _quantized_matrices(path, leaf, of_leaf)]
+        stack = jnp.stack(matrices) if matrices else jnp.zeros(leaf.shape, of_leaf.dtype)
+        return of_leaf.rule.from_matrices(stack, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(quantize, params)
+
+
+def save_packed(
+    path: str | os.PathLike, params: Any, layout: Layout, *, info: Mapping[str, Any] | None = None
+) -> ModelSize:
+    """Writes `quantize_params(params, layout)` to a safetensors file, its codes really packed.
+
+    The file appears under its name when it is whole. It is a function of the arguments: the same weights are the same
+    bytes. Besides the weights, the packed bytes are held in memory, and what one matrix takes.
+
+    Args:
+      path: of the file; its directory must be there.
+      params, layout: as for `quantize_params`.
+      info: what else is to be kept, for example the model's configuration; anything that JSON keeps as it is.
+
+    Returns:
+      The size. The file is larger by its header, `packed_file.header_bytes(path)`.
+
+    Raises:
+      ValueError: as `quantize_params`; for info that JSON can't keep.
+      OSError: where the file can't be written.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
+      >>> save_packed('/tmp/model.safetensors', params, uniform_layout(params, 'float6_e3m2fn')).mean_stored_bits
+      6.25
+      >>> bool(jnp.all(load_packed('/tmp/model.safetensors')['up']['kernel'] == 1))
+      True
+    """
+    leaves = leaves_by_path(params, layout)
+    packed_file.to_json({'info': info})  # refused before the work is done
+    tensors, described, formats = {}, {}, {}
+    for name, leaf in leaves.items():
+        if name in layout:
+            of_leaf = _pack_leaf(name, leaf, layout[name])
+            described[name] = _describe_leaf(leaf, layout[name])
+            formats |= {fmt.name: fmt for fmt in layout[name].formats}
+        else:
+            of_leaf = {name: np.asarray(_rounded(leaf))}
+        if clash := sorted(set(of_leaf) & set(tensors)):
+            raise ValueError(f'{clash[0]!r} would be the name of two tensors; rename a leaf')
+        tensors |= of_leaf
+    contents = {'formats': {name: _describe_format(fmt) for name, fmt in formats.items()}, 'leaves': described}
+    packed_file.write(path, tensors, {**contents, 'info': dict(info or {})})
+    return layout_size(params, layout)
+
+
+def load_packed(path: str | os.PathLike, *, like: Any = None) -> Any:
+    """The weights in a packed file: bit for bit `quantize_params` of what was saved.
+
+    Args:
+      path: of the file.
+      like: a pytree of the structure to return, with leaves of the shapes in the file (arrays, or what
+        `jax.eval_shape` gives). None for nested dicts, in which a path's parts are the keys.
+
+    Returns:
+      NumPy arrays on the host, as the dtypes of `quantize_params`: the caller puts them on devices.
+
+    Raises:
+      ValueError: naming the file, if it is damaged, foreign, or of a version that isn't known; if its leaves are not
+        those of `like`.
+      OSError: if it can't be read.
+
+    Example: see `save_packed`.
+    """
+    return read_packed(path, like=like).params
+
+
+def read_packed(path: str | os.PathLike, *, like: Any = None) -> Packed:
+    """All that a packed file holds. Arguments and errors are those of `load_packed`."""
+    contents = packed_file.read_contents(path)
+    try:
+        with safe_open(path, 'numpy') as file:
+            leaves, layout = _unpack(contents, file)
+        info = dict(contents['info'])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SafetensorError) as error:
+        raise ValueError(f'{path} is none that save_packed wrote: {error}') from None
+    params = _nest(path, leaves) if like is None else _arrange(path, leaves, like)
+    return Packed(params, layout, layout_size(leaves, layout), info)
+
+
+def _rounded(leaf):
+    return round_to_dtype(jnp.asarray(leaf), jnp.bfloat16) if is_floating(leaf) else leaf
+
+
+def _quantized_matrices(path, leaf, of_leaf: LeafLayout) -> Iterator[tuple[jax.Array, jax.Array, np.ndarray]]:
+    """Of each matrix of a leaf: its weights quantized (m, n) float32, the log2 of the tiles' scales, their formats."""
+    matrices = _each_matrix(of_leaf.rule.to_matrices(jnp.asarray(leaf)))
+    for i, indices in enumerate(_each_matrix(of_leaf.indices)):
+        values, exponents, is_finite = _quantize_matrix(matrices[i], indices, of_leaf.tile, of_leaf.formats)
+        if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
+            raise ValueError(f'{path!r} has infinite or NaN weights, for which a packed format has no codes')
+        yield values, exponents, indices
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _quantize_matrix(weights, indices, tile, formats):
+    wide = weights.astype(jnp.float32)
+    values, exponents = jnp.zeros_like(wide), jnp.zeros(indices.shape, jnp.int32)
+    for i, fmt in enumerate(formats):
+        quantizer = Quantizer(fmt, block_size=tile, scale='mx')
+        values = jnp.where(spread(indices == i, tile, wide.shape), fake_quantize(wide, quantizer), values)
+        exponents = jnp.where(indices == i, scale_exponents(wide, quantizer), exponents)
+    return values, exponents, jnp.all(jnp.isfinite(wide))
+
+
+def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
+    """The tensors of a leaf by name: the codes of each format, matrix by matrix; scales; the formats of the tiles."""
+    codes, scales = {fmt: [np.zeros(0, np.uint8)] for fmt in of_leaf.formats}, []
+    for values, exponents, indices in _quantized_matrices(path, leaf, of_leaf):
+        values, exponents = np.asarray(values), np.asarray(exponents)
+        scales.append((exponents + SCALE_BIAS).astype(np.uint8))
+        exponents = spread(exponents, of_leaf.tile, values.shape).ravel()
+        for fmt, weights in _weights_by_format(of_leaf, indices, values.shape):
+            of_format = bit_packing.encode(values.ravel()[weights], exponents[weights], fmt)
+            codes[fmt].append(bit_packing.pack(of_format, fmt.bits))
+    tensors = [*map(np.concatenate, codes.values()), np.array(scales, np.uint8).reshape(of_leaf.indices.shape)]
+    return dict(zip(_tensor_names(path, of_leaf.formats), [*tensors, of_leaf.indices]))
+
+
+def _describe_leaf(leaf, of_leaf: LeafLayout) -> dict[str, Any]:
+    rule = of_leaf.rule
+    return {
+        'shape': list(leaf.shape),
+        'dtype': of_leaf.dtype.name,
+        'batch_axes': list(rule.batch_axes),
+        'row_axes': list(rule.row_axes),
+        'col_axes': list(rule.col_axes),
+        'tile': list(of_leaf.tile),
+        'formats': [fmt.name for fmt in of_leaf.formats],
+    }
+
+
+def _describe_format(fmt: FloatFormat) -> dict[str, Any]:
+    return {name: getattr(fmt, name) for name in ('bits', 'exponent_bits', 'mantissa_bits', 'bias', 'max')}
+
+
+def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
+    """The leaves in the order of the file's tensors, and the layout of those that are packed."""
+    formats = {name: parse_format(name) for name in contents['formats']}
+    for name, fmt in formats.items():
+        if contents['formats'][name] != _describe_format(fmt):
+            raise ValueError(f'its format {name} is not ours')
+    leaves, layout, unread = {}, {}, dict.fromkeys(file.keys())
+    for path, described in contents['leaves'].items():
+        of_leaf = tuple(formats[name] for name in described['formats'])
+        names = _tensor_names(path, of_leaf)
+        if missing := [name for name in names if name not in unread]:
+            raise ValueError(f'it has no tensor {missing[0]!r}')
+        leaves[path], layout[path] = _unpack_leaf(path, described, of_leaf, [file.get_tensor(name) for name in names])
+        unread = {name: None for name in unread if name not in names}
+    return leaves | {name: file.get_tensor(name) for name in unread}, layout
+
+
+def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLayout]:
+    """A leaf and its layout from its tensors; ValueError where they are not as described."""
+    codes, (scales, *indices) = tensors[: len(formats)], tensors[len(formats) :]
+    rule = MatrixRule('.*', *(tuple(described[name]) for name in ('batch_axes', 'row_axes', 'col_axes')))
+    indices = indices[0] if indices else np.zeros(scales.shape, np.uint8)
+    of_leaf = LeafLayout(rule, tuple(described['tile']), formats, indices)
+    leaf = jax.ShapeDtypeStruct(tuple(described['shape']), of_leaf.dtype)
+    leaves_by_path({path: leaf}, {path: of_leaf})  # raises if shape, axes, tile and grid don't fit
+    counts = weights_of_formats(leaf, of_leaf).reshape(-1, len(formats))
+    ends = [
+        np.cumsum([bit_packing.packed_bytes(int(n), fmt.bits) for n in of_fmt])
+        for of_fmt, fmt in zip(counts.T, formats)
+    ]
+    lengths = [(int(end[-1]),) if end.size else (0,) for end in ends]
+    if (
+        any(tensor.dtype != np.uint8 for tensor in tensors)
+        or [stream.shape for stream in codes] != lengths
+        or scales.shape != indices.shape
+        or np.any(indices >= len(formats))
+        or described != _describe_leaf(leaf, of_leaf)
+    ):
+        raise ValueError(f'the tensors of {path!r} are not of the types and sizes that its description makes them')
+    *_, m, n = rule.matrix_shape(leaf.shape)
+    matrices = np.empty((*scales.shape[:-2], m, n), leaf.dtype)
+    streams = zip(*(np.split(stream, end[:-1]) for stream, end in zip(codes, ends)))
+    for matrix, of_tiles, which, parts in zip(*map(_each_matrix, (matrices, scales, indices)), streams):
+        factors = np.ldexp(np.float32(1), of_tiles.astype(np.int32) - SCALE_BIAS)
+        factors = spread(factors, of_leaf.tile, (m, n)).ravel()
+        for (fmt, weights), part in zip(_weights_by_format(of_leaf, which, (m, n)), parts):
+            values = factors[weights]
+            values = values * bit_packing.decoded(fmt)[bit_packing.unpack(part, fmt.bits, values.size)]
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f'{path!r} has codes that stand for no number')
+            matrix.reshape(-1)[weights] = values
+    return rule.from_matrices(matrices, leaf.shape), of_leaf
+
+
+def _weights_by_format(of_leaf: LeafLayout, indices, shape) -> Iterator[tuple[FloatFormat, Any]]:
+    """Of one matrix: each format, and which of the flattened weights have it."""
+    if len(of_leaf.formats) == 1:
+        yield of_leaf.formats[0], slice(None)
+        return
+    of_weights = spread(indices, of_leaf.tile, shape).ravel()
+    for i, fmt in enumerate(of_leaf.formats):
+        yield fmt, of_weights == i
+
+
+def _each_matrix(stack: np.ndarray) -> np.ndarray:
+    """(batch.., rows, columns) -> (matrices, rows, columns)."""
+    return stack.reshape(math.prod(stack.shape[:-2]), *stack.shape[-2:])
+
+
+def _tensor_names(path, formats) -> list[str]:
+    """The tensors of a packed leaf: a stream of codes a format, scales, and which format each tile has, of several."""
+    names = [*(f'{path}.codes.{fmt.name}' for fmt in formats), f'{path}.scales']
+    return [*names, f'{path}.formats'] if len(formats) > 1 else names
+
+
+def _nest(file, leaves):
+    tree = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split('/')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or name in node:
+            raise ValueError(
+                f'{file}: its leaf {path!r} has no place in nested dicts; give like=, a tree to arrange in'
+            )
+        node[name] = leaf
+    return tree
+
+
+def _arrange(file, leaves, like):
+    wanted = leaves_by_path(like, {})
+    differences = [
+        f'{path}: {np.shape(leaves.get(path)) if path in leaves else "not there"} in the file,'
+        f' {wanted[path].shape if path in wanted else "not there"} in `like`'
+        for path in {**wanted, **leaves}
+        if path not in leaves or path not in wanted or leaves[path].shape != wanted[path].shape
+    ]
+    if differences:
+        raise ValueError(f'{file} holds other leaves than `like`: ' + '; '.join(differences[:5]))
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[leaf_path(path)], like)

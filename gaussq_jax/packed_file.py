@@ -1,0 +1,116 @@
+"""Files of packed weights: safetensors, with metadata that describes itself and a digest of every byte.
+
+The safetensors metadata has one entry, `KEY`, whose value is JSON: 'version', 'sha256', and what `write` was given. The
+digest is the SHA-256 of the whole file with zeros in its own place. Nothing that is read is executed.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+KEY = 'gaussq_jax'
+VERSION = 1
+CHUNK = 1 << 22
+NO_DIGEST = '0' * 64
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], contents: Mapping[str, Any]):
+    """Writes a file in one step: a reader, or a kill, finds the old one or the new.
+
+    Args:
+      path: of the file; its directory is there.
+      tensors: NumPy arrays of a dtype that safetensors has.
+      contents: what JSON keeps, to be read with them.
+
+    Raises:
+      ValueError: for contents that JSON can't keep.
+      OSError: where the file can't be written; what was there before is as it was.
+    """
+    path = pathlib.Path(path)
+    text = to_json({'version': VERSION, 'sha256': NO_DIGEST, **contents})
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.writing')
+    try:
+        try:
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, unfinished, {KEY: text})
+        except SafetensorError as error:
+            raise OSError(f'{path} could not be written: {error}') from error
+        header = _read_header(unfinished)
+        place = 8 + header.index(NO_DIGEST.encode())
+        digest = _digest(unfinished, header)
+        with open(unfinished, 'r+b') as file:
+            file.seek(place)
+            file.write(digest.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_contents(path: str | os.PathLike) -> dict[str, Any]:
+    """What `write` was given besides the tensors, after every byte of the file was checked.
+
+    Raises:
+      ValueError: naming the file, if it is damaged, no safetensors file, or one of others.
+      OSError: if it can't be read.
+    """
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(2)
+        if start in (b'PK', b'\x80\x02'):  # a zip archive, as torch.save writes, or a pickle: never opened
+            raise ValueError(f'{path} is a pickle, as PyTorch writes them, no safetensors file')
+        with safe_open(path, 'numpy') as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f'{path} is no safetensors file, or a damaged one: {error}') from None
+    if KEY not in metadata:
+        raise ValueError(f'{path} is a safetensors file, but not of packed weights: its metadata has no {KEY!r}')
+    try:
+        contents = json.loads(metadata[KEY])
+        version, digest = contents.pop('version'), contents.pop('sha256')
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged: its metadata {KEY!r} is not what it should be ({error!r})') from None
+    if version != VERSION:
+        raise ValueError(f'{path} is of version {version!r}; this program reads version {VERSION}')
+    if not isinstance(digest, str) or digest != _digest(path, _read_header(path), digest):
+        raise ValueError(f'{path} is damaged: its bytes are not those that were written (SHA-256)')
+    return contents
+
+
+def to_json(contents: Mapping[str, Any]) -> str:
+    """Contents as JSON; ValueError where it can't keep them."""
+    try:
+        text = json.dumps(contents, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'info cannot be stored as JSON: {error}') from error
+    return text
+
+
+def header_bytes(path: str | os.PathLike) -> int:
+    """The bytes of the file before its first tensor."""
+    return 8 + len(_read_header(path))
+
+
+def _read_header(path) -> bytes:
+    with open(path, 'rb') as file:
+        (length,) = struct.unpack('<Q', file.read(8))
+        return file.read(length)
+
+
+def _digest(path, header: bytes, digest: str = NO_DIGEST) -> str:
+    """The SHA-256 of the file with zeros in the first place in its header where the digest stands."""
+    sha256 = hashlib.sha256(struct.pack('<Q', len(header)))
+    sha256.update(header.replace(digest.encode(), NO_DIGEST.encode(), 1))
+    with open(path, 'rb') as file:
+        file.seek(8 + len(header))
+        while chunk := file.read(CHUNK):
+            sha256.update(chunk)
+    return sha256.hexdigest()

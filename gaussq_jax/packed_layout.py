@@ -1,0 +1,368 @@
+"""How the weights of a model are stored in few bits: the format of each block, and the bytes that it all takes."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaussq_jax.bit_packing import MOST_BITS, packed_bytes
+from gaussq_jax.bitwidths import format_for_bitwidth
+from gaussq_jax.formats import FloatFormat
+from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, is_floating, leaf_path, match_rules
+from gaussq_jax.rounding import as_format
+from gaussq_jax.weight_sampling import block_grid, check_block_size
+
+Formats = Callable[[float], FloatFormat]  # b_t -> format
+
+BFLOAT16 = FloatFormat(8, 7, 'ieee')
+MOST_FORMATS = 256  # of a leaf: a block names its own in a byte
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LeafLayout:
+    """How a leaf of weight matrices is stored: tiles that share a scale, and the format of each.
+
+    Attributes:
+      rule: what the leaf's axes mean; its matrices are (batch.., m, n).
+      tile: (rows, columns) of a matrix that share a power-of-two scale and a format; less at the matrix's edges.
+      formats: those that occur, of at most 16 bits each.
+      indices: uint8 (batch.., ceil(m / rows), ceil(n / columns)), which of `formats` each tile has.
+    """
+
+    rule: MatrixRule
+    tile: tuple[int, int]
+    formats: tuple[FloatFormat, ...]
+    indices: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What holds the numbers of all formats, and so the leaf that is read back: bfloat16, else float32."""
+        enough = all(fmt.mantissa_bits <= BFLOAT16.mantissa_bits for fmt in self.formats)
+        return np.dtype(jax.numpy.bfloat16 if enough else np.float32)
+
+
+Layout = dict[str, LeafLayout]  # leaf path -> how it is stored; a leaf that isn't there is stored in bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """What weights take, in bytes, and in bits a weight.
+
+    Attributes:
+      payload_bytes: of the codes of all quantized weights, and of all other leaves.
+      scale_bytes: of the scales, one a tile.
+      format_bytes: of the names of the tiles' formats, one a tile where a leaf has several formats.
+      mean_bitwidth: mean b_t over the quantized weights, in bits; NaN where there are none, or no bitwidths.
+      mean_stored_bits: what a quantized weight takes on average, its share of scales and names included: the number of
+        bits that is on the disk. A b_t of 4 is stored in E3M2, 6 bits. NaN where no weight is quantized.
+      leaves: the same of each leaf, by path.
+    """
+
+    payload_bytes: int
+    scale_bytes: int
+    format_bytes: int
+    mean_bitwidth: float
+    mean_stored_bits: float
+    leaves: Mapping[str, 'ModelSize'] = dataclasses.field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.payload_bytes + self.scale_bytes + self.format_bytes
+
+
+def uniform_layout(
+    params: Any, fmt: FloatFormat | str, *, block_size: int = 32, rules: Sequence[Rule] = DEFAULT_RULES
+) -> Layout:
+    """All weight matrices in one format, with MX scales of so many weights along their rows, the contracted axis.
+
+    With 32 and one of OCP's formats these are MXFP8, MXFP6 and MXFP4; the weights are those of
+    `quantization_aware(Quantizer(fmt, block_size=block_size, scale='mx'))`.
+
+    Args:
+      params: pytree of weights.
+      fmt: a FloatFormat of at most 16 bits, or its name; bfloat16 means that nothing is quantized: {} is returned.
+      block_size: weights that share a scale.
+      rules: ordered rules that say which leaves are weight matrices.
+
+    Raises:
+      ValueError: for a format or block size that isn't allowed; as `match_rules`.
+
+    Example:
+      >>> layout = uniform_layout({'up': {'kernel': jnp.ones((64, 128))}}, 'float6_e3m2fn')
+      >>> layout['up/kernel'].tile, layout['up/kernel'].indices.shape
+      ((32, 1), (2, 128))
+
+    Source: OCP Microscaling Formats v1.0, section 5.
+    """
+    fmt = as_format(fmt)
+    if fmt.bits > MOST_BITS:
+        raise ValueError(f'fmt={fmt} has {fmt.bits} bits; at most {MOST_BITS} can be packed')
+    tile = (check_block_size(block_size), 1)
+    shapes = _matrices(params, rules)
+    if fmt == BFLOAT16:
+        return {}
+    return {
+        path: LeafLayout(rule, tile, (fmt,), np.zeros(_grid(shape, tile), np.uint8))
+        for path, (rule, shape) in shapes.items()
+    }
+
+
+def learned_layout(
+    params: Any,
+    bitwidths: Mapping[str, jax.Array],
+    *,
+    formats: Formats = format_for_bitwidth,
+    block_size: int = 32,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+) -> Layout:
+    """Each square block of the weight matrices in the format of its learned bitwidth.
+
+    Args:
+      params: pytree of weights.
+      bitwidths: {leaf path: b_t (batch.., ceil(m / block_size), ceil(n / block_size))}, in bits, as
+        `ParamTransform.bitwidths` gives them.
+      formats: a function b_t -> FloatFormat: what each bitwidth is stored in; such as that of `formats_within_budget`.
+        It is asked for multiples of 2^-10, as bitwidths act.
+      block_size: side of the blocks, and `rules`: as those of the transform that learned the bitwidths.
+
+    Raises:
+      ValueError: if there are no bitwidths, or they are not of these params, rules and blocks; if one is NaN.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
+      >>> layout = learned_layout(params, {'up/kernel': jnp.array([[3.0], [4.5]])})
+      >>> [fmt.name for fmt in layout['up/kernel'].formats], layout['up/kernel'].indices.tolist()
+      (['e2m1', 'e3m3'], [[0], [1]])
+
+    Source: arXiv 2505.11170, section 3.
+    """
+    block_size = check_block_size(block_size)
+    layout = {}
+    for path, (rule, shape) in _check_bitwidths(params, bitwidths, block_size, rules).items():
+        levels, indices = np.unique(_as_they_act(bitwidths[path]), return_inverse=True)
+        of_levels = [formats(float(level)) for level in levels]
+        found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
+        numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
+        grid = block_grid(shape, block_size)
+        layout[path] = LeafLayout(rule, (block_size, block_size), found, numbers[indices].reshape(grid))
+    return layout
+
+
+def formats_within_budget(
+    params: Any,
+    bitwidths: Mapping[str, jax.Array],
+    mean_stored_bits: float,
+    *,
+    block_size: int = 32,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+) -> Formats:
+    """The function b_t -> format that takes bits away where they cost least, until the model is within a budget.
+
+    A block of bitwidth b bears noise of variance proportional to 4^-b; stored by n bits, its share is 4^(b - n) times
+    that. Bits are taken in the order of what they cost,
+
+        (4^(b - n + 1) - 4^(b - n)) / (bits of n's format - bits of (n - 1)'s),
+
+    from `format_for_bitwidth(b)` down, and equal bitwidths are treated alike. Where the budget allows for all that
+    `format_for_bitwidth` asks for, nothing is taken.
+
+    Args:
+      params, bitwidths, block_size, rules: as for `learned_layout`.
+      mean_stored_bits: the most that a quantized weight may take on average, scales and names of formats included, as
+        `ModelSize.mean_stored_bits`.
+
+    Returns:
+      A function for the argument `formats` of `learned_layout` and `model_size`.
+
+    Raises:
+      ValueError: for a budget below what is stored if all blocks have the narrowest format, E2M1; as `learned_layout`.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
+      >>> bitwidths = {'up/kernel': jnp.array([[4.0], [5.0]])}
+      >>> formats = formats_within_budget(params, bitwidths, 6.1)
+      >>> formats(4.0).name, formats(5.0).name
+      ('e2m1', 'e3m3')
+    """
+    _check_bitwidths(params, bitwidths, check_block_size(block_size), rules)
+    levels = np.unique(np.concatenate([_as_they_act(grid).ravel() for grid in bitwidths.values()]))
+    costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
+
+    def stored_bits(most: float) -> float:
+        layout = learned_layout(params, bitwidths, formats=_cut(most), block_size=block_size, rules=rules)
+        return layout_size(params, layout).mean_stored_bits
+
+    least = stored_bits(costs[-1])
+    if not mean_stored_bits >= least:
+        raise ValueError(f'a budget of {mean_stored_bits:g} bits a weight is below {least:.4g}, all blocks in e2m1')
+    low, high = -1, len(costs) - 1  # the cheapest cut that is known to be too dear (none), and one that is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if stored_bits(costs[middle]) <= mean_stored_bits else (middle, high)
+    return _cut(costs[high])
+
+
+def model_size(
+    params: Any,
+    bitwidths: Mapping[str, jax.Array],
+    *,
+    formats: Formats = format_for_bitwidth,
+    block_size: int = 32,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+) -> ModelSize:
+    """What the weights take if each block is stored in its bitwidth's format: `save_packed`'s file less the header.
+
+    Args and Raises: as for `learned_layout`.
+
+    Example:
+      >>> size = model_size({'up': {'kernel': jnp.ones((64, 32))}}, {'up/kernel': jnp.array([[4.0], [4.0]])})
+      >>> size.payload_bytes, size.scale_bytes, size.mean_bitwidth, size.mean_stored_bits
+      (1536, 2, 4.0, 6.0078125)
+
+    Source: arXiv 2505.11170, section 3; DiffQ, arXiv 2104.09987, section 3.4 (model size).
+    """
+    size = layout_size(params, learned_layout(params, bitwidths, formats=formats, block_size=block_size, rules=rules))
+    leaves, total, count = dict(size.leaves), 0.0, 0
+    for path, (_, shape) in _matrices(params, rules).items():
+        weights = _weights_of_tiles(shape, (block_size, block_size))
+        sum_of_bits = float(np.sum(weights * np.asarray(bitwidths[path], np.float64)))
+        leaves[path] = dataclasses.replace(leaves[path], mean_bitwidth=sum_of_bits / math.prod(shape))
+        total, count = total + sum_of_bits, count + math.prod(shape)
+    return dataclasses.replace(size, mean_bitwidth=total / count, leaves=leaves)
+
+
+def layout_size(params: Any, layout: Layout) -> ModelSize:
+    """What the weights take in this layout; without bitwidths, which it doesn't know.
+
+    Raises:
+      ValueError: if the layout is not of these params.
+    """
+    leaves, quantized_bits, quantized = {}, 0, 0
+    for path, leaf in leaves_by_path(params, layout).items():
+        count = math.prod(leaf.shape)
+        if path not in layout:
+            itemsize = BFLOAT16.bits // 8 if is_floating(leaf) else leaf.dtype.itemsize
+            leaves[path] = ModelSize(count * itemsize, 0, 0, math.nan, math.nan)
+            continue
+        counts = weights_of_formats(leaf, layout[path])
+        payload = sum(
+            packed_bytes(int(number), fmt.bits)
+            for of_matrix in counts.reshape(-1, len(layout[path].formats))
+            for number, fmt in zip(of_matrix, layout[path].formats)
+        )
+        tiles = layout[path].indices.size
+        names = tiles * (len(layout[path].formats) > 1)
+        bits = 8 * (payload + tiles + names)
+        leaves[path] = ModelSize(payload, tiles, names, math.nan, bits / count if count else math.nan)
+        quantized_bits, quantized = quantized_bits + bits, quantized + count
+    sums = (
+        sum(getattr(size, name) for size in leaves.values())
+        for name in ('payload_bytes', 'scale_bytes', 'format_bytes')
+    )
+    return ModelSize(*sums, math.nan, quantized_bits / quantized if quantized else math.nan, leaves)
+
+
+def leaves_by_path(params: Any, layout: Layout) -> dict[str, Any]:
+    """The leaves of params by path.
+
+    Raises:
+      ValueError: for two leaves of one path, a leaf that is no array, or a layout that is of other params.
+    """
+    leaves = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = leaf_path(key_path)
+        if path in leaves:
+            raise ValueError(f'two leaves have the path {path!r}; rename one')
+        if not hasattr(leaf, 'dtype') or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise ValueError(f'{path!r} is a {getattr(leaf, "dtype", type(leaf).__name__)}, no array of numbers')
+        leaves[path] = leaf
+    for path, stored in layout.items():
+        if path not in leaves:
+            raise ValueError(f'the layout is of other params: they have no leaf {path!r}')
+        shape = leaves[path].shape
+        fits = len(shape) == len(stored.rule.axes)
+        if not fits or stored.indices.shape != _grid(stored.rule.matrix_shape(shape), stored.tile):
+            raise ValueError(f'the layout of {path!r} is of a leaf of another shape than {shape}')
+    return leaves
+
+
+def weights_of_formats(leaf: Any, layout: LeafLayout) -> np.ndarray:
+    """How many weights of each matrix have each format: int (batch.., formats)."""
+    weights = _weights_of_tiles(layout.rule.matrix_shape(leaf.shape), layout.tile)
+    counts = [np.sum(weights * (layout.indices == i), axis=(-2, -1)) for i in range(len(layout.formats))]
+    return np.stack(counts, axis=-1)
+
+
+def spread(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Of one matrix of this shape, a number a tile -> a number a weight."""
+    rows, columns = shape
+    return of_tiles.repeat(tile[0], axis=-2)[..., :rows, :].repeat(tile[1], axis=-1)[..., :columns]
+
+
+def _matrices(params, rules) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
+    """The leaves that are weight matrices: path -> rule, and the matrices' shape."""
+    matrices, _ = match_rules(params, rules)
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {path: (rule, rule.matrix_shape(leaves[path].shape)) for path, rule in matrices.items()}
+
+
+def _check_bitwidths(params, bitwidths, block_size, rules):
+    if not bitwidths:
+        raise ValueError('bitwidths has no entry: nothing was learned that could choose formats; choose one for all')
+    matrices = _matrices(params, rules)
+    lacking, unexpected = sorted(set(matrices) - set(bitwidths)), sorted(set(bitwidths) - set(matrices))
+    if lacking or unexpected:
+        raise ValueError(
+            f'bitwidths is not of these params and rules: it lacks {lacking or "nothing"} and has'
+            f' {unexpected or "nothing"} besides'
+        )
+    for path, (_, shape) in matrices.items():
+        grid = block_grid(shape, block_size)
+        if np.shape(bitwidths[path]) != grid:
+            raise ValueError(
+                f'bitwidths[{path!r}] has the shape {np.shape(bitwidths[path])}, but blocks of {block_size} x'
+                f' {block_size} are {grid}'
+            )
+        if np.any(np.isnan(np.asarray(bitwidths[path], np.float32))):
+            raise ValueError(f'bitwidths[{path!r}] has NaN in it')
+    return matrices
+
+
+def _as_they_act(bitwidths) -> np.ndarray:
+    return np.round(np.asarray(bitwidths, np.float64) * 1024) / 1024
+
+
+def _steps_down(bitwidth: float) -> Iterator[tuple[FloatFormat, float]]:
+    """The next narrower format and the cost of a bit that it saves, again and again, from the bitwidth's own format."""
+    bits = math.ceil(min(max(bitwidth, 3.0), 10.0))
+    while bits > 3:
+        wide, narrow = format_for_bitwidth(bits), format_for_bitwidth(bits - 1)
+        yield narrow, 3 * 4.0 ** (min(bitwidth, 10.0) - bits) / (wide.bits - narrow.bits)
+        bits -= 1
+
+
+def _cut(most: float) -> Formats:
+    """The function b_t -> format that has taken all bits that cost at most so much."""
+
+    def formats(bitwidth: float) -> FloatFormat:
+        fmt = format_for_bitwidth(bitwidth)
+        for narrower, cost in _steps_down(bitwidth):
+            if cost > most:
+                break
+            fmt = narrower
+        return fmt
+
+    return formats
+
+
+def _grid(shape, tile) -> tuple[int, ...]:
+    return (*shape[:-2], *(-(-size // side) for size, side in zip(shape[-2:], tile)))
+
+
+def _weights_of_tiles(shape, tile) -> np.ndarray:
+    """How many weights each tile of a matrix has: int (ceil(m / rows), ceil(n / columns))."""
+    sides = [np.minimum(side, size - side * np.arange(-(-size // side))) for size, side in zip(shape[-2:], tile)]
+    return np.multiply.outer(*sides)
