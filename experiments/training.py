@@ -20,6 +20,9 @@ from gaussq_jax.param_rules import leaf_path, match_rules
 
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
 LAYERS = 'layers'  # the models' stacked layers
+UNCHANGED = gq.ParamTransform(
+    init=lambda params: {}, apply=lambda key, params, state, **_: params, bitwidths=lambda state: {}
+)
 
 
 class TrainState(NamedTuple):
@@ -117,6 +120,22 @@ def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: boo
 def init_state(experiment: Experiment) -> TrainState:
     """The state before the first step, created where it lives."""
     return jax.jit(experiment.init, out_shardings=experiment.shardings)()
+
+
+def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> tuple[Experiment, TrainState]:
+    """The experiment with these weights for its model, as they are: nothing is sampled, rounded or learned any more.
+
+    Args:
+      experiment: of the model.
+      weights: a tree like its params, of any floating dtypes.
+      step: what is told of their age.
+    """
+    shapes = jax.tree.map(lambda leaf: leaf.shape, experiment.abstract_state.params)
+    if jax.tree.map(jnp.shape, weights) != shapes:
+        raise ValueError('these weights are of another model: the shapes or the names of their leaves differ')
+    state = TrainState(jnp.int32(step), jax.device_put(weights, experiment.shardings.params), {}, ())
+    abstract_state = TrainState(*(jax.tree.map(jax.typeof, part) for part in state))
+    return dataclasses.replace(experiment, transform=UNCHANGED, abstract_state=abstract_state), state
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
