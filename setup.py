@@ -49,6 +49,7 @@ setuptools.setup(
         'parity': ['torch>=2.6', 'transformers>=5', 'adam-mini>=1.1.1'],
         'peers': ['qwix>=0.1.8'],
         'gpu': ['jax[cuda12]'],
+        'lm_eval': ['lm_eval>=0.4.13'],  # experiments.lm_eval_model
         'cluster': ['ray>=2.60,<3'],  # --ray of experiments.sweep
         'compile': ['jax[cuda12-local]', 'nvidia-cuda-nvcc>=13', 'nvidia-cuda-nvdisasm>=13'],  # for a GPU without one
     },

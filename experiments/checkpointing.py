@@ -19,6 +19,7 @@ process 0's: where a batch is a function of (seed, step), every process has the 
 import base64
 import concurrent.futures
 import contextlib
+import hashlib
 import json
 import operator
 import os
@@ -34,7 +35,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.manifests import find_damage, write_manifest
+from experiments.manifests import MANIFEST, find_damage, write_manifest
 
 CONTENTS = 'checkpoint.json'
 WRITING = '.writing'
@@ -246,18 +247,48 @@ class Checkpointer:
                 whole += 1
 
 
-def load_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """The resolved config in the newest whole checkpoint of `directory`; ValueError if there is none."""
+def load_contents(directory: str | os.PathLike) -> dict[str, Any]:
+    """Step, config, leaves, and the manifest's SHA-256, of the newest whole checkpoint; ValueError if there is none."""
     directory = pathlib.Path(directory).absolute()
     step = _newest_whole_step(directory)
     if step < 0:
         raise ValueError(f'{directory} holds no checkpoint')
-    return json.loads((directory / str(step) / CONTENTS).read_text())['config']
+    contents = json.loads((directory / str(step) / CONTENTS).read_text())
+    return contents | {'sha256': _manifest_sha256(directory / str(step))}
+
+
+def load_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """The resolved config in the newest whole checkpoint of `directory`; ValueError if there is none."""
+    return load_contents(directory)['config']
+
+
+def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, abstract_part: Any) -> Any:
+    """One field of the state of this very checkpoint, bit for bit; the others aren't read. Else as `restore`.
+
+    Raises:
+      ValueError: the checkpoint isn't there any more, or is damaged.
+    """
+    directory = pathlib.Path(directory).absolute() / str(step)
+    damage = find_damage(directory)
+    if damage is None and _manifest_sha256(directory) != sha256:
+        damage = 'another one was saved in its place'
+    if damage:
+        raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
+    targets = {f'{name}/{leaf}': _restore_target(part) for leaf, part in _leaves_by_name(abstract_part).items()}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
+    arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(directory / 'state', args=arguments)
+    return jax.tree.unflatten(jax.tree.structure(abstract_part), [restored[leaf] for leaf in targets])
 
 
 def newest_step(directory: str | os.PathLike) -> int | None:
     """The newest step in `directory`, which was whole when it was written; nothing is read."""
     return next(iter(_steps(pathlib.Path(directory))), None)
+
+
+def _manifest_sha256(directory: pathlib.Path) -> str:
+    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

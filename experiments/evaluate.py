@@ -1,4 +1,4 @@
-"""Evaluate a run's newest checkpoint: its loss on the whole validation split, or what quantization does to its weights.
+"""Evaluate a run's newest checkpoint, or a packed file: its loss on the whole validation split, or its quantization.
 
     python -m experiments.evaluate --workdir=runs/tiny-gaussws
     python -m experiments.evaluate --workdir=runs/tiny-gaussws --quantization
@@ -7,21 +7,32 @@ The latter prints, for each weight matrix, the bits a weight, scales included; t
 zero, and of those that saturate, being beyond the largest magnitude that their block can hold; and the ratio of signal
 to quantization noise. It writes them to WORKDIR/quantization.csv and draws them in WORKDIR/quantization.png. No data is
 needed. The float32 master weights are quantized to the run's format and scales, to nearest: of fqt those of the forward
-pass; of gaussws and diffq, if they have no format, that which each block's learned bitwidth asks for, whose name is not
-counted in the bits.
+pass; of gaussws and diffq, if they have no format, that which each block's learned bitwidth asks for, whose name is
+counted, too, as it is kept in packed files.
 --format, --block_size and --scale ask what another format would do:
 
     python -m experiments.evaluate --workdir=runs/tiny-bf16 --quantization --format=e2m1 --scale=nvfp4 --block_size=16
+
+Of a packed file of `experiments.export`, whose weights are evaluated as they are, it prints both: what they lost when
+they were packed, and their loss. No workdir is needed. With --quantization it reads no text, and writes the former next
+to the file, as .csv and .png.
+
+    python -m experiments.evaluate --weights=runs/tiny-gaussws/learned.safetensors
 """
 
 import json
+import math
 import pathlib
 
 from absl import flags
 
 from experiments import quantization_report, runs, training
 
-WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
+WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
+TOKENIZER = flags.DEFINE_string(
+    'tokenizer', None, "With --weights, the tokenizer's file, if it is no longer where it was."
+)
 EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1 is all.', lower_bound=-1)
 QUANTIZATION = flags.DEFINE_bool('quantization', False, 'Report on the quantization of the weights, not on the loss.')
 FORMAT = flags.DEFINE_string('format', None, "With --quantization, a format instead of the run's own, such as e2m1.")
@@ -33,7 +44,12 @@ def main(argv):
     del argv
     with runs.user_errors():
         check_flags()
-    (report_quantization if QUANTIZATION.value else evaluate)(pathlib.Path(WORKDIR.value))
+        changes = {} if QUANTIZATION.value else {'eval_batches': EVAL_BATCHES.value}
+        run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
+    if QUANTIZATION.value or run.packed:
+        report_quantization(run)
+    if not QUANTIZATION.value:
+        evaluate(run)
 
 
 def check_flags():
@@ -47,34 +63,55 @@ def check_flags():
         if flag.present:
             only = 'without' if QUANTIZATION.value else 'with'
             raise ValueError(f'--{flag.name} has a meaning only {only} --quantization')
+    for flag in (FORMAT, BLOCK_SIZE, SCALE):
+        if flag.present and WEIGHTS.value:
+            raise ValueError(f'--{flag.name} has no meaning with --weights, which are quantized already')
 
 
-def evaluate(workdir: pathlib.Path):
-    """Prints the metrics on the validation split as JSON."""
+def evaluate(run: runs.Run):
+    """Prints the metrics on the validation split as JSON; of packed weights, also what they take."""
     with runs.user_errors():
-        run = runs.open_run(workdir, eval_batches=EVAL_BATCHES.value)
         data = runs.load_data(run.experiment.config, run.tokenizer)
         validate = runs.make_validation(run.experiment, data)
     metrics = validate(run.state)
     bitwidths = training.bitwidth_metrics(run.experiment.transform, run.state.bitwidths)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
+    if run.packed:
+        size = run.packed.size
+        stored = {} if math.isnan(size.mean_stored_bits) else {'bits/mean_stored': size.mean_stored_bits}
+        metrics.update({**stored, 'bytes': size.total_bytes})
     print(json.dumps({'step': int(run.state.step), **metrics}, indent=2))
 
 
-def report_quantization(workdir: pathlib.Path):
-    """Prints the table, and writes it and its picture to the workdir."""
-    table, picture = workdir / 'quantization.csv', workdir / 'quantization.png'
-    with runs.user_errors():
-        run = runs.open_run(workdir)
-        config = run.experiment.config
-        quantizer = quantization_report.choose_quantizer(
-            config, fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value
-        )
-        rows = quantization_report.measure_run(run, quantizer)
-        title = f'{workdir.name}, step {int(run.state.step)}: {quantization_report.describe(quantizer)}'
-        quantization_report.write_csv(rows, table)
-        quantization_report.draw(rows, title, picture)
-    print(title, quantization_report.table(rows), f'written to {table} and {picture}', sep='\n')
+def report_quantization(run: runs.Run):
+    """Prints the table; with --quantization, also writes it and its picture to the workdir, or next to the file."""
+    config, step = run.experiment.config, int(run.state.step)
+    if run.packed:
+        source = pathlib.Path(WEIGHTS.value)
+        files = source.with_suffix('')
+        what = quantization_report.describe_layout(run.packed.info, run.packed.layout)
+        with runs.user_errors():
+            rows = quantization_report.from_json(run.packed.info['report'])
+    else:
+        source = pathlib.Path(WORKDIR.value)
+        files = source / 'quantization'
+        with runs.user_errors():
+            quantizer = quantization_report.choose_quantizer(
+                config, fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value
+            )
+            rows = quantization_report.measure_run(run, quantizer)
+        what = quantization_report.describe(quantizer)
+    title = f'{source.name}, step {step}: {what}'
+    print(title)
+    if not rows:
+        return
+    print(quantization_report.table(rows))
+    if QUANTIZATION.value:
+        table, picture = (files.with_name(files.name + suffix) for suffix in ('.csv', '.png'))
+        with runs.user_errors():
+            quantization_report.write_csv(rows, table)
+            quantization_report.draw(rows, title, picture)
+        print(f'written to {table} and {picture}')
 
 
 if __name__ == '__main__':

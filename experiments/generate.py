@@ -1,9 +1,8 @@
-"""Write text with a run's newest checkpoint.
+"""Write text with a run's newest checkpoint, or with a packed file of `experiments.export`.
 
 python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
+python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
 """
-
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,11 @@ from absl import flags
 
 from experiments import runs
 
-WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
+WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
+TOKENIZER = flags.DEFINE_string(
+    'tokenizer', None, "With --weights, the tokenizer's file, if it is no longer where it was."
+)
 PROMPT = flags.DEFINE_string('prompt', '', 'How the text begins.')
 NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write.', lower_bound=1)
 TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 always takes the likeliest token.', lower_bound=0.0)
@@ -22,7 +25,7 @@ SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
 def main(argv):
     del argv
     with runs.user_errors():
-        run = runs.open_run(pathlib.Path(WORKDIR.value))
+        run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
     tokenizer = run.tokenizer
     prompt = [tokenizer.end_of_document, *tokenizer.encode(PROMPT.value)]
     weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
@@ -34,12 +37,21 @@ def main(argv):
         num_tokens=NUM_TOKENS.value,
         window=run.experiment.config.sequence_length,
         temperature=TEMPERATURE.value,
+        vocab_size=tokenizer.vocab_size,
     )
     print(PROMPT.value + tokenizer.decode(np.asarray(tokens)))
 
 
 def generate(
-    model, weights, prompt: jax.Array, *, key: jax.Array, num_tokens: int, window: int, temperature: float
+    model,
+    weights,
+    prompt: jax.Array,
+    *,
+    key: jax.Array,
+    num_tokens: int,
+    window: int,
+    temperature: float,
+    vocab_size: int | None = None,
 ) -> jax.Array:
     """`num_tokens` tokens that follow the prompt, each drawn from softmax(logits / temperature).
 
@@ -53,6 +65,7 @@ def generate(
       num_tokens: how many to write.
       window: the longest sequence that the model was trained on.
       temperature: 0 takes the likeliest token.
+      vocab_size: of the tokenizer, where the model has more: those tokens are never written.
     """
     length = prompt.size
     tokens = jnp.zeros(max(length + num_tokens, window), jnp.int32).at[:length].set(prompt)
@@ -60,7 +73,7 @@ def generate(
     def write_token(position, tokens):
         start = jnp.maximum(position - window, 0)
         seen = jax.lax.dynamic_slice(tokens, (start,), (window,))
-        logits = model.apply({'params': weights}, seen[None])[0, position - start - 1]
+        logits = model.apply({'params': weights}, seen[None])[0, position - start - 1, :vocab_size]
         if temperature:
             token = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
         else:

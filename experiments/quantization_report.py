@@ -4,8 +4,9 @@ import csv
 import itertools
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
@@ -14,7 +15,9 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import methods, runs
+from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
+from gaussq_jax.packed_layout import Layout, LeafLayout, spread
 from gaussq_jax.param_rules import leaf_path, match_rules
 
 matplotlib.use('agg')
@@ -67,6 +70,7 @@ class Row(NamedTuple):
     path: str
     layer: int
     measurement: Measurement
+    formats: Mapping[str, int]  # how many weights have which format
 
 
 def choose_quantizer(
@@ -108,45 +112,47 @@ def measure_run(run: runs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
       ValueError: for weights that are infinite or NaN.
     """
     config, params = run.experiment.config, run.state.params
-    matrices, _ = match_rules(params, methods.matrix_rules(config))
-    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
-    rows = []
-    for path, rule in matrices.items():
-        stack = rule.to_matrices(leaves[path])
-        stack = stack.reshape(-1, *stack.shape[-2:])
-        for layer, weights in enumerate(map(np.asarray, stack)):
-            if not np.all(np.isfinite(weights)):
-                raise ValueError(f'{path!r} has infinite or NaN weights in layer {layer}: there is nothing to measure')
-            if quantizer is None:
-                grids = np.asarray(bitwidths[path])
-                grid = grids.reshape(-1, *grids.shape[-2:])[layer]
-                measurement = measure_bitwidths(weights, grid, methods.parse_block_size(config.quantization.block_size))
-            else:
-                measurement = measure(weights, quantizer)
-            rows.append(Row(path, layer, measurement))
-    return sorted(rows, key=lambda row: row.layer)
+    rules = methods.matrix_rules(config)
+    if quantizer is None:
+        bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
+        block_size = methods.parse_block_size(config.quantization.block_size)
+        return measure_layout(params, gq.learned_layout(params, bitwidths, block_size=block_size, rules=rules))
+    matrices, _ = match_rules(params, rules)
+    of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
+    return _measure_matrices(params, matrices, of_matrix)
+
+
+def measure_layout(params: Any, layout: Layout) -> list[Row]:
+    """Measures each matrix that is packed so, in the order of layers; the bits are those of the packed file.
+
+    Raises:
+      ValueError: for weights that are infinite or NaN.
+    """
+    tiles = {path: iter(of_leaf.indices.reshape(-1, *of_leaf.indices.shape[-2:])) for path, of_leaf in layout.items()}
+    of_matrix = lambda path, weights: measure_tiles(weights, layout[path], next(tiles[path]))
+    return _measure_matrices(params, {path: of_leaf.rule for path, of_leaf in layout.items()}, of_matrix)
 
 
 def measure(weights: np.ndarray, quantizer: gq.Quantizer) -> Measurement:
     """Measures a matrix (rows, columns), finite float32, quantized along its rows."""
     bits = quantizer.fmt.bits * weights.size + scale_bits(quantizer, weights.shape)
-    return _compare(weights, *_quantize(weights, quantizer), bits)
+    return _compare(weights, *_quantize(weights, quantizer, -2), bits)
 
 
-def measure_bitwidths(weights: np.ndarray, bitwidths: np.ndarray, block_size: int) -> Measurement:
-    """Measures a matrix (rows, columns) of which each square block has the format of its bitwidth, in MX scales."""
-    rows, columns = weights.shape
-    spread = lambda grid: grid.repeat(block_size, 0).repeat(block_size, 1)[:rows, :columns]
-    formats = np.vectorize(gq.format_for_bitwidth, otypes=[object])(bitwidths)
-    quantized, largest, bits = np.zeros_like(weights), np.zeros_like(weights), 0
-    for fmt in set(formats.flat):
-        quantizer = gq.Quantizer(fmt, block_size=(block_size, block_size), scale='mx')
-        here = spread(formats == fmt)
-        for result, of_this in zip((quantized, largest), _quantize(weights, quantizer)):
+def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) -> tuple[Measurement, dict[str, int]]:
+    """Measures a matrix (rows, columns) of a leaf, of which each tile has its own format; and what has which."""
+    quantized, largest = np.zeros_like(weights), np.zeros_like(weights)
+    names = indices.size if len(layout.formats) > 1 else 0
+    num_bytes, formats = indices.size + names, {}
+    for i, fmt in enumerate(layout.formats):
+        quantizer = gq.Quantizer(fmt, block_size=layout.tile, scale='mx')
+        here = spread(indices == i, layout.tile, weights.shape)
+        for result, of_this in zip((quantized, largest), _quantize(weights, quantizer, -1)):
             result[here] = of_this[here]
-        bits += quantizer.fmt.bits * np.count_nonzero(here)
-    return _compare(weights, quantized, largest, float(bits + scale_bits(quantizer, weights.shape)))
+        if number := int(np.count_nonzero(here)):
+            formats[fmt.name] = number
+            num_bytes += packed_bytes(number, fmt.bits)
+    return _compare(weights, quantized, largest, 8 * num_bytes), formats
 
 
 def scale_bits(quantizer: gq.Quantizer, shape: tuple[int, int]) -> int:
@@ -178,25 +184,78 @@ def describe(quantizer: gq.Quantizer | None) -> str:
     return f'{quantizer.fmt}, {quantizer.scale} scales, block size {size}'
 
 
+def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
+    """The same of packed weights, by what their file keeps."""
+    if info['layout'] == 'learned':
+        budget = info.get('budget')
+        return describe(None) + ('' if budget is None else f', at most {budget:g} bits a weight')
+    if not layout:
+        return f'{info["layout"]}, nothing quantized'
+    size = next(iter(layout.values())).tile[0]
+    return describe(gq.Quantizer(info['layout'], block_size=size, scale='mx'))
+
+
 def table(rows: Sequence[Row]) -> str:
-    """A line a matrix, and one for all weights."""
+    """A line a matrix, and one for all weights; with the formats that they have, if those differ."""
     names = short_names([row.path for row in rows])
-    cells = [('layer', 'matrix', 'bits', 'underflow', 'saturating', 'SQNR')]
-    for layer, name, m in [(row.layer, names[row.path], row.measurement) for row in rows] + [('all', '', total(rows))]:
+    cells = [('layer', 'matrix', 'bits', 'underflow', 'saturating', 'SQNR', 'formats')]
+    everything = Row('all', 0, total(rows), total_formats(rows))
+    for row in [*rows, everything]:
+        labels = ('all', '') if row is everything else (str(row.layer), names[row.path])
+        m = row.measurement
         shares = (f'{100 * m.underflow:.3f} %', f'{100 * m.saturation:.3f} %')
-        cells.append((str(layer), name, f'{m.effective_bits:.3f}', *shares, f'{m.sqnr_db:.2f} dB'))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    aligned = lambda line: map(str.format, ('{:>{}}', '{:<{}}', *['{:>{}}'] * 4), line, widths)
-    return '\n'.join('  '.join(aligned(line)) for line in cells)
+        cells.append((*labels, f'{m.effective_bits:.3f}', *shares, f'{m.sqnr_db:.2f} dB', share_formats(row.formats)))
+    if len(everything.formats) == 1:
+        cells = [line[:-1] for line in cells]
+    return align(cells, left=(1, 6))
+
+
+def total_formats(rows: Sequence[Row]) -> dict[str, int]:
+    """How many of all weights have which format, the narrowest first."""
+    numbers = Counter()
+    for row in rows:
+        numbers.update(row.formats)
+    return dict(sorted(numbers.items(), key=lambda item: (gq.parse_format(item[0]).bits, item[0])))
+
+
+def share_formats(formats: Mapping[str, int]) -> str:
+    """{'e2m1': 96, 'e3m2': 32} -> 'e2m1 75 %, e3m2 25 %'; one format alone without its share."""
+    if len(formats) == 1:
+        return next(iter(formats))
+    return ', '.join(f'{name} {100 * number / sum(formats.values()):.3g} %' for name, number in formats.items())
+
+
+def align(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Lines of cells as a table; the columns `left` are aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    texts = (
+        '  '.join(
+            cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    )
+    return '\n'.join(text.rstrip() for text in texts)
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON keeps them."""
+    return [row._asdict() | {'measurement': row.measurement._asdict()} for row in rows]
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The inverse of `to_json`."""
+    return [Row(**{**row, 'measurement': Measurement(**row['measurement'])}) for row in rows]
 
 
 def write_csv(rows: Sequence[Row], file: pathlib.Path):
     """The table in full: shares as fractions; the last line, whose path is 'all', has no layer."""
     with file.open('w', newline='') as stream:
         writer = csv.writer(stream)
-        writer.writerow(['path', 'layer', 'weights', *PANELS])
-        for path, layer, measurement in [*rows, ('all', '', total(rows))]:
-            writer.writerow([path, layer, measurement.values, *(getattr(measurement, name) for name in PANELS)])
+        writer.writerow(['path', 'layer', 'weights', *PANELS, 'formats'])
+        for path, layer, measurement, formats in [*rows, ('all', '', total(rows), total_formats(rows))]:
+            numbers = ' '.join(f'{name}:{number}' for name, number in formats.items())
+            values = (getattr(measurement, name) for name in PANELS)
+            writer.writerow([path, layer, measurement.values, *values, numbers])
 
 
 def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
@@ -246,13 +305,27 @@ def short_names(paths: Sequence[str]) -> Mapping[str, str]:
             return dict(zip(paths, names))
 
 
-def _quantize(weights: np.ndarray, quantizer: gq.Quantizer) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(map(np.asarray, _fake_quantize(weights, quantizer)))
+def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix: Callable) -> list[Row]:
+    """The rows of `of_matrix(path, weights)`, a Measurement and the formats, over the leaves' matrices in order."""
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    rows = []
+    for path, rule in rules.items():
+        stack = rule.to_matrices(leaves[path])
+        stack = stack.reshape(-1, *stack.shape[-2:])
+        for layer, weights in enumerate(map(np.asarray, stack)):
+            if not np.all(np.isfinite(weights)):
+                raise ValueError(f'{path!r} has infinite or NaN weights in layer {layer}: there is nothing to measure')
+            rows.append(Row(path, layer, *of_matrix(path, weights)))
+    return sorted(rows, key=lambda row: row.layer)
 
 
-@jax.jit(static_argnums=1)
-def _fake_quantize(weights, quantizer):
-    return gq.fake_quantize(weights, quantizer, axis=-2), largest_magnitudes(weights, quantizer, axis=-2)
+def _quantize(weights: np.ndarray, quantizer: gq.Quantizer, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(map(np.asarray, _fake_quantize(weights, quantizer, axis)))
+
+
+@jax.jit(static_argnums=(1, 2))
+def _fake_quantize(weights, quantizer, axis):
+    return gq.fake_quantize(weights, quantizer, axis=axis), largest_magnitudes(weights, quantizer, axis=axis)
 
 
 def _compare(weights, quantized, largest, bits) -> Measurement:

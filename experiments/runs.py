@@ -16,6 +16,7 @@ from configs import common
 from experiments import input_pipeline, partitioning, tokenizers, training
 from experiments.checkpointing import Checkpointer, Restored, load_config
 from experiments.metrics import replace_file
+from gaussq_jax.export import Packed, read_packed
 
 # Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges. (The
 # tokens' digest stands for the tokenizer, whose file may have moved.)
@@ -29,10 +30,11 @@ FILES = ('data_dir', 'cache_dir', 'tokenizer')  # fields that say where files ar
 
 
 class Data(NamedTuple):
-    """Both splits as token arrays."""
+    """Both splits as token arrays, and where the weights come from that training starts from, if not at random."""
 
     train: input_pipeline.TokenData
     validation: input_pipeline.TokenData
+    initial_weights: dict[str, Any] | None = None  # as initial_weights.find gives
 
 
 class Run(NamedTuple):
@@ -41,6 +43,7 @@ class Run(NamedTuple):
     experiment: training.Experiment
     tokenizer: tokenizers.Tokenizer
     state: training.TrainState
+    packed: Packed | None = None  # the file that it was opened from, if it wasn't from a workdir
 
 
 def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
@@ -64,8 +67,9 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
 
 
 def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
-    """The resolved config as checkpoints keep it, with what identifies the text."""
-    return {**config.to_dict(), 'corpus': data.train.sha256}
+    """The resolved config as checkpoints keep it, with what identifies the text and the initial weights."""
+    stored = {**config.to_dict(), 'corpus': data.train.sha256}
+    return stored | ({'initial_weights': data.initial_weights} if data.initial_weights else {})
 
 
 def in_all_processes(config: ConfigDict, data: Data) -> str:
@@ -97,17 +101,67 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         be read.
     """
     directory = workdir / 'checkpoints'
-    config = ConfigDict(load_config(directory))
-    del config['corpus']
-    fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
-    if missing := set(fields) - set(traverse_util.flatten_dict(config.to_dict(), sep='.')):
-        raise ValueError(f'{workdir} is of an earlier version: its config lacks {", ".join(sorted(missing))}')
-    config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
+    stored = load_config(directory)
+    stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
+    config = _config_to_look_at(workdir, stored, changes)
     tokenizer = tokenizers.load_tokenizer(config.tokenizer)
     experiment = training.make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
         restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
     return Run(experiment, tokenizer, restored.state)
+
+
+def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> Run:
+    """Opens a packed file of `experiments.export`: the run with these weights, as they are. No workdir is needed.
+
+    Args:
+      path: of the file.
+      tokenizer: the tokenizer's file, if it is no longer where it was; the same one.
+      **changes: replace fields of the run's config.
+
+    Raises:
+      ValueError: if the file is damaged, of another origin or of an earlier version, or if its tokenizer can't be read
+        or is another one.
+    """
+    packed = read_packed(path)
+    if missing := {'config', 'step', 'tokenizer', 'layout', 'report'} - set(packed.info):
+        raise ValueError(
+            f'{path} was not written by experiments.export: it lacks {", ".join(sorted(missing))}. Without the'
+            " model's config, it can only be read, by gaussq_jax.load_packed"
+        )
+    config = _config_to_look_at(path, packed.info['config'], changes | ({'tokenizer': tokenizer} if tokenizer else {}))
+    try:
+        loaded = tokenizers.load_tokenizer(config.tokenizer)
+    except ValueError as error:
+        raise ValueError(f'{error} If the file has moved, say by --tokenizer where it is') from None
+    if loaded.fingerprint != packed.info['tokenizer']:
+        raise ValueError(
+            f'tokenizer={config.tokenizer!r} is {loaded.fingerprint}, but {path} was trained with'
+            f' {packed.info["tokenizer"]}; say by --tokenizer where that is'
+        )
+    experiment = training.make_experiment(config, loaded.vocab_size)
+    try:
+        experiment, state = training.with_fixed_weights(experiment, packed.params, packed.info['step'])
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    return Run(experiment, loaded, state, packed._replace(params=state.params))
+
+
+def open_either(workdir: str | None, weights: str | None, tokenizer: str | None = None, **changes: Any) -> Run:
+    """`open_run(workdir)` or `open_packed(weights)`, whichever is given.
+
+    Raises:
+      ValueError: for both or neither, for a tokenizer with a workdir; as they do.
+    """
+    if workdir and weights:
+        raise ValueError(f'workdir={workdir!r}, weights={weights!r}: give one of them')
+    if weights:
+        return open_packed(pathlib.Path(weights), tokenizer=tokenizer or '', **changes)
+    if tokenizer:
+        raise ValueError(f'tokenizer={tokenizer!r} has a meaning only with weights, a packed file')
+    if not workdir:
+        raise ValueError("give workdir, a run's directory, or weights, a packed file")
+    return open_run(pathlib.Path(workdir), **changes)
 
 
 def make_validation(
@@ -147,6 +201,16 @@ def make_validation(
         return metrics
 
     return validate
+
+
+def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
+    """A stored config, changed, for whatever devices there are."""
+    config = ConfigDict(stored)
+    fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
+    if missing := set(fields) - set(traverse_util.flatten_dict(config.to_dict(), sep='.')):
+        raise ValueError(f'{source} is of an earlier version: its config lacks {", ".join(sorted(missing))}')
+    config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
+    return config
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict):

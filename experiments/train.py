@@ -25,6 +25,7 @@ from experiments import (
     distributed,
     dry_run,
     exit_codes,
+    initial_weights,
     methods,
     profiling,
     runs,
@@ -67,6 +68,7 @@ def main(argv):
             experiment = training.make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
                 data = runs.load_data(config, tokenizer)
+                data = data._replace(initial_weights=initial_weights.find(experiment, workdir))
             distributed.check_same('the config or the text', runs.in_all_processes(config, data))
             is_main_process = distributed.is_main_process()
             lock = resources.enter_context(workdir_lock.acquire(workdir)) if is_main_process else None
@@ -147,7 +149,8 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
     print(f'devices   {mesh.size} x {device}: ' + ', '.join(f'{name} {size}' for name, size in mesh.shape.items()))
     if config.deterministic and mesh.devices.flat[0].platform == 'gpu':
         print('          deterministic operations are on, so that a resumed run is exact (config.deterministic)')
-    action = 'starting' if start is None else f'continuing from step {start}'
+    origin = data.initial_weights and f' from the weights of {config.init_from}, step {data.initial_weights["step"]}'
+    action = f'starting{origin or ""}' if start is None else f'continuing from step {start}'
     print(f'run       {workdir}, {action}, {config.total_steps} steps', flush=True)
 
 

@@ -10,7 +10,7 @@ import time
 
 import jax
 
-from experiments import input_pipeline, partitioning, runs, throughput, training
+from experiments import initial_weights, input_pipeline, partitioning, runs, throughput, training
 from experiments.checkpointing import Checkpointer, Restored
 from experiments.divergence import Diverged, DivergenceDetector
 from experiments.metrics import MetricWriter
@@ -62,7 +62,7 @@ def train(
         batches.set_state(restored.data_state['batches'])
         detector.set_state(restored.data_state['divergence'])
     else:
-        step, state = 0, training.init_state(experiment)
+        step, state = 0, initial_state(experiment, data)
     unchecked = collections.deque()  # of each step that was dispatched: its number, metrics, and data iterator's state
     clock, is_first = throughput.make_clock(experiment), True
 
@@ -152,4 +152,12 @@ def roll_back(
         detector_state = data_state['divergence']
     checkpointer.discard_after(step)
     detector.roll_back(detector_state)
-    return step, training.init_state(experiment) if state is None else state
+    return step, initial_state(experiment, data) if state is None else state
+
+
+def initial_state(experiment: training.Experiment, data: runs.Data) -> training.TrainState:
+    """The state before the first step: of random weights, or of those of another run."""
+    if data.initial_weights is None:
+        return training.init_state(experiment)
+    with runs.user_errors():
+        return training.init_state(experiment, initial_weights.load(experiment, data.initial_weights))

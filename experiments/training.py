@@ -39,7 +39,7 @@ class Experiment:
     """What a config means, with nothing allocated yet."""
 
     config: ConfigDict
-    vocab_size: int
+    vocab_size: int  # of the model
     mesh: Mesh
     model: Any  # as it is outside of training steps
     transform: gq.ParamTransform
@@ -78,10 +78,19 @@ class Experiment:
 def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     """Builds everything that a config describes, and refuses what can't be.
 
+    Args:
+      vocab_size: of the tokenizer; the model's is this, or `config.vocab_size`.
+
     Raises:
       ValueError: naming the field of the config and what is allowed.
     """
     _check_config(config)
+    if config.vocab_size and config.vocab_size < vocab_size:
+        raise ValueError(
+            f'config.vocab_size={config.vocab_size} must be at least {vocab_size}, the vocabulary of the tokenizer'
+            f' {config.tokenizer}; or 0, which is just that'
+        )
+    vocab_size = config.vocab_size or vocab_size
     mesh = partitioning.make_mesh(config.mesh)
     shards = partitioning.num_batch_shards(mesh)
     if config.batch_size % (config.microbatches * shards):
@@ -117,9 +126,14 @@ def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: boo
     )
 
 
-def init_state(experiment: Experiment) -> TrainState:
-    """The state before the first step, created where it lives."""
-    return jax.jit(experiment.init, out_shardings=experiment.shardings)()
+def init_state(experiment: Experiment, params: Any = None) -> TrainState:
+    """The state before the first step, created where it lives; with these weights, if given, which live there."""
+    if params is None:
+        return jax.jit(experiment.init, out_shardings=experiment.shardings)()
+    without_params = jax.jit(
+        lambda: experiment.init()._replace(params=None), out_shardings=experiment.shardings._replace(params=None)
+    )
+    return without_params()._replace(params=params)
 
 
 def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> tuple[Experiment, TrainState]:

@@ -104,9 +104,10 @@ def stub_steps(monkeypatch):
         params = jax.tree.map(lambda leaf: 0.75 * leaf + mean, state.params)
         return state._replace(step=state.step + 1, params=params), {'train/loss': 3 + mean}
 
-    def init_state(experiment):
+    def init_state(experiment, params=None):
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), experiment.abstract_state)
-        return jax.device_put(zeros, experiment.shardings)
+        state = jax.device_put(zeros, experiment.shardings)
+        return state if params is None else state._replace(params=params)
 
     validation = {'validation/loss': 3.0, 'validation/bits_per_byte': 4.0, 'validation/loss_with_noise': 3.0}
     validation['bits/mean'] = 4.0

@@ -1,8 +1,9 @@
 """Language models whose weights can be transformed from outside: Llama and GPT-2, in flax.linen."""
 
-from gaussq_jax.models.from_huggingface import from_huggingface
+from gaussq_jax.models.from_huggingface import from_huggingface, model_from_huggingface
 from gaussq_jax.models.gpt2 import GPT2
 from gaussq_jax.models.llama import Llama
 from gaussq_jax.models.quantized_dot_general import QuantizedDotGeneral
+from gaussq_jax.models.to_huggingface import to_huggingface
 
-__all__ = ['GPT2', 'Llama', 'QuantizedDotGeneral', 'from_huggingface']
+__all__ = ['GPT2', 'Llama', 'QuantizedDotGeneral', 'from_huggingface', 'model_from_huggingface', 'to_huggingface']

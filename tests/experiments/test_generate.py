@@ -60,3 +60,17 @@ def test_tokens_are_drawn_from_the_tempered_softmax(temperature, probability):
     assert abs((tokens == 2).mean() - probability) < 4 * deviation
     np.testing.assert_array_equal(draw(0), tokens)
     assert (np.asarray(draw(1)) != tokens).any()
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_tokens_that_the_tokenizer_does_not_have(temperature):
+    """They are never written, though the model would."""
+    tokens = generate(
+        *(Coin(), jnp.array([0.0, 0.0, 9.0]), PROMPT),
+        key=jax.random.key(0),
+        num_tokens=20,
+        window=4,
+        temperature=temperature,
+        vocab_size=2,
+    )
+    assert set(tokens.tolist()) == {0}

@@ -1,6 +1,8 @@
 """The quantization report: its four numbers in float64 NumPy, which weights in which format, table, CSV and picture."""
 
+import collections
 import csv
+import json
 import math
 import types
 
@@ -86,18 +88,43 @@ def test_nvfp4():
     assert_measured(measurement, (4 + 8 / 16) * weights.size + 32, sums, weights.size)
 
 
-def test_each_block_in_the_format_of_its_bitwidth():
-    """e2m1 up to 3 bits, e3m2 up to 4, e3m4 up to 6, bfloat16 above 9; blocks at the edges are smaller."""
+BITWIDTHS = np.float32([[2.5, 3.0], [3.01, 4.0], [5.9, 9.5]])  # of blocks: e2m1 up to 3 bits, e3m2 up to 4, …
+FORMATS = [[(2, 1, 'finite')] * 2, [(3, 2, 'finite')] * 2, [(3, 4, 'finite'), (8, 7, 'ieee')]]
+
+
+def test_each_block_in_its_own_format():
+    """Blocks at the edges are smaller; the bits are those of the file, whose blocks name their formats in a byte."""
     weights = oracle.heavy_tailed((70, 40), seed=3)
-    bitwidths = np.float32([[2.5, 3.0], [3.01, 4.0], [5.9, 9.5]])
-    formats = [[(2, 1, 'finite')] * 2, [(3, 2, 'finite')] * 2, [(3, 4, 'finite'), (8, 7, 'ieee')]]
-    sums, bits = 0, 8 * 6
+    sums, num_bytes, numbers = 0, 6 + 6, collections.Counter()
     for i, j in np.ndindex(3, 2):
-        block, fmt = weights[32 * i : 32 * (i + 1), 32 * j : 32 * (j + 1)].ravel(), formats[i][j]
+        block, fmt = weights[32 * i : 32 * (i + 1), 32 * j : 32 * (j + 1)].ravel(), FORMATS[i][j]
         sums = sums + expected_of_block(block, fmt)
-        bits += (1 + fmt[0] + fmt[1]) * block.size
+        numbers[fmt] += block.size
+    num_bytes += sum(math.ceil((1 + e + m) * numbers[e, m, special] / 8) for e, m, special in numbers)
     assert np.all(sums > 0)
-    assert_measured(report.measure_bitwidths(weights, bitwidths, 32), bits, sums, weights.size)
+    params = {'kernel': weights}
+    layout = gq.learned_layout(params, {'kernel': BITWIDTHS})
+    (row,) = report.measure_layout(params, layout)
+    assert_measured(row.measurement, 8 * num_bytes, sums, weights.size)
+    assert row.measurement.bits == 8 * gq.layout_size(params, layout).total_bytes
+    assert row.formats == {'e2m1': 32 * 40, 'e3m2': 32 * 40, 'e3m4': 6 * 32, 'bfloat16': 6 * 8}
+
+
+@pytest.mark.parametrize('layout', ['learned', 'e2m1', 'float8_e4m3fn'])
+def test_noise_is_what_the_packed_weights_lack(layout):
+    """Of a stack of matrices, each measured as it is packed; together they take what the file does."""
+    params = {'layers': {'up': {'kernel': oracle.heavy_tailed((3, 70, 40), seed=6)}}}
+    bitwidths = {'layers/up/kernel': np.random.default_rng(0).uniform(2, 11, (3, 3, 2)).astype(np.float32)}
+    layout = gq.learned_layout(params, bitwidths) if layout == 'learned' else gq.uniform_layout(params, layout)
+    rows = report.measure_layout(params, layout)
+    weights = np.float64(params['layers']['up']['kernel'])
+    noise = np.float64(gq.quantize_params(params, layout)['layers']['up']['kernel']) - weights
+    assert [(row.path, row.layer) for row in rows] == [('layers/up/kernel', layer) for layer in range(3)]
+    for row, of_signal, of_noise in zip(rows, weights, noise, strict=True):
+        assert row.measurement.signal == pytest.approx(np.sum(of_signal**2), rel=1e-12)
+        assert row.measurement.noise == pytest.approx(np.sum(of_noise**2), rel=1e-12)
+    assert report.total(rows).effective_bits == gq.layout_size(params, layout).mean_stored_bits
+    assert sum(report.total_formats(rows).values()) == weights.size
 
 
 @pytest.mark.parametrize('magnitude', [0.0, 1e-30, 3e38])
@@ -116,7 +143,8 @@ def test_all_weights_together():
     weights = oracle.heavy_tailed((64, 50), seed=4)
     quantizer = gq.Quantizer('e2m1', scale='mx')
     parts = [
-        report.Row('a', i, report.measure(part, quantizer)) for i, part in enumerate((weights[:, :9], weights[:, 9:]))
+        report.Row('a', i, report.measure(part, quantizer), {'e2m1': part.size})
+        for i, part in enumerate((weights[:, :9], weights[:, 9:]))
     ]
     whole, together = report.measure(weights, quantizer), report.total(parts)
     assert together[:4] == whole[:4]
@@ -182,6 +210,7 @@ def test_every_matrix_of_every_layer():
     (row,) = (row for row in rows if row.layer == 1 and row.path == 'layers/mlp/down/kernel')
     assert row.measurement == report.measure(weights, quantizer)
     assert row.measurement.effective_bits == 8 + 32 * 5 / 144
+    assert row.formats == {'e4m3': 144 * 80}
 
 
 @pytest.mark.parametrize('parts', ['down', 'layers/mlp/(up|gate)/kernel'])
@@ -192,9 +221,10 @@ def test_parts_that_are_sampled(parts):
     rows = report.measure_run(run, None)
     assert {row.path for row in rows} == set(bitwidths)
     for row in rows:
-        weights = run.state.params['layers']['mlp'][row.path.split('/')[2]]['kernel'][row.layer]
-        expected = report.measure_bitwidths(np.asarray(weights), np.asarray(bitwidths[row.path][row.layer]), 16)
-        assert row.measurement == expected
+        formats = collections.Counter()
+        for bitwidth in bitwidths[row.path][row.layer].ravel():
+            formats[gq.format_for_bitwidth(float(bitwidth)).name] += 16 * 16
+        assert row.formats == formats
     assert len({row.measurement.bits for row in rows}) > 1
 
 
@@ -209,11 +239,14 @@ def test_weights_that_are_not_finite():
 # --- how it is shown --------------------------------------------------------------------------------
 
 
-def rows_of(num_layers):
+E2M1 = {'e2m1': 1000}
+
+
+def rows_of(num_layers, formats=E2M1):
     """Numbers that tell layers and kinds apart; the first matrix loses nothing."""
     paths = [f'layers/{"attention" if kind in KINDS[:4] else "mlp"}/{kind}/kernel' for kind in KINDS]
     return [
-        report.Row(path, layer, report.Measurement(1000, 4500 + 10 * i, layer, i, 1.0, 0.001 * (layer + i)))
+        report.Row(path, layer, report.Measurement(1000, 4500 + 10 * i, layer, i, 1.0, 0.001 * (layer + i)), formats)
         for layer in range(num_layers)
         for i, path in enumerate(paths)
     ]
@@ -226,6 +259,19 @@ def test_table():
     assert lines[1].split() == ['0', 'key', '4.500', '0.000', '%', '0.000', '%', 'inf', 'dB']
     assert lines[1 + 7 * 11 + 2].split() == ['11', 'query', '4.520', '1.100', '%', '0.200', '%', '18.86', 'dB']
     assert lines[-1].split() == ['all', '4.530', '0.550', '%', '0.300', '%', '20.71', 'dB']
+
+
+def test_table_of_several_formats():
+    """The shares of each matrix, and of all."""
+    mixed = rows_of(1, {'e3m2': 750, 'e2m1': 250})[:2]
+    lines = report.table([*mixed, *rows_of(1)[2:4]]).splitlines()
+    shares = [line[lines[0].index('formats') :] for line in lines]
+    assert shares == ['formats', *['e3m2 75 %, e2m1 25 %'] * 2, 'e2m1', 'e2m1', 'e2m1 62.5 %, e3m2 37.5 %']
+
+
+def test_rows_through_json():
+    rows = rows_of(2, {'e3m2': 750, 'e2m1': 250})
+    assert report.from_json(json.loads(json.dumps(report.to_json(rows)))) == rows
 
 
 def test_short_names():
@@ -244,6 +290,7 @@ def test_csv(tmp_path):
     for line, m in zip(lines, [*(row.measurement for row in rows), report.total(rows)], strict=True):
         shown = [float(line[name]) for name in ('effective_bits', 'underflow', 'saturation', 'sqnr_db')]
         assert shown == [m.effective_bits, m.underflow, m.saturation, m.sqnr_db]
+    assert [line['formats'] for line in lines] == ['e2m1:1000'] * 14 + ['e2m1:14000']
 
 
 @pytest.mark.parametrize('num_layers', [1, 2, 88])
@@ -272,7 +319,7 @@ def test_picture(tmp_path, monkeypatch, num_layers):
 
 
 def run_evaluate(monkeypatch, workdir, **given):
-    names = ('EVAL_BATCHES', 'QUANTIZATION', 'FORMAT', 'BLOCK_SIZE', 'SCALE')
+    names = ('EVAL_BATCHES', 'QUANTIZATION', 'FORMAT', 'BLOCK_SIZE', 'SCALE', 'WEIGHTS', 'TOKENIZER')
     for name in names:
         flag = types.SimpleNamespace(name=name.lower(), value=given.get(name), present=int(name in given))
         monkeypatch.setattr(evaluate, name, flag)

@@ -280,7 +280,9 @@ MISTAKES = {
     ('train', 'method=bf16'): "'method=bf16' is not understood; settings are given as --name=value",
     ('train', '--work=runs'): "Unknown command line flag 'work'",
     ('evaluate',): '.*/checkpoints holds no checkpoint',
+    ('evaluate', '--weights=learned.safetensors'): "workdir=.*, weights='learned.safetensors': give one of them",
     ('generate', 'def'): "'def' is not understood",
+    ('export', '--format=e9m9'): "--format 'e9m9' is unknown; known are .*, or learned",
 }
 
 

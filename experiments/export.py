@@ -1,0 +1,180 @@
+"""Write a run's newest weights to a packed low-bit file, as small on the disk as it says.
+
+    python -m experiments.export --workdir=runs/tiny-gaussws                      # each block in its learned bitwidth
+    python -m experiments.export --workdir=runs/tiny-gaussws --budget=5.0         # at most 5 bits a weight
+    python -m experiments.export --workdir=runs/tiny-bf16 --format=float6_e3m2fn  # MXFP6
+    python -m experiments.export --workdir=runs/tiny-bf16 --format=bfloat16 --to_hf=tiny-hf
+
+It prints what each leaf takes, and writes WORKDIR/<format>.safetensors, or --output, in one step: a file that is there
+is replaced. The file holds all that evaluating it takes, but for the texts and the tokenizer's file:
+
+    python -m experiments.evaluate --weights=runs/tiny-gaussws/learned.safetensors
+    python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
+
+`learned` stores each block in the narrowest format that holds its bitwidth (`gaussq_jax.format_for_bitwidth`): a
+bitwidth of 4 takes the 6 bits of E3M2. With --budget, bits are taken away where they cost least. Any other format is
+that of all weight matrices which the method quantizes (of bf16, all of them), with a power-of-two scale for each
+--block_size weights along the contracted axis, as MXFP8, MXFP6 and MXFP4 have. All other weights, and with bfloat16 all
+weights, are stored in bfloat16. --to_hf writes the same weights, in bfloat16, also as a folder for `transformers`.
+"""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+from absl import flags
+
+import gaussq_jax as gq
+from experiments import huggingface_folder, methods, runs
+from experiments import quantization_report as report
+from gaussq_jax.packed_file import header_bytes
+from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
+from gaussq_jax.param_rules import is_floating
+
+LEARNED, BFLOAT16 = 'learned', 'bfloat16'
+
+WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
+FORMAT = flags.DEFINE_string('format', LEARNED, f"{LEARNED}, {BFLOAT16}, or a format's name, such as float6_e3m2fn.")
+BUDGET = flags.DEFINE_float('budget', None, f'With {LEARNED}, the most bits a weight, scales and all included.')
+BLOCK_SIZE = flags.DEFINE_integer('block_size', None, 'With one format for all, how many weights share a scale: 32.')
+OUTPUT = flags.DEFINE_string('output', None, 'The file; WORKDIR/<format>.safetensors if not given.')
+TO_HF = flags.DEFINE_string('to_hf', None, 'A folder for transformers, which is not there yet.')
+
+
+def main(argv):
+    del argv
+    with runs.user_errors():
+        workdir = pathlib.Path(WORKDIR.value)
+        check_settings(FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
+        file = output_file(workdir)
+        run = runs.open_run(workdir)
+        layout, promised = choose_layout(run, FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
+        info = describe_run(run, layout, FORMAT.value, BUDGET.value)
+        if TO_HF.value:
+            write_huggingface(run, gq.quantize_params(run.state.params, layout), pathlib.Path(TO_HF.value))
+        gq.save_packed(file, run.state.params, layout, info=info)
+        header, on_disk = header_bytes(file), file.stat().st_size
+        if on_disk != header + promised.total_bytes:
+            raise ValueError(f'{file} has {on_disk} bytes, not {promised.total_bytes} and a header of {header}')
+    print(f'{workdir.name}, step {info["step"]}: {report.describe_layout(info, layout)}')
+    print(table(run.state.params, layout, promised))
+    share = 100 * on_disk / (4 * num_weights(run.state.params))
+    print(
+        f'written to {file}: {on_disk:,} bytes, {promised.total_bytes:,} as promised and a header of {header:,};'
+        f' {share:.1f} % of float32'
+    )
+    if TO_HF.value:
+        print(f'written to {TO_HF.value}: the same weights in bfloat16, for transformers')
+
+
+def check_settings(fmt: str, budget: float | None, block_size: int | None):
+    """Refuses a flag that would do nothing, and a format that isn't there.
+
+    Raises:
+      ValueError: naming it.
+    """
+    if fmt != LEARNED:
+        try:
+            gq.parse_format(fmt)
+        except ValueError as error:
+            raise ValueError(f'--{error}, or {LEARNED}') from None
+        if budget is not None:
+            raise ValueError(f'--budget={budget:g} has a meaning only with --format={LEARNED}, not {fmt}')
+    if block_size is not None and fmt in (LEARNED, BFLOAT16):
+        reason = 'whose blocks are those of the bitwidths' if fmt == LEARNED else 'which has no scales'
+        raise ValueError(f'--block_size={block_size} has no meaning with --format={fmt}, {reason}')
+
+
+def output_file(workdir: pathlib.Path) -> pathlib.Path:
+    """Where the file goes.
+
+    Raises:
+      ValueError: if no file can be there.
+    """
+    numbers = [f'{number:g}' for number in (BUDGET.value, BLOCK_SIZE.value) if number is not None]
+    file = pathlib.Path(OUTPUT.value or workdir / ('-'.join([FORMAT.value, *numbers]) + '.safetensors'))
+    if OUTPUT.value and not file.parent.is_dir():
+        raise ValueError(f'--output={file}: there is no folder {file.parent}')
+    if file.is_dir():
+        raise ValueError(f'--output={file} is a folder; give the name of a file')
+    return file
+
+
+def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int | None) -> tuple[Layout, gq.ModelSize]:
+    """How the weights are stored, and what that takes.
+
+    Raises:
+      ValueError: for learned bitwidths where none were learned; for a budget that can't be kept.
+    """
+    config, params = run.experiment.config, run.state.params
+    rules = methods.matrix_rules(config)
+    if fmt != LEARNED:
+        layout = gq.uniform_layout(params, fmt, block_size=32 if block_size is None else block_size, rules=rules)
+        return layout, gq.layout_size(params, layout)
+    bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
+    if not bitwidths:
+        raise ValueError(
+            f'--format={LEARNED}: the method of this run is {config.method}, which learns no bitwidths; give a format'
+            ' for all weights, for example --format=float6_e3m2fn'
+        )
+    blocks = dict(block_size=methods.parse_block_size(config.quantization.block_size), rules=rules)
+    formats = gq.format_for_bitwidth
+    if budget is not None:
+        formats = gq.formats_within_budget(params, bitwidths, budget, **blocks)
+    layout = gq.learned_layout(params, bitwidths, formats=formats, **blocks)
+    return layout, gq.model_size(params, bitwidths, formats=formats, **blocks)
+
+
+def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:
+    """What a file keeps of its run: what `runs.open_packed` takes, and what quantization did to the weights."""
+    return {
+        'config': run.experiment.config.to_dict(),
+        'step': int(run.state.step),
+        'vocab_size': run.experiment.vocab_size,
+        'tokenizer': run.tokenizer.fingerprint,
+        'layout': fmt,
+        'budget': budget,
+        'report': report.to_json(report.measure_layout(run.state.params, layout)),
+    }
+
+
+def write_huggingface(run: runs.Run, weights: Any, directory: pathlib.Path):
+    """Writes these weights as a folder for transformers, with what files of the tokenizer there are."""
+    tokenizer = run.experiment.config.tokenizer
+    folder = None if tokenizer == 'bytes' else pathlib.Path(tokenizer).expanduser().parent
+    huggingface_folder.write(directory, run.experiment.model, weights, tokenizer_directory=folder)
+
+
+def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:
+    """A line a leaf, one for all that are quantized, and one for all."""
+    lines = [('leaf', 'weights', 'bitwidth', 'stored bits', 'bytes', 'formats')]
+    leaves = leaves_by_path(params, layout)
+    for path, leaf in leaves.items():
+        formats = leaf.dtype.name
+        if path in layout:
+            numbers = weights_of_formats(leaf, layout[path]).reshape(-1, len(layout[path].formats)).sum(0)
+            formats = report.share_formats({fmt.name: int(n) for fmt, n in zip(layout[path].formats, numbers)})
+        elif is_floating(leaf):
+            formats = BFLOAT16
+        of_leaf = size.leaves[path]
+        lines.append((path, *_cells(leaf.size, of_leaf.mean_bitwidth, of_leaf.total_bytes, formats)))
+    if layout:
+        quantized = sum(leaves[path].size for path in layout)
+        num_bytes = sum(size.leaves[path].total_bytes for path in layout)
+        lines.append(('quantized', *_cells(quantized, size.mean_bitwidth, num_bytes)))
+    lines.append(('all', *_cells(num_weights(params), math.nan, size.total_bytes)))
+    return report.align(lines, left=(0, 5))
+
+
+def num_weights(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _cells(weights: int, bitwidth: float, num_bytes: int, formats: str = '') -> tuple[str, ...]:
+    bits = '' if math.isnan(bitwidth) else f'{bitwidth:.3f}'
+    return f'{weights:,}', bits, f'{8 * num_bytes / weights:.3f}', f'{num_bytes:,}', formats
+
+
+if __name__ == '__main__':
+    runs.start(main)

@@ -1,0 +1,133 @@
+"""Make a run of a Hugging Face checkpoint, a Llama or GPT-2 in a local folder: to train on, to evaluate, to export.
+
+    python -m experiments.import_hf --checkpoint=DIR --workdir=runs/imported
+    python -m experiments.evaluate --workdir=runs/imported
+    python -m experiments.train --config=configs/from_run.py:run=runs/imported,method=gaussws
+
+DIR holds config.json and the weights as safetensors, in one file or several with their index. Its tokenizer files are
+copied to WORKDIR/tokenizer; where it has neither tokenizer.json nor tokenizer.model, --tokenizer names such a file, or
+is `bytes`. The run is one of method bf16 that has taken no step. Its text is that of every machine, the Python standard
+library.
+"""
+
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments import huggingface_folder, runs, tokenizers, training
+from experiments.checkpointing import Checkpointer, SaveError
+from experiments.new_directory import new_directory
+from gaussq_jax import models
+
+CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The folder.', required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; is not there yet, or empty.", required=True)
+TOKENIZER = flags.DEFINE_string('tokenizer', None, "A tokenizer.json or .model instead of the folder's own; or bytes.")
+SEQUENCE_LENGTH = flags.DEFINE_integer(
+    'sequence_length', None, "Tokens a sequence; else the checkpoint's longest, or 2048 if less.", lower_bound=1
+)
+
+LONGEST = 2048
+ARCHITECTURE = {  # what a config says of a model
+    'llama': (
+        *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads'),
+        *('rope_theta', 'norm_epsilon', 'tie_embeddings'),
+    ),
+    'gpt2': ('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'max_length', 'norm_epsilon'),
+}
+
+
+def main(argv):
+    del argv
+    workdir = pathlib.Path(WORKDIR.value)
+    try:
+        with runs.user_errors():
+            settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value)
+            experiment = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
+    except SaveError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(f'\ninterrupted; {workdir} was not written')
+    config = experiment.config
+    print(f'model     {config.model.family}, {experiment.num_params:,} parameters')
+    print(f'tokenizer {config.tokenizer}; the vocabulary of the model is {experiment.vocab_size:,}')
+    print(f'run       {workdir}; sequences of {config.sequence_length:,} tokens')
+    print(f'          next: python -m experiments.evaluate --workdir={workdir}')
+
+
+def import_checkpoint(
+    checkpoint: pathlib.Path, workdir: pathlib.Path, *, tokenizer: str | None = None, sequence_length: int | None = None
+) -> training.Experiment:
+    """Writes the workdir, whole or not at all; what its config means.
+
+    Raises:
+      ValueError: a checkpoint, or a tokenizer, that can't be read or that we can't follow; a workdir in use.
+      SaveError: the checkpoint of our own could not be written.
+    """
+    with new_directory(workdir) as partial:
+        tensors, theirs = huggingface_folder.read(checkpoint)
+        model = models.model_from_huggingface(theirs)
+        source = tokenizer or find_tokenizer(checkpoint)
+        vocab_size = tokenizers.load_tokenizer(source).vocab_size
+        if model.vocab_size < vocab_size:
+            raise ValueError(
+                f'vocab_size={model.vocab_size} in {checkpoint / huggingface_folder.CONFIG} is less than the'
+                f' {vocab_size} ids of the tokenizer {source}'
+            )
+        config = make_config(workdir, model, theirs, sequence_length)
+        name = copy_tokenizer(source, checkpoint, partial / 'tokenizer', is_carried=not tokenizer)
+        config.tokenizer = name if name == 'bytes' else str(workdir.absolute() / 'tokenizer' / name)
+        huggingface_folder.write_kept_fields(partial / 'tokenizer', theirs)
+        runs.write_config(partial, config)
+        experiment = training.make_experiment(config, vocab_size)
+        _, params = models.from_huggingface(tensors, theirs)
+        state = training.init_state(experiment, jax.device_put(params, experiment.shardings.params))
+        with Checkpointer(partial / 'checkpoints') as checkpointer:
+            checkpointer.save(0, state, {}, {**config.to_dict(), 'corpus': ''})
+    return experiment
+
+
+def find_tokenizer(checkpoint: pathlib.Path) -> str:
+    """The tokenizer file of a checkpoint; ValueError if there is none that we read."""
+    for name in huggingface_folder.TOKENIZERS:
+        if (checkpoint / name).is_file():
+            return str(checkpoint / name)
+    names = ' nor '.join(huggingface_folder.TOKENIZERS)
+    raise ValueError(f'{checkpoint} has neither {names}: say by --tokenizer=FILE which one it is, or --tokenizer=bytes')
+
+
+def copy_tokenizer(source: str, checkpoint: pathlib.Path, directory: pathlib.Path, *, is_carried: bool) -> str:
+    """Copies the tokenizer's file, with those around it if it is the checkpoint's; its name there, or bytes."""
+    directory.mkdir()
+    if is_carried:
+        huggingface_folder.copy_tokenizer(checkpoint, directory)
+        return pathlib.Path(source).name
+    if source == 'bytes':
+        return source
+    path = pathlib.Path(source).expanduser()
+    name = f'tokenizer{path.suffix}'
+    shutil.copyfile(path, directory / name)
+    return name
+
+
+def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], sequence_length: int | None) -> ConfigDict:
+    """The config of a run of this model, which nothing has been said about but what its checkpoint does."""
+    config = common.base_config(common.parse('method=bf16', **common.ARGUMENTS))
+    config.name = workdir.absolute().name
+    family = theirs['model_type']
+    config.model = ConfigDict({'family': family, **{name: getattr(model, name) for name in ARCHITECTURE[family]}})
+    config.vocab_size = model.vocab_size
+    longest = getattr(model, 'max_length', theirs.get('max_position_embeddings'))
+    config.sequence_length = sequence_length or (min(longest, LONGEST) if isinstance(longest, int) else LONGEST)
+    config.batch_size = 8
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    return config
+
+
+if __name__ == '__main__':
+    runs.start(main)

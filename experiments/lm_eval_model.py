@@ -1,0 +1,262 @@
+"""A run, or a packed file, as a model of lm-eval (`pip install lm_eval`, the extra of that name), called `gaussq_jax`.
+
+    python -m experiments.lm_eval_model run --model gaussq_jax --batch_size 16 \\
+        --model_args weights=runs/tiny-gaussws/learned.safetensors --tasks my_task --include_path my_tasks/
+
+is lm-eval's own program, which then knows this model, too; --model_args workdir=runs/tiny-gaussws evaluates the newest
+checkpoint. In Python: `simple_evaluate(LowPrecisionModel(weights='…'), tasks=[…])`.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm import tqdm
+
+from experiments import partitioning, runs
+
+SHORTEST = 16  # sequences are padded to this length, twice that, and so on up to the window: each is compiled once
+MAX_NEW_TOKENS = 256  # where a task doesn't say
+
+
+class Window(NamedTuple):
+    """Tokens that the model sees at once; the last ones are scored."""
+
+    tokens: Sequence[int]
+    scored: int
+
+
+@register_model('gaussq_jax')
+class LowPrecisionModel(TemplateLM):
+    """The model of a run, with its weights rounded and no noise.
+
+    Every text follows the token that ends a document, as the texts do in training. What doesn't fit into the window is
+    seen as far as it fits: of a context the end; a longer text to score is scored in windows, each token once. Numbers
+    don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor.
+
+    Args:
+      workdir: a run's directory, whose newest checkpoint is evaluated; or else
+      weights: a packed file.
+      tokenizer: with `weights`, the tokenizer's file, if it is no longer where it was.
+      window: how many tokens the model sees at once, if not as many as in training.
+      prefix_token_id: the token before every text, if not the one that ends a document.
+      batch_size: sequences at a time.
+      max_batch_size: refused.
+      device: what lm-eval's program gives to every model, and of no use here: JAX has its own.
+
+    Raises:
+      ValueError: for neither or both of `workdir` and `weights`, what they are not, and settings that can't be.
+    """
+
+    def __init__(
+        self,
+        workdir: str = '',
+        weights: str = '',
+        tokenizer: str = '',
+        window: int | None = None,
+        prefix_token_id: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        super().__init__()
+        if max_batch_size is not None:
+            raise ValueError(f'max_batch_size={max_batch_size!r} has no meaning here: give batch_size as a number')
+        self.batch_size = _positive('batch_size', batch_size)
+        run = runs.open_either(workdir, weights, tokenizer)
+        self.run_tokenizer = run.tokenizer
+        self._mesh = run.experiment.mesh
+        self._weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
+        config = run.experiment.config
+        self.max_length = config.sequence_length if window is None else _positive('window', window)
+        if self.max_length > config.model.get('max_length', self.max_length):
+            raise ValueError(f'window={window}: this model has {config.model.max_length} positions')
+        self._prefix = self.eot_token_id if prefix_token_id is None else prefix_token_id
+        if self._prefix not in range(run.experiment.vocab_size):
+            raise ValueError(f'prefix_token_id={prefix_token_id!r}: allowed are 0 to {run.experiment.vocab_size - 1}')
+        model, vocab_size = run.experiment.model, run.tokenizer.vocab_size
+
+        @jax.jit
+        def score(weights, batch):
+            logits = model.apply({'params': weights}, batch['tokens'][:, :-1])
+            targets = batch['tokens'][:, 1:]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return -losses, jnp.argmax(logits, -1) == targets
+
+        @jax.jit
+        def next_tokens(weights, batch, key, temperature):
+            logits = model.apply({'params': weights}, batch['tokens'])
+            logits = jnp.take_along_axis(logits, batch['last'][:, None, None], axis=1)[:, 0, :vocab_size]
+            drawn = jax.random.categorical(key, logits / jnp.where(temperature, temperature, 1))
+            return jnp.where(temperature, drawn, jnp.argmax(logits, -1))
+
+        self._score, self._next_tokens = score, next_tokens
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.run_tokenizer.end_of_document
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._prefix
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.run_tokenizer.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """The tokens of a text, after the prefix unless `add_special_tokens=False`."""
+        prefix = [] if add_special_tokens is False else [self.prefix_token_id]
+        return prefix + self.run_tokenizer.encode(string).tolist()
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs
+    ) -> list[tuple[float, bool]]:
+        windows = [
+            split(context + continuation, len(continuation), self.max_length) for _, context, continuation in requests
+        ]
+        scores = self._score_texts(windows, 'loglikelihood', disable_tqdm)
+        for (texts, *_), score in zip(requests, scores):
+            self.cache_hook.add_partial('loglikelihood', texts, score)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """ln p of each whole text, after the prefix."""
+        texts = [self.tok_encode(request.args[0]) for request in requests]
+        windows = [split(tokens, len(tokens) - 1, self.max_length) for tokens in texts]
+        scores = [score for score, _ in self._score_texts(windows, 'loglikelihood_rolling', disable_tqdm)]
+        for request, score in zip(requests, scores):
+            self.cache_hook.add_partial('loglikelihood_rolling', request.args, score)
+        return scores
+
+    def _score_texts(
+        self, texts: Sequence[Sequence[Window]], name: str, disable_tqdm: bool
+    ) -> list[tuple[float, bool]]:
+        """The sum of ln p over the windows of each text, and whether every token was the likeliest."""
+        windows = list(itertools.chain.from_iterable(texts))
+        scores = [(0.0, True)] * len(windows)
+        with tqdm(total=len(windows), desc=name, disable=disable_tqdm) as progress:
+            for indices in batches([len(window.tokens) - 1 for window in windows], self._padded, self.batch_size):
+                rows = [windows[i].tokens for i in indices]
+                length = self._padded(max(map(len, rows)) - 1) + 1
+                results = self._score(self._weights, self._to_devices(rows, length))
+                for i, row, *of_row in zip(indices, rows, *map(np.asarray, results)):
+                    scored = slice(len(row) - 1 - windows[i].scored, len(row) - 1)
+                    log_probabilities, likeliest = (values[scored] for values in of_row)
+                    scores[i] = (float(np.sum(log_probabilities, dtype=np.float64)), bool(likeliest.all()))
+                progress.update(len(indices))
+        scores = iter(scores)
+        of_texts = [list(itertools.islice(scores, len(windows))) for windows in texts]
+        return [(sum(score for score, _ in parts), all(likeliest for _, likeliest in parts)) for parts in of_texts]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context, up to the first of the task's stop sequences, or a document's end.
+
+        Raises:
+          ValueError: for sampling other than by a temperature.
+        """
+        settings = [_generation_settings(request.args[1]) for request in requests]
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        texts = [''] * len(requests)
+        with tqdm(total=len(requests), desc='generate_until', disable=disable_tqdm) as progress:
+            for setting in dict.fromkeys(settings):
+                alike = [i for i in range(len(requests)) if settings[i] == setting]
+                for chunk in batches([len(prompts[i]) for i in alike], self._padded, self.batch_size):
+                    indices = [alike[i] for i in chunk]
+                    for i, text in zip(indices, self._generate([prompts[i] for i in indices], setting, indices[0])):
+                        texts[i] = text
+                        self.cache_hook.add_partial('generate_until', requests[i].args, text)
+                    progress.update(len(indices))
+        return texts
+
+    def _generate(self, prompts: Sequence[list[int]], setting: 'GenerationSettings', seed: int) -> list[str]:
+        rows, texts = [list(prompt) for prompt in prompts], [''] * len(prompts)
+        writing = set(range(len(rows)))
+        for step in range(setting.max_new_tokens):
+            seen = [row[-self.max_length :] for row in rows]
+            batch = self._to_devices(seen, self._padded(max(map(len, seen))))
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            tokens = np.asarray(self._next_tokens(self._weights, batch, key, setting.temperature))
+            for i in sorted(writing):
+                ended = tokens[i] == self.eot_token_id
+                if not ended:
+                    rows[i].append(int(tokens[i]))
+                whole = self.run_tokenizer.decode(rows[i][len(prompts[i]) :])
+                ends = [whole.index(stop) for stop in setting.until if stop in whole]
+                texts[i] = whole[: min(ends, default=None)]
+                if ended or ends:
+                    writing.remove(i)
+            if not writing:
+                break
+        return texts
+
+    def _padded(self, length: int) -> int:
+        return min(max(SHORTEST, 1 << (length - 1).bit_length()), self.max_length)
+
+    def _to_devices(self, rows: Sequence[Sequence[int]], length: int) -> dict[str, jax.Array]:
+        """Rows of this length, padded with zeros after their last token, which a causal model doesn't see before."""
+        shards = partitioning.num_batch_shards(self._mesh)
+        batch = {'tokens': np.zeros((-(-self.batch_size // shards) * shards, length), np.int32)}
+        batch['last'] = np.zeros(len(batch['tokens']), np.int32)
+        for i, row in enumerate(rows):
+            batch['tokens'][i, : len(row)] = row
+            batch['last'][i] = len(row) - 1
+        return partitioning.to_devices(batch, self._mesh)
+
+
+class GenerationSettings(NamedTuple):
+    """How a task wants texts to be written."""
+
+    until: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float  # 0 takes the likeliest token
+
+
+def split(tokens: Sequence[int], scored: int, length: int) -> list[Window]:
+    """Windows of at most `length` tokens and the one after them, in which the last `scored` tokens are scored once.
+
+    Each has as many tokens before the first one that it scores as fit.
+    """
+    windows, start = [], len(tokens) - scored
+    while start < len(tokens):
+        stop = min(start + length, len(tokens))
+        windows.append(Window(tokens[max(0, stop - length - 1) : stop], stop - start))
+        start = stop
+    return windows
+
+
+def batches(lengths: Sequence[int], padded: Callable[[int], int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of sequences of one padded length, at most `batch_size` at a time, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for _, alike in itertools.groupby(order, key=lambda i: padded(lengths[i])):
+        alike = list(alike)
+        yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
+
+
+def _generation_settings(options: dict) -> GenerationSettings:
+    options = normalize_gen_kwargs(options, default_max_gen_toks=MAX_NEW_TOKENS)
+    sampled = options.pop('do_sample') and options.get('temperature', 0) > 0
+    allowed = {'until', 'max_gen_toks', 'temperature', *(() if sampled else ('top_p', 'top_k'))}
+    if unknown := sorted(set(options) - allowed):
+        raise ValueError(f'generation_kwargs has {", ".join(unknown)}: allowed are {", ".join(sorted(allowed))}')
+    until = tuple(filter(None, options['until']))
+    return GenerationSettings(until, options['max_gen_toks'], float(options['temperature']) if sampled else 0.0)
+
+
+def _positive(name: str, value) -> int:
+    if isinstance(value, bool) or not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f'{name}={value!r}: allowed is a positive integer')
+    return int(value)
+
+
+if __name__ == '__main__':
+    cli_evaluate()

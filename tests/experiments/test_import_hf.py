@@ -1,0 +1,129 @@
+"""A Hugging Face checkpoint becomes a run that the programs open, whole or not at all."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from parameter_trees import assert_identical_trees
+from programs import import_program
+from small_checkpoints import GPT2, LLAMA, change_json, random_params, write_checkpoint, write_tokenizer
+from small_experiments import ONE_DEVICE, on_mesh
+
+from experiments import checkpointing, huggingface_folder, runs
+
+import_hf = import_program('import_hf')
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def import_checkpoint(checkpoint, workdir, **arguments):
+    with on_mesh(ONE_DEVICE):
+        return import_hf.import_checkpoint(checkpoint, workdir, **arguments)
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('checkpoints')
+    return {name: write_checkpoint(directory / name, model) for name, model in {'llama': LLAMA, 'gpt2': GPT2}.items()}
+
+
+@pytest.mark.parametrize(('name', 'model', 'length'), [('llama', LLAMA, 40), ('gpt2', GPT2, 24)])
+def test_the_run_is_opened_with_the_weights_of_the_checkpoint(checkpoints, tmp_path, name, model, length):
+    """With its model, its tokenizer, and its vocabulary, of which the tokenizer has not all; and back into a folder."""
+    workdir = tmp_path / 'imported'
+    import_checkpoint(checkpoints[name], workdir)
+    assert {path.name for path in workdir.iterdir()} == {'config.json', 'checkpoints', 'tokenizer'}
+    with on_mesh(ONE_DEVICE):
+        run = runs.open_run(workdir)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16).astype(np.float32), random_params(model))
+    assert_identical_trees(jax.tree.map(np.asarray, run.state.params), rounded)
+    assert int(run.state.step) == 0 and run.state.bitwidths == {}
+    config = run.experiment.config
+    assert (config.name, config.method, config.sequence_length) == ('imported', 'bf16', length)
+    assert json.loads((workdir / 'config.json').read_text())['model'] == config.model.to_dict()
+    assert config.tokenizer == str(workdir / 'tokenizer' / 'tokenizer.json') and run.tokenizer.vocab_size == 259
+    assert run.experiment.vocab_size == 264
+    assert run.tokenizer.decode(run.tokenizer.encode('def naïve')) == 'def naïve'
+
+    huggingface_folder.write(tmp_path / 'again', run.experiment.model, run.state.params, workdir / 'tokenizer')
+    for path in checkpoints[name].iterdir():
+        again = (tmp_path / 'again' / path.name).read_bytes()
+        if path.name == 'config.json':
+            theirs = json.loads(path.read_text())
+            ours = json.loads(again)
+            longest = {'max_position_embeddings'} if name == 'gpt2' else set()  # which GPT-2 calls n_positions
+            assert {key for key in theirs if ours.get(key) != theirs[key]} == longest
+        else:
+            assert again == path.read_bytes()
+
+
+def test_what_the_arguments_set(checkpoints, tmp_path):
+    """Another tokenizer is copied alone; the length is what it is told to be."""
+    write_tokenizer(tmp_path / 'other.json')
+    with on_mesh(ONE_DEVICE), pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(import_hf.Checkpointer, 'save', lambda *_: True)
+        file = dict(tokenizer=str(tmp_path / 'other.json'), sequence_length=16)
+        config = import_hf.import_checkpoint(checkpoints['llama'], tmp_path / 'file', **file).config
+        of_bytes = import_hf.import_checkpoint(checkpoints['llama'], tmp_path / 'bytes', tokenizer='bytes').config
+    assert config.sequence_length == 16
+    assert config.tokenizer == str(tmp_path / 'file' / 'tokenizer' / 'tokenizer.json')
+    assert {path.name for path in (tmp_path / 'file' / 'tokenizer').iterdir()} == {'tokenizer.json', 'config.json'}
+    assert of_bytes.tokenizer == 'bytes' and of_bytes.vocab_size == 264
+    assert {path.name for path in (tmp_path / 'bytes' / 'tokenizer').iterdir()} == {'config.json'}
+
+
+def without_tokenizer(directory):
+    (directory / 'tokenizer.json').unlink()
+
+
+def set_fields(**fields):
+    return lambda directory: change_json(directory / 'config.json', **fields)
+
+
+@pytest.mark.parametrize(
+    ('change', 'arguments', 'message'),
+    [
+        (set_fields(model_type='mistral'), {}, "model_type='mistral' must be one of llama, gpt2"),
+        (
+            set_fields(rope_parameters={'rope_type': 'llama3', 'factor': 8.0}),
+            {},
+            'must be the default: a full rotation',
+        ),
+        (set_fields(rms_norm_eps=...), {}, 'config lacks the field rms_norm_eps'),
+        (set_fields(vocab_size=200), {}, r'vocab_size=200 in .*config\.json is less than the 259 ids of the tokenizer'),
+        (set_fields(num_hidden_layers=3), {}, r'state_dict: missing layers\.2'),
+        (without_tokenizer, {}, 'neither tokenizer.json nor tokenizer.model: say by --tokenizer=FILE'),
+        (set_fields(), {'tokenizer': 'gpt2'}, "tokenizer='gpt2' is unknown"),
+        (set_fields(), {'tokenizer': 'nowhere.json'}, "tokenizer='nowhere.json' can't be read"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(checkpoints, tmp_path, change, arguments, message):
+    copy = tmp_path / 'checkpoint'
+    copy.mkdir()
+    for path in checkpoints['llama'].iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    change(copy)
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(copy, tmp_path / 'runs' / 'imported', **arguments)
+    assert not (tmp_path / 'runs').exists() or list((tmp_path / 'runs').iterdir()) == []
+
+
+def test_a_workdir_in_use_is_left_alone(checkpoints, tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match='is there already'):
+        import_checkpoint(checkpoints['llama'], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+
+
+def test_an_interrupted_import_leaves_nothing(checkpoints, tmp_path, monkeypatch):
+    """Even when all but the last file of the checkpoint is written."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpointing, 'write_manifest', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoint(checkpoints['llama'], tmp_path / 'imported')
+    assert list(tmp_path.iterdir()) == []
