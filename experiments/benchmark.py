@@ -8,12 +8,13 @@
     python -m experiments.benchmark depth                         # compile time, of 24 layers to that of 4
     python -m experiments.benchmark cast                          # casts to float8_e4m3fn, ours and others'
     python -m experiments.benchmark cast --shape=1024x1024 --output=benchmarks/cast.json
+    python -m experiments.benchmark export --config=configs/llama2.py:size=134m --vocab_size=32000   # packed files
 
 What is compared takes turns, one call each, so that whatever else the machine does falls on all alike; a ratio is
 the median over the turns of the ratio to the base (bf16's step; a float32 copy) in the same turn. On a GPU, kernels
 and steps are timed by the profiler, from the start of a call's first kernel to the end of its last, elsewhere by
-the host's clock. Of the others, qwix and PyTorch come with the extras `peers` and `parity`; what isn't installed is
-listed as such.
+the host's clock. Packed files are written and read once each, and compared with nothing. Of the others, qwix and
+PyTorch come with the extras `peers` and `parity`; what isn't installed is listed as such.
 """
 
 import json
@@ -31,6 +32,7 @@ from experiments import (
     cast_benchmark,
     compiled_kernels,
     depth_benchmark,
+    export_benchmark,
     kernel_benchmark,
     runs,
     step_benchmark,
@@ -41,14 +43,14 @@ from kernels_pallas import arg_specs
 DEFAULT_CONFIG = 'configs/tiny.py'
 DEFAULT_TURNS = 40
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, f'step, depth: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
+    'config', None, f'step, depth, export: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
 )
 METHODS = flags.DEFINE_list(
     'methods',
     step_benchmark.DEFAULT_METHODS,
     f'step: whose; bf16 is the base. Those of the configs, naive, {", ".join(step_benchmark.PEERS)}.',
 )
-VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'step, depth: tokens there are; Llama 2 has 32000, GPT-2 50257.')
+VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
 SHAPES = flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
 SHAPE = flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
 TURNS = flags.DEFINE_integer(
@@ -62,7 +64,14 @@ OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results.')
 
 
 def main(argv):
-    measures = {'kernel': kernel, 'compile': compile_kernels, 'step': step, 'depth': depth, 'cast': cast}
+    measures = {
+        'kernel': kernel,
+        'compile': compile_kernels,
+        'step': step,
+        'depth': depth,
+        'cast': cast,
+        'export': export,
+    }
     measure = measures.get(' '.join(argv[1:]))
     if measure is None:
         sys.exit(f'error: say what to measure: {" or ".join(measures)} (not {" ".join(argv[1:])!r})')
@@ -175,6 +184,17 @@ def cast():
     write(results)
 
 
+def export():
+    """Times how long packed files take to write and to read, and prints that and their sizes."""
+    results = export_benchmark.time_exports(CONFIG.value, vocab_size=VOCAB_SIZE.value)
+    print_table(
+        f'packed files of {results["config"]}, {results["parameters"]:,} parameters, {results["device"]}',
+        ('format', '', 'file', 'a quantized weight', 'write', 'memory', 'read', 'memory'),
+        ((fmt, '', *_export_cells(row)) for fmt, row in results['formats'].items()),
+    )
+    write(results)
+
+
 def number_of_turns(default: int = DEFAULT_TURNS) -> int:
     return TURNS.value or default
 
@@ -223,6 +243,15 @@ def _step_cells(row) -> Sequence[str]:
 
 def _cast_cells(row) -> Sequence[str]:
     return f'{row["nanoseconds_per_value"]:.3f} ns', f'{row["ratio"]:.2f}', _quartiles(row, 2)
+
+
+def _export_cells(row) -> Sequence[str]:
+    cells = [f'{row["file_bytes"] * 1e-6:.1f} MB', f'{row["mean_stored_bits"]:.2f} bits']
+    for name in ('write', 'read'):
+        extra = row[name]['bytes']
+        memory = 'unknown' if extra is None else f'{extra / row["file_bytes"]:.2f} files'
+        cells += [f'{row[name]["seconds"]:.1f} s', memory]
+    return cells
 
 
 def _quartiles(row, digits: int) -> str:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from gaussq_jax import bit_packing, packed_file
 from gaussq_jax.block_scaling import Quantizer, fake_quantize, scale_exponents
@@ -34,7 +33,8 @@ from gaussq_jax.packed_layout import (
 from gaussq_jax.param_rules import MatrixRule, is_floating, leaf_path
 from kernels_pallas.float_rounding import round_to_dtype
 
-SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127)
+SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127), and 255 none
+MOST_SCALE = 254
 
 
 class Packed(NamedTuple):
@@ -56,15 +56,15 @@ def quantize_params(params: Any, layout: Layout) -> Any:
       layout: as `uniform_layout` or `learned_layout` made it from these params.
 
     Returns:
-      A tree like params: bfloat16, but for leaves with a format of more than 7 mantissa bits, which are float32.
-      Floating leaves that are not in the layout are rounded to bfloat16; others are untouched.
+      A tree like params, on the same devices: bfloat16, but for leaves with a format of more than 7 mantissa bits,
+      which are float32. Floating leaves that are not in the layout are rounded to bfloat16; others are untouched.
 
     Raises:
-      ValueError: if the layout is not of these params; for infinite and NaN weights.
+      ValueError: if the layout is not of these params; for infinite and NaN weights, but under `jax.jit`.
 
     Example:
       >>> params = {'up': {'kernel': jnp.array([[6.0], [2.2], [0.8]])}}
-      >>> quantize_params(params, uniform_layout(params, 'float4_e2m1fn'))['up']['kernel'].ravel()
+      >>> quantize_params(params, gq.uniform_layout(params, 'float4_e2m1fn'))['up']['kernel'].ravel()
       Array([6, 2, 1], dtype=bfloat16)
 
     Source: OCP Microscaling Formats v1.0, section 6.3.
@@ -77,8 +77,8 @@ def quantize_params(params: Any, layout: Layout) -> Any:
             return _rounded(leaf)
         of_leaf = layout[path]
         matrices = [values.astype(of_leaf.dtype) for values, _, _ in _quantized_matrices(path, leaf, of_leaf)]
-        stack = jnp.stack(matrices) if matrices else jnp.zeros(leaf.shape, of_leaf.dtype)
-        return of_leaf.rule.from_matrices(stack, leaf.shape)
+        quantized = of_leaf.rule.from_matrices(jnp.stack(matrices), leaf.shape)
+        return jax.device_put(quantized, leaf.sharding) if _is_concrete(leaf) and leaf.committed else quantized
 
     return jax.tree_util.tree_map_with_path(quantize, params)
 
@@ -100,15 +100,17 @@ def save_packed(
       The size. The file is larger by its header, `packed_file.header_bytes(path)`.
 
     Raises:
-      ValueError: as `quantize_params`; for info that JSON can't keep.
+      ValueError: as `quantize_params`; for info that JSON can't keep; for leaves whose names would clash.
       OSError: where the file can't be written.
 
     Example:
+      >>> import tempfile
       >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
-      >>> save_packed('/tmp/model.safetensors', params, uniform_layout(params, 'float6_e3m2fn')).mean_stored_bits
-      6.25
-      >>> bool(jnp.all(load_packed('/tmp/model.safetensors')['up']['kernel'] == 1))
-      True
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     size = save_packed(f'{directory}/up.safetensors', params, gq.uniform_layout(params, 'float6_e3m2fn'))
+      ...     weights = load_packed(f'{directory}/up.safetensors')
+      >>> size.mean_stored_bits, bool(jnp.all(weights['up']['kernel'] == 1))
+      (6.25, True)
     """
     leaves = leaves_by_path(params, layout)
     packed_file.to_json({'info': info})  # refused before the work is done
@@ -123,7 +125,11 @@ def save_packed(
         if clash := sorted(set(of_leaf) & set(tensors)):
             raise ValueError(f'{clash[0]!r} would be the name of two tensors; rename a leaf')
         tensors |= of_leaf
-    contents = {'formats': {name: _describe_format(fmt) for name, fmt in formats.items()}, 'leaves': described}
+    contents = {
+        'formats': {name: _describe_format(fmt) for name, fmt in formats.items()},
+        'leaves': described,
+        'other_leaves': [name for name in leaves if name not in layout],
+    }
     packed_file.write(path, tensors, {**contents, 'info': dict(info or {})})
     return layout_size(params, layout)
 
@@ -151,24 +157,30 @@ def load_packed(path: str | os.PathLike, *, like: Any = None) -> Any:
 
 def read_packed(path: str | os.PathLike, *, like: Any = None) -> Packed:
     """All that a packed file holds. Arguments and errors are those of `load_packed`."""
-    contents = packed_file.read_contents(path)
+    contents, file = packed_file.open_checked(path)
     try:
-        with safe_open(path, 'numpy') as file:
+        with file:
             leaves, layout = _unpack(contents, file)
         info = dict(contents['info'])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SafetensorError) as error:
-        raise ValueError(f'{path} is none that save_packed wrote: {error}') from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f'{path} is none that save_packed wrote: {reason}') from None
     params = _nest(path, leaves) if like is None else _arrange(path, leaves, like)
     return Packed(params, layout, layout_size(leaves, layout), info)
 
 
 def _rounded(leaf):
-    return round_to_dtype(jnp.asarray(leaf), jnp.bfloat16) if is_floating(leaf) else leaf
+    return _round(leaf, jnp.bfloat16) if is_floating(leaf) else leaf
+
+
+_round = jax.jit(round_to_dtype, static_argnums=1)  # in one go, without a float32 array in between
 
 
 def _quantized_matrices(path, leaf, of_leaf: LeafLayout) -> Iterator[tuple[jax.Array, jax.Array, np.ndarray]]:
     """Of each matrix of a leaf: its weights quantized (m, n) float32, the log2 of the tiles' scales, their formats."""
-    matrices = _each_matrix(of_leaf.rule.to_matrices(jnp.asarray(leaf)))
+    # One at a time is taken from the host, wherever the parts of the leaf lie: no sharding of it is of account.
+    leaf = np.asarray(leaf) if _is_concrete(leaf) else leaf
+    matrices = _each_matrix(of_leaf.rule.to_matrices(leaf))
     for i, indices in enumerate(_each_matrix(of_leaf.indices)):
         values, exponents, is_finite = _quantize_matrix(matrices[i], indices, of_leaf.tile, of_leaf.formats)
         if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
@@ -185,6 +197,10 @@ def _quantize_matrix(weights, indices, tile, formats):
         values = jnp.where(spread(indices == i, tile, wide.shape), fake_quantize(wide, quantizer), values)
         exponents = jnp.where(indices == i, scale_exponents(wide, quantizer), exponents)
     return values, exponents, jnp.all(jnp.isfinite(wide))
+
+
+def _is_concrete(leaf) -> bool:
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
 
 
 def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
@@ -219,7 +235,7 @@ def _describe_format(fmt: FloatFormat) -> dict[str, Any]:
 
 
 def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
-    """The leaves in the order of the file's tensors, and the layout of those that are packed."""
+    """The leaves, and the layout of those that are packed; raises what it stumbles over where they don't fit."""
     formats = {name: parse_format(name) for name in contents['formats']}
     for name, fmt in formats.items():
         if contents['formats'][name] != _describe_format(fmt):
@@ -232,6 +248,8 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
             raise ValueError(f'it has no tensor {missing[0]!r}')
         leaves[path], layout[path] = _unpack_leaf(path, described, of_leaf, [file.get_tensor(name) for name in names])
         unread = {name: None for name in unread if name not in names}
+    if differ := (set(unread) ^ set(contents['other_leaves'])) | (set(unread) & set(leaves)):
+        raise ValueError(f'{min(differ)!r} is not the one leaf of its tensor, or not the one tensor of its leaf')
     return leaves | {name: file.get_tensor(name) for name in unread}, layout
 
 
@@ -248,12 +266,11 @@ def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLay
         np.cumsum([bit_packing.packed_bytes(int(n), fmt.bits) for n in of_fmt])
         for of_fmt, fmt in zip(counts.T, formats)
     ]
-    lengths = [(int(end[-1]),) if end.size else (0,) for end in ends]
     if (
         any(tensor.dtype != np.uint8 for tensor in tensors)
-        or [stream.shape for stream in codes] != lengths
+        or [stream.shape for stream in codes] != [(int(end[-1]),) for end in ends]
         or scales.shape != indices.shape
-        or np.any(indices >= len(formats))
+        or np.any(scales > MOST_SCALE)
         or described != _describe_leaf(leaf, of_leaf)
     ):
         raise ValueError(f'the tensors of {path!r} are not of the types and sizes that its description makes them')
@@ -265,7 +282,8 @@ def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLay
         factors = spread(factors, of_leaf.tile, (m, n)).ravel()
         for (fmt, weights), part in zip(_weights_by_format(of_leaf, which, (m, n)), parts):
             values = factors[weights]
-            values = values * bit_packing.decoded(fmt)[bit_packing.unpack(part, fmt.bits, values.size)]
+            with np.errstate(over='ignore'):
+                values = values * bit_packing.decoded(fmt)[bit_packing.unpack(part, fmt.bits, values.size)]
             if not np.all(np.isfinite(values)):
                 raise ValueError(f'{path!r} has codes that stand for no number')
             matrix.reshape(-1)[weights] = values

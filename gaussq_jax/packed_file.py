@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import secrets
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 KEY = 'gaussq_jax'
+RESERVED = '__metadata__'
 VERSION = 1
 CHUNK = 1 << 22
 NO_DIGEST = '0' * 64
@@ -31,16 +34,18 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], contents: 
       contents: what JSON keeps, to be read with them.
 
     Raises:
-      ValueError: for contents that JSON can't keep.
+      ValueError: for contents that JSON can't keep; for a name that tensors can't have.
       OSError: where the file can't be written; what was there before is as it was.
     """
     path = pathlib.Path(path)
     text = to_json({'version': VERSION, 'sha256': NO_DIGEST, **contents})
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.writing')
+    if RESERVED in tensors:
+        raise ValueError(f'a tensor cannot be named {RESERVED!r}, which means something else in safetensors files')
+    unfinished = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.writing')
     try:
         try:
-            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, unfinished, {KEY: text})
-        except SafetensorError as error:
+            save_tensors(unfinished, tensors, {KEY: text})
+        except OSError as error:
             raise OSError(f'{path} could not be written: {error}') from error
         header = _read_header(unfinished)
         place = 8 + header.index(NO_DIGEST.encode())
@@ -55,22 +60,37 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], contents: 
         unfinished.unlink(missing_ok=True)
 
 
-def read_contents(path: str | os.PathLike) -> dict[str, Any]:
-    """What `write` was given besides the tensors, after every byte of the file was checked.
+def save_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]):
+    """Writes a safetensors file that whoever may read other new files of this user may read.
+
+    Raises:
+      OSError: where it can't be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # safetensors itself would let nobody else read it
+    try:
+        save_file({name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}, path, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f'{path} could not be written: {error}') from error
+    path.chmod(mode)
+
+
+def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], safe_open]:
+    """What `write` was given besides the tensors, after every byte of the file was checked; the file, for the tensors.
 
     Raises:
       ValueError: naming the file, if it is damaged, no safetensors file, or one of others.
       OSError: if it can't be read.
     """
+    with open(path, 'rb') as file:
+        start = file.read(2)
     try:
-        with open(path, 'rb') as file:
-            start = file.read(2)
-        if start in (b'PK', b'\x80\x02'):  # a zip archive, as torch.save writes, or a pickle: never opened
-            raise ValueError(f'{path} is a pickle, as PyTorch writes them, no safetensors file')
-        with safe_open(path, 'numpy') as file:
-            metadata = file.metadata() or {}
+        opened = safe_open(path, 'numpy')
     except SafetensorError as error:
-        raise ValueError(f'{path} is no safetensors file, or a damaged one: {error}') from None
+        is_pickle = start in (b'PK', b'\x80\x02')  # a zip archive, as torch.save writes, or what it wrote before
+        reason = 'it is a pickle, as PyTorch writes them, which is never loaded' if is_pickle else error
+        raise ValueError(f'{path} is no safetensors file, or a damaged one: {reason}') from None
+    metadata = opened.metadata() or {}
     if KEY not in metadata:
         raise ValueError(f'{path} is a safetensors file, but not of packed weights: its metadata has no {KEY!r}')
     try:
@@ -80,9 +100,10 @@ def read_contents(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f'{path} is damaged: its metadata {KEY!r} is not what it should be ({error!r})') from None
     if version != VERSION:
         raise ValueError(f'{path} is of version {version!r}; this program reads version {VERSION}')
-    if not isinstance(digest, str) or digest != _digest(path, _read_header(path), digest):
+    is_digest = isinstance(digest, str) and re.fullmatch('[0-9a-f]{64}', digest)
+    if not is_digest or digest != _digest(path, _read_header(path), digest):
         raise ValueError(f'{path} is damaged: its bytes are not those that were written (SHA-256)')
-    return contents
+    return contents, opened
 
 
 def to_json(contents: Mapping[str, Any]) -> str:

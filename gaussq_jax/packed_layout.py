@@ -1,6 +1,7 @@
 """How the weights of a model are stored in few bits: the format of each block, and the bytes that it all takes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from gaussq_jax.weight_sampling import block_grid, check_block_size
 Formats = Callable[[float], FloatFormat]  # b_t -> format
 
 BFLOAT16 = FloatFormat(8, 7, 'ieee')
-MOST_FORMATS = 256  # of a leaf: a block names its own in a byte
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,12 +30,26 @@ class LeafLayout:
       tile: (rows, columns) of a matrix that share a power-of-two scale and a format; less at the matrix's edges.
       formats: those that occur, of at most 16 bits each.
       indices: uint8 (batch.., ceil(m / rows), ceil(n / columns)), which of `formats` each tile has.
+
+    Raises:
+      ValueError: for what is not as it says here.
     """
 
     rule: MatrixRule
     tile: tuple[int, int]
     formats: tuple[FloatFormat, ...]
     indices: np.ndarray
+
+    def __post_init__(self):
+        if len(self.tile) != 2 or not all(type(side) is int and side > 0 for side in self.tile):
+            raise ValueError(f'tile={self.tile!r}: it must be two positive integers, rows and columns')
+        if not self.formats or len(set(self.formats)) < len(self.formats):
+            raise ValueError(f'formats={self.formats}: there must be some, each once')
+        for fmt in self.formats:
+            if fmt.bits > MOST_BITS:
+                raise ValueError(f'format {fmt} has {fmt.bits} bits; at most {MOST_BITS} can be packed')
+        if self.indices.dtype != np.uint8 or np.any(self.indices >= len(self.formats)):
+            raise ValueError(f'indices must be uint8, less than {len(self.formats)}, the number of formats')
 
     @property
     def dtype(self) -> np.dtype:
@@ -44,7 +58,13 @@ class LeafLayout:
         return np.dtype(jax.numpy.bfloat16 if enough else np.float32)
 
 
-Layout = dict[str, LeafLayout]  # leaf path -> how it is stored; a leaf that isn't there is stored in bfloat16
+# Leaf path -> how it is stored. A leaf that isn't there is stored in bfloat16, or as it is if it isn't floating.
+Layout = dict[str, LeafLayout]
+
+STORABLE = (
+    *('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),
+    *('bfloat16', 'float16', 'float32', 'float64'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +118,6 @@ def uniform_layout(
     Source: OCP Microscaling Formats v1.0, section 5.
     """
     fmt = as_format(fmt)
-    if fmt.bits > MOST_BITS:
-        raise ValueError(f'fmt={fmt} has {fmt.bits} bits; at most {MOST_BITS} can be packed')
     tile = (check_block_size(block_size), 1)
     shapes = _matrices(params, rules)
     if fmt == BFLOAT16:
@@ -107,6 +125,7 @@ def uniform_layout(
     return {
         path: LeafLayout(rule, tile, (fmt,), np.zeros(_grid(shape, tile), np.uint8))
         for path, (rule, shape) in shapes.items()
+        if math.prod(shape)
     }
 
 
@@ -129,7 +148,7 @@ def learned_layout(
       block_size: side of the blocks, and `rules`: as those of the transform that learned the bitwidths.
 
     Raises:
-      ValueError: if there are no bitwidths, or they are not of these params, rules and blocks; if one is NaN.
+      ValueError: if there are no bitwidths, or they are not of these params, rules and blocks; if one isn't finite.
 
     Example:
       >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
@@ -142,6 +161,8 @@ def learned_layout(
     block_size = check_block_size(block_size)
     layout = {}
     for path, (rule, shape) in _check_bitwidths(params, bitwidths, block_size, rules).items():
+        if not math.prod(shape):
+            continue
         levels, indices = np.unique(_as_they_act(bitwidths[path]), return_inverse=True)
         of_levels = [formats(float(level)) for level in levels]
         found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
@@ -229,9 +250,9 @@ def model_size(
     for path, (_, shape) in _matrices(params, rules).items():
         weights = _weights_of_tiles(shape, (block_size, block_size))
         sum_of_bits = float(np.sum(weights * np.asarray(bitwidths[path], np.float64)))
-        leaves[path] = dataclasses.replace(leaves[path], mean_bitwidth=sum_of_bits / math.prod(shape))
+        leaves[path] = dataclasses.replace(leaves[path], mean_bitwidth=_mean(sum_of_bits, math.prod(shape)))
         total, count = total + sum_of_bits, count + math.prod(shape)
-    return dataclasses.replace(size, mean_bitwidth=total / count, leaves=leaves)
+    return dataclasses.replace(size, mean_bitwidth=_mean(total, count), leaves=leaves)
 
 
 def layout_size(params: Any, layout: Layout) -> ModelSize:
@@ -256,28 +277,29 @@ def layout_size(params: Any, layout: Layout) -> ModelSize:
         tiles = layout[path].indices.size
         names = tiles * (len(layout[path].formats) > 1)
         bits = 8 * (payload + tiles + names)
-        leaves[path] = ModelSize(payload, tiles, names, math.nan, bits / count if count else math.nan)
+        leaves[path] = ModelSize(payload, tiles, names, math.nan, bits / count)
         quantized_bits, quantized = quantized_bits + bits, quantized + count
     sums = (
         sum(getattr(size, name) for size in leaves.values())
         for name in ('payload_bytes', 'scale_bytes', 'format_bytes')
     )
-    return ModelSize(*sums, math.nan, quantized_bits / quantized if quantized else math.nan, leaves)
+    return ModelSize(*sums, math.nan, _mean(quantized_bits, quantized), leaves)
 
 
 def leaves_by_path(params: Any, layout: Layout) -> dict[str, Any]:
     """The leaves of params by path.
 
     Raises:
-      ValueError: for two leaves of one path, a leaf that is no array, or a layout that is of other params.
+      ValueError: for two leaves of one path, a leaf that can't be stored, or a layout that is of other params.
     """
     leaves = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = leaf_path(key_path)
         if path in leaves:
             raise ValueError(f'two leaves have the path {path!r}; rename one')
-        if not hasattr(leaf, 'dtype') or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise ValueError(f'{path!r} is a {getattr(leaf, "dtype", type(leaf).__name__)}, no array of numbers')
+        dtype = str(leaf.dtype) if hasattr(leaf, 'dtype') else f'a {type(leaf).__name__} of Python'
+        if dtype not in STORABLE:
+            raise ValueError(f'{path!r} is {dtype}; allowed are arrays of {", ".join(STORABLE)}')
         leaves[path] = leaf
     for path, stored in layout.items():
         if path not in leaves:
@@ -286,6 +308,8 @@ def leaves_by_path(params: Any, layout: Layout) -> dict[str, Any]:
         fits = len(shape) == len(stored.rule.axes)
         if not fits or stored.indices.shape != _grid(stored.rule.matrix_shape(shape), stored.tile):
             raise ValueError(f'the layout of {path!r} is of a leaf of another shape than {shape}')
+        if not math.prod(shape):
+            raise ValueError(f'{path!r} is empty, {shape}: there is nothing to quantize, and no layout of it')
     return leaves
 
 
@@ -298,8 +322,9 @@ def weights_of_formats(leaf: Any, layout: LeafLayout) -> np.ndarray:
 
 def spread(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Of one matrix of this shape, a number a tile -> a number a weight."""
-    rows, columns = shape
-    return of_tiles.repeat(tile[0], axis=-2)[..., :rows, :].repeat(tile[1], axis=-1)[..., :columns]
+    for axis, side, size in zip((-2, -1), tile, shape):
+        of_tiles = of_tiles.repeat(min(side, size), axis=axis)
+    return of_tiles[..., : shape[0], : shape[1]]
 
 
 def _matrices(params, rules) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
@@ -326,8 +351,8 @@ def _check_bitwidths(params, bitwidths, block_size, rules):
                 f'bitwidths[{path!r}] has the shape {np.shape(bitwidths[path])}, but blocks of {block_size} x'
                 f' {block_size} are {grid}'
             )
-        if np.any(np.isnan(np.asarray(bitwidths[path], np.float32))):
-            raise ValueError(f'bitwidths[{path!r}] has NaN in it')
+        if not np.all(np.isfinite(np.asarray(bitwidths[path], np.float32))):
+            raise ValueError(f'bitwidths[{path!r}] has NaN or infinity in it')
     return matrices
 
 
@@ -347,7 +372,9 @@ def _steps_down(bitwidth: float) -> Iterator[tuple[FloatFormat, float]]:
 def _cut(most: float) -> Formats:
     """The function b_t -> format that has taken all bits that cost at most so much."""
 
+    @functools.cache
     def formats(bitwidth: float) -> FloatFormat:
+        bitwidth = float(_as_they_act(bitwidth))
         fmt = format_for_bitwidth(bitwidth)
         for narrower, cost in _steps_down(bitwidth):
             if cost > most:
@@ -356,6 +383,10 @@ def _cut(most: float) -> Formats:
         return fmt
 
     return formats
+
+
+def _mean(total: float, count: int) -> float:
+    return total / count if count else math.nan
 
 
 def _grid(shape, tile) -> tuple[int, ...]:

@@ -1,0 +1,515 @@
+"""A damaged or foreign file is one clear error, never a wrong tensor; a whole one is there or isn't."""
+
+import concurrent.futures
+import copy
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import re
+import signal
+import struct
+import subprocess
+import sys
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import numpy_float_formats as oracle
+import pytest
+from safetensors.numpy import save_file
+
+import gaussq_jax as gq
+from gaussq_jax import packed_file
+from gaussq_jax.export import read_packed
+
+RULE = gq.MatrixRule('.*', (0,), (1,), (2,))
+FORMATS = tuple(map(gq.parse_format, ('e2m1', 'float8_e4m3')))
+INDICES = np.uint8([[[0, 1, 1], [0, 1, 0]], [[1, 1, 0], [0, 0, 0]]])
+LAYOUT = {
+    'kernel': gq.LeafLayout(RULE, (4, 4), FORMATS, INDICES),
+    'single': gq.LeafLayout(RULE, (4, 4), FORMATS[:1], np.zeros_like(INDICES)),
+}
+
+NOTHING = {'formats': {}, 'leaves': {}, 'other_leaves': ['x'], 'info': {}}
+
+
+def save(path, seed=0, info=None):
+    leaves = {name: oracle.heavy_tailed((2, 7, 9), seed=seed) for name in LAYOUT}
+    gq.save_packed(path, {**leaves, 'bias': np.arange(seed, seed + 3, dtype=np.float32)}, LAYOUT, info=info)
+
+
+@functools.cache
+def whole_file(directory):
+    save(directory / 'whole.safetensors', info={'config': {'name': 'tiny'}})
+    return (directory / 'whole.safetensors').read_bytes()
+
+
+@pytest.fixture
+def whole(tmp_path_factory):
+    """The bytes of a file in which there is nothing wrong."""
+    return whole_file(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / 'weights.safetensors'
+
+
+def refused(path, data=None):
+    """Says how the file is refused: in one line that begins with its name."""
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        gq.load_packed(path)
+    message = str(caught.value)
+    assert message.startswith(f'{path} ') and '\n' not in message and len(message) < len(str(path)) + 400
+    return message.removeprefix(f'{path} ')
+
+
+def header_length(data):
+    return 8 + struct.unpack('<Q', data[:8])[0]
+
+
+def rewritten(data, change_contents=lambda contents: None, change_tensors=lambda tensors: None):
+    """The file of someone who writes other contents or tensors, and the right digest of that."""
+    length = header_length(data)
+    header, payload = json.loads(data[8:length]), data[length:]
+    contents = json.loads(header.pop('__metadata__')['gaussq_jax'])
+    tensors = {
+        name: np.frombuffer(payload[slice(*entry['data_offsets'])], {'U8': 'u1', 'BF16': '<u2'}[entry['dtype']])
+        .reshape(entry['shape'])
+        .copy()
+        for name, entry in header.items()
+    }
+    change_tensors(tensors)
+    change_contents(contents)
+    contents['sha256'] = '0' * 64
+    header, payload = {'__metadata__': {'gaussq_jax': json.dumps(contents)}}, b''
+    for name, tensor in tensors.items():
+        dtype = {'uint8': 'U8', 'uint16': 'BF16', 'float32': 'F32'}[tensor.dtype.name]
+        end = len(payload) + tensor.nbytes
+        header[name] = {'dtype': dtype, 'shape': tensor.shape, 'data_offsets': [len(payload), end]}
+        payload += tensor.tobytes()
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    data = struct.pack('<Q', len(text)) + text + payload
+    return data.replace(b'0' * 64, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+# --- damage ---------------------------------------------------------------------------------------------
+
+
+def test_a_whole_file_is_read_and_so_is_one_that_others_rewrote(path, whole):
+    """What the tests of damage start from is whole."""
+    path.write_bytes(whole)
+    weights = gq.load_packed(path)
+    path.write_bytes(rewritten(whole))
+    assert path.read_bytes() != whole
+    again = gq.load_packed(path)
+    for name in ('kernel', 'single', 'bias'):
+        oracle.assert_same_bits(again[name], weights[name])
+
+
+def test_no_flipped_bit_goes_unnoticed(path, whole):
+    """One at each byte of the header, its length included, and of every byte of the payload."""
+    generator = np.random.default_rng(0)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(generator.integers(8))
+        refused(path, bytes(damaged))
+
+
+def test_a_flipped_bit_of_a_tensor_is_told_as_damage(path, whole):
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    assert refused(path, bytes(damaged)) == 'is damaged: its bytes are not those that were written (SHA-256)'
+
+
+@pytest.mark.parametrize('left', [0, 1, 7, 8, 9, 0.1, 0.5, 0.9, -1])
+def test_a_truncated_file(path, whole, left):
+    length = header_length(whole)
+    left = int(left * length) if isinstance(left, float) else left
+    assert 'is no safetensors file, or a damaged one: ' in refused(path, whole[:left])
+
+
+@pytest.mark.parametrize('more', [b'\0', b'more', bytes(4096)])
+def test_appended_bytes(path, whole, more):
+    assert 'is no safetensors file, or a damaged one: ' in refused(path, whole + more)
+
+
+def test_bytes_in_another_order(path, whole):
+    length = header_length(whole)
+    swapped = whole[:length] + whole[length:][::-1]
+    assert 'is damaged' in refused(path, swapped)
+
+
+@pytest.mark.parametrize('name', ['not-there', 'directory', 'not-there/file'])
+def test_what_cannot_be_read_is_an_error_of_the_system(tmp_path, name):
+    """As `open` has it: an OSError that names the file."""
+    (tmp_path / 'directory').mkdir()
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / name))):
+        gq.load_packed(tmp_path / name)
+
+
+# --- what others write ----------------------------------------------------------------------------------
+
+
+class Harmful:
+    """Its pickle makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize('zipped', [False, True])
+def test_pickles_are_not_loaded(path, tmp_path, protocol, zipped):
+    """PyTorch's files are a zip archive with a pickle in it; older ones begin with a pickle."""
+    trap = tmp_path / 'was_loaded'
+    data = pickle.dumps(Harmful(trap), protocol)
+    if zipped:
+        with zipfile.ZipFile(path, 'w') as file:
+            file.writestr('archive/data.pkl', data)
+    else:
+        path.write_bytes(data)
+    message = refused(path)
+    assert ('it is a pickle, as PyTorch writes them, which is never loaded' in message) == (zipped or protocol == 2)
+    assert not trap.exists()
+    pickle.loads(data).close()
+    assert trap.exists()  # it would have been seen
+
+
+def test_what_torch_saves(path):
+    torch = pytest.importorskip('torch')
+    for new in (True, False):
+        torch.save({'weight': torch.ones(3)}, path, _use_new_zipfile_serialization=new)
+        assert 'it is a pickle, as PyTorch writes them, which is never loaded' in refused(path)
+
+
+@pytest.mark.parametrize('header_bytes', [0x280, 0x4B50])
+def test_a_header_whose_length_looks_like_a_pickle_is_read_all_the_same(path, header_bytes):
+    """The first two bytes of a file are those of its header's length; these are a pickle's, and a zip archive's."""
+    filled = 0
+    for _ in range(2):
+        packed_file.write(path, {'x': np.zeros(3)}, {**NOTHING, 'info': {'x': 'x' * filled}})
+        filled = 8 + header_bytes - packed_file.header_bytes(path)
+    assert path.read_bytes()[:2] in (b'\x80\x02', b'PK')
+    assert gq.load_packed(path)['x'].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize('metadata', [None, {'format': 'pt'}, {'version': '1'}])
+def test_safetensors_of_others(path, metadata):
+    save_file({'weight': np.ones(3)}, path, metadata)
+    assert refused(path) == "is a safetensors file, but not of packed weights: its metadata has no 'gaussq_jax'"
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', 'text', '[]', '1', 'null', '"text"', '{}', '{"version": 1}', '{"sha256": ""}', '[' * 50_000, '{"a":' * 50_000],
+    ids=lambda text: text[:12],
+)
+def test_metadata_that_is_something_else(path, text):
+    """What is no JSON object, and JSON that is nested without an end."""
+    save_file({'weight': np.ones(3)}, path, {'gaussq_jax': text})
+    assert "is damaged: its metadata 'gaussq_jax' is not what it should be" in refused(path)
+
+
+@pytest.mark.parametrize('version', [0, 2, '1', None, 1.5, [1]])
+def test_another_version(path, whole, version):
+    data = rewritten(whole, lambda contents: contents.update(version=version))
+    assert refused(path, data) == f'is of version {version!r}; this program reads version 1'
+
+
+@pytest.mark.parametrize('digest', ['', 'x', '0' * 64, 'F' * 64, None, 7, '\ud800', ['a']])
+def test_another_digest(path, digest):
+    save_file({'weight': np.ones(3)}, path, {'gaussq_jax': json.dumps({'version': 1, 'sha256': digest})})
+    assert refused(path) == 'is damaged: its bytes are not those that were written (SHA-256)'
+
+
+@pytest.mark.parametrize('header', [b'{', b'[' * 100_000, b'{"a":' * 100_000, b'{"a": {}}', b'\xff' * 8, b'null'])
+def test_a_header_that_is_something_else(path, header):
+    data = struct.pack('<Q', len(header)) + header
+    assert 'is no safetensors file, or a damaged one: ' in refused(path, data)
+
+
+@pytest.mark.parametrize('length', [2**63 - 1, 2**64 - 1, 10**9])
+def test_a_header_beyond_the_file(path, length):
+    assert 'is no safetensors file, or a damaged one: ' in refused(path, struct.pack('<Q', length) + b'{}')
+
+
+def test_tensors_that_overlap(path):
+    entry = {'dtype': 'U8', 'shape': [4], 'data_offsets': [0, 4]}
+    header = json.dumps({'a': entry, 'b': {**entry, 'data_offsets': [2, 6]}}).encode()
+    data = struct.pack('<Q', len(header)) + header + bytes(6)
+    assert 'is no safetensors file, or a damaged one: ' in refused(path, data)
+
+
+# --- contents that contradict one another, under a right digest -------------------------------------------
+
+KERNEL_CHANGES = {
+    'another shape': dict(shape=[2, 9, 7]),
+    'a shape of fewer axes': dict(shape=[14, 9]),
+    'a larger shape': dict(shape=[2, 7, 10]),
+    'an immense shape': dict(shape=[2, 2**40, 2**40]),
+    'an immense shape and tile': dict(shape=[2, 2**32, 2**32], tile=[2**31, 2**31]),
+    'a negative shape': dict(shape=[2, -7, 9]),
+    'a shape of fractions': dict(shape=[2, 7.0, 9.0]),
+    'a shape that is none': dict(shape='text'),
+    'another tile': dict(tile=[4, 5]),
+    'a tile of nothing': dict(tile=[0, 4]),
+    'a negative tile': dict(tile=[-4, 4]),
+    'a tile of fractions': dict(tile=[4.0, 4.0]),
+    'a tile of one side': dict(tile=[4]),
+    'another dtype': dict(dtype='float32'),
+    'an unknown dtype': dict(dtype='float128'),
+    'formats in another order': dict(formats=['float8_e4m3', 'e2m1']),
+    'a format fewer': dict(formats=['e2m1']),
+    'no format': dict(formats=[]),
+    'one format twice': dict(formats=['e2m1', 'e2m1']),
+    'a format that is not listed': dict(formats=['e2m1', 'e3m2']),
+    'an axis twice': dict(row_axes=[0]),
+    'an axis too many': dict(batch_axes=[0, 3]),
+    'axes that are none': dict(row_axes=None),
+    'a field more': dict(more=1),
+}
+
+
+@pytest.mark.parametrize('change', KERNEL_CHANGES.values(), ids=KERNEL_CHANGES)
+def test_a_description_that_contradicts_the_tensors(path, whole, change):
+    data = rewritten(whole, lambda contents: contents['leaves']['kernel'].update(change))
+    assert refused(path, data).startswith('is none that save_packed wrote: ')
+
+
+@pytest.mark.parametrize('field', ['shape', 'dtype', 'batch_axes', 'row_axes', 'col_axes', 'tile', 'formats'])
+def test_a_description_that_lacks_a_field(path, whole, field):
+    data = rewritten(whole, lambda contents: contents['leaves']['kernel'].pop(field))
+    assert refused(path, data).startswith('is none that save_packed wrote: ')
+
+
+CONTENT_CHANGES = {
+    'no formats': lambda contents: contents.pop('formats'),
+    'no leaves': lambda contents: contents.pop('leaves'),
+    'no other leaves': lambda contents: contents.pop('other_leaves'),
+    'another leaf': lambda contents: contents['other_leaves'].append('more'),
+    'leaves that are forgotten': lambda contents: contents.update(leaves={}),
+    'a packed leaf among the others': lambda contents: contents['other_leaves'].append('single'),
+    'other leaves that are none': lambda contents: contents.update(other_leaves=None),
+    'no info': lambda contents: contents.pop('info'),
+    'leaves that are none': lambda contents: contents.update(leaves=[1]),
+    'formats that are none': lambda contents: contents.update(formats=None),
+    'info that is none': lambda contents: contents.update(info=7),
+    'a format of another maximum': lambda contents: contents['formats']['e2m1'].update(max=7.0),
+    'a format of more bits': lambda contents: contents['formats']['e2m1'].update(bits=5),
+    'an unknown format': lambda contents: contents['formats'].update(fp6={}),
+    'a format too wide': lambda contents: contents['formats'].update(
+        e7m10=dict(bits=18, exponent_bits=7, mantissa_bits=10, bias=63, max=1)
+    ),
+    'a leaf without tensors': lambda contents: contents['leaves'].update(other=contents['leaves']['kernel']),
+    'a leaf that is not packed': lambda contents: contents['leaves'].update(bias=contents['leaves']['kernel']),
+}
+
+
+@pytest.mark.parametrize('change', CONTENT_CHANGES.values(), ids=CONTENT_CHANGES)
+def test_contents_that_lack_or_contradict(path, whole, change):
+    assert refused(path, rewritten(whole, change)).startswith('is none that save_packed wrote: ')
+
+
+def put(name, tensor):
+    return lambda tensors: tensors.update({name: tensor})
+
+
+def set_to(name, place, value):
+    return lambda tensors: tensors[name].reshape(-1).__setitem__(place, value)
+
+
+TENSOR_CHANGES = {
+    'no codes': lambda tensors: tensors.pop('kernel.codes.e2m1'),
+    'no scales': lambda tensors: tensors.pop('kernel.scales'),
+    'no names of formats': lambda tensors: tensors.pop('kernel.formats'),
+    'a code fewer': lambda tensors: tensors.update({'kernel.codes.e2m1': tensors['kernel.codes.e2m1'][:-1]}),
+    'a code more': put('single.codes.e2m1', np.zeros(65, np.uint8)),
+    'codes in rows': lambda tensors: tensors.update({'single.codes.e2m1': tensors['single.codes.e2m1'][None]}),
+    'no codes at all': put('single.codes.e2m1', np.zeros(0, np.uint8)),
+    'scales of another grid': put('kernel.scales', np.zeros((2, 3, 2), np.uint8)),
+    'scales of another type': put('kernel.scales', np.zeros((2, 2, 3), np.float32)),
+    'scales flattened': put('kernel.scales', np.zeros(12, np.uint8)),
+    'names of another grid': put('kernel.formats', np.zeros((2, 3, 2), np.uint8)),
+    'names of other formats': put('kernel.formats', 1 - INDICES),
+    'a name beyond the list': set_to('kernel.formats', 3, 2),
+    'a name of 255': set_to('kernel.formats', 0, 255),
+    'a scale that is no number': set_to('kernel.scales', 5, 255),
+    'a scale too large for its codes': lambda tensors: tensors['kernel.scales'].fill(254),
+    'a code of infinity': set_to('kernel.codes.float8_e4m3', 3, 0b0_1111_000),
+    'a code of minus infinity': set_to('kernel.codes.float8_e4m3', 3, 0b1_1111_000),
+    'a code of NaN': set_to('kernel.codes.float8_e4m3', 3, 0b0_1111_101),
+    'a tensor more': put('more', np.zeros(3, np.float32)),
+    'a weight not there': lambda tensors: tensors.pop('bias'),
+    'a weight packed and not packed': put('kernel', np.zeros(3, np.float32)),
+}
+
+
+@pytest.mark.parametrize('change', TENSOR_CHANGES.values(), ids=TENSOR_CHANGES)
+def test_tensors_that_lack_or_contradict(path, whole, change):
+    data = rewritten(whole, change_tensors=lambda tensors: change(tensors))
+    assert refused(path, data).startswith('is none that save_packed wrote: ')
+
+
+@pytest.mark.slow
+def test_any_change_of_the_contents_is_refused_or_describes_weights(path, whole):
+    """Any part of the contents replaced by any of what JSON has: never another error, never something half read.
+
+    A tile of 4 x 3 in the place of 4 x 4 describes other weights of the same file, and only the digest knows better.
+    """
+    values = [None, True, 0, -1, 3, 2**70, 1.5, '', 'e2m1', '\ud800', [], [1], [[]], {}, {'e2m1': {}}, 'x' * 1000]
+    places = [place for place in places_in(json.loads(metadata_of(whole))) if place[0] not in ('info', 'sha256')]
+    read = 0
+    for place, value in itertools.product(places, values):
+        path.write_bytes(rewritten(whole, functools.partial(replace, place=place, value=value)))
+        try:
+            weights = gq.load_packed(path)
+        except ValueError as error:
+            assert str(error).startswith(f'{path} ') and '\n' not in str(error)
+            continue
+        read += 1
+        assert {name: leaf.shape for name, leaf in weights.items()} == {
+            'kernel': (2, 7, 9),
+            'single': (2, 7, 9),
+            'bias': (3,),
+        }
+        assert all(np.isfinite(leaf.astype(np.float32)).all() for leaf in weights.values())
+    assert len(places) > 30 and read < len(places)
+
+
+def metadata_of(data):
+    return json.loads(data[8 : header_length(data)])['__metadata__']['gaussq_jax']
+
+
+def places_in(contents, place=()):
+    items = (
+        contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
+    )
+    for key, value in items:
+        yield (*place, key)
+        yield from places_in(value, (*place, key))
+
+
+def replace(contents, place, value):
+    *parents, last = place
+    for key in parents:
+        contents = contents[key]
+    contents[last] = copy.deepcopy(value)
+
+
+# --- writing --------------------------------------------------------------------------------------------
+
+
+def test_the_same_weights_are_the_same_bytes(path, whole):
+    """In this process and in another one, where hashes of strings differ."""
+    save(path, info={'config': {'name': 'tiny'}})
+    assert path.read_bytes() == whole
+    assert sorted(os.listdir(path.parent)) == [path.name]
+
+
+def test_leaves_are_written_as_they_are_whatever_their_memory_looks_like(path):
+    leaves = {
+        'transposed': np.arange(6).reshape(2, 3).T,
+        'reversed': np.arange(5)[::-1],
+        'scalar': np.int8(-3),
+        'empty': np.zeros((0, 4), np.int32),
+        'bits': np.array([True, False]),
+    }
+    gq.save_packed(path, leaves, {})
+    for name, leaf in gq.load_packed(path).items():
+        np.testing.assert_array_equal(leaf, leaves[name], strict=True)
+
+
+def test_an_error_in_the_middle_leaves_what_was_there(path, monkeypatch):
+    save(path)
+    before = path.read_bytes()
+    for name in ('_digest', 'save_file'):
+        with monkeypatch.context() as patch:
+            patch.setattr(packed_file, name, failing)
+            with pytest.raises(OSError, match='no space left'):
+                save(path, seed=1)
+        assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def failing(*arguments):
+    raise OSError('no space left')
+
+
+@pytest.mark.parametrize('name', ['not-there/file', 'directory'])
+def test_a_place_where_no_file_can_be(tmp_path, name):
+    (tmp_path / 'directory').mkdir()
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / name))):
+        save(tmp_path / name)
+    assert os.listdir(tmp_path) == ['directory']
+
+
+def test_two_writers_at_a_time_leave_the_file_of_one(path):
+    """Also where they are threads of one process."""
+    with concurrent.futures.ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda seed: save(path, seed), [1, 2, 1, 2, 1, 2]))
+    assert gq.load_packed(path)['bias'].tolist() in ([1, 2, 3], [2, 3, 4])
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_one_of_the_two_or_an_error(path, monkeypatch):
+    """Its tensors are those of the file whose metadata were read."""
+    save(path, seed=1)
+    digest = packed_file._digest
+
+    def replaced_meanwhile(*arguments):
+        result = digest(*arguments)
+        save_without_patch(path)
+        return result
+
+    def save_without_patch(path):
+        with monkeypatch.context() as patch:
+            patch.setattr(packed_file, '_digest', digest)
+            save(path, seed=2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_file, '_digest', replaced_meanwhile)
+        weights = gq.load_packed(path)
+    assert weights['bias'].tolist() == [1, 2, 3]
+    assert gq.load_packed(path)['bias'].tolist() == [2, 3, 4]
+
+
+KILLED = """
+import os, sys, time
+import numpy as np
+from gaussq_jax import packed_file
+digest = packed_file._digest
+def wait(*arguments):
+    print('written, not yet named', flush=True)
+    time.sleep(600)
+packed_file._digest = wait
+packed_file.write(sys.argv[1], {'x': np.ones(1000)}, {'info': {}})
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_the_old_file(path):
+    packed_file.write(path, {'x': np.zeros(3)}, NOTHING)
+    before = path.read_bytes()
+    process = subprocess.Popen([sys.executable, '-c', KILLED, path], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == 'written, not yet named\n'
+        process.send_signal(signal.SIGKILL)
+    assert path.read_bytes() == before
+    assert gq.load_packed(path)['x'].tolist() == [0, 0, 0]
+
+
+def test_the_header_is_what_is_before_the_tensors(path, whole):
+    path.write_bytes(whole)
+    assert packed_file.header_bytes(path) == header_length(whole)
+    packed = read_packed(path)
+    assert packed.size.total_bytes == len(whole) - header_length(whole)
+    assert jnp.isnan(packed.size.mean_bitwidth)
