@@ -1,0 +1,178 @@
+"""Cast the trained weights of a sweep's runs to fewer and fewer bits, and see what loss is left.
+
+    python -m experiments.sweep --config=configs/sweeps/cast_down.py --workdir=runs/cast-down --jobs=2
+    python -m experiments.cast_down --workdir=runs/cast-down --eval_batches=100 --output=docs/cast_down.png
+
+The float32 master weights of each run's newest checkpoint are packed into a file, as BF16, FP8, FP6 and FP4 with MX
+scales and, where bitwidths were learned, each block in the format of its own, without and with a budget; what is read
+back from the file is evaluated on the validation split. Prints tables over the seeds, and writes every number to
+WORKDIR/cast_down.csv: what is there for the same checkpoint is not measured again. The 18 runs of that sweep take seven
+minutes on two busy cores; the whole validation split, without --eval_batches, is 3.2 times as much.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+import gaussq_jax as gq
+from experiments import cast_down_report, methods, runs, training
+from experiments.cast_down_report import LEARNED, UNQUANTIZED, Cast
+from experiments.checkpointing import load_contents
+from experiments.metrics import replace_file
+from gaussq_jax.packed_layout import Layout
+
+WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
+OUTPUT = flags.DEFINE_string('output', None, 'The picture: .png, .svg or .pdf. By default WORKDIR/cast_down.png.')
+FORMATS = flags.DEFINE_list(
+    'formats',
+    ['float8_e4m3fn', 'float6_e3m2fn', 'float4_e2m1fn'],
+    'What to cast to, besides bfloat16 and learned formats: names, such as e1m1.',
+)
+EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1 is all.', lower_bound=-1)
+
+BUDGETS = (6.25, 5.25, 4.25)  # mean stored bits of learned formats: as E3M2 and E2M1 with their scales, and between
+
+Validate = Callable[[training.TrainState], dict[str, float]]
+
+
+def main(argv):
+    del argv
+    workdir = pathlib.Path(WORKDIR.value)
+    output = OUTPUT.value or workdir / 'cast_down.png'
+    start = time.perf_counter()
+    with runs.user_errors():
+        done, left_out = read_sweep(workdir / 'results.csv')
+        formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
+        casts = cast_runs(workdir, done, list(dict.fromkeys(formats)), EVAL_BATCHES.value)
+        trainings = cast_down_report.group(casts)
+        cast_down_report.draw(trainings, output)
+    print(f'{time.perf_counter() - start:.0f} s\n', cast_down_report.markdown(trainings), '', sep='\n')
+    print(f'written to {workdir / "cast_down.csv"} and {output}')
+    if left_out:
+        sys.exit(f'not done, and left out: {", ".join(left_out)}')
+
+
+def read_sweep(path: pathlib.Path) -> tuple[list[str], list[str]]:
+    """The names of the runs of a results.csv that are done, and of those that aren't.
+
+    Raises:
+      ValueError: if it is no table of a sweep, or no run is done.
+    """
+    with open(path, newline='') as file:
+        rows = list(csv.DictReader(file))
+    done = [row['name'] for row in rows if row.get('status') == 'done' and row.get('name')]
+    if not done:
+        raise ValueError(f'{path} has no run that is done; its columns are {", ".join(rows[0]) if rows else "none"}')
+    return done, [row['name'] for row in rows if row['status'] != 'done']
+
+
+def cast_runs(workdir: pathlib.Path, names: list[str], formats: list[str], eval_batches: int) -> list[Cast]:
+    """All casts of these runs, those that the workdir's cast_down.csv has, and the others, which it has then."""
+    table = workdir / 'cast_down.csv'
+    by_run, evaluations = {}, {}
+    for cast in read_casts(table) if table.exists() else ():
+        by_run.setdefault(cast.run, []).append(cast)
+    for i, name in enumerate(names):
+        checkpoint = load_contents(workdir / name / 'checkpoints')['sha256']
+        alike = [
+            cast for cast in by_run.get(name, ()) if (cast.checkpoint, cast.eval_batches) == (checkpoint, eval_batches)
+        ]
+        if [cast.cast for cast in alike if not cast.cast.startswith(LEARNED)] == formats:
+            continue
+        print(f'[{i + 1}/{len(names)}] {name}:', end='', flush=True)
+        by_run[name] = cast_run(workdir / name, checkpoint, formats, eval_batches, evaluations)
+        write_casts(table, [cast for casts in by_run.values() for cast in casts])
+    return [cast for name in names for cast in by_run[name]]
+
+
+def cast_run(
+    workdir: pathlib.Path, checkpoint: str, formats: list[str], eval_batches: int, evaluations: dict[str, Validate]
+) -> list[Cast]:
+    """Packs, reads back and evaluates each cast of a run; `evaluations` keeps what other runs of its shape can use."""
+    run = runs.open_run(workdir, eval_batches=eval_batches)
+    config = run.experiment.config
+    used = {**config.quantization.to_dict(), **methods.unused_settings(config.method)}
+    sampled = config.method in methods.SAMPLING
+    casts, losses = [], {}
+    for name, layout in layouts_of(run, formats).items():
+        with tempfile.TemporaryDirectory() as directory:
+            file = pathlib.Path(directory) / 'packed.safetensors'
+            size = gq.save_packed(file, run.state.params, layout)
+            weights = gq.load_packed(file, like=run.state.params)
+            contents = file.read_bytes()
+        if contents not in losses:  # a budget that is no constraint makes the same file
+            experiment, state = training.with_fixed_weights(run.experiment, weights)
+            key = what_evaluation_depends_on(config)
+            if key not in evaluations:
+                evaluations[key] = runs.make_validation(experiment, runs.load_data(config, run.tokenizer))
+            losses[contents] = evaluations[key](state)
+        loss, bits_per_byte = (losses[contents][f'validation/{name}'] for name in ('loss', 'bits_per_byte'))
+        print(f' {cast_down_report.short_name(name)} {loss:.4f}', end='', flush=True)
+        casts.append(
+            Cast(
+                run=workdir.name,
+                method=config.method,
+                b_target=f'{config.quantization.b_target:g}' if sampled else '',
+                format=used['format'],
+                seed=config.seed,
+                step=int(run.state.step),
+                checkpoint=checkpoint,
+                eval_batches=eval_batches,
+                cast=name,
+                loss=loss,
+                bits_per_byte=bits_per_byte,
+                stored_bits=16.0 if not layout else size.mean_stored_bits,
+                file_bytes=len(contents),
+            )
+        )
+    print()
+    return casts
+
+
+def layouts_of(run: runs.Run, formats: list[str]) -> dict[str, Layout]:
+    """What a run's weights are cast to, by name; the linear layers are those that its method is for."""
+    config, params = run.experiment.config, run.state.params
+    rules = methods.matrix_rules(config)
+    layouts = {name: gq.uniform_layout(params, name, rules=rules) for name in formats}
+    if bitwidths := run.experiment.transform.bitwidths(run.state.bitwidths):
+        blocks = dict(rules=rules, block_size=methods.parse_block_size(config.quantization.block_size))
+        layouts[LEARNED] = gq.learned_layout(params, bitwidths, **blocks)
+        for budget in BUDGETS:
+            within = gq.formats_within_budget(params, bitwidths, budget, **blocks)
+            layouts[f'{LEARNED} {budget:g}'] = gq.learned_layout(params, bitwidths, formats=within, **blocks)
+    return layouts
+
+
+def what_evaluation_depends_on(config: Any) -> str:
+    """The fields of a config that more than the training reads; runs that agree share a compiled evaluation."""
+    training_only = {'seed', 'name', 'optimizer'} | (set() if config.method == 'fqt' else {'method', 'quantization'})
+    return json.dumps({name: value for name, value in config.to_dict().items() if name not in training_only})
+
+
+def read_casts(path: pathlib.Path) -> list[Cast]:
+    """What `write_casts` wrote; ValueError for another table."""
+    with open(path, newline='') as file:
+        lines = list(csv.reader(file))
+    if not lines or tuple(lines[0]) != Cast._fields or any(len(line) != len(Cast._fields) for line in lines):
+        raise ValueError(f'{path} is not of this program, or damaged; delete it to measure again')
+    kinds = Cast.__annotations__.values()
+    return [Cast(*(kind(cell) for kind, cell in zip(kinds, line))) for line in lines[1:]]
+
+
+def write_casts(path: pathlib.Path, casts: list[Cast]):
+    """Writes the table in one step."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([Cast._fields, *casts])
+    replace_file(path, text.getvalue())
+
+
+if __name__ == '__main__':
+    runs.start(main)
