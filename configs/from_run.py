@@ -28,11 +28,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The model of the run in the workdir `run`, and its newest weights to start from."""
     parsed = common.parse(argument, run='', **ARGUMENTS)
     run = _read(parsed.run)
+    workdir = pathlib.Path(parsed.run)
     config = common.base_config(parsed)
-    config.name = f'{pathlib.Path(parsed.run).resolve().name}-{parsed.method}'
+    config.name = f'{workdir.resolve().name}-{parsed.method}'
     config.update({name: run[name] for name in TEXT + MODEL if name != 'model'})
     config.model = ConfigDict(run['model'])
-    config.init_from = parsed.run
+    config.init_from = str(workdir)
+    copied = workdir.expanduser() / 'tokenizer' / pathlib.Path(config.tokenizer).name  # of an imported run
+    if copied.is_file():
+        config.tokenizer = str(copied.absolute())
     config.microbatches = 4
     config.total_steps = 1000
     config.optimizer.learning_rate = 1e-4

@@ -56,6 +56,10 @@ def main(config: ConfigDict):
         raise ValueError(f'device={DEVICE.value!r} is unknown; allowed are {", ".join(device_specs.names())}')
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', DEVICES.value)
+    if VOCAB_SIZE.value and config.vocab_size:
+        raise ValueError(
+            f'--vocab_size={VOCAB_SIZE.value}: the config says already that vocab_size={config.vocab_size}'
+        )
     vocab_size = VOCAB_SIZE.value or tokenizers.load_tokenizer(config.tokenizer).vocab_size
     experiment = training.make_experiment(config, vocab_size)
     report(experiment, device, MFU.value)

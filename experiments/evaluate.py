@@ -89,8 +89,8 @@ def report_quantization(run: runs.Run):
     if run.packed:
         source = pathlib.Path(WEIGHTS.value)
         files = source.with_suffix('')
-        what = quantization_report.describe_layout(run.packed.info, run.packed.layout)
         with runs.user_errors():
+            what = quantization_report.describe_layout(run.packed.info, run.packed.layout)
             rows = quantization_report.from_json(run.packed.info['report'])
     else:
         source = pathlib.Path(WORKDIR.value)

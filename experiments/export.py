@@ -20,6 +20,8 @@ weights, are stored in bfloat16. --to_hf writes the same weights, in bfloat16, a
 
 import math
 import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -51,12 +53,12 @@ def main(argv):
         run = runs.open_run(workdir)
         layout, promised = choose_layout(run, FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         info = describe_run(run, layout, FORMAT.value, BUDGET.value)
-        if TO_HF.value:
-            write_huggingface(run, gq.quantize_params(run.state.params, layout), pathlib.Path(TO_HF.value))
         gq.save_packed(file, run.state.params, layout, info=info)
         header, on_disk = header_bytes(file), file.stat().st_size
         if on_disk != header + promised.total_bytes:
             raise ValueError(f'{file} has {on_disk} bytes, not {promised.total_bytes} and a header of {header}')
+        if TO_HF.value:
+            write_huggingface(run, workdir, gq.quantize_params(run.state.params, layout), pathlib.Path(TO_HF.value))
     print(f'{workdir.name}, step {info["step"]}: {report.describe_layout(info, layout)}')
     print(table(run.state.params, layout, promised))
     share = 100 * on_disk / (4 * num_weights(run.state.params))
@@ -129,7 +131,7 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
 def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:
     """What a file keeps of its run: what `runs.open_packed` takes, and what quantization did to the weights."""
     return {
-        'config': run.experiment.config.to_dict(),
+        'config': {**run.experiment.config.to_dict(), 'cache_dir': '', 'init_from': ''},
         'step': int(run.state.step),
         'vocab_size': run.experiment.vocab_size,
         'tokenizer': run.tokenizer.fingerprint,
@@ -139,17 +141,22 @@ def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) 
     }
 
 
-def write_huggingface(run: runs.Run, weights: Any, directory: pathlib.Path):
-    """Writes these weights as a folder for transformers, with what files of the tokenizer there are."""
-    tokenizer = run.experiment.config.tokenizer
-    folder = None if tokenizer == 'bytes' else pathlib.Path(tokenizer).expanduser().parent
-    huggingface_folder.write(directory, run.experiment.model, weights, tokenizer_directory=folder)
+def write_huggingface(run: runs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
+    """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
+    tokenizer, folder = pathlib.Path(run.experiment.config.tokenizer).expanduser(), workdir / 'tokenizer'
+    with tempfile.TemporaryDirectory() as alone:
+        if not folder.is_dir():
+            folder = tokenizer.parent if tokenizer.is_file() else None  # of bytes
+        if folder and tokenizer.is_file() and tokenizer.name not in huggingface_folder.TOKENIZERS:
+            folder = pathlib.Path(alone)  # what lies beside it may be another's
+            shutil.copyfile(tokenizer, folder / f'tokenizer{tokenizer.suffix}')
+        huggingface_folder.write(directory, run.experiment.model, weights, tokenizer_directory=folder)
 
 
 def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:
     """A line a leaf, one for all that are quantized, and one for all."""
     lines = [('leaf', 'weights', 'bitwidth', 'stored bits', 'bytes', 'formats')]
-    leaves = leaves_by_path(params, layout)
+    leaves = leaves_by_path(params)
     for path, leaf in leaves.items():
         formats = leaf.dtype.name
         if path in layout:

@@ -1,7 +1,8 @@
 """The weights that a training starts from, where `config.init_from` names another run: of its newest whole checkpoint.
 
 Which checkpoint that was is kept in the run's own ones. It is asked for again only if the run goes back to its
-beginning, and then nothing else stands in for it; a run that continues needs it no more.
+beginning, and then nothing else stands in for it; a run that continues needs it no more (but configs/from_run.py reads
+that run's config.json each time).
 """
 
 import pathlib

@@ -41,7 +41,8 @@ class LowPrecisionModel(TemplateLM):
 
     Every text follows the token that ends a document, as the texts do in training. What doesn't fit into the window is
     seen as far as it fits: of a context the end; a longer text to score is scored in windows, each token once. Numbers
-    don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor.
+    don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor; nor do
+    texts, unless a task samples them by a temperature.
 
     Args:
       workdir: a run's directory, whose newest checkpoint is evaluated; or else

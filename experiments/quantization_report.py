@@ -243,8 +243,11 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The inverse of `to_json`."""
-    return [Row(**{**row, 'measurement': Measurement(**row['measurement'])}) for row in rows]
+    """The inverse of `to_json`; ValueError for what isn't from there."""
+    try:
+        return [Row(**{**row, 'measurement': Measurement(**row['measurement'])}) for row in rows]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f'a report on the layers was expected, not {rows!r:.60}…') from error
 
 
 def write_csv(rows: Sequence[Row], file: pathlib.Path):

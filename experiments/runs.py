@@ -104,6 +104,11 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     stored = load_config(directory)
     stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
     config = _config_to_look_at(workdir, stored, changes)
+    copied = (
+        workdir / 'tokenizer' / pathlib.Path(config.tokenizer).name
+    )  # by experiments.import_hf; the run may have moved
+    if copied.is_file():
+        config.tokenizer = str(copied)
     tokenizer = tokenizers.load_tokenizer(config.tokenizer)
     experiment = training.make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
@@ -124,10 +129,11 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
         or is another one.
     """
     packed = read_packed(path)
-    if missing := {'config', 'step', 'tokenizer', 'layout', 'report'} - set(packed.info):
+    types = {'config': dict, 'step': int, 'tokenizer': str, 'layout': str, 'report': list}
+    if wrong := [name for name, kind in types.items() if not isinstance(packed.info.get(name), kind)]:
         raise ValueError(
-            f'{path} was not written by experiments.export: it lacks {", ".join(sorted(missing))}. Without the'
-            " model's config, it can only be read, by gaussq_jax.load_packed"
+            f'{path} was not written by experiments.export: it lacks {", ".join(wrong)}, or has another such. It can be'
+            ' read, by gaussq_jax.load_packed, and no more'
         )
     config = _config_to_look_at(path, packed.info['config'], changes | ({'tokenizer': tokenizer} if tokenizer else {}))
     try:

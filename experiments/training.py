@@ -87,8 +87,8 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     _check_config(config)
     if config.vocab_size and config.vocab_size < vocab_size:
         raise ValueError(
-            f'config.vocab_size={config.vocab_size} must be at least {vocab_size}, the vocabulary of the tokenizer'
-            f' {config.tokenizer}; or 0, which is just that'
+            f'config.vocab_size={config.vocab_size} must be at least {vocab_size}, the tokens that there are; or 0,'
+            ' which is just that'
         )
     vocab_size = config.vocab_size or vocab_size
     mesh = partitioning.make_mesh(config.mesh)
@@ -138,6 +138,8 @@ def init_state(experiment: Experiment, params: Any = None) -> TrainState:
 
 def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> tuple[Experiment, TrainState]:
     """The experiment with these weights for its model, as they are: nothing is sampled, rounded or learned any more.
+
+    Only the matmuls of fqt go on to quantize their operands, weights among them.
 
     Args:
       experiment: of the model.

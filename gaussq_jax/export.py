@@ -9,6 +9,7 @@ docs/packed_format.md tells what is in a file.
 """
 
 import functools
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,9 @@ from gaussq_jax.packed_layout import (
     Layout,
     LeafLayout,
     ModelSize,
-    layout_size,
+    check_layout,
     leaves_by_path,
+    size_of_leaves,
     spread,
     weights_of_formats,
 )
@@ -58,6 +60,7 @@ def quantize_params(params: Any, layout: Layout) -> Any:
     Returns:
       A tree like params, on the same devices: bfloat16, but for leaves with a format of more than 7 mantissa bits,
       which are float32. Floating leaves that are not in the layout are rounded to bfloat16; others are untouched.
+      Call it outside of `jax.jit` where a mesh has explicit axes.
 
     Raises:
       ValueError: if the layout is not of these params; for infinite and NaN weights, but under `jax.jit`.
@@ -69,7 +72,7 @@ def quantize_params(params: Any, layout: Layout) -> Any:
 
     Source: OCP Microscaling Formats v1.0, section 6.3.
     """
-    leaves_by_path(params, layout)
+    check_layout(leaves_by_path(params), layout)
 
     def quantize(key_path, leaf):
         path = leaf_path(key_path)
@@ -94,7 +97,7 @@ def save_packed(
     Args:
       path: of the file; its directory must be there.
       params, layout: as for `quantize_params`.
-      info: what else is to be kept, for example the model's configuration; anything that JSON keeps as it is.
+      info: what else is to be kept, for example the model's configuration: a dict that JSON keeps as it is.
 
     Returns:
       The size. The file is larger by its header, `packed_file.header_bytes(path)`.
@@ -112,8 +115,13 @@ def save_packed(
       >>> size.mean_stored_bits, bool(jnp.all(weights['up']['kernel'] == 1))
       (6.25, True)
     """
-    leaves = leaves_by_path(params, layout)
-    packed_file.to_json({'info': info})  # refused before the work is done
+    leaves = leaves_by_path(params)
+    check_layout(leaves, layout)
+    info = {} if info is None else info
+    if not isinstance(info, Mapping) or json.loads(packed_file.to_json(info)) != info:
+        raise ValueError(
+            f'info={info!r}: allowed is a dict that JSON keeps as it is: of lists, not tuples; keys are text'
+        )
     tensors, described, formats = {}, {}, {}
     for name, leaf in leaves.items():
         if name in layout:
@@ -130,8 +138,8 @@ def save_packed(
         'leaves': described,
         'other_leaves': [name for name in leaves if name not in layout],
     }
-    packed_file.write(path, tensors, {**contents, 'info': dict(info or {})})
-    return layout_size(params, layout)
+    packed_file.write(path, tensors, {**contents, 'info': dict(info)})
+    return size_of_leaves(leaves, layout)
 
 
 def load_packed(path: str | os.PathLike, *, like: Any = None) -> Any:
@@ -161,12 +169,12 @@ def read_packed(path: str | os.PathLike, *, like: Any = None) -> Packed:
     try:
         with file:
             leaves, layout = _unpack(contents, file)
-        info = dict(contents['info'])
+        size, info = size_of_leaves(leaves, layout), dict(contents['info'])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
         reason = error if isinstance(error, ValueError) else repr(error)
         raise ValueError(f'{path} is none that save_packed wrote: {reason}') from None
     params = _nest(path, leaves) if like is None else _arrange(path, leaves, like)
-    return Packed(params, layout, layout_size(leaves, layout), info)
+    return Packed(params, layout, size, info)
 
 
 def _rounded(leaf):
@@ -250,7 +258,10 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
         unread = {name: None for name in unread if name not in names}
     if differ := (set(unread) ^ set(contents['other_leaves'])) | (set(unread) & set(leaves)):
         raise ValueError(f'{min(differ)!r} is not the one leaf of its tensor, or not the one tensor of its leaf')
-    return leaves | {name: file.get_tensor(name) for name in unread}, layout
+    others = {name: file.get_tensor(name) for name in unread}
+    if wide := [name for name, leaf in others.items() if is_floating(leaf) and leaf.dtype != jnp.bfloat16]:
+        raise ValueError(f'{wide[0]!r} is {others[wide[0]].dtype}, and not bfloat16')
+    return leaves | others, layout
 
 
 def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLayout]:
@@ -260,7 +271,7 @@ def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLay
     indices = indices[0] if indices else np.zeros(scales.shape, np.uint8)
     of_leaf = LeafLayout(rule, tuple(described['tile']), formats, indices)
     leaf = jax.ShapeDtypeStruct(tuple(described['shape']), of_leaf.dtype)
-    leaves_by_path({path: leaf}, {path: of_leaf})  # raises if shape, axes, tile and grid don't fit
+    check_layout({path: leaf}, {path: of_leaf})
     counts = weights_of_formats(leaf, of_leaf).reshape(-1, len(formats))
     ends = [
         np.cumsum([bit_packing.packed_bytes(int(n), fmt.bits) for n in of_fmt])
@@ -329,7 +340,7 @@ def _nest(file, leaves):
 
 
 def _arrange(file, leaves, like):
-    wanted = leaves_by_path(like, {})
+    wanted = leaves_by_path(like)
     differences = [
         f'{path}: {np.shape(leaves.get(path)) if path in leaves else "not there"} in the file,'
         f' {wanted[path].shape if path in wanted else "not there"} in `like`'

@@ -41,6 +41,8 @@ class LeafLayout:
     indices: np.ndarray
 
     def __post_init__(self):
+        object.__setattr__(self, 'tile', tuple(self.tile))
+        object.__setattr__(self, 'formats', tuple(self.formats))
         if len(self.tile) != 2 or not all(type(side) is int and side > 0 for side in self.tile):
             raise ValueError(f'tile={self.tile!r}: it must be two positive integers, rows and columns')
         if not self.formats or len(set(self.formats)) < len(self.formats):
@@ -216,10 +218,12 @@ def formats_within_budget(
         layout = learned_layout(params, bitwidths, formats=_cut(most), block_size=block_size, rules=rules)
         return layout_size(params, layout).mean_stored_bits
 
+    if stored_bits(0.0) <= mean_stored_bits:
+        return _cut(0.0)
     least = stored_bits(costs[-1])
     if not mean_stored_bits >= least:
         raise ValueError(f'a budget of {mean_stored_bits:g} bits a weight is below {least:.4g}, all blocks in e2m1')
-    low, high = -1, len(costs) - 1  # the cheapest cut that is known to be too dear (none), and one that is not
+    low, high = 0, len(costs) - 1  # a cut that leaves too much, and one that doesn't
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if stored_bits(costs[middle]) <= mean_stored_bits else (middle, high)
@@ -261,12 +265,18 @@ def layout_size(params: Any, layout: Layout) -> ModelSize:
     Raises:
       ValueError: if the layout is not of these params.
     """
-    leaves, quantized_bits, quantized = {}, 0, 0
-    for path, leaf in leaves_by_path(params, layout).items():
+    return size_of_leaves(leaves_by_path(params), layout)
+
+
+def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
+    """`layout_size` of leaves by path."""
+    check_layout(leaves, layout)
+    sizes, quantized_bits, quantized = {}, 0, 0
+    for path, leaf in leaves.items():
         count = math.prod(leaf.shape)
         if path not in layout:
             itemsize = BFLOAT16.bits // 8 if is_floating(leaf) else leaf.dtype.itemsize
-            leaves[path] = ModelSize(count * itemsize, 0, 0, math.nan, math.nan)
+            sizes[path] = ModelSize(count * itemsize, 0, 0, math.nan, math.nan)
             continue
         counts = weights_of_formats(leaf, layout[path])
         payload = sum(
@@ -277,21 +287,16 @@ def layout_size(params: Any, layout: Layout) -> ModelSize:
         tiles = layout[path].indices.size
         names = tiles * (len(layout[path].formats) > 1)
         bits = 8 * (payload + tiles + names)
-        leaves[path] = ModelSize(payload, tiles, names, math.nan, bits / count)
+        sizes[path] = ModelSize(payload, tiles, names, math.nan, bits / count)
         quantized_bits, quantized = quantized_bits + bits, quantized + count
     sums = (
-        sum(getattr(size, name) for size in leaves.values())
-        for name in ('payload_bytes', 'scale_bytes', 'format_bytes')
+        sum(getattr(size, name) for size in sizes.values()) for name in ('payload_bytes', 'scale_bytes', 'format_bytes')
     )
-    return ModelSize(*sums, math.nan, _mean(quantized_bits, quantized), leaves)
+    return ModelSize(*sums, math.nan, _mean(quantized_bits, quantized), sizes)
 
 
-def leaves_by_path(params: Any, layout: Layout) -> dict[str, Any]:
-    """The leaves of params by path.
-
-    Raises:
-      ValueError: for two leaves of one path, a leaf that can't be stored, or a layout that is of other params.
-    """
+def leaves_by_path(params: Any) -> dict[str, Any]:
+    """The leaves of params by path; ValueError for two of one path, and one that can't be stored."""
     leaves = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = leaf_path(key_path)
@@ -301,6 +306,11 @@ def leaves_by_path(params: Any, layout: Layout) -> dict[str, Any]:
         if dtype not in STORABLE:
             raise ValueError(f'{path!r} is {dtype}; allowed are arrays of {", ".join(STORABLE)}')
         leaves[path] = leaf
+    return leaves
+
+
+def check_layout(leaves: Mapping[str, Any], layout: Layout):
+    """ValueError for a layout that is not of these leaves, which are given by path."""
     for path, stored in layout.items():
         if path not in leaves:
             raise ValueError(f'the layout is of other params: they have no leaf {path!r}')
@@ -310,7 +320,6 @@ def leaves_by_path(params: Any, layout: Layout) -> dict[str, Any]:
             raise ValueError(f'the layout of {path!r} is of a leaf of another shape than {shape}')
         if not math.prod(shape):
             raise ValueError(f'{path!r} is empty, {shape}: there is nothing to quantize, and no layout of it')
-    return leaves
 
 
 def weights_of_formats(leaf: Any, layout: LeafLayout) -> np.ndarray:

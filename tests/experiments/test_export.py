@@ -15,7 +15,7 @@ from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh, random_state, random_tokens, small_config
 
 import gaussq_jax as gq
-from experiments import quantization_report, runs, tokenizers, training
+from experiments import huggingface_folder, quantization_report, runs, tokenizers, training
 from experiments.checkpointing import Checkpointer
 from gaussq_jax.export import read_packed
 from gaussq_jax.packed_file import header_bytes
@@ -165,11 +165,37 @@ def test_weights_for_transformers(tmp_path, monkeypatch, capsys, learned):
     )
     assert capsys.readouterr().out.splitlines()[-1].startswith(f'written to {tmp_path}/hf: the same weights')
 
+
+@pytest.mark.parametrize(
+    ('tokenizer', 'imported', 'expected'),
+    [
+        ('tokenizer.json', False, {'tokenizer.json': 'own', 'vocab.json': 'own'}),
+        ('mine.json', False, {'tokenizer.json': 'mine'}),
+        ('tokenizer.json', True, {'tokenizer.json': 'imported'}),
+        ('bytes', True, {'tokenizer.json': 'imported'}),
+    ],
+)
+def test_transformers_get_the_tokenizer_of_the_run(tmp_path, monkeypatch, learned, tokenizer, imported, expected):
+    """What lies beside a tokenizer of another name may be another's; an imported run has a copy of all."""
+    (tmp_path / 'elsewhere').mkdir()
+    for name, text in {'tokenizer.json': 'own', 'vocab.json': 'own', 'mine.json': 'mine'}.items():
+        (tmp_path / 'elsewhere' / name).write_text(text)
+    if imported:
+        (tmp_path / 'tokenizer').mkdir()
+        (tmp_path / 'tokenizer' / 'tokenizer.json').write_text('imported')
+    carried = {}
+
+    def write(directory, model, weights, tokenizer_directory):
+        for name in huggingface_folder.TOKENIZER_FILES:
+            if (tokenizer_directory / name).is_file():
+                carried[name] = (tokenizer_directory / name).read_text()
+
+    monkeypatch.setattr(export.huggingface_folder, 'write', write)
     config = learned.experiment.config.copy_and_resolve_references()
-    config.tokenizer = str(tmp_path / 'of_the_run' / 'tokenizer.json')
-    of_files = dataclasses.replace(learned.experiment, config=config)
-    export.write_huggingface(learned._replace(experiment=of_files), weights, tmp_path / 'hf')
-    assert written[-1][1] == dict(tokenizer_directory=tmp_path / 'of_the_run')
+    config.tokenizer = tokenizer if tokenizer == 'bytes' else str(tmp_path / 'elsewhere' / tokenizer)
+    run = learned._replace(experiment=dataclasses.replace(learned.experiment, config=config))
+    export.write_huggingface(run, tmp_path, None, tmp_path / 'hf')
+    assert carried == expected
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read_all_the_same(path, he
     """The first two bytes of a file are those of its header's length; these are a pickle's, and a zip archive's."""
     filled = 0
     for _ in range(2):
-        packed_file.write(path, {'x': np.zeros(3)}, {**NOTHING, 'info': {'x': 'x' * filled}})
+        packed_file.write(path, {'x': np.zeros(3, np.int32)}, {**NOTHING, 'info': {'x': 'x' * filled}})
         filled = 8 + header_bytes - packed_file.header_bytes(path)
     assert path.read_bytes()[:2] in (b'\x80\x02', b'PK')
     assert gq.load_packed(path)['x'].tolist() == [0, 0, 0]
