@@ -113,11 +113,11 @@ def test_columns_are_aligned(capsys):
 @pytest.mark.parametrize(
     ('arguments', 'shape', 'message'),
     [
-        ([], '128x128', "error: say what to measure: kernel or compile or step or depth or cast (not '')"),
+        ([], '128x128', "error: say what to measure: kernel or compile or step or depth or cast or export (not '')"),
         (
             ['cast', 'st'],
             '128x128',
-            "error: say what to measure: kernel or compile or step or depth or cast (not 'cast st')",
+            "error: say what to measure: kernel or compile or step or depth or cast or export (not 'cast st')",
         ),
         (['cast'], '128', "error: shape='128' is not ROWSxCOLUMNS, such as 4096x4096"),
         (['cast'], '128x100', 'error: shape=128x100: both lengths must be multiples of 128'),

@@ -17,8 +17,9 @@ from configs import tiny
 from experiments import distributed, exit_codes
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-SMALL = {'total_steps': 60, 'log_every': 5, 'eval_every': 30, 'eval_batches': 1, 'checkpoint_every': 20}
+SMALL = {'total_steps': 30, 'log_every': 5, 'eval_every': 15, 'eval_batches': 1, 'checkpoint_every': 10}
 SMALL |= {'quantization.parts': 'down'}
+MESH = {'mesh.data': 2, 'mesh.fsdp': 2}
 WITHIN_A_MINUTE = 60
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -114,30 +115,37 @@ def assert_lost(processes, lost):
             assert 'start all again with the same command' in lines[0]
 
 
+def stop_and_continue(launch, workdir, **settings):
+    """A training of two processes, of which one is killed after step 15; the last one's two processes."""
+    stopped = training(workdir, **settings)
+    killed = launch(stopped, 2)
+    killed.wait_for('step 15/')
+    killed.processes[1].kill()
+    assert_lost(killed, 1)
+    finished = launch(stopped, 2)
+    assert finished.exit_codes() == [exit_codes.DONE, exit_codes.DONE], finished.text(0)
+    assert 'continuing from step 10' in finished.text(0)
+    return finished
+
+
 def test_two_processes_train_as_one_and_resume_after_one_is_lost(tmp_path, launch):
-    """2 x 2 devices: the losses of 1 x 4; and after a SIGKILL, the bits of never having stopped."""
+    """2 x 2 devices: the losses of 1 x 4, after a SIGKILL, too."""
     config = tiny.get_config('smoke')
     config.update_from_flattened_dict(SMALL)
     start(tmp_path / 'one', config, (2, 2, 1))
-
-    mesh = {'mesh.data': 2, 'mesh.fsdp': 2}
-    whole = launch(training(tmp_path / 'whole', **SMALL, **mesh), 2)
-    assert whole.exit_codes() == [exit_codes.DONE, exit_codes.DONE], whole.text(0) + whole.text(1)
-    assert_same_losses(tmp_path / 'whole', tmp_path / 'one')
-    assert 'processes 2: 0-1 on ' in whole.text(0) and 'done ' in whole.text(0)
-    assert 'step' not in whole.text(1)  # one process writes logs
-    state = tmp_path / 'whole' / 'checkpoints' / '60' / 'state'
+    finished = stop_and_continue(launch, tmp_path / 'two', **SMALL, **MESH)
+    assert_same_losses(tmp_path / 'two', tmp_path / 'one')
+    assert 'processes 2: 0-1 on ' in finished.text(0) and 'done ' in finished.text(0)
+    assert 'step' not in finished.text(1)  # one process writes logs
+    state = tmp_path / 'two' / 'checkpoints' / '30' / 'state'
     assert {'ocdbt.process_0', 'ocdbt.process_1'} <= {path.name for path in state.iterdir()}  # both write their shards
 
-    stopped = training(tmp_path / 'stopped', **SMALL, **mesh)
-    killed = launch(stopped, 2)
-    killed.wait_for('step 25/60')
-    killed.processes[1].kill()
-    assert_lost(killed, 1)
 
-    finished = launch(stopped, 2)
-    assert finished.exit_codes() == [exit_codes.DONE, exit_codes.DONE], finished.text(0)
-    assert 'continuing from step 20' in finished.text(0)
+@pytest.mark.slow
+def test_two_processes_that_were_stopped_end_with_the_same_bits(tmp_path, launch):
+    whole = launch(training(tmp_path / 'whole', **SMALL, **MESH), 2)
+    assert whole.exit_codes() == [exit_codes.DONE, exit_codes.DONE], whole.text(0) + whole.text(1)
+    stop_and_continue(launch, tmp_path / 'stopped', **SMALL, **MESH)
     assert_same_bits(tmp_path / 'stopped', tmp_path / 'whole')
 
 

@@ -112,7 +112,7 @@ def interrupt(monkeypatch, before_step, error=KeyboardInterrupt):
     monkeypatch.setattr(training, 'make_train_step', make_interrupted_step)
 
 
-@pytest.mark.parametrize('steps', [(7,), (2, 10, 12)])
+@pytest.mark.parametrize('steps', [pytest.param((7,), marks=pytest.mark.slow), (2, 10, 12)])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(finished, tmp_path, steps):
     """Before its first checkpoint, between two, and after the last but one; what was logged in between is gone."""
     for step in steps:

@@ -55,7 +55,7 @@ def on_one_device():
     return run_steps(make_experiment(small_config(**TWO_PARTS)))
 
 
-@pytest.mark.parametrize('sizes', MESHES)
+@pytest.mark.parametrize('sizes', [MESHES[2], *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in MESHES[:2])])
 def test_a_mesh_changes_no_bit_of_the_weights_and_no_loss(sizes):
     experiment = make_experiment(small_config(**TWO_PARTS), sizes)
     weights, losses, state = run_steps(experiment)

@@ -21,6 +21,7 @@ MODELS = {
 LINEAR_LAYERS = {'llama': 7, 'gpt2': 6}
 
 both_models = pytest.mark.parametrize('name', MODELS)
+llama_and_slowly_gpt2 = pytest.mark.parametrize('name', ['llama', pytest.param('gpt2', marks=pytest.mark.slow)])
 with_and_without_remat = pytest.mark.parametrize('remat_policy', [None, 'full'])
 
 
@@ -80,7 +81,7 @@ def test_bfloat16_weights_count_for_what_they_are(name):
     np.testing.assert_array_equal(logits(name, rounded), logits(name, in_float32))
 
 
-@both_models
+@llama_and_slowly_gpt2
 def test_bfloat16_compute_is_near_float32_and_what_comes_out_is_float32(name):
     params = random_params(name)
 
@@ -147,7 +148,7 @@ def test_transform_is_not_applied_at_initialisation(name):
         jax.eval_shape(model.apply, variables, random_tokens())
 
 
-@both_models
+@llama_and_slowly_gpt2
 def test_gradients_flow_through_the_transform_to_what_it_closes_over(name):
     """A traced key and a learned state, closed over under jit and grad, against noise added from outside."""
 
