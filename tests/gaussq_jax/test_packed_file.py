@@ -491,13 +491,13 @@ def wait(*arguments):
     print('written, not yet named', flush=True)
     time.sleep(600)
 packed_file._digest = wait
-packed_file.write(sys.argv[1], {'x': np.ones(1000)}, {'info': {}})
+packed_file.write(sys.argv[1], {'x': np.ones(1000, np.int32)}, {'info': {}})
 """
 
 
 @pytest.mark.slow
 def test_a_kill_leaves_the_old_file(path):
-    packed_file.write(path, {'x': np.zeros(3)}, NOTHING)
+    packed_file.write(path, {'x': np.zeros(3, np.int32)}, NOTHING)
     before = path.read_bytes()
     process = subprocess.Popen([sys.executable, '-c', KILLED, path], stdout=subprocess.PIPE, text=True)
     with process:
@@ -505,6 +505,13 @@ def test_a_kill_leaves_the_old_file(path):
         process.send_signal(signal.SIGKILL)
     assert path.read_bytes() == before
     assert gq.load_packed(path)['x'].tolist() == [0, 0, 0]
+
+
+def test_a_leaf_as_it_is_must_be_bfloat16_if_it_is_floating(path):
+    """What a whole file of others may hold; ours never do, and sizes count two bytes."""
+    packed_file.write(path, {'x': np.zeros(3, np.float32)}, NOTHING)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is none .*'x' is float32, and not bfloat16$"):
+        gq.load_packed(path)
 
 
 def test_the_header_is_what_is_before_the_tensors(path, whole):
