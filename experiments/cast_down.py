@@ -150,7 +150,7 @@ def layouts_of(run: runs.Run, formats: list[str]) -> dict[str, Layout]:
     rules = methods.matrix_rules(config)
     layouts = {name: gq.uniform_layout(params, name, rules=rules) for name in formats}
     if bitwidths := run.experiment.transform.bitwidths(run.state.bitwidths):
-        blocks = dict(rules=rules, block_size=methods.parse_block_size(config.quantization.block_size))
+        blocks = methods.sampled_blocks(config)
         layouts[LEARNED] = gq.learned_layout(params, bitwidths, **blocks)
         for budget in BUDGETS:
             within = gq.formats_within_budget(params, bitwidths, budget, **blocks)

@@ -58,7 +58,7 @@ def main(argv):
         if on_disk != header + promised.total_bytes:
             raise ValueError(f'{file} has {on_disk} bytes, not {promised.total_bytes} and a header of {header}')
         if TO_HF.value:
-            write_huggingface(run, workdir, gq.quantize_params(run.state.params, layout), pathlib.Path(TO_HF.value))
+            write_huggingface(run, workdir, gq.load_packed(file, like=run.state.params), pathlib.Path(TO_HF.value))
     print(f'{workdir.name}, step {info["step"]}: {report.describe_layout(info, layout)}')
     print(table(run.state.params, layout, promised))
     share = 100 * on_disk / (4 * num_weights(run.state.params))
@@ -110,8 +110,8 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
       ValueError: for learned bitwidths where none were learned; for a budget that can't be kept.
     """
     config, params = run.experiment.config, run.state.params
-    rules = methods.matrix_rules(config)
     if fmt != LEARNED:
+        rules = methods.matrix_rules(config)
         layout = gq.uniform_layout(params, fmt, block_size=32 if block_size is None else block_size, rules=rules)
         return layout, gq.layout_size(params, layout)
     bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
@@ -120,7 +120,7 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
             f'--format={LEARNED}: the method of this run is {config.method}, which learns no bitwidths; give a format'
             ' for all weights, for example --format=float6_e3m2fn'
         )
-    blocks = dict(block_size=methods.parse_block_size(config.quantization.block_size), rules=rules)
+    blocks = methods.sampled_blocks(config)
     formats = gq.format_for_bitwidth
     if budget is not None:
         formats = gq.formats_within_budget(params, bitwidths, budget, **blocks)

@@ -77,6 +77,11 @@ def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
     return (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
 
 
+def sampled_blocks(config: ConfigDict) -> dict[str, Any]:
+    """The rules and block size of a method that samples, as arguments of `gaussq_jax.learned_layout` and the like."""
+    return {'rules': matrix_rules(config), 'block_size': parse_block_size(config.quantization.block_size)}
+
+
 def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:
     """What makes the matmul of the linear layers; None if it is the usual one.
 

@@ -112,12 +112,10 @@ def measure_run(run: runs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
       ValueError: for weights that are infinite or NaN.
     """
     config, params = run.experiment.config, run.state.params
-    rules = methods.matrix_rules(config)
     if quantizer is None:
         bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
-        block_size = methods.parse_block_size(config.quantization.block_size)
-        return measure_layout(params, gq.learned_layout(params, bitwidths, block_size=block_size, rules=rules))
-    matrices, _ = match_rules(params, rules)
+        return measure_layout(params, gq.learned_layout(params, bitwidths, **methods.sampled_blocks(config)))
+    matrices, _ = match_rules(params, methods.matrix_rules(config))
     of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
     return _measure_matrices(params, matrices, of_matrix)
 

@@ -161,17 +161,7 @@ def learned_layout(
     Source: arXiv 2505.11170, section 3.
     """
     block_size = check_block_size(block_size)
-    layout = {}
-    for path, (rule, shape) in _check_bitwidths(params, bitwidths, block_size, rules).items():
-        if not math.prod(shape):
-            continue
-        levels, indices = np.unique(_as_they_act(bitwidths[path]), return_inverse=True)
-        of_levels = [formats(float(level)) for level in levels]
-        found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
-        numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
-        grid = block_grid(shape, block_size)
-        layout[path] = LeafLayout(rule, (block_size, block_size), found, numbers[indices].reshape(grid))
-    return layout
+    return _learned_layout(_check_bitwidths(params, bitwidths, block_size, rules), bitwidths, formats, block_size)
 
 
 def formats_within_budget(
@@ -210,13 +200,13 @@ def formats_within_budget(
       >>> formats(4.0).name, formats(5.0).name
       ('e2m1', 'e3m3')
     """
-    _check_bitwidths(params, bitwidths, check_block_size(block_size), rules)
+    block_size = check_block_size(block_size)
+    matrices, leaves = _check_bitwidths(params, bitwidths, block_size, rules), leaves_by_path(params)
     levels = np.unique(np.concatenate([_as_they_act(grid).ravel() for grid in bitwidths.values()]))
     costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
 
     def stored_bits(most: float) -> float:
-        layout = learned_layout(params, bitwidths, formats=_cut(most), block_size=block_size, rules=rules)
-        return layout_size(params, layout).mean_stored_bits
+        return size_of_leaves(leaves, _learned_layout(matrices, bitwidths, _cut(most), block_size)).mean_stored_bits
 
     if stored_bits(0.0) <= mean_stored_bits:
         return _cut(0.0)
@@ -341,6 +331,20 @@ def _matrices(params, rules) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
     matrices, _ = match_rules(params, rules)
     leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return {path: (rule, rule.matrix_shape(leaves[path].shape)) for path, rule in matrices.items()}
+
+
+def _learned_layout(matrices, bitwidths, formats: Formats, block_size: int) -> Layout:
+    layout = {}
+    for path, (rule, shape) in matrices.items():
+        if not math.prod(shape):
+            continue
+        levels, indices = np.unique(_as_they_act(bitwidths[path]), return_inverse=True)
+        of_levels = [formats(float(level)) for level in levels]
+        found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
+        numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
+        grid = block_grid(shape, block_size)
+        layout[path] = LeafLayout(rule, (block_size, block_size), found, numbers[indices].reshape(grid))
+    return layout
 
 
 def _check_bitwidths(params, bitwidths, block_size, rules):
