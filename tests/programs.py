@@ -1,8 +1,11 @@
 """The programs, imported into one process: each defines flags, some of them of the same name."""
 
 import importlib
+import types
 
+import pytest
 from absl import flags
+from small_experiments import ONE_DEVICE, on_mesh
 
 
 def import_program(name):
@@ -13,3 +16,12 @@ def import_program(name):
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
     return module
+
+
+def run_program(program, **given):
+    """What `python -m experiments.<program>` does, after its flags are read."""
+    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(ONE_DEVICE):
+        for name in [name for name, value in vars(program).items() if isinstance(value, flags.FlagHolder)]:
+            flag = types.SimpleNamespace(name=name.lower(), value=given.get(name), present=int(name in given))
+            monkeypatch.setattr(program, name, flag)
+        program.main([''])

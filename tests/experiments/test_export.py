@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from parameter_trees import assert_identical_trees
-from programs import import_program
+from programs import import_program, run_program
 from small_experiments import ONE_DEVICE, on_mesh, random_state, random_tokens, small_config
 
 import gaussq_jax as gq
@@ -45,15 +44,6 @@ def learned():
 @pytest.fixture(scope='module')
 def plain():
     return make_run('method=bf16')
-
-
-def run_program(program, **given):
-    """What `python -m experiments.<program>` does, after its flags are read."""
-    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(ONE_DEVICE):
-        for name in [name for name, value in vars(program).items() if isinstance(value, flags.FlagHolder)]:
-            flag = types.SimpleNamespace(name=name.lower(), value=given.get(name), present=int(name in given))
-            monkeypatch.setattr(program, name, flag)
-        program.main([''])
 
 
 def run_export(monkeypatch, run, workdir, **given):
