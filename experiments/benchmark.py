@@ -30,11 +30,11 @@ from ml_collections import config_flags
 
 from experiments import (
     cast_benchmark,
+    cli,
     compiled_kernels,
     depth_benchmark,
     export_benchmark,
     kernel_benchmark,
-    runs,
     step_benchmark,
     timing,
 )
@@ -75,7 +75,7 @@ def main(argv):
     measure = measures.get(' '.join(argv[1:]))
     if measure is None:
         sys.exit(f'error: say what to measure: {" or ".join(measures)} (not {" ".join(argv[1:])!r})')
-    with runs.user_errors():
+    with cli.user_errors():
         measure()
 
 
@@ -259,4 +259,4 @@ def _quartiles(row, digits: int) -> str:
 
 
 if __name__ == '__main__':
-    runs.start(main, default_config=DEFAULT_CONFIG, takes_arguments=True)
+    cli.start(main, default_config=DEFAULT_CONFIG, takes_arguments=True)

@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import cast_down_report, methods, runs, training
+from experiments import cast_down_report, cli, methods, runs, training
 from experiments.cast_down_report import LEARNED, UNQUANTIZED, Cast
 from experiments.checkpointing import load_contents
 from experiments.metrics import replace_file
@@ -48,7 +48,7 @@ def main(argv):
     workdir = pathlib.Path(WORKDIR.value)
     output = OUTPUT.value or workdir / 'cast_down.png'
     start = time.perf_counter()
-    with runs.user_errors():
+    with cli.user_errors():
         check_output(pathlib.Path(output))
         done, left_out = read_sweep(workdir / 'results.csv')
         formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
@@ -182,4 +182,4 @@ def write_casts(path: pathlib.Path, casts: list[Cast]):
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import runs
+from experiments import cli
 from experiments.methods import unused_settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
@@ -37,7 +37,7 @@ class Setting(NamedTuple):
 
 def main(argv):
     del argv
-    with runs.user_errors():
+    with cli.user_errors():
         settings = read_settings(pathlib.Path(WORKDIR.value) / 'results.csv', METRIC.value)
     print(markdown(settings, METRIC.value))
     if diverged := [name for setting in settings for name in setting.diverged]:
@@ -110,4 +110,4 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

@@ -1,6 +1,6 @@
 """One training in many processes: who takes part, what they decide together, and what happens when one is lost.
 
-    with runs.user_errors():
+    with cli.user_errors():
         distributed.initialize()                   # before anything that touches a device
     with distributed.lost_process_errors():
         ...                                        # all the rest of main

@@ -26,7 +26,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import quantization_report, runs, training
+from experiments import cli, quantization_report, runs, training
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -42,7 +42,7 @@ SCALE = flags.DEFINE_string('scale', None, 'The same, how blocks are scaled: abs
 
 def main(argv):
     del argv
-    with runs.user_errors():
+    with cli.user_errors():
         check_flags()
         changes = {} if QUANTIZATION.value else {'eval_batches': EVAL_BATCHES.value}
         run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
@@ -70,7 +70,7 @@ def check_flags():
 
 def evaluate(run: runs.Run):
     """Prints the metrics on the validation split as JSON; of packed weights, also what they take."""
-    with runs.user_errors():
+    with cli.user_errors():
         data = runs.load_data(run.experiment.config, run.tokenizer)
         validate = runs.make_validation(run.experiment, data)
     metrics = validate(run.state)
@@ -89,13 +89,13 @@ def report_quantization(run: runs.Run):
     if run.packed:
         source = pathlib.Path(WEIGHTS.value)
         files = source.with_suffix('')
-        with runs.user_errors():
+        with cli.user_errors():
             what = quantization_report.describe_layout(run.packed.info, run.packed.layout)
             rows = quantization_report.from_json(run.packed.info['report'])
     else:
         source = pathlib.Path(WORKDIR.value)
         files = source / 'quantization'
-        with runs.user_errors():
+        with cli.user_errors():
             quantizer = quantization_report.choose_quantizer(
                 config, fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value
             )
@@ -108,11 +108,11 @@ def report_quantization(run: runs.Run):
     print(quantization_report.table(rows))
     if QUANTIZATION.value:
         table, picture = (files.with_name(files.name + suffix) for suffix in ('.csv', '.png'))
-        with runs.user_errors():
+        with cli.user_errors():
             quantization_report.write_csv(rows, table)
             quantization_report.draw(rows, title, picture)
         print(f'written to {table} and {picture}')
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

@@ -28,7 +28,7 @@ import jax
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import huggingface_folder, methods, runs
+from experiments import cli, huggingface_folder, methods, runs
 from experiments import quantization_report as report
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
@@ -46,7 +46,7 @@ TO_HF = flags.DEFINE_string('to_hf', None, 'A folder for transformers, which is 
 
 def main(argv):
     del argv
-    with runs.user_errors():
+    with cli.user_errors():
         workdir = pathlib.Path(WORKDIR.value)
         check_settings(FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         file = output_file(workdir)
@@ -184,4 +184,4 @@ def _cells(weights: int, bitwidth: float, num_bytes: int, formats: str = '') -> 
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

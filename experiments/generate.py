@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import runs
+from experiments import cli, runs
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -24,7 +24,7 @@ SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
 
 def main(argv):
     del argv
-    with runs.user_errors():
+    with cli.user_errors():
         run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
     tokenizer = run.tokenizer
     prompt = [tokenizer.end_of_document, *tokenizer.encode(PROMPT.value)]
@@ -85,4 +85,4 @@ def generate(
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

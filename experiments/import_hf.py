@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import huggingface_folder, runs, tokenizers, training
+from experiments import cli, huggingface_folder, runs, tokenizers, training
 from experiments.checkpointing import Checkpointer, SaveError
 from experiments.new_directory import new_directory
 from gaussq_jax import models
@@ -46,7 +46,7 @@ def main(argv):
     del argv
     workdir = pathlib.Path(WORKDIR.value)
     try:
-        with runs.user_errors():
+        with cli.user_errors():
             settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value)
             experiment = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
     except SaveError as error:
@@ -130,4 +130,4 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

@@ -22,7 +22,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from experiments import partitioning, runs
+from experiments import host_memory, partitioning, runs
 
 SHORTEST = 16  # sequences are padded to this length, twice that, and so on up to the window: each is compiled once
 MAX_NEW_TOKENS = 256  # where a task doesn't say
@@ -260,4 +260,5 @@ def _positive(name: str, value) -> int:
 
 
 if __name__ == '__main__':
+    host_memory.keep_freed_memory()
     cli_evaluate()

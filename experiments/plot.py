@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import runs
+from experiments import cli
 from experiments.metrics import read_metrics
 
 matplotlib.use('agg')
@@ -28,7 +28,7 @@ def main(argv):
     workdirs = [pathlib.Path(name) for name in argv[1:]]
     if not workdirs:
         sys.exit('error: name the workdirs to draw')
-    with runs.user_errors():
+    with cli.user_errors():
         if len({workdir.name for workdir in workdirs}) < len(workdirs):
             raise ValueError(f'the last names of {", ".join(map(str, workdirs))} must differ: they name the curves')
         lines = {workdir.name: read_metrics(workdir / 'metrics.jsonl') for workdir in workdirs}
@@ -71,4 +71,4 @@ def series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == '__main__':
-    runs.start(main, takes_arguments=True)
+    cli.start(main, takes_arguments=True)

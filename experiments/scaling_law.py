@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import known_laws, runs, training_plans
+from experiments import cli, known_laws, training_plans
 from experiments.known_laws import KnownLaw, aligned, human, interval_text
 from experiments.training_plans import format_name
 from gaussq_jax.formats import parse_format
@@ -80,7 +80,7 @@ COMMANDS = {
 
 
 def main(argv):
-    with runs.user_errors():
+    with cli.user_errors():
         name, *arguments = argv[1:] or ['']
         if name not in COMMANDS:
             raise ValueError(f'say what to do: {", ".join(COMMANDS)} (not {name!r})')
@@ -359,4 +359,4 @@ def at_least_two(name: str, text: str) -> float:
 
 
 if __name__ == '__main__':
-    runs.start(main, takes_arguments=True)
+    cli.start(main, takes_arguments=True)

@@ -46,7 +46,7 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import runs, sweep_run
+from experiments import cli, sweep_run
 from experiments.metrics import replace_file
 from experiments.sweep_plan import Run, make_runs
 from experiments.sweep_run import Result
@@ -88,7 +88,7 @@ class Jobs(Protocol):
 
 def main(argv):
     del argv
-    with runs.user_errors():
+    with cli.user_errors():
         config = CONFIG.value
         if config is None or any(name not in config for name in ('name', 'config', 'grids')):
             raise ValueError('--config must be the file of a sweep, whose config has name, config and grids')
@@ -296,4 +296,4 @@ def job_environments(jobs: int) -> list[dict[str, str]]:
 if __name__ == '__main__':
     for number in (signal.SIGINT, signal.SIGTERM):  # also where it is ignored: the runs would inherit that
         signal.signal(number, signal.default_int_handler)
-    runs.start(main)
+    cli.start(main)

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from experiments import (
     checkpointing,
+    cli,
     distributed,
     dry_run,
     exit_codes,
@@ -49,7 +50,7 @@ PROFILE = flags.DEFINE_string('profile', None, 'START:STOP: the steps of which w
 def main(argv):
     del argv
     config = CONFIG.value
-    with runs.user_errors():
+    with cli.user_errors():
         if dry_run.requested():
             dry_run.main(config)
             return
@@ -63,7 +64,7 @@ def main(argv):
         Preemption() as preemption,
         contextlib.ExitStack() as resources,
     ):
-        with runs.user_errors():
+        with cli.user_errors():
             tokenizer = tokenizers.load_tokenizer(config.tokenizer)
             experiment = training.make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
@@ -155,4 +156,4 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
 
 
 if __name__ == '__main__':
-    runs.start(main, default_config=DEFAULT_CONFIG)
+    cli.start(main, default_config=DEFAULT_CONFIG)

@@ -10,7 +10,7 @@ import time
 
 import jax
 
-from experiments import initial_weights, input_pipeline, partitioning, runs, throughput, training
+from experiments import cli, initial_weights, input_pipeline, partitioning, runs, throughput, training
 from experiments.checkpointing import Checkpointer, Restored
 from experiments.divergence import Diverged, DivergenceDetector
 from experiments.metrics import MetricWriter
@@ -43,7 +43,7 @@ def train(
     """
     config = experiment.config
     started = time.perf_counter()
-    with runs.user_errors():
+    with cli.user_errors():
         watchdog = Watchdog(config.stall_timeout)
         detector = DivergenceDetector(config.divergence)
         validate = watchdog.unwatched_first(runs.make_validation(experiment, data, watchdog.beat))
@@ -144,7 +144,7 @@ def roll_back(
     """
     step, state, detector_state = 0, None, None
     if detector.checkpoint is not None:
-        with runs.user_errors():
+        with cli.user_errors():
             restored = runs.restore(checkpointer, experiment, data, at_most=detector.checkpoint)
             if restored is None:
                 raise ValueError(f'the checkpoint of step {detector.checkpoint} to go back to is not there any more')
@@ -159,5 +159,5 @@ def initial_state(experiment: training.Experiment, data: runs.Data) -> training.
     """The state before the first step: of random weights, or of those of another run."""
     if data.initial_weights is None:
         return training.init_state(experiment)
-    with runs.user_errors():
+    with cli.user_errors():
         return training.init_state(experiment, initial_weights.load(experiment, data.initial_weights))

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import re
+import warnings
 
 import jax
 
@@ -10,8 +12,27 @@ INTERPRETED = tuple(f'{name}_interpret' for name in KERNELS)  # step by step in 
 IMPLEMENTATIONS = (*KERNELS, 'xla', *INTERPRETED)
 
 _BACKENDS = {'triton': 'triton', 'mosaic': 'mosaic_gpu'}  # modules of jax.experimental.pallas
-_COMPUTE_CAPABILITY = {'triton': (8, 0), 'mosaic': (9, 0)}
+# Compute capabilities, and which major versions these are. Mosaic's code aborts the process when it is compiled for an
+# older GPU, and NVIDIA's assembler refuses it for 12.x.
+_COMPUTE_CAPABILITIES = {
+    'triton': ('8.0 or newer', lambda major: major >= 8),
+    'mosaic': ('9.x or 10.x', lambda major: major in (9, 10)),
+}
 _MOSAIC_INTERPRETS_FROM = (0, 11, 2)
+# Of GPUs that are only described, by what their device kinds contain. Source: developer.nvidia.com/cuda/gpus.
+_DESCRIBED = {
+    r'V100': '7.0',
+    r'T4': '7.5',
+    r'A100|A800|A30': '8.0',
+    r'A10G?|A16|A40|RTX A\d{4}|RTX 30\d0': '8.6',
+    r'L4|L40S?|RTX 40\d0|RTX \d{4} Ada': '8.9',
+    r'H100|H200|H800|H20|GH200': '9.0',
+    r'B200|GB200': '10.0',
+    r'B300|GB300': '10.3',
+    r'Thor': '11.0',
+    r'RTX 50\d0|RTX PRO \d{4}': '12.0',
+    r'GB10': '12.1',
+}
 
 
 def check(implementation: str, reason: str | None = None) -> str:
@@ -33,7 +54,7 @@ def why_not(implementation: str) -> str | None:
     """Why an implementation can't run with this JAX and device; None if it can.
 
     The device is that of the mesh in whose context this is, else the default one. A mesh may describe a GPU that isn't
-    here, to compile for it (`jax.sharding.AbstractDevice`): that counts as able.
+    here, to compile for it (`jax.sharding.AbstractDevice`): what it can is known by its name.
     """
     if implementation == 'xla':
         return None
@@ -44,15 +65,22 @@ def why_not(implementation: str) -> str | None:
         if kernel == 'mosaic' and jax.__version_info__ < _MOSAIC_INTERPRETS_FROM:
             return f'JAX {jax.__version__} interprets no Mosaic kernels; {_dotted(_MOSAIC_INTERPRETS_FROM)} does'
         return None
-    device, needed = _device(), _COMPUTE_CAPABILITY[kernel]
-    if isinstance(device, jax.sharding.AbstractDevice) and device.platform == 'gpu':
-        return None
-    capability = getattr(device, 'compute_capability', '')
-    if device.platform != 'gpu' or '.' not in capability:
-        return f'it needs an NVIDIA GPU, and the device is {device.device_kind}'
-    if tuple(map(int, capability.split('.'))) < needed:
-        return f'it needs compute capability {_dotted(needed)}, and {device.device_kind} has {capability}'
+    device, (needed, suffices) = _device(), _COMPUTE_CAPABILITIES[kernel]
+    capability = _compute_capability(device)
+    if device.platform != 'gpu' or capability is None:
+        return f'it needs an NVIDIA GPU whose compute capability is known, and the device is {device.device_kind}'
+    if not suffices(int(capability.split('.')[0])):
+        return f'it needs compute capability {needed}, and {device.device_kind} has {capability}'
     return None
+
+
+def _compute_capability(device: jax.Device | jax.sharding.AbstractDevice) -> str | None:
+    """Such as '9.0'; None if it has none, as GPUs of other makers, or if nothing is known of a described one."""
+    if not isinstance(device, jax.sharding.AbstractDevice):
+        capability = getattr(device, 'compute_capability', '')
+        return capability if '.' in capability else None
+    kind = device.device_kind
+    return next((found for regex, found in _DESCRIBED.items() if re.search(rf'\b({regex})\b', kind)), None)
 
 
 def _device() -> jax.Device | jax.sharding.AbstractDevice:
@@ -67,7 +95,10 @@ def _device() -> jax.Device | jax.sharding.AbstractDevice:
 
 def load(package: str, implementation: str):
     """The module of a kernel in `package`, and the arguments that its functions take for this implementation."""
-    module = importlib.import_module(f'{package}.{implementation.removesuffix("_interpret")}')
+    kernel = implementation.removesuffix('_interpret')
+    if kernel == 'triton':  # from 0.11, JAX warns at each lowering that it will drop it: `_pick` then takes another
+        warnings.filterwarnings('ignore', 'The Pallas Triton backend is deprecated', DeprecationWarning)
+    module = importlib.import_module(f'{package}.{kernel}')
     return module, {'interpret': True} if implementation in INTERPRETED else {}
 
 

@@ -38,14 +38,15 @@ def store(ref, x: jax.Array):
 
 
 # 'Optimized' is a check that a warp's accesses fill whole sectors, which a number a block does not.
-if 'idx' in inspect.signature(plgpu.load).parameters:  # JAX 0.10
+_INDEX = inspect.signature(plgpu.load).parameters.get('idx')
+if _INDEX and _INDEX.default is inspect.Parameter.empty:  # JAX 0.10; 0.11 warns if it is given
+    load = lambda ref, layout: plgpu.load(ref, ..., layout=layout, optimized=False)
+else:
+    load = functools.partial(plgpu.load, optimized=False)
 
-    def load(ref, layout):
-        return plgpu.load(ref, ..., layout=layout, optimized=False)
+if hasattr(plgpu, 'store'):  # from JAX 0.12
+    _store_array = functools.partial(plgpu.store, optimized=False)
+else:
 
     def _store_array(ref, x):
         ref[...] = x
-
-else:
-    load = functools.partial(plgpu.load, optimized=False)
-    _store_array = functools.partial(plgpu.store, optimized=False)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import runs
+from experiments import cli
 from experiments.reliability import faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
@@ -120,7 +120,7 @@ def main(argv):
             results.append(result := observe(fault, laboratory))
             print(f'{result.outcome:10}{fault.name}: {result.observation.happened}', flush=True)
     if OUTPUT.value:
-        with runs.user_errors():
+        with cli.user_errors():
             pathlib.Path(OUTPUT.value).write_text(page(results, time.perf_counter() - started))
     if any(result.outcome == FAILED for result in results):
         sys.exit('error: a fault had another outcome than it should have')
@@ -170,4 +170,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == '__main__':
-    runs.start(main)
+    cli.start(main)

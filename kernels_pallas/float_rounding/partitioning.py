@@ -9,6 +9,8 @@ from jax.custom_batching import custom_vmap
 
 from kernels_pallas.partitioning import partitioned, vary_alike, vary_as
 
+MOST_VALUES = 2**31 - 1  # their indices are of 32 bits
+
 
 @functools.cache
 def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **how) -> Callable:
@@ -16,9 +18,17 @@ def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **how) ->
 
     Each value is for itself: shards may be any, as long as all arrays are cut alike. Under `jax.vmap`, the mapped axis
     is one more. Of `has_effects`, see `partitioned`.
+
+    Raises:
+      ValueError: when called with more values than a kernel can count.
     """
 
     def on_device(*arrays):
+        if arrays[0].size > MOST_VALUES:
+            raise ValueError(
+                f'a kernel rounds at most {MOST_VALUES:,} values at a time, and x has {arrays[0].size:,}; leave'
+                " implementation at None, or give 'xla', which takes any number"
+            )
         arrays = vary_alike(arrays)
         return vary_as(arrays[0], kernel(*arrays, **how))
 

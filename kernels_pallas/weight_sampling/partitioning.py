@@ -20,6 +20,7 @@ from kernels_pallas.weight_sampling.noise import GROUP_ROWS
 
 FORWARD = '... p, m, n c, ... m r n c, ... m n -> ... m r n c, ... m n'
 BACKWARD = '... p, m, n c, ... m r n c -> ... m n'
+MOST_PROGRAMS = 2**16 - 1  # of a launch along its second and third axes, which are rows of blocks and matrices
 
 
 @functools.cache
@@ -33,13 +34,19 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
       how: its other arguments, hashable.
 
     Returns:
-      A function of place (..., 5), weights (..., m, n) and scale (..., m / 32, n / 32) of any leading axes.
+      A function of place (..., 5), weights (..., m, n) and scale (..., m / 32, n / 32) of any leading axes; a
+      ValueError when it is called with more than a launch can have.
     """
 
     def on_device(*arguments):
         place, row_block, column, weights, *scale = vary_alike(arguments)
         *leading, m, _, n, _ = weights.shape
         matrices = weights.reshape(-1, m * GROUP_ROWS, n * GROUP_ROWS)
+        if max(matrices.shape[0], m) > MOST_PROGRAMS:
+            raise ValueError(
+                f'a kernel samples at most {MOST_PROGRAMS:,} matrices of at most {GROUP_ROWS * MOST_PROGRAMS:,} rows at'
+                f" a time, and these are {matrices.shape}; implementation='xla' samples any"
+            )
         flat = lambda x, axes: x.reshape(-1, *x.shape[x.ndim - axes :])
         results = kernel(flat(place, 1), row_block, column.reshape(-1), matrices, *(flat(x, 2) for x in scale), **how)
         by_block = lambda x: x.reshape(*leading, m, n) if x.shape[1:] == (m, n) else x.reshape(weights.shape)

@@ -53,7 +53,7 @@ def forward(
         column of its first weight.
       row_block: uint32 (m / 32,), added to the row of `place`: 0, 1, .. if w isn't a shard of something.
       column: uint32 (n,), added to its column.
-      w: (l, m, n), float32 or bfloat16; m and n multiples of 32.
+      w: (l, m, n), float32 or bfloat16; m and n multiples of 32; l and m / 32 at most 65535, as a launch has them.
       scale: float32 (l, m / 32, n / 32), 2^(1 - bitwidth).
       tile: the most blocks that a program takes, a power of two.
       interpret: run it step by step in XLA, on any platform.
@@ -131,20 +131,24 @@ def _backward_kernel(place_ref, row_block_ref, column_ref, dw_hat_ref, sums_ref,
 
 
 def _launch(shape: tuple[int, int, int], tile: int):
-    """How (l, m / 32, 32, n / 32, 32) weights, blocks, places and columns are cut for the programs, and these."""
+    """How (l, m / 32, 32, n / 32, 32) weights, blocks, places and columns are cut for the programs, and these.
+
+    The first axis of a grid runs fastest: programs that run together have neighbouring columns, whose rows are adjacent
+    in memory.
+    """
     l, m_blocks, _, n_blocks, _ = _by_block(shape)
     tile = math.gcd(n_blocks, tile)
-    weights = pl.BlockSpec((1, 1, BLOCK_SIZE, tile, BLOCK_SIZE), lambda k, i, j: (k, i, 0, j, 0))
-    blocks = pl.BlockSpec((1, 1, tile), lambda k, i, j: (k, i, j))
-    places = [pl.BlockSpec((1, 5), lambda k, i, j: (k, 0)), pl.BlockSpec((1,), lambda k, i, j: (i,))]
-    columns = pl.BlockSpec((tile, BLOCK_SIZE), lambda k, i, j: (j, 0))
+    weights = pl.BlockSpec((1, 1, BLOCK_SIZE, tile, BLOCK_SIZE), lambda j, i, k: (k, i, 0, j, 0))
+    blocks = pl.BlockSpec((1, 1, tile), lambda j, i, k: (k, i, j))
+    places = [pl.BlockSpec((1, 5), lambda j, i, k: (k, 0)), pl.BlockSpec((1,), lambda j, i, k: (i,))]
+    columns = pl.BlockSpec((tile, BLOCK_SIZE), lambda j, i, k: (j, 0))
     return (
         weights,
         blocks,
         places,
         columns,
         {
-            'grid': (l, m_blocks, n_blocks // tile),
+            'grid': (n_blocks // tile, m_blocks, l),
             'compiler_params': plgpu.CompilerParams(num_warps=max(1, tile // TILE), num_stages=1),
         },
     )

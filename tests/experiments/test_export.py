@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import types
 
 import jax
 import jax.numpy as jnp

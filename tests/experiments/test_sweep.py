@@ -25,10 +25,10 @@ sweep = import_program('sweep')
 REPOSITORY = pathlib.Path(__file__).parents[2]
 STUB_SWEEP = """
 import sys
-from experiments import runs, sweep, sweep_plan
+from experiments import cli, sweep, sweep_plan
 *sweep_plan.TRAIN, end = sys.argv[1:sys.argv.index('end') + 1]
 sys.argv[1:] = sys.argv[sys.argv.index('end') + 1:]
-runs.start(sweep.main)
+cli.start(sweep.main)
 """
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote opens, evaluates to the same numbers, and continues: see tests/data/version_0_1/README.md."""
+"""What version 0.1.0 wrote opens, evaluates to the same numbers and continues: see tests/data/version_0_1."""
 
 import hashlib
 import json

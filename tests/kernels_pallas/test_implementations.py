@@ -14,7 +14,16 @@ import gaussq_jax as gq
 from kernels_pallas import implementations, weight_sampling
 
 KEY = jax.random.key(0)
-GPU_KINDS = {'7.5': 'Tesla T4', '8.0': 'NVIDIA A100-SXM4-80GB', '9.0': 'NVIDIA H100 80GB HBM3', '12.0': 'NVIDIA B200'}
+GPU_KINDS = {
+    '7.5': 'Tesla T4',
+    '8.0': 'NVIDIA A100-SXM4-80GB',
+    '8.9': 'NVIDIA L40S',
+    '9.0': 'NVIDIA H100 80GB HBM3',
+    '10.0': 'NVIDIA B200',
+    '10.3': 'NVIDIA GB300',
+    '11.0': 'NVIDIA Thor',
+    '12.0': 'NVIDIA GeForce RTX 5090',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +133,8 @@ def test_mosaic_is_interpreted_where_jax_can():
 
 
 @pytest.mark.parametrize(
-    ('compute_capability', 'picked'), [('7.5', 'xla'), ('8.0', 'triton'), ('9.0', 'triton'), ('12.0', 'triton')]
+    ('compute_capability', 'picked'),
+    [('7.5', 'xla'), ('8.0', 'triton'), ('9.0', 'triton'), ('10.0', 'triton'), ('12.0', 'triton')],
 )
 def test_the_pick_of_a_gpu(gpu, caplog, compute_capability, picked):
     gpu(compute_capability)
@@ -134,7 +144,10 @@ def test_the_pick_of_a_gpu(gpu, caplog, compute_capability, picked):
     assert repr(picked) in record.getMessage() and record.levelno == logging.INFO
 
 
-@pytest.mark.parametrize(('compute_capability', 'picked'), [('7.5', 'xla'), ('8.0', 'xla'), ('9.0', 'mosaic')])
+@pytest.mark.parametrize(
+    ('compute_capability', 'picked'),
+    [('7.5', 'xla'), ('8.0', 'xla'), ('9.0', 'mosaic'), ('10.3', 'mosaic'), ('11.0', 'xla'), ('12.0', 'xla')],
+)
 def test_the_pick_of_a_gpu_when_jax_has_no_triton(gpu, without_triton, caplog, compute_capability, picked):
     gpu(compute_capability)
     with caplog.at_level(logging.INFO, 'kernels_pallas'):
@@ -154,9 +167,12 @@ def test_without_triton_on_a_cpu_the_reference_samples(without_triton):
 
 @pytest.mark.parametrize(
     ('implementation', 'compute_capability', 'needed'),
-    [('triton', '7.5', '8.0'), ('mosaic', '7.5', '9.0'), ('mosaic', '8.0', '9.0')],
+    [
+        ('triton', '7.5', '8.0 or newer'),
+        *(('mosaic', capability, '9.x or 10.x') for capability in ('7.5', '8.0', '8.9', '11.0', '12.0')),
+    ],
 )
-def test_a_gpu_too_old_for_a_kernel_is_named(gpu, implementation, compute_capability, needed):
+def test_a_gpu_that_a_kernel_is_not_for_is_named(gpu, implementation, compute_capability, needed):
     gpu(compute_capability)
     with pytest.raises(ValueError) as error:
         weight_sampling.select(implementation)
@@ -165,9 +181,10 @@ def test_a_gpu_too_old_for_a_kernel_is_named(gpu, implementation, compute_capabi
 
 
 @pytest.mark.parametrize(
-    ('implementation', 'compute_capability'), [('triton', '8.0'), ('triton', '9.0'), ('mosaic', '9.0')]
+    ('implementation', 'compute_capability'),
+    [('triton', '8.0'), ('triton', '9.0'), ('triton', '12.0'), ('mosaic', '9.0'), ('mosaic', '10.0')],
 )
-def test_a_gpu_new_enough_for_a_kernel_gets_it(gpu, implementation, compute_capability):
+def test_a_gpu_that_a_kernel_is_for_gets_it(gpu, implementation, compute_capability):
     gpu(compute_capability)
     assert weight_sampling.select(implementation) == implementation
 
@@ -181,11 +198,34 @@ def test_a_gpu_that_is_not_of_nvidia_gets_the_reference(monkeypatch):
         weight_sampling.select('triton')
 
 
+def described(kind):
+    """A context in which programs are compiled for a GPU of this kind."""
+    device = AbstractDevice(device_kind=kind, num_cores=None, platform='gpu')
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
 def test_compiling_for_a_gpu_that_is_elsewhere_picks_its_kernel():
-    h100 = AbstractDevice(device_kind='NVIDIA H100', num_cores=None, platform='gpu')
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=h100)):
+    with described('NVIDIA H100'):
         assert weight_sampling.select(None) == 'triton'
     assert weight_sampling.select(None) == 'xla'
+
+
+@pytest.mark.parametrize('compute_capability', GPU_KINDS)
+def test_a_described_gpu_can_do_what_a_real_one_can(gpu, compute_capability):
+    """Mosaic aborts the process where it can't, so that nothing may get there."""
+    with described(GPU_KINDS[compute_capability]):
+        of_described = [implementations.why_not(name) for name in implementations.KERNELS]
+    gpu(compute_capability)
+    assert of_described == [implementations.why_not(name) for name in implementations.KERNELS]
+
+
+@pytest.mark.parametrize('kind', ['NVIDIA H1000', 'AMD Instinct MI300A', 'gpu'])
+def test_of_an_unknown_described_gpu_nothing_is_guessed(kind):
+    with described(kind):
+        assert weight_sampling.select(None) == 'xla'
+        for name in implementations.KERNELS:
+            with pytest.raises(ValueError, match=f'compute capability is known, and the device is {kind}'):
+                weight_sampling.select(name)
 
 
 # --- other block sizes --------------------------------------------------------------------------------

@@ -1,0 +1,58 @@
+"""How a program starts, and one line for what its user can mend."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import app, flags, logging
+
+from experiments import host_memory
+
+
+def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
+    """Runs a program's `main` with its flags; what the libraries log is shown with --verbosity=0 only.
+
+    `default_config` is what --config means when it isn't given. It can't be the flag's default, which
+    ml_collections reads, with all its overrides, before an error can be told well.
+    """
+    host_memory.keep_freed_memory()
+    argv = list(sys.argv)
+    if default_config and not any(re.match('--?config(=|$)', argument) for argument in argv):
+        argv.insert(1, f'--config={default_config}')
+
+    def main_without_log(argv):
+        if not flags.FLAGS['verbosity'].present:
+            _be_quiet()
+        if len(argv) > 1 and not takes_arguments:
+            sys.exit(f'error: {" ".join(argv[1:])!r} is not understood; settings are given as --name=value')
+        main(argv)
+
+    def parse_flags(argv):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:  # what a config file raises comes with its traceback: the last line says it
+            sys.exit('error: ' + str(error).rstrip().splitlines()[-1].removeprefix('ValueError: '))
+        except (AttributeError, KeyError) as error:  # of ml_collections, the former around a KeyError
+            (reason,) = getattr(error.args[0], 'args', error.args)
+            sys.exit(f'error: the config has no field {" ".join(str(reason).split())}')
+
+    app.run(main_without_log, argv=argv, flags_parser=parse_flags)
+
+
+def _be_quiet():
+    """Shows nothing but warnings, and nothing of what Orbax says of a save that fails: that error is raised, too."""
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(lambda record: 'orbax' not in record.pathname and record.name != 'asyncio')
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda error: None if str(error.exc_value) == 'Event loop is closed' else show(error)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the program with one line for what its user can mend; --verbosity=0 shows where it arose."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logging.info('raised here:', exc_info=True)
+        sys.exit(f'error: {error}')
