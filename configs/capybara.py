@@ -62,6 +62,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
 def _for_two_cores(config: ConfigDict):
     config.dtype = 'float32'  # which CPUs multiply faster than bfloat16
+    config.scan_unroll = config.model.num_layers
     config.batch_size = 16
     config.microbatches = 1
     config.sequence_length = 128

@@ -1,5 +1,7 @@
 """What every config shares: the parser of `config.py:size=…,method=…`, and the fields with their defaults."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 PARTS = ('all', 'qkv', 'out', 'up', 'down')
@@ -23,6 +25,9 @@ ARGUMENTS = dict(  # of every config
     targets='P2+P4+P6',
     smoke=False,
 )
+
+
+ADDED = ('scan_unroll',)  # fields of `base_config` that version 0.1.0 lacks; what it stored is read with their defaults
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -99,6 +104,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             total_steps=1000,
             dtype='bfloat16',  # of the computation
             remat_policy='',  # '' keeps activations; 'full', or a name of jax.checkpoint_policies
+            scan_unroll=1,  # layers in a turn of the scan over them; on CPUs, more are faster and compile for longer
             resample_weights=False,  # draw a layer's W_hat again in the backward pass, instead of keeping all layers'
             gradient_reduction='float32',  # or 'bfloat16': in which the linear layers' dW_hat is summed over devices
             optimizer=dict(
@@ -130,6 +136,12 @@ def base_config(argument: ConfigDict) -> ConfigDict:
     )
 
 
+def with_added(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config of any version since 0.1.0, with the fields that it doesn't have yet."""
+    defaults = base_config(parse('', **ARGUMENTS))
+    return {**{name: defaults[name] for name in ADDED}, **stored}
+
+
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same config in seconds on any machine: two small layers, short sequences, few steps."""
     config.name += '-smoke'
@@ -140,6 +152,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     if 'max_length' in config.model:
         config.model.max_length = 64
     config.dataset, config.tokenizer = 'python_stdlib', 'bytes'
+    config.scan_unroll = 1
     config.batch_size, config.microbatches, config.sequence_length = 8, 1, 64
     config.total_steps, config.optimizer.warmup_steps = 20, 5
     config.log_every, config.eval_every, config.eval_batches, config.checkpoint_every = 5, 10, 2, 10

@@ -20,6 +20,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f'tiny-{parsed.method}'
     config.model = ConfigDict(dict(family='llama', num_layers=3, hidden_size=128, mlp_size=384, num_heads=4))
     config.dtype = 'float32'  # which CPUs multiply faster than bfloat16
+    config.scan_unroll = config.model.num_layers
     config.batch_size = 16
     config.sequence_length = 128
     config.total_steps = 900

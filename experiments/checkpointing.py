@@ -169,7 +169,13 @@ class Checkpointer:
         return None if step < 0 else step
 
     def restore(
-        self, abstract_state: Any, *, config: Mapping[str, Any], identity: Sequence[str], at_most: int | None = None
+        self,
+        abstract_state: Any,
+        *,
+        config: Mapping[str, Any],
+        identity: Sequence[str],
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
+        at_most: int | None = None,
     ) -> Restored | None:
         """Restores the newest whole checkpoint, bit for bit; None where nothing was saved.
 
@@ -179,6 +185,7 @@ class Checkpointer:
             an np.ndarray or a Python number, any other such.
           config: the present run's config.
           identity: the keys of `config` whose values define the state, and so must equal the stored ones.
+          complete: a function of the stored config that adds the keys which an earlier version lacks.
           at_most: the newest step to consider; None is the newest there is.
 
         Raises:
@@ -190,7 +197,7 @@ class Checkpointer:
             return None
         directory = self._directory / str(step)
         contents = json.loads((directory / CONTENTS).read_text())
-        _check_identity(directory, contents['config'], config, identity)
+        _check_identity(directory, complete(contents['config']), config, identity)
         leaves = _leaves_by_name(abstract_state)
         _check_leaves(directory, contents['leaves'], leaves)
         targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}

@@ -17,7 +17,7 @@ from gaussq_jax.export import Packed, read_packed
 # Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges. (The
 # tokens' digest stands for the tokenizer, whose file may have moved.)
 FREE_FIELDS = (
-    *('mesh', 'remat_policy', 'resample_weights', 'deterministic', 'stall_timeout'),
+    *('mesh', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),
     *('data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
     *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'divergence'),
 )
@@ -84,7 +84,9 @@ def restore(
     """
     config = stored_config(experiment.config, data)
     identity = [name for name in config if name not in FREE_FIELDS]
-    return checkpointer.restore(experiment.abstract_state, config=config, identity=identity, at_most=at_most)
+    return checkpointer.restore(
+        experiment.abstract_state, config=config, identity=identity, complete=common.with_added, at_most=at_most
+    )
 
 
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
@@ -93,8 +95,8 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     Whatever mesh it was trained on, the weights are sharded over the devices that there are. No text is needed.
 
     Raises:
-      ValueError: if there is no whole checkpoint, its config is of an earlier version, or the tokenizer's file can't
-        be read.
+      ValueError: if there is no whole checkpoint, its config lacks fields that version 0.1.0 had, or the tokenizer's
+        file can't be read.
     """
     directory = workdir / 'checkpoints'
     stored = load_config(directory)
@@ -121,8 +123,8 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
       **changes: replace fields of the run's config.
 
     Raises:
-      ValueError: if the file is damaged, of another origin or of an earlier version, or if its tokenizer can't be read
-        or is another one.
+      ValueError: if the file is damaged, of another origin or of a version before 0.1.0, or if its tokenizer can't be
+        read or is another one.
     """
     packed = read_packed(path)
     types = {'config': dict, 'step': int, 'tokenizer': str, 'layout': str, 'report': list}
@@ -207,10 +209,13 @@ def make_validation(
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
     """A stored config, changed, for whatever devices there are."""
-    config = ConfigDict(stored)
+    config = ConfigDict(common.with_added(stored))
     fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
     if missing := set(fields) - set(traverse_util.flatten_dict(config.to_dict(), sep='.')):
-        raise ValueError(f'{source} is of an earlier version: its config lacks {", ".join(sorted(missing))}')
+        raise ValueError(
+            f'{source} is of another program or of a version before 0.1.0: its config lacks'
+            f' {", ".join(sorted(missing))}'
+        )
     config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
     return config
 

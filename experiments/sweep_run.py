@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
+from configs import common
 from experiments import runs, workdir_lock
 from experiments.sweep_plan import Run
 
@@ -112,7 +113,7 @@ def read_result(run: Run) -> Result:
             result = Result('diverged', summary, f'validation/loss is {loss} at the end')
     else:
         return Result('missing', {}, '')
-    stored = traverse_util.flatten_dict(read_json(run.workdir / 'config.json'), sep='.')
+    stored = traverse_util.flatten_dict(common.with_added(read_json(run.workdir / 'config.json')), sep='.')
     differences = [
         f'{field}: stored {stored.get(field)!r}, present {run.config.get(field)!r}'
         for field in {**stored, **run.config}

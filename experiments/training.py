@@ -121,6 +121,7 @@ def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: boo
             config, training=training, sums_gradients=training and partitioning.num_batch_shards(mesh) > 1
         ),
         remat_policy=config.remat_policy or None,
+        scan_unroll=config.scan_unroll,
         constrain=partitioning.constrain_activations(mesh),
         **fields,
     )

@@ -35,11 +35,11 @@ class GPT2(nn.Module):
       max_length: positions there are; a longer sequence is an error.
       mlp_size: width of the MLP; None means 4 hidden_size.
       norm_epsilon: added to the variance.
-      dtype, dot_general, dot_general_cls, layer_transform, remat_policy, constrain: see `Llama`.
+      dtype, dot_general, dot_general_cls, layer_transform, remat_policy, scan_unroll, constrain: see `Llama`.
 
     Raises:
-      ValueError: sizes that don't divide, an unknown remat_policy, tokens that are not 2-D or are longer than
-        max_length.
+      ValueError: sizes that don't divide, an unknown remat_policy, a scan_unroll below 1, tokens that are not 2-D or
+        are longer than max_length.
 
     Example:
       >>> import jax
@@ -64,10 +64,11 @@ class GPT2(nn.Module):
     dot_general_cls: Callable | None = None
     layer_transform: layers.LayerTransform | None = None
     remat_policy: str | None = None
+    scan_unroll: int = 1
     constrain: layers.Constrain = layers.unconstrained
 
     def __post_init__(self):
-        layers.check_architecture(self.hidden_size, self.num_heads, self.num_heads, self.remat_policy)
+        layers.check_architecture(self.hidden_size, self.num_heads, self.num_heads, self.remat_policy, self.scan_unroll)
         super().__post_init__()
 
     @nn.compact
@@ -99,6 +100,7 @@ class GPT2(nn.Module):
             num_layers=self.num_layers,
             layer_transform=self.layer_transform,
             remat_policy=self.remat_policy,
+            scan_unroll=self.scan_unroll,
         )
         x = _layer_norm(self, 'final_norm')(x)
         return self.constrain(layers.tied_logits(x, embed.embedding), layers.LOGITS)

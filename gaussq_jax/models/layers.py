@@ -114,7 +114,7 @@ def rotary_position_embedding(x, theta):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None):
+def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None, scan_unroll=1):
     """Runs x through `num_layers` copies of `layer`, whose parameters are stacked along a new first axis.
 
         x = layer_i(x) with parameters layer_transform(params[i], i),    i = 0, ..., num_layers - 1
@@ -128,6 +128,7 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
       num_layers: number of copies.
       layer_transform: see `Llama`; None leaves the parameters alone.
       remat_policy: None (keep all) or a name in REMAT_POLICIES.
+      scan_unroll: see `Llama`.
 
     Returns:
       The last layer's output, of x's shape.
@@ -150,6 +151,7 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
         variable_axes={'params': 0},
         split_rngs={True: True},  # all streams
         length=num_layers,
+        unroll=min(scan_unroll, num_layers),
         check_constancy_invariants=False,  # layers share no variable, and the check traces them a second time
     )
     return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
@@ -201,11 +203,13 @@ def check_tokens(tokens):
         raise ValueError(f'tokens must have shape (batch, length), got {tokens.shape}')
 
 
-def check_architecture(hidden_size, num_heads, num_kv_heads, remat_policy):
-    """Raises ValueError for heads that don't divide and for an unknown remat_policy."""
+def check_architecture(hidden_size, num_heads, num_kv_heads, remat_policy, scan_unroll):
+    """Raises ValueError for heads that don't divide, an unknown remat_policy and a scan_unroll below 1."""
     if num_heads < 1 or hidden_size % num_heads:
         raise ValueError(f'num_heads={num_heads} must divide hidden_size={hidden_size}')
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f'num_kv_heads={num_kv_heads} must divide num_heads={num_heads}')
     if remat_policy is not None and remat_policy not in REMAT_POLICIES:
         raise ValueError(f'remat_policy={remat_policy!r} must be None or one of {", ".join(REMAT_POLICIES)}')
+    if scan_unroll < 1:
+        raise ValueError(f'scan_unroll={scan_unroll} must be at least 1')

@@ -46,12 +46,15 @@ class Llama(nn.Module):
         function may close over traced arrays; gradients flow through it to them and to the parameters.
       remat_policy: None keeps all activations for the backward pass, 'full' only each layer's input; or the
         name of a policy in `jax.checkpoint_policies` that takes no argument.
+      scan_unroll: how many layers a turn of the scan has, at most all. Where a scan copies what each layer keeps for
+        the backward pass, as on CPUs, more are faster; the time to compile grows with them.
       constrain: a function (x, axes) -> x that says where activations lie on a mesh, such as one that calls
         `jax.lax.with_sharding_constraint`; axes are the names of x's axes, of 'batch', 'length', 'hidden', 'heads',
         'head', 'mlp' and 'vocab'. By default that is left to XLA.
 
     Raises:
-      ValueError: sizes that don't divide, an odd head size, an unknown remat_policy, tokens that are not 2-D.
+      ValueError: sizes that don't divide, an odd head size, an unknown remat_policy, a scan_unroll below 1, tokens that
+        are not 2-D.
 
     Example:
       >>> import jax
@@ -78,11 +81,12 @@ class Llama(nn.Module):
     dot_general_cls: Callable | None = None
     layer_transform: layers.LayerTransform | None = None
     remat_policy: str | None = None
+    scan_unroll: int = 1
     constrain: layers.Constrain = layers.unconstrained
 
     def __post_init__(self):
         num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        layers.check_architecture(self.hidden_size, self.num_heads, num_kv_heads, self.remat_policy)
+        layers.check_architecture(self.hidden_size, self.num_heads, num_kv_heads, self.remat_policy, self.scan_unroll)
         if self.hidden_size // self.num_heads % 2:
             raise ValueError(
                 f'hidden_size={self.hidden_size} / num_heads={self.num_heads} must be even: '
@@ -112,6 +116,7 @@ class Llama(nn.Module):
             num_layers=self.num_layers,
             layer_transform=self.layer_transform,
             remat_policy=self.remat_policy,
+            scan_unroll=self.scan_unroll,
         )
         x = nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm')(x)
         if self.tie_embeddings:

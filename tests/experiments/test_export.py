@@ -253,7 +253,7 @@ def test_the_loss_is_that_of_the_weights(file, learned, sizes):
     [
         (dict(without=('config', 'report')), 'was not written by experiments.export: it lacks config, report'),
         (dict(tokenizer='huggingface-0'), "tokenizer='bytes' is bytes, but .* was trained with huggingface-0"),
-        (dict(config={}), 'is of an earlier version: its config lacks'),
+        (dict(config={}), 'is of another program or of a version before 0.1.0: its config lacks'),
     ],
 )
 def test_files_that_cannot_be_opened(tmp_path, file, learned, changes, message):
