@@ -10,6 +10,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from experiments import host_memory
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 
@@ -32,10 +34,12 @@ def written_to_stderr(notebook: nbformat.NotebookNode) -> str:
 
 @pytest.fixture(autouse=True)
 def users_environment(monkeypatch):
-    """What a user has: the repository importable, and the devices of the machine."""
+    """What a user has: the repository importable, and the devices of the machine; and memory as programs have it."""
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     monkeypatch.delenv('XLA_FLAGS', raising=False)
     monkeypatch.delenv('MPLBACKEND', raising=False)
+    for name, value in host_memory.environment().items():
+        monkeypatch.setenv(name, value)
 
 
 def test_there_are_notebooks():

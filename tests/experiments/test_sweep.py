@@ -198,6 +198,7 @@ def test_an_interruption_stops_the_runs_as_ctrl_c_does(run_sweep, tmp_path, monk
     grids = [{'seed': range(3)}]
     assert column(run_sweep(grids, {'seed=1': 'sys.exit(1)'})[2], 'status') == ['done', 'failed', 'done']
     action = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs start without
 try:
     (folder / 'ready').touch()
     time.sleep(60)

@@ -46,7 +46,7 @@ def kernels_in(program, implementation='triton'):
             name = definition[1]
             functions[name] = []
         elif f'custom_call @{TARGETS[implementation]}' in line:
-            functions[name].append(('kernel', re.search(r'sample_weights_\w+', line)[0]))
+            functions[name].append(('kernel', re.search(r'sample_weights_[a-z_]+[a-z]', line)[0]))
         elif call := re.search(r'\bcall @([\w.]+)\(', line):
             functions[name].append(('call', call[1]))
 
