@@ -26,41 +26,32 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from experiments import (
-    cast_benchmark,
-    cli,
-    compiled_kernels,
-    depth_benchmark,
-    export_benchmark,
-    kernel_benchmark,
-    step_benchmark,
-    timing,
-)
+from experiments import cli, timing
 from kernels_pallas import arg_specs
+
+try:
+    from ml_collections import config_flags
+except ModuleNotFoundError:  # kernel, compile and cast, which have no use for it, do without
+    config_flags = None
 
 DEFAULT_CONFIG = 'configs/tiny.py'
 DEFAULT_TURNS = 40
-CONFIG = config_flags.DEFINE_config_file(
+NOT_INSTALLED = "needs the package {}, which is not installed: pip install -e '.[experiments]'"
+CONFIG = config_flags and config_flags.DEFINE_config_file(
     'config', None, f'step, depth, export: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
 )
 METHODS = flags.DEFINE_list(
     'methods',
-    step_benchmark.DEFAULT_METHODS,
-    f'step: whose; bf16 is the base. Those of the configs, naive, {", ".join(step_benchmark.PEERS)}.',
+    ['bf16', 'gaussws', 'diffq', 'naive', 'qwix-int8'],
+    'step: whose; bf16 is the base. Those of the configs, naive, qwix-int8, qwix-int4, qwix-float8.',
 )
 VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
 SHAPES = flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
 SHAPE = flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
-TURNS = flags.DEFINE_integer(
-    'turns',
-    None,
-    f'Calls of each that are timed; else {DEFAULT_TURNS}, depth: {depth_benchmark.DEFAULT_TURNS}.',
-    lower_bound=1,
-)
+TURNS = flags.DEFINE_integer('turns', None, 'Calls of each that are timed; else 40, depth: 5.', lower_bound=1)
 CLOCK = flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
-OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results.')
+OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results, written each time that there are more.')
 
 
 def main(argv):
@@ -76,11 +67,16 @@ def main(argv):
     if measure is None:
         sys.exit(f'error: say what to measure: {" or ".join(measures)} (not {" ".join(argv[1:])!r})')
     with cli.user_errors():
-        measure()
+        try:
+            measure()
+        except ModuleNotFoundError as error:
+            sys.exit(f'error: {" ".join(argv[1:])} {NOT_INSTALLED.format(error.name)}')
 
 
 def kernel():
     """Times the kernels on each shape, and prints and writes what there is after each."""
+    from experiments import kernel_benchmark
+
     clock = CLOCK.value or timing.default_clock()
     default = kernel_benchmark.DEFAULT_SHAPES.get(jax.default_backend(), kernel_benchmark.DEFAULT_SHAPES['cpu'])
     specs = arg_specs.matching(SHAPES.value or default)
@@ -92,19 +88,24 @@ def kernel():
         if reason is not None:
             print(f'{name} is not measured: {reason}')
     for spec in specs:
-        rows = kernel_benchmark.time_shape(spec, number_of_turns(), clock)
+        leave_out = [kernel_benchmark.SLOW_TO_COMPILE] if jax.default_backend() == 'gpu' and results['rows'] else []
+        rows = kernel_benchmark.time_shape(spec, number_of_turns(), clock, leave_out=leave_out)
         print_table(
             f'\n{spec.name}, {" x ".join(map(str, spec.shape))}',
             ('operation', 'implementation', 'median', 'bandwidth', 'of a copy', 'kernels', 'bits'),
             map(_kernel_cells, rows),
         )
+        print_clocks({f'{row["operation"]} by {row["implementation"]}': row for row in rows})
         results['rows'] += rows
         write(results)
 
 
 def compile_kernels():
     """Compiles the kernels for an H100, and prints what they need and how often sampling a model starts one."""
+    from experiments import compiled_kernels
+
     try:
+        compiled_kernels.find_h100()  # before `environment` looks for devices: see there
         results = {**timing.environment(), **compiled_kernels.compile_report()}
     except compiled_kernels.CannotCompile as error:
         raise ValueError(error) from None
@@ -135,10 +136,12 @@ def compile_kernels():
 
 
 def step():
-    """Times the training steps that the flags say, and prints them."""
+    """Times the training steps that the flags say, and prints them; what there is is written after each method."""
+    from experiments import step_benchmark
+
     clock = CLOCK.value or timing.default_clock()
     results = step_benchmark.time_steps(
-        CONFIG.value, METHODS.value, number_of_turns(), vocab_size=VOCAB_SIZE.value, clock=clock
+        CONFIG.value, METHODS.value, number_of_turns(), vocab_size=VOCAB_SIZE.value, clock=clock, keep=write
     )
     print_table(
         f'training step of {results["config"]}, {results["parameters"]:,} parameters, {results["tokens"]:,} tokens,'
@@ -149,11 +152,13 @@ def step():
             for name, row in results['methods'].items()
         ),
     )
-    write(results)
+    print_clocks(results['methods'])
 
 
 def depth():
     """Times how long training steps of few and of many layers take to compile, and prints them."""
+    from experiments import depth_benchmark
+
     turns = number_of_turns(depth_benchmark.DEFAULT_TURNS)
     results = depth_benchmark.time_depths(CONFIG.value, turns, vocab_size=VOCAB_SIZE.value)
     print_table(
@@ -169,6 +174,8 @@ def depth():
 
 def cast():
     """Times casts and fake quantization, and prints them."""
+    from experiments import cast_benchmark
+
     if not (match := re.fullmatch(r'(\d+)x(\d+)', SHAPE.value)):
         raise ValueError(f'shape={SHAPE.value!r} is not ROWSxCOLUMNS, such as 4096x4096')
     results = cast_benchmark.time_casts((int(match[1]), int(match[2])), number_of_turns())
@@ -186,6 +193,8 @@ def cast():
 
 def export():
     """Times how long packed files take to write and to read, and prints that and their sizes."""
+    from experiments import export_benchmark
+
     results = export_benchmark.time_exports(CONFIG.value, vocab_size=VOCAB_SIZE.value)
     print_table(
         f'packed files of {results["config"]}, {results["parameters"]:,} parameters, {results["device"]}',
@@ -193,6 +202,13 @@ def export():
         ((fmt, '', *_export_cells(row)) for fmt, row in results['formats'].items()),
     )
     write(results)
+
+
+def print_clocks(rows: dict[str, Any]):
+    """Says which rows the profiler saw nothing of."""
+    measured = {name: row for name, row in rows.items() if isinstance(row, dict)}
+    if names := [name for name, row in measured.items() if row.get('clock') == timing.BACK_TO_BACK]:
+        print(f'by the clock of the {timing.BACK_TO_BACK}, for the profiler saw nothing of them: {"; ".join(names)}')
 
 
 def number_of_turns(default: int = DEFAULT_TURNS) -> int:
@@ -259,4 +275,6 @@ def _quartiles(row, digits: int) -> str:
 
 
 if __name__ == '__main__':
-    cli.start(main, default_config=DEFAULT_CONFIG, takes_arguments=True)
+    if config_flags is None and any(re.match('--?config[.=]', argument) for argument in sys.argv):
+        sys.exit(f'error: --config {NOT_INSTALLED.format("ml_collections")}')
+    cli.start(main, default_config=DEFAULT_CONFIG if config_flags else None, takes_arguments=True)

@@ -340,13 +340,16 @@ def count_launches_in(text: str) -> int:
 
 @functools.cache
 def find_h100() -> jax.Device:
-    """A device to compile for; CannotCompile where a package is missing."""
+    """A device to compile for; CannotCompile where a package is missing. To be found before JAX looks for devices."""
     find_tool('ptxas'), find_tool('nvdisasm')
     if not any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
         raise _cannot_compile("JAX's CUDA plugin")
     os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # of a driver and libraries, which nothing here runs
     target = TARGET.read_text()
-    return topologies.get_topology_desc(platform='cuda', target_config=target, topology='1x1x1').devices[0]
+    try:
+        return topologies.get_topology_desc(platform='cuda', target_config=target, topology='1x1x1').devices[0]
+    except NotImplementedError:  # JAX has looked for devices before, found no driver, and put its plugin away
+        raise CannotCompile('JAX has given up its CUDA plugin, for it found no GPU; set JAX_PLATFORMS=cpu') from None
 
 
 @functools.cache
@@ -364,8 +367,8 @@ def find_tool(name: str) -> pathlib.Path:
 
 def _cannot_compile(missing):
     return CannotCompile(
-        f'{missing} is missing: compiling for a GPU needs jax-cuda12-plugin=={jax.__version__}, nvidia-cuda-nvcc '
-        'and nvidia-cuda-nvdisasm; pip install -e .[compile]'
+        f'{missing} is missing: compiling for a GPU needs jax-cuda12-plugin=={jax.__version__} (or cuda13),'
+        ' nvidia-cuda-nvcc and nvidia-cuda-nvdisasm; pip install -e .[compile]'
     )
 
 

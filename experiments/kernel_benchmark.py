@@ -5,7 +5,7 @@ to be compared with that of the faster of two copies in the same turns: float32 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ DEFAULT_SHAPES = {  # regular expressions: what a minute measures on a CPU, and 
 FORMAT = 'e3m2'
 COPIES = ('copy', 'copy to bfloat16')
 REFERENCE = 'xla'
+SLOW_TO_COMPILE = ('backward bfloat16, uniform', REFERENCE)  # for a GPU: a minute, and as much for every other shape
 CACHE_BYTES = 2**28  # more than any GPU's caches
 
 Contender = tuple[str, str]  # operation, implementation
@@ -51,20 +52,27 @@ def implementations() -> dict[str, str | None]:
     return {name: kernels.why_not(name) for name in kernels.PREFERENCE}
 
 
-def time_shape(spec: ArgSpec, turns: int, clock: str) -> list[dict[str, Any]]:
-    """Times all operations on weights of one shape.
+def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Contender] = ()) -> list[dict[str, Any]]:
+    """Times all operations on weights of one shape, but for those to be left out; all are compiled before, together.
 
     Returns:
       A row for each contender: 'shape', 'operation', 'implementation', 'bytes', 'equals_reference' (to the bit; None
-      for copies and the reference), what `take_turns` measured, the ratio being to the copy, 'bytes_per_second' and
-      'copy_fraction'; or, where it fails, 'error'.
+      for copies, the reference, and where that is left out), what `take_turns` measured, the ratio being to the copy,
+      'bytes_per_second' and 'copy_fraction'; or, where it fails, 'error'.
     """
-    contenders = operations(spec)
-    rows = {}
-    for operation, name in contenders:
-        checked = _check(contenders, operation, name)
-        rows[operation, name] = {'shape': spec.name, 'operation': operation, 'implementation': name, **checked}
-    works = {contender: call for contender, call in contenders.items() if 'error' not in rows[contender]}
+    contenders = {key: operation for key, operation in operations(spec).items() if key not in leave_out}
+    compiled = _compile(contenders)
+    rows, works = {}, {}
+    for (operation, name), call in compiled.items():
+        rows[operation, name] = {'shape': spec.name, 'operation': operation, 'implementation': name}
+        try:
+            equals_reference = _equals_reference(call, compiled.get((operation, REFERENCE)))
+        except Exception as error:  # of whatever kind: of lowering, of a compiler, of the device
+            logging.info('%s by %s fails:', operation, name, exc_info=True)
+            rows[operation, name]['error'] = f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
+        else:
+            works[operation, name] = call
+            rows[operation, name] |= {'bytes': contenders[operation, name].bytes, 'equals_reference': equals_reference}
     before = _overwrite_caches if jax.default_backend() == 'gpu' else None
     for contender, measured in timing.take_turns(works, turns, clock=clock, before=before).items():
         rows[contender] |= {**measured, 'bytes_per_second': rows[contender]['bytes'] / measured['seconds']}
@@ -109,16 +117,30 @@ def _operation(function: Callable, *arguments: Any) -> Operation:
     return Operation(jax.jit(function), arguments)
 
 
-def _check(contenders: dict[Contender, Operation], operation: str, name: str) -> dict[str, Any]:
-    """The bytes, and whether the bits are the reference's; or how it fails: the others are measured all the same."""
-    contender, reference = contenders[operation, name], contenders[operation, REFERENCE]
-    if name == REFERENCE:
-        return {'bytes': reference.bytes, 'equals_reference': None}
-    try:
-        return {'bytes': contender.bytes, 'equals_reference': bool(_same_bits(contender(), reference()))}
-    except Exception as error:  # of whatever kind: of lowering, of a compiler, of the device
-        logging.info('%s by %s fails:', operation, name, exc_info=True)
-        return {'error': f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'}
+def _compile(contenders: dict[Contender, Operation]) -> dict[Contender, Callable[[], Any] | Exception]:
+    """Calls of the compiled functions; or why one can't be compiled."""
+    failed, programs = {}, {}
+    for contender, (function, arguments) in contenders.items():
+        try:
+            programs[contender] = function.lower(*arguments)
+        except Exception as error:  # the others are measured all the same
+            failed[contender] = error
+    compiled = timing.compile_together(programs)
+    calls = {}
+    for contender, (_, arguments) in contenders.items():
+        program = failed.get(contender) or compiled[contender]
+        calls[contender] = program if isinstance(program, Exception) else functools.partial(program, *arguments)
+    return calls
+
+
+def _equals_reference(call: Callable | Exception, reference: Callable | Exception | None) -> bool | None:
+    """Whether the bits are the reference's; None if that isn't another, and there. Raises why there is no result."""
+    if isinstance(call, Exception):
+        raise call
+    results = jax.block_until_ready(call())
+    if reference is None or reference is call or isinstance(reference, Exception):
+        return None
+    return bool(_same_bits(results, reference()))
 
 
 @jax.jit

@@ -28,14 +28,26 @@ DEFAULT_METHODS = [BASE, 'gaussws', 'diffq', NAIVE, 'qwix-int8']
 Step = Callable[[], Any]
 
 
-def time_steps(config: ConfigDict, methods: list[str], turns: int, *, vocab_size: int, clock: str) -> dict[str, Any]:
+def time_steps(
+    config: ConfigDict,
+    methods: list[str],
+    turns: int,
+    *,
+    vocab_size: int,
+    clock: str,
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
     """Times `turns` training steps of each method, which takes turns with bf16, on one random batch.
 
-    Each has its turns with bf16 alone, so that no more than two training states are in memory.
+    Each has its turns with bf16 alone, so that no more than two training states are in memory. All are compiled before,
+    at the same time.
+
+    Args:
+      keep: called with the results there are, each time a method is done.
 
     Returns:
-      What it was measured on, and under 'methods' for each, bf16 first, what `take_turns` measured, and 'base_seconds',
-      the median of bf16 in the same turns; or why there is nothing: 'not installed', or the error.
+      What it was measured on, and under 'methods' for each, bf16 first, what `take_turns` measured; or why there is
+      nothing: 'not installed', or the error.
 
     Raises:
       ValueError: for a method or a config that isn't allowed.
@@ -45,23 +57,10 @@ def time_steps(config: ConfigDict, methods: list[str], turns: int, *, vocab_size
         raise ValueError(f'methods={",".join(methods)}: {", ".join(sorted(unknown))} is not one of {allowed}')
     config = config.copy_and_resolve_references()
     config.optimizer.warmup_steps, config.total_steps = 1, (turns + 2) * len(methods) + 1
-    base = make_experiment(config, BASE, vocab_size)
-    others = {name: make_experiment(config, name, vocab_size) for name in methods if name != BASE and installed(name)}
-    base_step, measured = make_step(base), {}
-    for name, experiment in others.items() or [(BASE, base)]:
-        try:
-            steps = {BASE: base_step, name: base_step if experiment is base else make_step(experiment)}
-            timings = timing.take_turns(steps, turns, clock=clock)
-        except jax.errors.JaxRuntimeError as error:  # such as too little memory; the others are timed all the same
-            measured[name] = str(error).strip().splitlines()[0]
-            continue
-        finally:
-            steps = None  # frees the training state of this method before the next one's is made
-        for row in timings.values():
-            row['base_seconds'] = timings[BASE]['seconds']
-        measured = {**timings, **measured}
-    missing = {BASE: 'nothing was measured beside it'}
-    return {
+    names = dict.fromkeys([BASE, *methods])
+    experiments = {name: make_experiment(config, name, vocab_size) for name in names if installed(name)}
+    base = experiments[BASE]
+    results = {
         **timing.environment(),
         'config': config.name.replace(f'-{config.method}', ''),
         'parameters': base.num_params,
@@ -69,11 +68,25 @@ def time_steps(config: ConfigDict, methods: list[str], turns: int, *, vocab_size
         'tokens': config.batch_size * config.sequence_length,
         'clock': clock,
         'turns': turns,
-        'methods': {
-            name: measured.get(name, missing.get(name, 'not installed'))
-            for name in (BASE, *(name for name in methods if name != BASE))
-        },
+        'methods': {name: 'not installed' for name in names},
     }
+    rows = results['methods']
+    rows[BASE] = 'nothing was measured beside it'
+    compiled = timing.compile_together({name: lower_step(experiment) for name, experiment in experiments.items()})
+    base_step = None
+    for name in [name for name in experiments if name != BASE] or [BASE]:
+        steps = None
+        try:
+            base_step = base_step or make_step(base, compiled[BASE])
+            steps = {BASE: base_step, name: base_step if name == BASE else make_step(experiments[name], compiled[name])}
+            timings = timing.take_turns(steps, turns, clock=clock)
+            rows |= timings if isinstance(rows[BASE], str) else {name: timings[name]}
+        except jax.errors.JaxRuntimeError as error:  # such as too little memory; the others are timed all the same
+            rows[name] = str(error).strip().splitlines()[0]
+        finally:
+            steps = None  # frees the training state of this method before the next one's is made
+        keep(results)
+    return results
 
 
 def installed(method: str) -> bool:
@@ -89,13 +102,27 @@ def make_experiment(config: ConfigDict, method: str, vocab_size: int) -> trainin
     return training.make_experiment(with_method(config, method), vocab_size)
 
 
-def make_step(experiment: training.Experiment) -> Step:
-    """A function that takes one more training step, always on the same random batch."""
+def lower_step(experiment: training.Experiment) -> jax.stages.Lowered:
+    """The training step, for `timing.compile_together`."""
+    config = experiment.config
+    shape = (config.batch_size, config.sequence_length + 1)
+    tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=partitioning.batch_sharding(experiment.mesh))
+    return training.make_train_step(experiment).lower(experiment.abstract_state, {'tokens': tokens})
+
+
+def make_step(experiment: training.Experiment, train_step: Callable | Exception) -> Step:
+    """A function that takes one more training step, compiled, always on the same random batch.
+
+    Raises:
+      Exception: the one that there is in place of the compiled step.
+    """
+    if isinstance(train_step, Exception):
+        raise train_step
     config = experiment.config
     shape = (config.batch_size, config.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(0, experiment.vocab_size, shape, dtype=np.int32)
     batch = partitioning.to_devices({'tokens': tokens}, experiment.mesh)
-    train_step, state = training.make_train_step(experiment), training.init_state(experiment)
+    state = training.init_state(experiment)
 
     def step():
         nonlocal state

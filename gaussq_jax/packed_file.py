@@ -1,7 +1,8 @@
 """Files of packed weights: safetensors, with metadata that describes itself and a digest of every byte.
 
 The safetensors metadata has one entry, `KEY`, whose value is JSON: 'version', 'sha256', and what `write` was given. The
-digest is the SHA-256 of the whole file with zeros in its own place. Nothing that is read is executed.
+digest is the SHA-256 of the whole file with zeros in its own place. Nothing that is read is executed. The package
+safetensors is imported where a file is written or read: the rest of the library does without.
 """
 
 import hashlib
@@ -15,8 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 KEY = 'gaussq_jax'
 RESERVED = '__metadata__'
@@ -66,6 +65,9 @@ def save_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata
     Raises:
       OSError: where it can't be written.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     path.touch()
     mode = path.stat().st_mode  # safetensors itself would let nobody else read it
     try:
@@ -75,13 +77,15 @@ def save_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata
     path.chmod(mode)
 
 
-def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], safe_open]:
-    """What `write` was given besides the tensors, after every byte of the file was checked; the file, for the tensors.
+def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
+    """What `write` was given besides the tensors, after every byte was checked; and the `safe_open` file, for these.
 
     Raises:
       ValueError: naming the file, if it is damaged, no safetensors file, or one of others.
       OSError: if it can't be read.
     """
+    from safetensors import SafetensorError, safe_open
+
     with open(path, 'rb') as file:
         start = file.read(2)
     try:

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, so that sharded code runs on any machine; and memory as programs have it."""
+"""Eight virtual CPU devices for every test, so that sharded code runs on any machine; memory as programs have it."""
 
 import os
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_float_formats as oracle
 import pytest
-from safetensors.numpy import save_file
+import safetensors.numpy
 
 import gaussq_jax as gq
 from gaussq_jax import packed_file
@@ -205,7 +205,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read_all_the_same(path, he
 
 @pytest.mark.parametrize('metadata', [None, {'format': 'pt'}, {'version': '1'}])
 def test_safetensors_of_others(path, metadata):
-    save_file({'weight': np.ones(3)}, path, metadata)
+    safetensors.numpy.save_file({'weight': np.ones(3)}, path, metadata)
     assert refused(path) == "is a safetensors file, but not of packed weights: its metadata has no 'gaussq_jax'"
 
 
@@ -216,7 +216,7 @@ def test_safetensors_of_others(path, metadata):
 )
 def test_metadata_that_is_something_else(path, text):
     """What is no JSON object, and JSON that is nested without an end."""
-    save_file({'weight': np.ones(3)}, path, {'gaussq_jax': text})
+    safetensors.numpy.save_file({'weight': np.ones(3)}, path, {'gaussq_jax': text})
     assert "is damaged: its metadata 'gaussq_jax' is not what it should be" in refused(path)
 
 
@@ -228,7 +228,9 @@ def test_another_version(path, whole, version):
 
 @pytest.mark.parametrize('digest', ['', 'x', '0' * 64, 'F' * 64, None, 7, '\ud800', ['a']])
 def test_another_digest(path, digest):
-    save_file({'weight': np.ones(3)}, path, {'gaussq_jax': json.dumps({'version': 1, 'sha256': digest})})
+    safetensors.numpy.save_file(
+        {'weight': np.ones(3)}, path, {'gaussq_jax': json.dumps({'version': 1, 'sha256': digest})}
+    )
     assert refused(path) == 'is damaged: its bytes are not those that were written (SHA-256)'
 
 
@@ -432,9 +434,9 @@ def test_leaves_are_written_as_they_are_whatever_their_memory_looks_like(path):
 def test_an_error_in_the_middle_leaves_what_was_there(path, monkeypatch):
     save(path)
     before = path.read_bytes()
-    for name in ('_digest', 'save_file'):
+    for module, name in ((packed_file, '_digest'), (safetensors.numpy, 'save_file')):
         with monkeypatch.context() as patch:
-            patch.setattr(packed_file, name, failing)
+            patch.setattr(module, name, failing)
             with pytest.raises(OSError, match='no space left'):
                 save(path, seed=1)
         assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
