@@ -23,7 +23,6 @@ from gaussq_jax.param_transforms import path_hash
 BASE = 'bf16'
 NAIVE = 'naive'
 PEERS = {'qwix-int8': 'int8', 'qwix-int4': 'int4', 'qwix-float8': 'float8_e4m3fn'}  # what qwix rounds weights to
-DEFAULT_METHODS = [BASE, 'gaussws', 'diffq', NAIVE, 'qwix-int8']
 
 Step = Callable[[], Any]
 
@@ -68,7 +67,7 @@ def time_steps(
         'tokens': config.batch_size * config.sequence_length,
         'clock': clock,
         'turns': turns,
-        'methods': {name: 'not installed' for name in names},
+        'methods': {name: 'not measured yet' if installed(name) else 'not installed' for name in names},
     }
     rows = results['methods']
     rows[BASE] = 'nothing was measured beside it'

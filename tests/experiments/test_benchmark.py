@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
 
 import pytest
 from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh
 
+import experiments
 from configs import tiny
-from experiments import cast_benchmark, kernel_benchmark
+from experiments import cast_benchmark, kernel_benchmark, timing
 
 benchmark = import_program('benchmark')
 
@@ -43,9 +45,9 @@ def test_kernel(run, monkeypatch):
     monkeypatch.setattr(kernel_benchmark, 'implementations', lambda: {'xla': None, 'triton': 'there is no GPU'})
     time_shape = kernel_benchmark.time_shape
 
-    def with_failure(*arguments):
+    def with_failure(*arguments, **options):
         failure = {'shape': 'x', 'operation': 'forward', 'implementation': 'triton', 'error': 'ValueError: no'}
-        return [*time_shape(*arguments), failure]
+        return [*time_shape(*arguments, **options), failure]
 
     monkeypatch.setattr(kernel_benchmark, 'time_shape', with_failure)
     printed, results = run('kernel', SHAPES='^ragged/(one|row)', TURNS=1, CLOCK=None)
@@ -127,6 +129,24 @@ def test_errors_are_one_line(run, arguments, shape, message):
     with pytest.raises(SystemExit) as error:
         run(*arguments, SHAPE=shape, TURNS=1)
     assert str(error.value) == message
+
+
+def test_a_package_that_is_missing_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'experiments.depth_benchmark', None)
+    monkeypatch.delattr(experiments, 'depth_benchmark', raising=False)
+    with pytest.raises(
+        SystemExit, match=r'^error: depth needs the package experiments.depth_benchmark, which is not i'
+    ):
+        run('depth')
+
+
+def test_what_the_profiler_missed_is_told(capsys):
+    rows = {'a': {'clock': 'profiler'}, 'b': {'clock': timing.BACK_TO_BACK}, 'c': 'not installed'}
+    benchmark.print_clocks(rows)
+    told = 'by the clock of the host, back to back, for the profiler saw nothing of them: b\n'
+    assert capsys.readouterr().out == told
+    benchmark.print_clocks({'a': {'clock': 'profiler'}})
+    assert not capsys.readouterr().out
 
 
 def test_an_unknown_shape_is_one_line(run):

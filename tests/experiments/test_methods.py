@@ -89,8 +89,31 @@ def test_stochastic_rounding_is_for_training_steps():
 
 
 @pytest.mark.parametrize('method', ['gaussws', 'diffq', 'qat', 'bf16'])
-def test_other_methods_have_the_usual_matmul(method):
-    assert methods.make_dot_general_cls(get_config(f'method={method}'), training=True) is None
+def test_the_matmul_of_other_methods_quantizes_nothing(method):
+    """In training steps, it has the order of dW that is quick on CPUs; outside, it is the usual one."""
+    config = get_config(f'method={method}')
+    config.dtype = 'bfloat16'
+    assert methods.make_dot_general_cls(config, training=False) is None
+    module = methods.make_dot_general_cls(config, training=True)()
+    assert not any(getattr(module, name) for name in TARGETS)
+    assert module.weight_gradient_dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'reduction', 'sums', 'expected'),
+    [
+        ('bfloat16', 'float32', True, 'float32'),
+        ('bfloat16', 'bfloat16', True, 'bfloat16'),
+        ('bfloat16', 'float32', False, 'bfloat16'),
+        ('float32', 'float32', True, 'float32'),
+        ('float32', 'float32', False, 'float32'),
+    ],
+)
+def test_the_dtype_in_which_devices_sum_a_gradient(dtype, reduction, sums, expected):
+    config = get_config('method=bf16')
+    config.dtype, config.gradient_reduction = dtype, reduction
+    module = methods.make_dot_general_cls(config, training=True, sums_gradients=sums)()
+    assert module.weight_gradient_dtype == jnp.dtype(expected)
 
 
 @pytest.mark.parametrize(

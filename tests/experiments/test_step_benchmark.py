@@ -30,7 +30,8 @@ def config_of(module):
 
 def test_naive_trains():
     """The loss of one batch, seen again and again, falls from that of a guess."""
-    step = step_benchmark.make_step(step_benchmark.make_experiment(config_of(tiny), 'naive', VOCABULARY))
+    experiment = step_benchmark.make_experiment(config_of(tiny), 'naive', VOCABULARY)
+    step = step_benchmark.make_step(experiment, step_benchmark.lower_step(experiment).compile())
     losses = [float(step()[1]['train/loss']) for _ in range(4)]
     assert losses[0] == pytest.approx(np.log(VOCABULARY), rel=0.02)
     assert losses[3] < losses[2] < losses[1]
@@ -70,7 +71,7 @@ def rounded_dtypes(jaxpr):
 
 def test_what_is_not_installed_is_listed(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment: lambda: 0)
+    monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment, step: lambda: 0)
     results = step_benchmark.time_steps(config_of(tiny), ['qwix-int8'], 1, vocab_size=VOCABULARY, clock='host')
     assert list(results['methods']) == ['bf16', 'qwix-int8']
     assert results['methods']['qwix-int8'] == 'not installed'
@@ -84,13 +85,22 @@ def test_each_method_takes_turns_with_bf16_alone(monkeypatch):
 
     def take_turns(steps, number, *, clock):
         turns.append((list(steps), number, clock))
-        return {name: {'seconds': time} for name, time in zip(steps, next(seconds))}
+        base, time = next(seconds)
+        return {name: {'seconds': s, 'base_seconds': base} for name, s in zip(steps, (base, time))}
 
     monkeypatch.setattr(step_benchmark.timing, 'take_turns', take_turns)
-    monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment: None)
+    monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment, step: step)
+    kept = []
     results = step_benchmark.time_steps(
-        config_of(tiny), ['diffq', 'bf16', 'naive'], 7, vocab_size=VOCABULARY, clock='profiler'
+        config_of(tiny),
+        ['diffq', 'bf16', 'naive'],
+        7,
+        vocab_size=VOCABULARY,
+        clock='profiler',
+        keep=lambda results: kept.append(dict(results['methods'])),
     )
+    assert kept[0]['naive'] == 'not measured yet' and kept[0]['diffq'] == results['methods']['diffq']
+    assert kept[1] == results['methods']
     assert turns == [(['bf16', 'diffq'], 7, 'profiler'), (['bf16', 'naive'], 7, 'profiler')]
     assert results['methods'] == {
         'bf16': {'seconds': 2, 'base_seconds': 2},
@@ -107,13 +117,13 @@ def test_what_fails_on_the_device_is_told_and_the_rest_is_timed(monkeypatch):
         return {name: {'seconds': 1.0} for name in steps}
 
     monkeypatch.setattr(step_benchmark.timing, 'take_turns', take_turns)
-    monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment: None)
+    monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment, step: step)
     time_steps = lambda methods: step_benchmark.time_steps(
         config_of(tiny), methods, 1, vocab_size=VOCABULARY, clock='host'
     )['methods']
     rows = time_steps(['naive', 'diffq'])
     assert rows['naive'] == 'RESOURCE_EXHAUSTED: Out of memory'
-    assert rows['bf16'] == rows['diffq'] == {'seconds': 1, 'base_seconds': 1}
+    assert rows['bf16'] == rows['diffq'] == {'seconds': 1}
     assert time_steps(['naive'])['bf16'] == 'nothing was measured beside it'
 
 

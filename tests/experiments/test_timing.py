@@ -42,8 +42,8 @@ def test_medians_and_ratios_are_of_turns_after_the_first_two(monkeypatch):
     other = clock.function('other', [5000, 1, 4, 4, 12])
     rows = timing.take_turns({'base': base, 'other': other}, turns=3)
     assert rows == {
-        'base': {'seconds': 2, 'ratio': 1, 'ratio_quartiles': [1, 1]},
-        'other': {'seconds': 4, 'ratio': 3, 'ratio_quartiles': [2.5, 3.5]},
+        'base': {'clock': 'host', 'seconds': 2, 'base_seconds': 2, 'ratio': 1, 'ratio_quartiles': [1, 1]},
+        'other': {'clock': 'host', 'seconds': 4, 'base_seconds': 2, 'ratio': 3, 'ratio_quartiles': [2.5, 3.5]},
     }
 
 
@@ -105,10 +105,32 @@ def test_device_time_is_from_the_first_kernel_to_the_last(monkeypatch):
     assert list(rows['second']['kernels']) == ['d', 'c']
 
 
-def test_nothing_seen_is_an_error(monkeypatch):
-    profile_of(monkeypatch, [('', 0, 10)], [('before', -5, -1)])
-    with pytest.raises(ValueError, match='saw nothing run on the device during a call of copy; clock=host may do'):
-        timing.take_turns({'copy': lambda: 0}, turns=1, clock='profiler')
+@pytest.mark.parametrize('unseen', ['copy', 'other'])
+def test_what_the_profiler_does_not_see_is_timed_back_to_back(monkeypatch, unseen):
+    """By the host's clock, with the first function beside it, and its row says so; the others keep the profiler's."""
+    clock = Clock(monkeypatch)
+    functions = {'copy': clock.function('copy', [2.0] * 99), 'other': clock.function('other', [6.0] * 99)}
+    seen = {'copy': ('copy', 1, 2), 'other': ('other', 21, 24)}
+    del seen[unseen]
+    reverses = iter([False, True, False])  # turns 1, 2 and 3; turn 0 only compiles
+
+    def read_trace(directory):
+        """The calls of a turn are the other way round in every other one."""
+        spans = [Event('', 0, 10), Event('', 20, 40)]
+        return (spans[::-1] if next(reverses) else spans), [Event(*event) for event in seen.values()]
+
+    monkeypatch.setattr(timing, 'read_trace', read_trace)
+    monkeypatch.setattr(timing, 'LAUNCHES', 4)
+    rows = timing.take_turns(functions, turns=2, clock='profiler')
+    # Of four launches, the last two are waited for: in this clock, a launch takes half its time.
+    back_to_back = dict(clock='host, back to back', base_seconds=1.0)
+    expected = {name: {**back_to_back, 'seconds': {'copy': 1.0, 'other': 3.0}[name]} for name in functions}
+    if unseen == 'other':
+        expected['copy'] = dict(clock='profiler', base_seconds=1, seconds=1)
+    for name, row in rows.items():
+        assert {key: row[key] for key in expected[name]} == expected[name]
+        assert row['ratio'] == row['seconds'] / row['base_seconds']
+        assert ('launches' in row) == (row['clock'] == 'profiler')
 
 
 XSPACE = """

@@ -217,6 +217,15 @@ def test_an_interpreter_for_one_device_refuses_others():
         round_to_grid(placed, **GRID, implementation='mosaic_interpret')
 
 
+def test_more_values_than_an_index_counts_are_an_error():
+    """The reference takes them."""
+    x = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+    round_all = lambda name: jax.eval_shape(functools.partial(round_to_grid, **GRID, implementation=name), x)
+    assert round_all('xla').shape == round_all(None).shape == x.shape
+    with pytest.raises(ValueError, match=r'a kernel rounds at most 2,147,483,647 values.*x has 2,147,483,648; leave'):
+        round_all('triton_interpret')
+
+
 # --- GPUs that are not here ---------------------------------------------------------------------------
 
 
@@ -225,7 +234,6 @@ def described_gpu():
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
-@pytest.mark.filterwarnings('ignore:.*[tT]riton:DeprecationWarning')
 @pytest.mark.parametrize('rounding', ROUNDINGS)
 @pytest.mark.parametrize('name', [None, *implementations.KERNELS])
 def test_lowers_for_cuda(name, rounding):

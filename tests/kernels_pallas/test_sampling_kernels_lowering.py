@@ -32,7 +32,7 @@ def h100s(sizes=(), names=()):
 
 
 def lower(function, *args, mesh=None):
-    """The text of a program for CUDA. From JAX 0.11 on, Triton asks for the GPU, and says that it is deprecated."""
+    """The text of a program for CUDA. From JAX 0.11 on, Triton says that it is deprecated, if it is called directly."""
     with jax.sharding.use_abstract_mesh(mesh or h100s()), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*Triton', category=DeprecationWarning)
         return jax.jit(function).trace(*args).lower(lowering_platforms=('cuda',)).as_text()
@@ -158,6 +158,32 @@ def test_inside_shard_map():
 
     run = jax.shard_map(local, mesh=mesh, in_specs=(layout,) * 2, out_specs=(layout,) * 2, check_vma=True)
     assert kernels_in(lower(run, W, BITWIDTHS, mesh=mesh)) == ONE_EACH_WAY
+
+
+def test_which_kernel_runs_is_no_warning_to_the_user():
+    """From JAX 0.11 on, Triton says at each lowering that it is deprecated; `implementation=None` picks it."""
+    with jax.sharding.use_abstract_mesh(h100s()), warnings.catch_warnings(action='error'):
+        sample = functools.partial(gq.sample_weights, KEY)
+        program = jax.jit(sample).trace(W, BITWIDTHS).lower(lowering_platforms=('cuda',)).as_text()
+    assert kernels_in(program) == ONE_EACH_WAY[:1]
+
+
+def test_programs_that_run_together_have_neighbouring_columns():
+    """The first axis of Pallas's grid is the fastest, that of columns; then rows, then matrices."""
+    sample = functools.partial(gq.sample_weights, KEY, implementation='triton_interpret')
+    program = str(jax.make_jaxpr(sample)(jnp.ones((5, 96, 256)), jnp.ones((5, 3, 8))))
+    assert re.findall(r'grid=\((.*?)\)', program) == ['2, 3, 5']
+
+
+@pytest.mark.parametrize('shape', [(65536, 32, 32), (1, 32 * 65536, 32)])
+def test_more_than_a_launch_can_have_is_an_error(shape):
+    """The reference takes them."""
+    w = jax.ShapeDtypeStruct(shape, jnp.float32)
+    bitwidths = jax.ShapeDtypeStruct((shape[0], shape[1] // 32, 1), jnp.float32)
+    sample = lambda name: jax.eval_shape(functools.partial(gq.sample_weights, KEY, implementation=name), w, bitwidths)
+    assert sample('xla').shape == shape
+    with pytest.raises(ValueError, match=r"a kernel samples at most 65,535 matrices of at most 2,097,120 rows .*'xla'"):
+        sample('triton_interpret')
 
 
 # --- that the checks above can fail -------------------------------------------------------------------
