@@ -2,8 +2,25 @@
 
 import os
 
+import compilation
+import pytest
+
 from experiments import host_memory
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {compilation.xla_flags(devices=8)}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 host_memory.keep_freed_memory()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before the fixtures of a test."""
+    compilation.compile_as_users(item.get_closest_marker('optimized') is not None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """All tests of a file in one process: what they share is made and compiled once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)

@@ -5,6 +5,7 @@ import sys
 
 import nbformat
 import pytest
+from compilation import xla_flags
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
@@ -34,9 +35,9 @@ def written_to_stderr(notebook: nbformat.NotebookNode) -> str:
 
 @pytest.fixture(autouse=True)
 def users_environment(monkeypatch):
-    """What a user has: the repository importable, and the devices of the machine; and memory as programs have it."""
+    """What a user has: the repository importable, and the device of the machine; and memory as programs have it."""
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    monkeypatch.delenv('XLA_FLAGS', raising=False)
+    monkeypatch.setenv('XLA_FLAGS', xla_flags(devices=1))
     monkeypatch.delenv('MPLBACKEND', raising=False)
     for name, value in host_memory.environment().items():
         monkeypatch.setenv(name, value)

@@ -9,19 +9,15 @@ from jax.experimental.compilation_cache import compilation_cache
 def caches(tmp_path_factory):
     """Token arrays and compiled programs are kept in folders of the tests; the environment tells subprocesses."""
     compiled = str(tmp_path_factory.mktemp('compiled'))
+    settings = {'jax_compilation_cache_dir': compiled, 'jax_persistent_cache_min_compile_time_secs': 0}
+    before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv('GAUSSQ_CACHE', str(tmp_path_factory.mktemp('tokens')))
-        monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', compiled)
-        compilation_cache.set_cache_dir(compiled)
+        for name, value in settings.items():
+            monkeypatch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
         yield
-        jax.config.update('jax_compilation_cache_dir', None)
+        for name, value in before.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope='module')
-def quick_compilation():
-    """For a module of tests that run a step a few times: compiling it is what takes long."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)

@@ -14,8 +14,6 @@ from experiments import cast_benchmark, kernel_benchmark, timing
 
 benchmark = import_program('benchmark')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):

@@ -18,8 +18,6 @@ from experiments.checkpointing import Checkpointer
 
 cast_down = import_program('cast_down')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 FORMATS = ['bfloat16', 'float8_e4m3fn', 'float6_e3m2fn', 'float4_e2m1fn']
 METHODS = {
     'bf16': 'method=bf16',

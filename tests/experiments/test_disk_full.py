@@ -10,6 +10,7 @@ import sys
 import warnings
 
 import pytest
+from compilation import xla_flags
 from small_runs import assert_ends_as, change_steps, run_config, run_stubbed, start, stub_steps
 
 from experiments.manifests import find_damage
@@ -17,10 +18,7 @@ from experiments.manifests import find_damage
 REPOSITORY = pathlib.Path(__file__).parents[2]
 FULL = pathlib.Path('/dev/full')  # each write to it fails as one to a full disk does
 
-pytestmark = [
-    pytest.mark.usefixtures('quick_compilation'),
-    pytest.mark.skipif(not FULL.exists(), reason='there is no /dev/full'),
-]
+pytestmark = pytest.mark.skipif(not FULL.exists(), reason='there is no /dev/full')
 
 
 class Disk:
@@ -55,7 +53,7 @@ def make_disk(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def expected(tmp_path_factory, quick_compilation):
+def expected(tmp_path_factory):
     """The workdir of a run that was never stopped."""
     return run_stubbed(tmp_path_factory.mktemp('expected'))
 
@@ -191,7 +189,7 @@ def test_the_program_itself(make_disk):
     process = subprocess.run(
         [sys.executable, '-m', 'experiments.train', *config, f'--workdir={disk.path / "run"}'],
         cwd=REPOSITORY,
-        env=os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+        env=os.environ | {'XLA_FLAGS': xla_flags(devices=1)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from compilation import xla_flags
 from small_runs import records, start, without_seconds
 
 from configs import tiny
@@ -21,8 +22,6 @@ SMALL = {'total_steps': 30, 'log_every': 5, 'eval_every': 15, 'eval_batches': 1,
 SMALL |= {'quantization.parts': 'down'}
 MESH = {'mesh.data': 2, 'mesh.fsdp': 2}
 WITHIN_A_MINUTE = 60
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @dataclasses.dataclass
@@ -56,9 +55,7 @@ def launch(tmp_path):
         outputs = [tmp_path / f'{len(started)}.{process}.txt' for process in range(num_processes)]
         environment = {
             **os.environ,
-            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'XLA_FLAGS': xla_flags(devices),
             **environment,
         }
         flags = [f'--coordinator_address={address}', f'--num_processes={num_processes}']
@@ -243,6 +240,6 @@ def test_the_whole_of_tiny(tmp_path, launch, num_processes):
     """900 steps, and four devices: where the sums have one order, by the same collectives, so have all bits."""
     for name, number in (('one', 1), ('several', num_processes)):
         arguments = training(tmp_path / name, '')
-        run = launch(arguments, number, devices=4 // number, JAX_DISABLE_MOST_OPTIMIZATIONS='0')
+        run = launch(arguments, number, XLA_FLAGS=f'--xla_force_host_platform_device_count={4 // number}')
         assert run.exit_codes() == [exit_codes.DONE] * number, run.text(0)
     assert_same_bits(tmp_path / 'several', tmp_path / 'one')

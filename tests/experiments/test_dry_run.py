@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from compilation import xla_flags
 from programs import import_program
 from small_experiments import VOCABULARY, small_config
 
@@ -105,7 +106,7 @@ def test_gpus_are_compiled_for_by_their_compiler(experiment, costs, monkeypatch,
 
 def run(*arguments):
     """The program's output, what it says of errors, and the most memory that it took, in bytes."""
-    environment = {**os.environ, 'JAX_PLATFORMS': '', 'XLA_FLAGS': ''}
+    environment = {**os.environ, 'JAX_PLATFORMS': '', 'XLA_FLAGS': xla_flags(devices=1)}
     done = subprocess.run(
         [sys.executable, '-m', 'experiments.train', '--dry_run', *arguments],
         capture_output=True,

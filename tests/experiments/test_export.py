@@ -22,8 +22,6 @@ export = import_program('export')
 evaluate = import_program('evaluate')
 generate = import_program('generate')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 DOWN = 'layers/mlp/down/kernel'
 
 

@@ -11,8 +11,6 @@ from gaussq_jax import models
 generate = import_program('generate').generate
 PROMPT = jnp.array([60, 3, 14], jnp.int32)
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def llama():

@@ -15,8 +15,6 @@ from experiments import checkpointing, huggingface_folder, runs
 
 import_hf = import_program('import_hf')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def import_checkpoint(checkpoint, workdir, **arguments):
     with on_mesh(ONE_DEVICE):

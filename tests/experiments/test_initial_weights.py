@@ -17,11 +17,9 @@ from experiments import checkpointing, initial_weights, runs, training
 
 import_hf = import_program('import_hf')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
-def imported(tmp_path_factory, quick_compilation):
+def imported(tmp_path_factory):
     """Workdirs without a step, of a checkpoint each."""
     directory = tmp_path_factory.mktemp('imported')
     with on_mesh(ONE_DEVICE):

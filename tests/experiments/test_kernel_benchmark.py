@@ -10,8 +10,6 @@ from kernels_pallas import arg_specs, float_rounding
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.weight_sampling import xla
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 SPEC = arg_specs.ArgSpec('test/ragged', (2, 64, 90))
 WEIGHTS, BLOCKS = 2 * 64 * 90, 2 * 2 * 3
 KEY_AND_ORIGIN = 20  # bytes

@@ -18,8 +18,6 @@ from gaussq_jax import models
 lm_eval = pytest.importorskip('lm_eval')
 lm_eval_model = importlib.import_module('experiments.lm_eval_model')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 REPOSITORY = pathlib.Path(__file__).parents[2]
 WINDOW = 24
 PAIRS = [

@@ -125,7 +125,6 @@ def test_bfloat16_moments_are_of_the_weights_only():
     assert dtypes == {'params': {'bfloat16'}, 'bitwidths': {'float32'}}
 
 
-@pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize(
     ('name', 'state_dtype'),
     [

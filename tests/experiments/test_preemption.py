@@ -8,14 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from compilation import xla_flags
 from small_runs import assert_ends_as, change_steps, records, run_config, run_stubbed, start, stub_steps
 
 from experiments import checkpointing, exit_codes, runs
 from experiments.preemption import Preempted, Preemption
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def preempt():
@@ -58,7 +57,7 @@ def test_afterwards_a_signal_does_what_it_did_before(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def expected(tmp_path_factory, quick_compilation):
+def expected(tmp_path_factory):
     """The workdir of a run that was never stopped."""
     return run_stubbed(tmp_path_factory.mktemp('expected'))
 
@@ -165,7 +164,7 @@ def test_the_program_itself(tmp_path):
     with subprocess.Popen(
         [sys.executable, '-m', 'experiments.train', *config, f'--workdir={tmp_path}'],
         cwd=REPOSITORY,
-        env=os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+        env=os.environ | {'XLA_FLAGS': xla_flags(devices=1)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,8 +7,6 @@ from small_runs import change_steps, final_state, records, run_config, start, st
 
 from experiments.profiling import Profile, Steps, parse_steps
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def events_of(workdir, name):
     """The events of this name in the one trace of a workdir."""

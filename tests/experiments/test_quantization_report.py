@@ -20,8 +20,6 @@ from experiments.checkpointing import Checkpointer
 
 evaluate = import_program('evaluate')
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 KINDS = ('key', 'out', 'query', 'value', 'down', 'gate', 'up')
 
 

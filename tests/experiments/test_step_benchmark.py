@@ -10,8 +10,6 @@ from small_experiments import ONE_DEVICE, on_mesh
 from configs import gpt2, tiny
 from experiments import step_benchmark, training
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 VOCABULARY = 64
 
 

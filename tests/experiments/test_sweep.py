@@ -14,6 +14,7 @@ import types
 
 import pytest
 import stub_training
+from compilation import xla_flags
 from ml_collections import ConfigDict
 from programs import import_program
 from stub_training import TEN_STEPS, column, read_table
@@ -406,7 +407,7 @@ def get_config():
 def test_a_sweep_of_trainings(tmp_path):
     """One run trains, the other's method isn't known; again, the one is left alone, and the other tried."""
     (tmp_path / 'real.py').write_text(SWEEP)
-    workdir, environment = tmp_path / 'runs', os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    workdir, environment = tmp_path / 'runs', os.environ | {'XLA_FLAGS': xla_flags(devices=1)}
     command = [sys.executable, '-m', 'experiments.sweep', f'--config={tmp_path / "real.py"}', f'--workdir={workdir}']
     start = lambda *arguments: subprocess.run(
         [*command, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from compilation import xla_flags
 from parameter_trees import assert_identical_trees
 from small_runs import final_state, records, run_config, start, without_seconds
 
@@ -33,11 +34,9 @@ SHOWN = {
 TIMES = {f'step_seconds/{name}' for name in ('p50', 'p90', 'max')}
 TIMES |= {f'seconds/{name}' for name in ('total', 'data', 'checkpoint')}
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory, quick_compilation):
+def finished(tmp_path_factory):
     """The workdir of a run that was never stopped."""
     workdir = tmp_path_factory.mktemp('finished')
     start(workdir, run_config())
@@ -245,7 +244,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
 
 # The command line itself, in processes of their own.
 
-ENVIRONMENT = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # of one device
+ENVIRONMENT = {'XLA_FLAGS': xla_flags(devices=1)}  # of one device
 
 # Each (status, output, errors) of `python -m experiments.<program> <argument>…`, for a list of [program, argument, …]:
 # the same process up to what takes long, importing the libraries.
@@ -346,7 +345,7 @@ def test_train_evaluate_and_generate(tmp_path):
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     """SIGKILL, at moments that nobody chose, against a run that was never stopped."""
     settings = ('--config=configs/tiny.py:smoke', '--config.total_steps=400', '--config.checkpoint_every=20')
-    start = lambda workdir: command('train', *settings, f'--workdir={workdir}', environment={'XLA_FLAGS': ''})
+    start = lambda workdir: command('train', *settings, f'--workdir={workdir}', environment=ENVIRONMENT)
     output_of(start(tmp_path / 'whole'))
     kills, killed = 0, tmp_path / 'killed'
     while kills < 5:

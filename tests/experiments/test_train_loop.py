@@ -14,8 +14,6 @@ from small_runs import assert_same_run, change_steps, final_state, read_batches,
 from experiments import exit_codes, partitioning, tokenizers, training
 from experiments.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 ROLLBACKS = dict(divergence__max_rollbacks=2)
 
 
@@ -154,7 +152,7 @@ DIVERGING = {2: math.nan, 8: math.nan, 9: math.nan, 15: 4.0}
 
 
 @pytest.fixture(scope='module')
-def never_stopped(tmp_path_factory, quick_compilation, batches):
+def never_stopped(tmp_path_factory, batches):
     """The workdir of a run that diverges as often as it may, and is never stopped."""
     workdir = tmp_path_factory.mktemp('never_stopped')
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -28,8 +28,6 @@ MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
 # Two kinds of layer, which lie on the mesh in the two ways there are: few compile faster. No pull on the bitwidths.
 TWO_PARTS = dict(quantization__parts='layers/(attention/out|mlp/up)/kernel', quantization__weight_decay=0.0)
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def host(tree):
     return jax.tree.map(np.asarray, tree)

@@ -13,8 +13,6 @@ from experiments import collectives, partitioning, training
 
 LAYERS = 8
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def aligned_config(**changes):
     """Layers of 256: eight shards of whole blocks."""

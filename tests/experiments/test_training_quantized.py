@@ -14,7 +14,6 @@ from small_experiments import keep_gradients, make_experiment, random_batch, ran
 import gaussq_jax as gq
 from experiments import methods, training
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 # A block of 24 tokens is a sequence, so that P6 is the same in every part of the batch and on every mesh.
 ARGUMENT = 'smoke,method=fqt,format=e4m3,block_size=24,targets=P2+P4+P6'
 MATRICES_OF_A_LAYER = 7
