@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, so that sharded code runs on any machine; memory as programs have it."""
 
+import gc
 import os
 
 import compilation
@@ -10,6 +11,12 @@ from experiments import host_memory
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {compilation.xla_flags(devices=8)}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 host_memory.keep_freed_memory()
+
+
+def pytest_collection_finish():
+    """What is there by now stays: to look through it for garbage while JAX traces takes a sixth of the time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -49,9 +49,9 @@ def run(config, gradients):
 
 def run_optimizer(optimizer, gradients):
     values = random_tree(0, 1.0)
-    state = optimizer.init(values)
+    state, update = jax.jit(optimizer.init)(values), jax.jit(optimizer.update)
     for gradient in gradients:
-        updates, state = optimizer.update(gradient, state, values)
+        updates, state = update(gradient, state, values)
         values = jax.tree.map(np.add, values, updates)
     return values, state
 

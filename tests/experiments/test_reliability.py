@@ -13,14 +13,7 @@ from experiments.reliability.faults import Observation
 
 reliability = import_program('reliability.__main__')
 FAULTS = {fault.observe.__name__: fault for fault in reliability.FAULTS}
-QUICK = ('fill_the_disk',)
 PAGE = pathlib.Path(reliability.__file__).parents[2] / 'docs' / 'reliability.md'
-
-
-@pytest.fixture(scope='module')
-def laboratory(tmp_path_factory):
-    """Trainings of forty steps, and one moment, to be done soon."""
-    return reliability.Laboratory(tmp_path_factory.mktemp('trials'), steps=40, moments=1)
 
 
 def test_page_has_every_fault_and_each_passed():
@@ -35,30 +28,25 @@ def test_page_has_every_fault_and_each_passed():
     assert all(lost.startswith('nothing') for *_, lost, _ in rows)
 
 
-@pytest.mark.parametrize('name', QUICK)
-def test_nothing_is_lost(laboratory, name):
-    """The real program meets a real fault: a full disk."""
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FAULTS)
+def test_nothing_is_lost_by_any_fault(laboratory, name):
     _observe(laboratory, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [name for name in FAULTS if name not in QUICK])
-def test_nothing_is_lost_by_any_fault(long_laboratory, name):
-    _observe(long_laboratory, name)
-
-
-@pytest.mark.slow
-def test_nothing_is_lost_by_many_kills(long_laboratory):
-    _observe(long_laboratory, 'kill_at_random_moments')
+def test_nothing_is_lost_by_many_kills(laboratory):
+    _observe(laboratory, 'kill_at_random_moments')
 
 
 @pytest.fixture(scope='module')
-def long_laboratory(tmp_path_factory):
+def laboratory(tmp_path_factory):
     """Trainings and moments as the page has them."""
     folder = tmp_path_factory.mktemp('long_trials')
     return reliability.Laboratory(folder, steps=reliability.STEPS, moments=reliability.MOMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'changed', ['the final checkpoint', "the data iterator's state", 'metrics.jsonl', 'summary.json']
 )

@@ -20,6 +20,12 @@ def one_device(monkeypatch):
         yield
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    monkeypatch.setattr(step_benchmark, 'lower_step', lambda experiment: None)
+    monkeypatch.setattr(step_benchmark.timing, 'compile_together', lambda programs: dict.fromkeys(programs))
+
+
 def config_of(module):
     config = module.get_config('smoke')
     config.optimizer.warmup_steps = 1
@@ -67,7 +73,7 @@ def rounded_dtypes(jaxpr):
     return found
 
 
-def test_what_is_not_installed_is_listed(monkeypatch):
+def test_what_is_not_installed_is_listed(uncompiled, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setattr(step_benchmark, 'make_step', lambda experiment, step: lambda: 0)
     results = step_benchmark.time_steps(config_of(tiny), ['qwix-int8'], 1, vocab_size=VOCABULARY, clock='host')
@@ -76,7 +82,7 @@ def test_what_is_not_installed_is_listed(monkeypatch):
     assert results['methods']['bf16']['ratio'] == 1
 
 
-def test_each_method_takes_turns_with_bf16_alone(monkeypatch):
+def test_each_method_takes_turns_with_bf16_alone(uncompiled, monkeypatch):
     """Two training states are in memory at the most; a row says what bf16 took in the same turns."""
     seconds = iter([(2.0, 3.0), (4.0, 5.0)])
     turns = []
@@ -108,7 +114,7 @@ def test_each_method_takes_turns_with_bf16_alone(monkeypatch):
     assert (results['config'], results['clock'], results['tokens']) == ('tiny-smoke', 'profiler', 8 * 64)
 
 
-def test_what_fails_on_the_device_is_told_and_the_rest_is_timed(monkeypatch):
+def test_what_fails_on_the_device_is_told_and_the_rest_is_timed(uncompiled, monkeypatch):
     def take_turns(steps, turns, *, clock):
         if 'naive' in steps:
             raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand a long report')

@@ -55,7 +55,9 @@ def test_fsdp_gathers_two_bytes_a_weight(resample_weights):
     assert not any(matrices(moved, kind) for kind in ('all-reduce', 'all-to-all', 'collective-permute'))
 
 
-@pytest.mark.parametrize(('reduction', 'dtype'), [('float32', 'f32'), ('bfloat16', 'bf16')])
+@pytest.mark.parametrize(
+    ('reduction', 'dtype'), [('float32', 'f32'), pytest.param('bfloat16', 'bf16', marks=pytest.mark.slow)]
+)
 def test_gradients_are_summed_in_the_dtype_of_the_config(reduction, dtype):
     """Those of the linear layers, each once; those of embedding and head in float32 whatever it says."""
     _, _, moved = compiled(gradient_reduction=reduction)

@@ -18,6 +18,8 @@ from configs import tiny
 
 evaluate = import_program('evaluate')
 
+pytestmark = pytest.mark.optimized
+
 FILES = pathlib.Path(__file__).parents[1] / 'data' / 'version_0_1'
 EVALUATIONS = json.loads((FILES / 'evaluations.json').read_text())
 PACKED = ('learned-5.safetensors', 'float6_e3m2fn.safetensors')

@@ -269,6 +269,7 @@ def test_legacy_and_typed_keys_give_one_result():
 # --- one layer at a time ---------------------------------------------------------------------------
 
 
+@pytest.mark.optimized
 @both_noises
 def test_inside_a_rematerialised_scan_the_loss_and_gradients_keep_their_bits(make, noise):
     """The layer index is traced, the slice comes from scan, the backward pass samples again."""

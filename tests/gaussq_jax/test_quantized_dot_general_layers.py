@@ -60,7 +60,7 @@ def test_linen_layers(name, dot_general):
     layer, settings, contracted = LINEN[name]
     x = small_numbers((3, 5, 6, 7))
     model = layer(**settings, use_bias=False, kernel_init=small_kernel, dot_general=dot_general)
-    params = model.init(KEY, x)
+    params = jax.jit(model.init)(KEY, x)
     y, pull_back = jax.vjp(jax.jit(model.apply), params, x)
     cotangent = small_numbers(y.shape, seed=1)
     dparams, dx = pull_back(jnp.asarray(cotangent))
@@ -72,7 +72,7 @@ def test_linen_dense_in_bfloat16_with_a_float32_kernel(dot_general):
     """The kernel's gradient is float32 again, the output bfloat16."""
     x = small_numbers((5, 40), dtype=jnp.bfloat16)
     model = nn.Dense(36, dtype=jnp.bfloat16, dot_general=dot_general, kernel_init=small_kernel)
-    params = model.init(KEY, x)
+    params = jax.jit(model.init)(KEY, x)
     loss = lambda params, x: jnp.sum(model.apply(params, x), dtype=jnp.float32)
     grads, dx = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
     assert model.apply(params, x).dtype == dx.dtype == jnp.bfloat16
@@ -88,7 +88,7 @@ def test_linen_attention(dot_general):
     x = small_numbers((2, 6, 24))
     settings = {'num_heads': 3, 'use_bias': False, 'kernel_init': small_kernel}
     model = nn.MultiHeadDotProductAttention(**settings, qkv_dot_general=dot_general, out_dot_general=dot_general)
-    params = model.init(KEY, x)
+    params = jax.jit(model.init)(KEY, x)
 
     @jax.jit
     def by_hand(kernels):

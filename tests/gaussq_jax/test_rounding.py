@@ -12,6 +12,8 @@ from numpy_float_formats import assert_same_bits
 
 import gaussq_jax as gq
 
+pytestmark = pytest.mark.optimized
+
 DTYPES = [np.dtype('float32'), np.dtype(ml_dtypes.bfloat16), np.dtype('float16')]
 DETERMINISTIC = ('nearest_even', 'nearest_away', 'toward_zero')
 round_to_format = jax.jit(gq.round_to_format, static_argnames=('fmt', 'rounding', 'saturate'))

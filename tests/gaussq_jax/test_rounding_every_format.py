@@ -50,7 +50,9 @@ def round_in_ways(x, fmt, roundings, saturate):
     return [gq.round_to_format(x, fmt, rounding=rounding, saturate=saturate) for rounding in roundings]
 
 
-@pytest.mark.parametrize('exponent_bits', range(9))
+@pytest.mark.parametrize(
+    'exponent_bits', [pytest.param(bits, marks=() if bits in (0, 4, 8) else pytest.mark.slow) for bits in range(9)]
+)
 def test_every_format(exponent_bits):
     """To nearest even, and some to nearest away or toward zero; in turn saturating or not."""
     for triple in (triple for triple in oracle.all_formats() if triple[0] == exponent_bits):

@@ -14,6 +14,8 @@ from numpy_weight_sampling import assert_identical, random_bitwidths, random_wei
 
 import gaussq_jax as gq
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(2024)
 sample_weights = jax.jit(gq.sample_weights, static_argnames=('block_size', 'noise', 'dtype'))
 rounded_normal = jax.jit(gq.rounded_normal, static_argnums=1)

@@ -11,6 +11,8 @@ from numpy_weight_sampling import assert_identical, random_bitwidths, random_wei
 
 import gaussq_jax as gq
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(2024)
 sample_weights = jax.jit(gq.sample_weights, static_argnames=('noise', 'dtype'))
 

@@ -64,10 +64,14 @@ def arguments(shape, dtype):
 
 
 FORWARD = [
-    *itertools.product(NOISES, DTYPES, ['bfloat16'], [None, E3M2], [STACKED]),
+    ('rounded_normal', 'float32', 'bfloat16', None, STACKED),
+    ('rounded_normal', 'bfloat16', 'bfloat16', E3M2, STACKED),
+    ('uniform', 'bfloat16', 'bfloat16', None, STACKED),
     ('uniform', 'float32', 'float32', E3M2, SINGLE),
     ('rounded_normal', 'float32', 'bfloat16', None, NARROW),
 ]
+EVERY_FORWARD = itertools.product(NOISES, DTYPES, ['bfloat16'], [None, E3M2], [STACKED])
+FORWARD += [pytest.param(*case, marks=pytest.mark.slow) for case in EVERY_FORWARD if case not in FORWARD]
 
 
 @pytest.mark.parametrize('implementation', implementations.KERNELS)

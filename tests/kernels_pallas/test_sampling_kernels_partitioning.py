@@ -79,14 +79,14 @@ def place(arrays, mesh, layout):
 # --- under jit, on meshes -----------------------------------------------------------------------------
 
 ALIGNED = [
-    ((32, 256), dict(data=8), (None, 'data')),
-    ((128, 64), dict(data=4, tensor=2), ('data', 'tensor')),
+    pytest.param((32, 256), dict(data=8), (None, 'data'), marks=pytest.mark.slow),
+    pytest.param((128, 64), dict(data=4, tensor=2), ('data', 'tensor'), marks=pytest.mark.slow),
     ((128, 64), dict(replica=2, data=2, fsdp=2), (('data', 'fsdp'), None)),
     ((4, 32, 64), dict(layer=4, tensor=2), ('layer', None, 'tensor')),
 ]
 UNALIGNED = [
     ((96, 64), dict(data=8), ('data', None)),  # 12 rows a device
-    ((128, 40), dict(data=8), ('data', None)),  # 4 blocks over 8 devices
+    pytest.param((128, 40), dict(data=8), ('data', None), marks=pytest.mark.slow),  # 4 blocks over 8 devices
     ((4, 96, 64), dict(layer=2, data=2, tensor=2), ('layer', 'data', 'tensor')),  # 3 blocks over 2 devices
     pytest.param(
         (64, 64), dict(data=2, tensor=4), ('data', 'tensor'), marks=pytest.mark.slow
