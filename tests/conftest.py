@@ -13,6 +13,11 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 host_memory.keep_freed_memory()
 
 
+def pytest_collection_modifyitems(items):
+    """Those with programs compiled as users' are come last: the others' are then no longer needed."""
+    items.sort(key=lambda item: item.get_closest_marker('optimized') is not None)
+
+
 def pytest_collection_finish():
     """What is there by now stays: to look through it for garbage while JAX traces takes a sixth of the time."""
     gc.freeze()

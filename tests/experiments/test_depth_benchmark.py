@@ -7,9 +7,18 @@ from small_experiments import VOCABULARY, small_config
 
 from experiments import depth_benchmark, step_costs, training
 
+RESAMPLED = {'remat_policy': 'full', 'resample_weights': True, 'microbatches': 2}
 
-@pytest.mark.parametrize('method', ['gaussws', 'fqt'])
-@pytest.mark.parametrize('changes', [{}, {'remat_policy': 'full', 'resample_weights': True, 'microbatches': 2}])
+
+@pytest.mark.parametrize(
+    ('method', 'changes'),
+    [
+        ('gaussws', RESAMPLED),
+        ('fqt', {}),
+        pytest.param('gaussws', {}, marks=pytest.mark.slow),
+        pytest.param('fqt', RESAMPLED, marks=pytest.mark.slow),
+    ],
+)
 def test_the_program_to_compile_has_as_many_operations_whatever_the_depth(method, changes):
     def operations(layers):
         config = small_config(f'smoke,method={method}', model__num_layers=layers, batch_size=16, **changes)

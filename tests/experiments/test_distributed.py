@@ -125,6 +125,7 @@ def stop_and_continue(launch, workdir, **settings):
     return finished
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_resume_after_one_is_lost(tmp_path, launch):
     """2 x 2 devices: the losses of 1 x 4, after a SIGKILL, too."""
     config = tiny.get_config('smoke')

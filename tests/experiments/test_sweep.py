@@ -404,6 +404,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_of_trainings(tmp_path):
     """One run trains, the other's method isn't known; again, the one is left alone, and the other tried."""
     (tmp_path / 'real.py').write_text(SWEEP)

@@ -306,6 +306,7 @@ def test_gpt2_learns_in_bfloat16_in_microbatches_on_a_mesh(caplog):
         (dict(total_steps=0), 'config.total_steps=0 must be at least 1'),
         (dict(checkpoint_every=0), 'config.checkpoint_every=0 must be at least 1'),
         (dict(remat_policy='some'), "remat_policy='some' must be None or one of full"),
+        (dict(scan_unroll=0), 'scan_unroll=0 must be at least 1'),
         (dict(gradient_reduction='float16'), "config.gradient_reduction='float16': allowed are 'bfloat16', 'float32'"),
         (dict(gradient_reduction='bfloat16'), "gradient_reduction='bfloat16' takes config.dtype='bfloat16'"),
         (dict(resample_weights=True), "resample_weights=True with config.remat_policy='' would keep all weights"),

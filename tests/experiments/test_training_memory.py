@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parameter_trees import assert_identical_trees
-from small_experiments import VOCABULARY, keep_gradients, make_experiment, random_batch, random_state, small_config
+from small_experiments import (
+    ONE_DEVICE,
+    VOCABULARY,
+    keep_gradients,
+    make_experiment,
+    random_batch,
+    random_state,
+    small_config,
+)
 
 from experiments import collectives, partitioning, training
 
@@ -41,7 +49,9 @@ def matrices(moved, kind):
     return found
 
 
-@pytest.mark.parametrize('resample_weights', [False, True], ids=['keep', 'resample'])
+@pytest.mark.parametrize(
+    'resample_weights', [pytest.param(False, marks=pytest.mark.slow, id='keep'), pytest.param(True, id='resample')]
+)
 def test_fsdp_gathers_two_bytes_a_weight(resample_weights):
     """Sampled where it lies, then gathered: each matrix of a layer forward and backward, in bfloat16; never W."""
     _, _, moved = compiled(resample_weights=resample_weights)
@@ -89,8 +99,15 @@ def test_resampling_keeps_a_layer_instead_of_all():
     assert saved > 2 * sampled * (1 - 1 / LAYERS)
 
 
-@pytest.mark.parametrize(('method', 'microbatches'), [('gaussws', 2), pytest.param('qat', 1, marks=pytest.mark.slow)])
-def test_resampling_changes_no_loss_and_no_gradient(method, microbatches):
+@pytest.mark.parametrize(
+    ('method', 'microbatches', 'sizes'),
+    [
+        ('gaussws', 2, ONE_DEVICE),
+        pytest.param('gaussws', 2, (1, 4, 2), marks=pytest.mark.slow),
+        pytest.param('qat', 1, (1, 4, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_resampling_changes_no_loss_and_no_gradient(method, microbatches, sizes):
     """One weight has one noise, and one sum of gradients: to the bit but for the order of sums."""
 
     def first_step(resample_weights):
@@ -100,7 +117,7 @@ def test_resampling_changes_no_loss_and_no_gradient(method, microbatches):
             remat_policy='dots_saveable',
             microbatches=microbatches,
         )
-        experiment = make_experiment(config, (1, 4, 2), keep_gradients())
+        experiment = make_experiment(config, sizes, keep_gradients())
         state, metrics = training.make_train_step(experiment)(random_state(experiment), random_batch(experiment))
         return float(metrics['train/loss']), state
 

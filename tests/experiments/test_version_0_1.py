@@ -18,8 +18,6 @@ from configs import tiny
 
 evaluate = import_program('evaluate')
 
-pytestmark = pytest.mark.optimized
-
 FILES = pathlib.Path(__file__).parents[1] / 'data' / 'version_0_1'
 EVALUATIONS = json.loads((FILES / 'evaluations.json').read_text())
 PACKED = ('learned-5.safetensors', 'float6_e3m2fn.safetensors')
@@ -59,10 +57,12 @@ def sha256_of(weights):
     return digest.hexdigest()
 
 
+@pytest.mark.optimized
 def test_a_run_evaluates_to_the_same_numbers(capsys):
     assert_same_numbers(evaluated(capsys, WORKDIR=str(FILES / 'run')), EVALUATIONS['run'])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('name', PACKED)
 def test_a_packed_file_evaluates_to_the_same_numbers(name, capsys):
     metrics = evaluated(capsys, WEIGHTS=str(FILES / 'packed' / name))

@@ -11,8 +11,6 @@ import pytest
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = 2.0**-126
 QUANTIZERS = [

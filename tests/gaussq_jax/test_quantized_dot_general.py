@@ -15,8 +15,6 @@ from numpy_quantized_dot_general import (
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 gradients = jax.jit(with_gradients, static_argnums=(0, 4), static_argnames=('precision', 'preferred_element_type'))
 FLOAT16_GRID = gq.FloatFormat(5, 10, 'ieee')
 DENSE = CONTRACTIONS['dense'][-1]

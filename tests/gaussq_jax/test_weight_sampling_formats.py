@@ -12,8 +12,6 @@ from numpy_weight_sampling import assert_identical, random_bitwidths, random_wei
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 KEY = jax.random.key(11)
 WORDS = jax.random.key_data(KEY)
 FORMATS = {

@@ -10,8 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 KEY = jax.random.key(5)
 NOISES = ('rounded_normal', 'uniform')
 
@@ -59,8 +57,17 @@ def test_a_random_word_with_all_bits_set():
     np.testing.assert_array_equal(w_hat[jnp.array([1, 5]), 30], (0.5 - 2.0**-17) * 2.0**-3)
 
 
-@pytest.mark.parametrize('noise', NOISES)
-@pytest.mark.parametrize('magnitude', [2.0**-126, 2.0**-109, 2.0**-100])
+@pytest.mark.optimized
+@pytest.mark.parametrize(
+    ('noise', 'magnitude'),
+    [
+        ('rounded_normal', 2.0**-126),
+        ('uniform', 2.0**-109),
+        pytest.param('rounded_normal', 2.0**-100, marks=pytest.mark.slow),
+        *(pytest.param('uniform', magnitude, marks=pytest.mark.slow) for magnitude in (2.0**-126, 2.0**-100)),
+        pytest.param('rounded_normal', 2.0**-109, marks=pytest.mark.slow),
+    ],
+)
 def test_the_smallest_steps_are_the_same_fused_or_not(noise, magnitude):
     w, bitwidths = jnp.full((32, 32), magnitude), jnp.full((1, 1), 1.0)
     sample = lambda w: gq.sample_weights(KEY, w, bitwidths, noise=noise, dtype=jnp.float32)

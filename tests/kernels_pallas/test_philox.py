@@ -8,8 +8,6 @@ import pytest
 
 from kernels_pallas.philox import philox_4x32
 
-pytestmark = pytest.mark.optimized
-
 ONES = 0xFFFFFFFF
 PI_COUNTER = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 PI_KEY = (0xA4093822, 0x299F31D0)

@@ -14,8 +14,6 @@ import gaussq_jax as gq
 from kernels_pallas import implementations
 from kernels_pallas.weight_sampling import NOISES, Grid, triton, xla
 
-pytestmark = pytest.mark.optimized
-
 WORDS = np.array([0xDEADBEEF, 0x01234567], np.uint32)
 KEY = jax.random.wrap_key_data(WORDS, impl='threefry2x32')
 SMALLEST_NORMAL = 2.0**-126

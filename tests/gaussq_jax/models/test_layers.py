@@ -100,6 +100,17 @@ def test_bfloat16_compute_is_near_float32_and_what_comes_out_is_float32(name):
     assert np.mean(actual == actual.astype(jnp.bfloat16)) < 0.1, 'the logits were rounded to bfloat16'
 
 
+@llama_and_slowly_gpt2
+@pytest.mark.parametrize('scan_unroll', [2, NUM_LAYERS, 99])
+def test_an_unrolled_scan_computes_the_same(name, scan_unroll):
+    """Also where the layers are no multiple of it, and if it is more than there are."""
+    params = random_params(name)
+    unrolled = jax.jit(lambda params: logits(name, params, scan_unroll=scan_unroll))
+    assert_trees_close(unrolled(params), logits(name, params))
+    loops = unrolled.lower(params).as_text().count('stablehlo.while')
+    assert loops == (scan_unroll < NUM_LAYERS)
+
+
 def test_every_remat_policy_can_be_differentiated():
     for remat_policy in layers.REMAT_POLICIES:
         jax.eval_shape(functools.partial(gradient, 'llama', remat_policy=remat_policy), random_params('llama'))
