@@ -172,5 +172,6 @@ def with_qwix(config: ConfigDict, dtype: str) -> ConfigDict:
 def _quantized_by_qwix(model: Callable, weight_dtype: str, **fields: Any) -> Any:
     import qwix
 
+    fields['dot_general_cls'] = None  # ours: qwix puts its own in the place of JAX's
     rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
     return qwix.quantize_model(model(**fields), qwix.QtProvider([rule]))

@@ -1,7 +1,15 @@
-"""Eight virtual CPU devices for every test, so that sharded code runs on any machine; memory as programs have it."""
+"""Eight virtual CPU devices for every test, so that sharded code runs on any machine; memory as programs have it.
+
+The environment is that of all processes, those that tests start too. Programs of tests are small: they are done sooner
+than they are handed to another thread, and NumPy's threads would only spin beside them.
+"""
 
 import gc
 import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'false')
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import compilation
 import pytest
@@ -9,7 +17,6 @@ import pytest
 from experiments import host_memory
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {compilation.xla_flags(devices=8)}'
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 host_memory.keep_freed_memory()
 
 

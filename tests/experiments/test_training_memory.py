@@ -102,7 +102,7 @@ def test_resampling_keeps_a_layer_instead_of_all():
 @pytest.mark.parametrize(
     ('method', 'microbatches', 'sizes'),
     [
-        ('gaussws', 2, ONE_DEVICE),
+        pytest.param('gaussws', 2, ONE_DEVICE, marks=pytest.mark.slow),
         pytest.param('gaussws', 2, (1, 4, 2), marks=pytest.mark.slow),
         pytest.param('qat', 1, (1, 4, 2), marks=pytest.mark.slow),
     ],
