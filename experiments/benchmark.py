@@ -49,9 +49,11 @@ METHODS = flags.DEFINE_list(
 VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
 SHAPES = flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
 SHAPE = flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
-TURNS = flags.DEFINE_integer('turns', None, 'Calls of each that are timed; else 40, depth: 5.', lower_bound=1)
+TURNS = flags.DEFINE_integer(
+    'turns', None, f'Calls of each that are timed; else {DEFAULT_TURNS}, depth: 5.', lower_bound=1
+)
 CLOCK = flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
-OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results, written each time that there are more.')
+OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results, rewritten after each one.')
 
 
 def main(argv):
@@ -70,6 +72,8 @@ def main(argv):
         try:
             measure()
         except ModuleNotFoundError as error:
+            if error.name.partition('.')[0] in ('experiments', 'gaussq_jax', 'kernels_pallas', 'configs'):
+                raise
             sys.exit(f'error: {" ".join(argv[1:])} {NOT_INSTALLED.format(error.name)}')
 
 
@@ -88,7 +92,8 @@ def kernel():
         if reason is not None:
             print(f'{name} is not measured: {reason}')
     for spec in specs:
-        leave_out = [kernel_benchmark.SLOW_TO_COMPILE] if jax.default_backend() == 'gpu' and results['rows'] else []
+        slow = kernel_benchmark.SLOW_TO_COMPILE
+        leave_out = [slow] if jax.default_backend() == 'gpu' and results['rows'] else []
         rows = kernel_benchmark.time_shape(spec, number_of_turns(), clock, leave_out=leave_out)
         print_table(
             f'\n{spec.name}, {" x ".join(map(str, spec.shape))}',
@@ -96,6 +101,8 @@ def kernel():
             map(_kernel_cells, rows),
         )
         print_clocks({f'{row["operation"]} by {row["implementation"]}': row for row in rows})
+        if leave_out:
+            print(f'{" by ".join(slow)} is measured on the first shape alone: it takes a minute to compile')
         results['rows'] += rows
         write(results)
 
@@ -208,7 +215,7 @@ def print_clocks(rows: dict[str, Any]):
     """Says which rows the profiler saw nothing of."""
     measured = {name: row for name, row in rows.items() if isinstance(row, dict)}
     if names := [name for name, row in measured.items() if row.get('clock') == timing.BACK_TO_BACK]:
-        print(f'by the clock of the {timing.BACK_TO_BACK}, for the profiler saw nothing of them: {"; ".join(names)}')
+        print(f'timed by the host, back to back, because the profiler saw nothing: {"; ".join(names)}')
 
 
 def number_of_turns(default: int = DEFAULT_TURNS) -> int:

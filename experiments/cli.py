@@ -13,8 +13,13 @@ from experiments import host_memory
 def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
     """Runs a program's `main` with its flags; what the libraries log is shown with --verbosity=0 only.
 
-    `default_config` is what --config means when it isn't given. It can't be the flag's default, which
-    ml_collections reads, with all its overrides, before an error can be told well.
+    Before that, the process is told to keep the memory that it frees, if it computes on CPUs.
+
+    Args:
+      main: takes the arguments that are no flags, after the program's name.
+      default_config: what --config means when it isn't given. It can't be the flag's default, which ml_collections
+        reads, with all its overrides, before an error can be told well.
+      takes_arguments: whether there may be such arguments.
     """
     host_memory.keep_freed_memory()
     argv = list(sys.argv)

@@ -34,5 +34,5 @@ def time_depths(config: ConfigDict, turns: int, *, vocab_size: int, depths: Sequ
 
 def _with_layers(config: ConfigDict, layers: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
-    config.model.num_layers = layers
+    config.model.num_layers, config.scan_unroll = layers, 1  # unrolled, few layers would be another program
     return config

@@ -1,10 +1,10 @@
 """XLA's temporaries stay in the process: settings of glibc's allocator for programs that compute on CPUs.
 
 At each call of a compiled program XLA allocates its temporaries, and frees them when it is done. glibc maps blocks of
-that size from the system and gives them back, and what its threads' arenas trim too; so that the system zeroes the same
-pages again at every step, one fault each: a fifth of the CPU time of configs/tiny.py. With these settings freed memory
-is kept, in one arena that all threads share, and used again. The numbers come out the same; the process keeps the most
-memory that it ever had.
+that size from the system and gives them back, and trims the arenas of threads: the system zeroes the same pages at
+every step, one fault each (benchmarks/step_changes_cpu.json). With these settings freed memory is kept, in one arena
+that all threads share, and used again. The numbers come out the same; the process keeps the most memory that it ever
+had.
 """
 
 import ctypes

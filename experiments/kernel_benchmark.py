@@ -77,8 +77,12 @@ def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Co
     for contender, measured in timing.take_turns(works, turns, clock=clock, before=before).items():
         rows[contender] |= {**measured, 'bytes_per_second': rows[contender]['bytes'] / measured['seconds']}
     copy_bandwidth = max(rows[copy, REFERENCE]['bytes_per_second'] for copy in COPIES)
-    for contender in works:
-        rows[contender]['copy_fraction'] = rows[contender]['bytes_per_second'] / copy_bandwidth
+    copy_bytes = rows[COPIES[0], REFERENCE]['bytes']
+    for row in (rows[contender] for contender in works):
+        is_back_to_back = row['clock'] == timing.BACK_TO_BACK  # then its copy is one by the same clock
+        row['copy_fraction'] = row['bytes_per_second'] / (
+            copy_bytes / row['base_seconds'] if is_back_to_back else copy_bandwidth
+        )
     return list(rows.values())
 
 
@@ -119,22 +123,16 @@ def _operation(function: Callable, *arguments: Any) -> Operation:
 
 def _compile(contenders: dict[Contender, Operation]) -> dict[Contender, Callable[[], Any] | Exception]:
     """Calls of the compiled functions; or why one can't be compiled."""
-    failed, programs = {}, {}
-    for contender, (function, arguments) in contenders.items():
-        try:
-            programs[contender] = function.lower(*arguments)
-        except Exception as error:  # the others are measured all the same
-            failed[contender] = error
-    compiled = timing.compile_together(programs)
-    calls = {}
-    for contender, (_, arguments) in contenders.items():
-        program = failed.get(contender) or compiled[contender]
-        calls[contender] = program if isinstance(program, Exception) else functools.partial(program, *arguments)
-    return calls
+    lower = {name: functools.partial(function.lower, *arguments) for name, (function, arguments) in contenders.items()}
+    compiled = timing.compile_together(lower)
+    return {
+        name: program if isinstance(program, Exception) else functools.partial(program, *contenders[name].arguments)
+        for name, program in compiled.items()
+    }
 
 
 def _equals_reference(call: Callable | Exception, reference: Callable | Exception | None) -> bool | None:
-    """Whether the bits are the reference's; None if that isn't another, and there. Raises why there is no result."""
+    """Whether the bits are the reference's; None for that itself, or without one. Raises why there is no result."""
     if isinstance(call, Exception):
         raise call
     results = jax.block_until_ready(call())

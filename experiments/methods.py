@@ -83,7 +83,7 @@ def sampled_blocks(config: ConfigDict) -> dict[str, Any]:
 
 
 def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:
-    """What makes the matmul of the linear layers; None if it is the usual one.
+    """What makes the matmul of the linear layers; None outside of training where it is the usual one.
 
     In training steps, stochastic rounding takes its keys from the rng stream 'quantization'; outside, it is to
     nearest. `sums_gradients` where several devices have each a part of dW, which `config.gradient_reduction` is for.
@@ -92,7 +92,7 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: 
       ValueError: for settings that fqt can't have.
     """
     settings = {}
-    if training:  # without it dW is multiplied in JAX's order, in which CPUs are slower by a quarter of a step
+    if training:  # as X^T dY: in JAX's order XLA:CPU copies dY transposed, see benchmarks/step_changes_cpu.json
         sum_dtype = config.gradient_reduction if sums_gradients else config.dtype
         settings['weight_gradient_dtype'] = jnp.promote_types(config.dtype, sum_dtype)
     if config.method == 'fqt':

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from configs import common
@@ -71,16 +72,17 @@ def time_steps(
     }
     rows = results['methods']
     rows[BASE] = 'nothing was measured beside it'
-    compiled = timing.compile_together({name: lower_step(experiment) for name, experiment in experiments.items()})
+    lower = {name: functools.partial(lower_step, experiment) for name, experiment in experiments.items()}
+    compiled = timing.compile_together(lower)
     base_step = None
     for name in [name for name in experiments if name != BASE] or [BASE]:
-        steps = None
         try:
             base_step = base_step or make_step(base, compiled[BASE])
             steps = {BASE: base_step, name: base_step if name == BASE else make_step(experiments[name], compiled[name])}
             timings = timing.take_turns(steps, turns, clock=clock)
             rows |= timings if isinstance(rows[BASE], str) else {name: timings[name]}
-        except jax.errors.JaxRuntimeError as error:  # such as too little memory; the others are timed all the same
+        except Exception as error:  # such as too little memory; the others are timed all the same
+            logging.info('%s fails:', name, exc_info=True)
             rows[name] = str(error).strip().splitlines()[0]
         finally:
             steps = None  # frees the training state of this method before the next one's is made

@@ -77,8 +77,8 @@ def take_turns(
       turns: how many are timed.
       clock: 'host', from the call to its result on the host's clock; or 'profiler', from the start of the first kernel
         on a device to the end of the last, without what the host does before and after. A function of which the
-        profiler sees nothing takes its turns with the first one again, by the host's clock, so many launches back to
-        back that what the host does is hidden behind them, and its timing says so; there, `before` isn't called.
+        profiler sees nothing is timed again, in turns with the first one, by the host's clock: the mean of LAUNCHES
+        calls in a row, which hides the host's overhead, without `before`. Its timing says so.
       before: called, untimed, before each call.
     """
     calls = _measure(functions, turns, {'host': _by_host, 'profiler': _by_profiler}[clock], before)
@@ -94,17 +94,23 @@ def take_turns(
     return timings
 
 
-def compile_together(programs: Mapping[Any, jax.stages.Lowered]) -> dict[Any, jax.stages.Compiled | Exception]:
-    """The programs, compiled in as many threads as there are cores: XLA compiles one in one. Or why one can't be."""
+def compile_together(programs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Callable | Exception]:
+    """Compiles the programs in parallel, a thread a core; a program that fails gives its exception.
 
-    def compile_one(program):
-        try:
-            return program.compile()
-        except Exception as error:  # of whatever kind: of XLA, of a kernel's compiler
-            return error
-
+    Args:
+      programs: by name, functions that lower them, which are called one after the other.
+    """
+    results = {}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip(programs, threads.map(compile_one, programs.values())))
+        for name, lower in programs.items():
+            try:
+                results[name] = threads.submit(lower().compile)
+            except Exception as error:  # of whatever kind: of tracing, of lowering
+                results[name] = error
+    for name, result in results.items():
+        if isinstance(result, concurrent.futures.Future):
+            results[name] = result.exception() or result.result()
+    return results
 
 
 def environment() -> dict[str, str]:
@@ -195,14 +201,16 @@ def _by_profiler(functions: Functions, before: Callable[[], Any] | None) -> dict
     return calls
 
 
-def _back_to_back(functions: Functions, before: None) -> dict[str, Call]:
-    """The device has the next launch while it works: the host waits for the last one alone."""
+def _back_to_back(functions: Functions, before: Callable[[], Any] | None) -> dict[str, Call]:
+    """The device has the next launch while it works: the host waits for the last one alone. `before` is None."""
     calls = {}
     for name, function in functions.items():
         start = time.perf_counter()
-        results = collections.deque((function() for _ in range(LAUNCHES)), maxlen=2)  # older ones' memory is free
-        jax.block_until_ready(list(results))
+        for _ in range(LAUNCHES):
+            result = function()
+        jax.block_until_ready(result)
         calls[name] = Call((time.perf_counter() - start) / LAUNCHES)
+        del result
     return calls
 
 

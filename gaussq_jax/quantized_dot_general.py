@@ -12,6 +12,7 @@ import numpy as np
 from gaussq_jax import explicit_sharding
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.rounding import check_input
+from kernels_pallas.partitioning import varying
 
 TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
 DimensionNumbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
@@ -160,8 +161,10 @@ def _three_gemms(
         p5 = quantize(5, key, d_out, of_out.lhs, of_out.rhs)
         p6 = quantize(6, key, lhs, of_lhs.lhs, of_lhs.contracting)
         (d_lhs,) = jax.linear_transpose(lambda lhs: multiply(lhs, p4), lhs)(p3)
-        d_rhs = explicit_sharding.like(rhs, weight_gradient)(p6, p5).astype(rhs.dtype)
-        return None, d_lhs, d_rhs
+        d_rhs = explicit_sharding.like(rhs, weight_gradient)(p6, p5)
+        if parts := tuple(varying(d_rhs) - varying(rhs)):  # of the devices, inside `jax.shard_map`
+            d_rhs = jax.lax.psum(d_rhs, parts)
+        return None, d_lhs, d_rhs.astype(rhs.dtype)
 
     def weight_gradient(p6, p5):
         """X^T dY, and not the transpose of dY^T X, as JAX has it: XLA:CPU copies the first operand, transposed."""

@@ -13,7 +13,7 @@ IMPLEMENTATIONS = (*KERNELS, 'xla', *INTERPRETED)
 
 _BACKENDS = {'triton': 'triton', 'mosaic': 'mosaic_gpu'}  # modules of jax.experimental.pallas
 # Compute capabilities, and which major versions these are. Mosaic's code aborts the process when it is compiled for an
-# older GPU, and NVIDIA's assembler refuses it for 12.x.
+# older GPU, NVIDIA's assembler refuses it for 12.x, and 11.x is untried.
 _COMPUTE_CAPABILITIES = {
     'triton': ('8.0 or newer', lambda major: major >= 8),
     'mosaic': ('9.x or 10.x', lambda major: major in (9, 10)),
@@ -24,13 +24,13 @@ _DESCRIBED = {
     r'V100': '7.0',
     r'T4': '7.5',
     r'A100|A800|A30': '8.0',
-    r'A10G?|A16|A40|RTX A\d{4}|RTX 30\d0': '8.6',
-    r'L4|L40S?|RTX 40\d0|RTX \d{4} Ada': '8.9',
+    r'A10G?|A16|A40|RTX A\d{4}|GeForce RTX 30\d0': '8.6',
+    r'L4|L40S?|GeForce RTX 40\d0|RTX \d{4} Ada': '8.9',
     r'H100|H200|H800|H20|GH200': '9.0',
     r'B200|GB200': '10.0',
     r'B300|GB300': '10.3',
     r'Thor': '11.0',
-    r'RTX 50\d0|RTX PRO \d{4}': '12.0',
+    r'GeForce RTX 50\d0|RTX PRO \d{4}': '12.0',
     r'GB10': '12.1',
 }
 
@@ -54,7 +54,7 @@ def why_not(implementation: str) -> str | None:
     """Why an implementation can't run with this JAX and device; None if it can.
 
     The device is that of the mesh in whose context this is, else the default one. A mesh may describe a GPU that isn't
-    here, to compile for it (`jax.sharding.AbstractDevice`): what it can is known by its name.
+    here, to compile for it (`jax.sharding.AbstractDevice`): its compute capability is looked up by its name.
     """
     if implementation == 'xla':
         return None
@@ -67,8 +67,10 @@ def why_not(implementation: str) -> str | None:
         return None
     device, (needed, suffices) = _device(), _COMPUTE_CAPABILITIES[kernel]
     capability = _compute_capability(device)
-    if device.platform != 'gpu' or capability is None:
-        return f'it needs an NVIDIA GPU whose compute capability is known, and the device is {device.device_kind}'
+    if device.platform != 'gpu':
+        return f'it needs an NVIDIA GPU, and the device is {device.device_kind}'
+    if capability is None:
+        return f'it needs an NVIDIA GPU, and the compute capability of {device.device_kind} is unknown'
     if not suffices(int(capability.split('.')[0])):
         return f'it needs compute capability {needed}, and {device.device_kind} has {capability}'
     return None
@@ -94,9 +96,12 @@ def _device() -> jax.Device | jax.sharding.AbstractDevice:
 
 
 def load(package: str, implementation: str):
-    """The module of a kernel in `package`, and the arguments that its functions take for this implementation."""
+    """The module of a kernel in `package`, and the arguments that its functions take for this implementation.
+
+    Which kernel runs is our choice: JAX's warning that Triton is deprecated is filtered out for the process.
+    """
     kernel = implementation.removesuffix('_interpret')
-    if kernel == 'triton':  # from 0.11, JAX warns at each lowering that it will drop it: `_pick` then takes another
+    if kernel == 'triton':  # from 0.11, JAX warns wherever it is lowered, which is after this, in the user's call
         warnings.filterwarnings('ignore', 'The Pallas Triton backend is deprecated', DeprecationWarning)
     module = importlib.import_module(f'{package}.{kernel}')
     return module, {'interpret': True} if implementation in INTERPRETED else {}

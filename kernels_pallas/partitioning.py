@@ -28,19 +28,20 @@ def partitioned(function: Callable, partition: Callable, *, has_effects: bool = 
 
 def vary_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     """Inside `jax.shard_map`: the arrays, each varying over all axes of the mesh that one of them varies over."""
-    axes = frozenset().union(*map(_varying, arrays))
+    axes = frozenset().union(*map(varying, arrays))
     return [_vary(x, axes) for x in arrays]
 
 
 def vary_as(x: jax.Array, results: Any) -> Any:
     """Inside `jax.shard_map`: a kernel's results, varying over all axes of the mesh that its argument x varies over."""
-    return jax.tree.map(lambda result: _vary(result, _varying(x)), results)
+    return jax.tree.map(lambda result: _vary(result, varying(x)), results)
 
 
-def _varying(x: jax.Array) -> frozenset[str]:
+def varying(x: jax.Array) -> frozenset[str]:
+    """Inside `jax.shard_map`: the axes of the mesh that x varies over."""
     return jax.typeof(x).manual_axis_type.varying
 
 
 def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(axes - _varying(x))
+    missing = tuple(axes - varying(x))
     return jax.lax.pcast(x, missing, to='varying') if missing else x

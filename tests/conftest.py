@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is there by now stays: to look through it for garbage while JAX traces takes a sixth of the time."""
+    """Objects made so far are kept: scanning them for garbage while JAX traces takes a tenth of the time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 

@@ -27,7 +27,8 @@ def round_to_grid(
     would stand in the way of that. No gradient goes through any of them.
 
     Raises:
-      ValueError: if there is no such implementation, or if it can't run here, saying why.
+      ValueError: if there is no such implementation, or if it can't run here, saying why; for more values than a kernel
+        can count.
     """
     how = dict(
         mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=largest, overflow=overflow, rounding=rounding

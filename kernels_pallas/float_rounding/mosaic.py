@@ -1,4 +1,4 @@
-"""Rounding to a grid as one kernel, for NVIDIA GPUs from Hopper on: Pallas by way of Mosaic GPU, to `xla.py`'s bits."""
+"""Rounding to a grid as one kernel, for GPUs of compute capability 9.x and 10.x: Mosaic GPU, to `xla.py`'s bits."""
 
 import math
 

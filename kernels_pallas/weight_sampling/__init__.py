@@ -12,7 +12,7 @@ from kernels_pallas.philox import Words2
 from kernels_pallas.weight_sampling import xla
 from kernels_pallas.weight_sampling.blocks import Grid
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS, NOISES
-from kernels_pallas.weight_sampling.partitioning import BACKWARD, FORWARD, on_any_mesh
+from kernels_pallas.weight_sampling.partitioning import BACKWARD, FORWARD, fits_a_launch, on_any_mesh
 from kernels_pallas.weight_sampling.xla import Origin, draw
 
 __all__ = ['NOISES', 'Grid', 'backward', 'draw', 'forward', 'select', 'why_not']
@@ -39,9 +39,9 @@ def forward(
     """W_hat and the step of each block: arguments and results of `xla.forward`, by any implementation.
 
     Raises:
-      ValueError: as `select` does.
+      ValueError: as `select` does; for more matrices or rows than a launch can have, if a kernel is asked for by name.
     """
-    name = select(implementation, block_size)
+    name = _select_for(w.shape, implementation, block_size)
     if name == 'xla' or not w.size:
         return xla.forward(key, origin, w, scale, block_size=block_size, noise=noise, dtype=dtype, grid=grid)
     kernels, how = implementations.load(__name__, name)
@@ -57,9 +57,9 @@ def backward(
     """sum(dW_hat * R) over each block: arguments and results of `xla.backward`, by any implementation.
 
     Raises:
-      ValueError: as `select` does.
+      ValueError: as `select` does; for more matrices or rows than a launch can have, if a kernel is asked for by name.
     """
-    name = select(implementation, block_size)
+    name = _select_for(dw_hat.shape, implementation, block_size)
     if name == 'xla' or not dw_hat.size:
         return xla.backward(key, origin, dw_hat, block_size=block_size, noise=noise)
     kernels, how = implementations.load(__name__, name)
@@ -84,6 +84,12 @@ def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
 def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
     """Why an implementation can't run here for blocks of this size; None if it can."""
     return _wrong_block_size(implementation, block_size) or implementations.why_not(implementation)
+
+
+def _select_for(shape: tuple[int, ...], implementation: str | None, block_size: int) -> str:
+    """`select` for weights of this shape: None is the reference where these are too many for a kernel."""
+    name = select(implementation, block_size)
+    return 'xla' if implementation is None and not fits_a_launch(math.prod(shape[:-2]), shape[-2]) else name
 
 
 def _wrong_block_size(implementation: str, block_size: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Weight sampling as one kernel each way, for NVIDIA GPUs from Hopper on: Pallas by way of Mosaic GPU.
+"""Weight sampling as one kernel each way, for GPUs of compute capability 9.x and 10.x: Pallas by way of Mosaic GPU.
 
 A program is four warps, whose threads keep all they need in registers. In the forward kernel a warp has one block, and
 a thread four neighbouring columns of eight rows, four apart, which one Philox call a column serves: a row of float32 is
@@ -53,7 +53,7 @@ def forward(
         column of its first weight.
       row_block: uint32 (m / 32,), added to the row of `place`: 0, 1, .. if w isn't a shard of something.
       column: uint32 (n,), added to its column.
-      w: (l, m, n), float32 or bfloat16; m and n multiples of 32; l and m / 32 at most 65535, as a launch has them.
+      w: (l, m, n), float32 or bfloat16; m and n multiples of 32; l and m / 32 at most 65535, the limit of a launch.
       scale: float32 (l, m / 32, n / 32), 2^(1 - bitwidth).
       interpret: emulate the GPU, on any platform.
 

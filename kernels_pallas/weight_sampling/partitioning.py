@@ -23,6 +23,11 @@ BACKWARD = '... p, m, n c, ... m r n c -> ... m n'
 MOST_PROGRAMS = 2**16 - 1  # of a launch along its second and third axes, which are rows of blocks and matrices
 
 
+def fits_a_launch(matrices: int, rows: int) -> bool:
+    """Whether a kernel can sample so many matrices of so many rows."""
+    return max(matrices, -(-rows // GROUP_ROWS)) <= MOST_PROGRAMS
+
+
 @functools.cache
 def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **how) -> Callable:
     """`kernel(place, row_block, column, weights[, scale], **how)`, sharded or not, mapped or not.
@@ -34,15 +39,15 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
       how: its other arguments, hashable.
 
     Returns:
-      A function of place (..., 5), weights (..., m, n) and scale (..., m / 32, n / 32) of any leading axes; a
-      ValueError when it is called with more than a launch can have.
+      A function of place (..., 5), weights (..., m, n) and scale (..., m / 32, n / 32) of any leading axes. It raises
+      ValueError for more matrices or rows than a launch can have.
     """
 
     def on_device(*arguments):
         place, row_block, column, weights, *scale = vary_alike(arguments)
         *leading, m, _, n, _ = weights.shape
         matrices = weights.reshape(-1, m * GROUP_ROWS, n * GROUP_ROWS)
-        if max(matrices.shape[0], m) > MOST_PROGRAMS:
+        if not fits_a_launch(*matrices.shape[:2]):
             raise ValueError(
                 f'a kernel samples at most {MOST_PROGRAMS:,} matrices of at most {GROUP_ROWS * MOST_PROGRAMS:,} rows at'
                 f" a time, and these are {matrices.shape}; implementation='xla' samples any"

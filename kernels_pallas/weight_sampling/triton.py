@@ -53,7 +53,7 @@ def forward(
         column of its first weight.
       row_block: uint32 (m / 32,), added to the row of `place`: 0, 1, .. if w isn't a shard of something.
       column: uint32 (n,), added to its column.
-      w: (l, m, n), float32 or bfloat16; m and n multiples of 32; l and m / 32 at most 65535, as a launch has them.
+      w: (l, m, n), float32 or bfloat16; m and n multiples of 32; l and m / 32 at most 65535, the limit of a launch.
       scale: float32 (l, m / 32, n / 32), 2^(1 - bitwidth).
       tile: the most blocks that a program takes, a power of two.
       interpret: run it step by step in XLA, on any platform.

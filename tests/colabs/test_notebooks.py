@@ -48,11 +48,8 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize(
-    'file',
-    [pytest.param(file, marks=() if file.stem == 'quickstart' else pytest.mark.slow) for file in NOTEBOOKS],
-    ids=lambda file: file.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('file', NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebook_runs_without_error_or_warning(file, tmp_path):
     """A cell that raises fails in `run`; a warning, ours or of our use of a library, goes to stderr."""
     assert not written_to_stderr(run(nbformat.read(file, as_version=4), tmp_path))

@@ -63,3 +63,13 @@ def test_arguments_of_quantization_reach_the_config():
 def test_every_argument_is_for_some_method():
     used = {name for settings in common.SETTINGS.values() for name in settings}
     assert used == set(common.ARGUMENTS) - {'method', 'smoke'} and set(common.SETTINGS) == set(common.METHODS)
+
+
+def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
+    """Those alone that were added since: a config without another field is a damaged one."""
+    today = common.base_config(common.parse('', **common.ARGUMENTS)).to_dict()
+    assert set(common.ADDED) <= set(today)
+    stored = {name: value for name, value in today.items() if name not in common.ADDED}
+    assert common.with_added(stored) == today
+    assert common.with_added({**stored, 'scan_unroll': 3})['scan_unroll'] == 3
+    assert set(common.with_added({})) == set(common.ADDED)

@@ -310,6 +310,20 @@ def test_newest_step(two_steps, tmp_path):
     assert newest_step(tmp_path) is newest_step(tmp_path / 'missing') is None
 
 
+def test_a_config_of_before_is_completed(two_steps):
+    """A field that it doesn't have yet counts as its default."""
+    complete = lambda stored: {'dtype': 'float32', **stored}
+    with Checkpointer(two_steps) as checkpointer:
+        restore = lambda dtype, **options: checkpointer.restore(
+            small_state(0), config={**CONFIG, 'dtype': dtype}, identity=(*IDENTITY, 'dtype'), **options
+        )
+        assert restore('float32', complete=complete).step == 2
+        with pytest.raises(ValueError, match="dtype: stored 'float32', present 'bfloat16'"):
+            restore('bfloat16', complete=complete)
+        with pytest.raises(ValueError, match=r"dtype: stored \(absent\), present 'float32'"):
+            restore('float32')
+
+
 def test_another_configs_checkpoint_is_refused(two_steps):
     """Every differing field, with both values, before any array is read; other keys may differ."""
     present = {

@@ -12,6 +12,8 @@ from jax.experimental.pallas import triton as plgpu
 from experiments import compiled_kernels
 from experiments.compiled_kernels import CannotCompile, assemble, compile_for_h100, count_launches
 
+pytestmark = pytest.mark.optimized
+
 MATRIX = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 FORWARD_LIMIT, BACKWARD_LIMIT = 24, 16  # instructions a weight
 LIMITS = (('forward', 'float32', FORWARD_LIMIT), ('backward', 'bfloat16', BACKWARD_LIMIT))

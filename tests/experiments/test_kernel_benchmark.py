@@ -121,7 +121,7 @@ def test_caches_are_overwritten_on_gpus(monkeypatch, backend):
 
     def take_turns(works, call):
         before.append(call)
-        return {name: {'seconds': 1.0} for name in works}
+        return {name: {'seconds': 1.0, 'clock': 'host'} for name in works}
 
     kernel_benchmark.time_shape(SPEC, 1, 'host')
     assert (before == [None]) == (backend == 'cpu')

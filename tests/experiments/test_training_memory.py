@@ -80,6 +80,7 @@ def test_gradients_are_summed_in_the_dtype_of_the_config(reduction, dtype):
     assert of_vocabulary == {('f32', (VOCABULARY, 256)): 1, ('f32', (256, VOCABULARY)): 1}
 
 
+@pytest.mark.slow
 def test_a_tensor_is_shared_without_moving_more():
     """On a mesh of all three axes: weights are gathered over fsdp alone, and only sums of activations over tensor."""
     _, _, moved = compiled((2, 2, 2))

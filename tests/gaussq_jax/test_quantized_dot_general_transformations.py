@@ -153,3 +153,22 @@ def test_a_mesh_of_explicit_axes(layout, targets):
     assert dlhs.sharding.is_equivalent_to(NamedSharding(mesh, lhs_spec), 3)
     assert drhs.sharding.is_equivalent_to(NamedSharding(mesh, rhs_spec), 2)
     assert_all_identical((y, dlhs, drhs), oracle(*arrays, LEADING, **quantizers))
+
+
+@pytest.mark.parametrize('settings', [{'weight_gradient_dtype': jnp.float32}, {'P2': gq.Quantizer('e2m1', scale='mx')}])
+def test_inside_shard_map_the_gradient_of_shared_weights_is_summed(settings):
+    """Rows are split over devices; each has its part of dW, as JAX's own matmul does it."""
+    x, w = jnp.asarray(small_numbers((16, 32))), jnp.asarray(small_numbers((32, 8), 1))
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+
+    def gradient(dot_general):
+        def of_shard(x, w):
+            return jax.grad(lambda w: jnp.sum(dot_general(x, w, DENSE) ** 2))(w)
+
+        return jax.jit(jax.shard_map(of_shard, mesh=mesh, in_specs=(P('data'), P()), out_specs=P()))(x, w)
+
+    dot_general = gq.quantized_dot_general(**settings)
+    expected = jax.grad(lambda w: jnp.sum(dot_general(x, w, DENSE) ** 2))(w)
+    assert_identical(gradient(dot_general), expected)
+    if 'P2' not in settings:
+        assert_identical(gradient(jax.lax.dot_general), expected)

@@ -14,8 +14,6 @@ from numpy_weight_sampling import assert_identical, random_bitwidths, random_wei
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 KEY = jax.random.key(2024)
 sample_weights = jax.jit(gq.sample_weights, static_argnames=('block_size', 'noise', 'dtype'))
 rounded_normal = jax.jit(gq.rounded_normal, static_argnums=1)
@@ -146,6 +144,7 @@ CASES = [
 ]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(('shape', 'block_size', 'noise', 'w_dtype', 'dtype', 'origin'), CASES)
 def test_sampled_weights_and_gradients_equal_the_oracle(shape, block_size, noise, w_dtype, dtype, origin):
     """W_hat and dW exactly; db to float32 rounding of its terms."""

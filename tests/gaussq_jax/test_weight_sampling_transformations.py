@@ -11,8 +11,6 @@ from numpy_weight_sampling import assert_identical, random_bitwidths, random_wei
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 KEY = jax.random.key(2024)
 sample_weights = jax.jit(gq.sample_weights, static_argnames=('noise', 'dtype'))
 
@@ -153,6 +151,7 @@ def check_that_consumer_sees(w_hat, consume, sample, w, bitwidths):
     assert_identical(jax.jit(jax.grad(lambda scale: jnp.sum(stack(scale)[-1])))(scale), expected[-1])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('noise', ['rounded_normal', 'uniform'])
 @pytest.mark.parametrize('consume', [matmul, reduction])
 def test_a_consumer_in_the_same_program_sees_rounded_weights(consume, noise):

@@ -25,6 +25,8 @@ import gaussq_jax as gq
 from experiments import compiled_kernels
 from kernels_pallas.weight_sampling import NOISES, Grid, xla
 
+pytestmark = pytest.mark.optimized
+
 WORDS = np.array([0xDEADBEEF, 0x01234567], np.uint32)
 ORIGIN = (7, 2**31 + 64, 2**31 + 96)
 SMALLEST_NORMAL = 2.0**-126

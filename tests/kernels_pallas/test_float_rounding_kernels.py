@@ -17,8 +17,6 @@ from experiments import compiled_kernels
 from kernels_pallas import implementations
 from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid, xla
 
-pytestmark = pytest.mark.optimized
-
 MESH = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 GRID = {'mantissa_bits': 2, 'min_exponent': -2, 'largest': 28.0}  # e3m2
 FORMATS = [
