@@ -1,9 +1,9 @@
 """How the programs of the tests are compiled: quickly, unless a test is marked `optimized`.
 
 Compiling is what takes the tests' time. XLA's own passes, fusion among them, are those of users' programs; what is left
-out is LLVM's optimization, and of XLA's two code generators for fusions the older one is taken. Tests whose subject is
-bits that this could change are marked, and have programs compiled as users' are; so have all tests where the
-environment variable GAUSSQ_OPTIMIZED_TESTS is set.
+out is LLVM's optimization, and where XLA has two code generators for fusions, the older one is taken. Tests whose
+subject is bits that this could change, or machine code, are marked, and have programs compiled as users' are; so have
+all tests where the environment variable GAUSSQ_OPTIMIZED_TESTS is set.
 """
 
 import os
@@ -15,15 +15,16 @@ ALL_OPTIMIZED = bool(os.environ.get('GAUSSQ_OPTIMIZED_TESTS'))
 QUICK = {
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
-    'xla_cpu_use_fusion_emitters': False,
     'xla_cpu_parallel_codegen_split_count': 1,
 }
 DEFAULTS = {  # of XLA
     'xla_backend_optimization_level': 3,
     'xla_llvm_disable_expensive_passes': False,
-    'xla_cpu_use_fusion_emitters': True,
     'xla_cpu_parallel_codegen_split_count': 32,
 }
+if jax.__version_info__ < (0, 11):  # from then on there is but one code generator
+    QUICK['xla_cpu_use_fusion_emitters'] = False
+    DEFAULTS['xla_cpu_use_fusion_emitters'] = True
 
 _get_compile_options = compiler.get_compile_options
 _overrides = {}

@@ -247,6 +247,7 @@ def test_lowers_for_cuda(name, rounding):
         assert text.count('custom_call @') == (name is not None)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('rounding', ['nearest_even', 'stochastic'])
 @pytest.mark.parametrize('name', implementations.KERNELS)
 def test_compiled_for_a_gpu_it_is_one_kernel_at_the_floor_of_memory(name, rounding):
