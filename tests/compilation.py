@@ -37,12 +37,12 @@ def xla_flags(devices: int) -> str:
 
 
 def compile_as_users(wanted: bool):
-    """From now on, in this process; what was compiled in one way isn't used in the other."""
+    """From now on, in this process; what was compiled quickly isn't used then, while the reverse does no harm."""
     overrides = DEFAULTS if wanted and not ALL_OPTIMIZED else {}
-    if overrides != _overrides:
+    if overrides and not _overrides:
         jax.clear_caches()
-        _overrides.clear()
-        _overrides.update(overrides)
+    _overrides.clear()
+    _overrides.update(overrides)
 
 
 def _with_overrides(*arguments, env_options_overrides=None, **options):

@@ -132,6 +132,7 @@ def test_a_checkpoint_opens_on_any_mesh_with_the_same_bits(finished):
     assert_identical_trees(final_state(finished, (2, 2, 2)), final_state(finished))
 
 
+@pytest.mark.slow
 def test_training_on_a_mesh(finished, tmp_path):
     start(tmp_path, run_config(), (2, 2, 2))
     for got, expected in zip(records(tmp_path), records(finished), strict=True):

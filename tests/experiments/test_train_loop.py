@@ -181,7 +181,7 @@ def test_a_run_killed_around_its_rollbacks(never_stopped, diverging, tmp_path, m
     assert_same_run(tmp_path / 'killed', never_stopped)
 
 
-@pytest.mark.parametrize('steps, keep', [(2, 1), (3, 3)])
+@pytest.mark.parametrize('steps, keep', [pytest.param(2, 1, marks=pytest.mark.slow), (3, 3)])
 def test_a_run_preempted_every_few_steps(never_stopped, diverging, tmp_path, monkeypatch, steps, keep):
     """What is saved at a preemption is nothing to roll back to: the bits don't depend on when that was."""
     dispatched = 0

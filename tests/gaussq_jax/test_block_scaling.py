@@ -11,8 +11,6 @@ from numpy_float_formats import assert_same_bits
 
 import gaussq_jax as gq
 
-pytestmark = pytest.mark.optimized
-
 fake_quantize = jax.jit(gq.fake_quantize, static_argnames=('quantizer', 'axis'))
 
 

@@ -270,7 +270,13 @@ def test_legacy_and_typed_keys_give_one_result():
 
 
 @pytest.mark.optimized
-@both_noises
+@pytest.mark.parametrize(
+    ('make', 'noise'),
+    [
+        pytest.param(gq.gaussian_weight_sampling, 'rounded_normal', id='gaussian'),
+        pytest.param(gq.uniform_weight_sampling, 'uniform', id='uniform', marks=pytest.mark.slow),
+    ],
+)
 def test_inside_a_rematerialised_scan_the_loss_and_gradients_keep_their_bits(make, noise):
     """The layer index is traced, the slice comes from scan, the backward pass samples again."""
     transform = make()

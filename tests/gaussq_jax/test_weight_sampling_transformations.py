@@ -152,8 +152,15 @@ def check_that_consumer_sees(w_hat, consume, sample, w, bitwidths):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize('noise', ['rounded_normal', 'uniform'])
-@pytest.mark.parametrize('consume', [matmul, reduction])
+@pytest.mark.parametrize(
+    ('consume', 'noise'),
+    [
+        (matmul, 'rounded_normal'),
+        (reduction, 'uniform'),
+        pytest.param(matmul, 'uniform', marks=pytest.mark.slow),
+        pytest.param(reduction, 'rounded_normal', marks=pytest.mark.slow),
+    ],
+)
 def test_a_consumer_in_the_same_program_sees_rounded_weights(consume, noise):
     """XLA may drop a float32 -> bfloat16 -> float32 pair inside a fusion."""
     w, bitwidths = random_weights((3, 64, 96)), random_bitwidths((3, 64, 96))
