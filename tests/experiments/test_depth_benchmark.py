@@ -14,7 +14,7 @@ RESAMPLED = {'remat_policy': 'full', 'resample_weights': True, 'microbatches': 2
     ('method', 'changes'),
     [
         ('gaussws', RESAMPLED),
-        ('fqt', {}),
+        pytest.param('fqt', {}, marks=pytest.mark.slow),
         pytest.param('gaussws', {}, marks=pytest.mark.slow),
         pytest.param('fqt', RESAMPLED, marks=pytest.mark.slow),
     ],

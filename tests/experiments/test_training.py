@@ -266,6 +266,7 @@ def test_evaluation_is_the_masked_mean_over_all_batches():
     assert got['tokens'] == tokens and got['loss'] == pytest.approx(sum(losses) / tokens, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_gpt2_learns_in_bfloat16_in_microbatches_on_a_mesh(caplog):
     """The other family, with all that the large configs have on: the loss of a batch that is repeated falls.
 

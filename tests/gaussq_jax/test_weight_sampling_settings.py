@@ -62,7 +62,7 @@ def test_a_random_word_with_all_bits_set():
     ('noise', 'magnitude'),
     [
         ('rounded_normal', 2.0**-126),
-        ('uniform', 2.0**-109),
+        pytest.param('uniform', 2.0**-109, marks=pytest.mark.slow),
         pytest.param('rounded_normal', 2.0**-100, marks=pytest.mark.slow),
         *(pytest.param('uniform', magnitude, marks=pytest.mark.slow) for magnitude in (2.0**-126, 2.0**-100)),
         pytest.param('rounded_normal', 2.0**-109, marks=pytest.mark.slow),

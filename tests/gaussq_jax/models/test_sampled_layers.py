@@ -53,7 +53,8 @@ def run(how, remat_policy):
     return jax.jit(jax.value_and_grad(functools.partial(how, transform, model), (0, 1)))(params, state)
 
 
-@pytest.mark.parametrize('remat_policy', [None, pytest.param('full', marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/gaussq_jax/test_layerwise.py holds the same of one transform
+@pytest.mark.parametrize('remat_policy', [None, 'full'])
 def test_layer_by_layer_is_the_whole_tree(remat_policy):
     expected, expected_gradients = run(whole_tree, None)
     got, gradients = run(layer_by_layer, remat_policy)
