@@ -62,6 +62,7 @@ def test_files_of_a_run(finished):
         assert summary[name] == [line[name] for line in lines if name in line][-1]
 
 
+@pytest.mark.slow
 def test_fully_quantized_training_from_the_start_to_the_end(tmp_path):
     """With stochastic rounding: the loss falls, nothing speaks of bitwidths, and N is that of all linear layers."""
     quantization = dict(format='e4m3', parts='all', rounding='stochastic', targets='P2+P4+P5+P6')

@@ -92,6 +92,7 @@ def test_a_tensor_is_shared_without_moving_more():
     assert {(one.kind, one.shape, one.group_size) for one in activations} == {('all-reduce', (2, 24, 256), 2)}
 
 
+@pytest.mark.slow
 def test_resampling_keeps_a_layer_instead_of_all():
     """The compiled step takes 2 bytes less for each sampled weight of a device, but for one layer's."""
     (experiment, keeping, _), (_, resampling, _) = compiled(), compiled(resample_weights=True)
