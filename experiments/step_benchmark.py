@@ -105,9 +105,8 @@ def make_experiment(config: ConfigDict, method: str, vocab_size: int) -> trainin
 
 def lower_step(experiment: training.Experiment) -> jax.stages.Lowered:
     """The training step, for `timing.compile_together`."""
-    config = experiment.config
-    shape = (config.batch_size, config.sequence_length + 1)
-    tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=partitioning.batch_sharding(experiment.mesh))
+    sharding = partitioning.batch_sharding(experiment.mesh)
+    tokens = jax.ShapeDtypeStruct(_batch_shape(experiment.config), np.int32, sharding=sharding)
     return training.make_train_step(experiment).lower(experiment.abstract_state, {'tokens': tokens})
 
 
@@ -119,8 +118,7 @@ def make_step(experiment: training.Experiment, train_step: Callable | Exception)
     """
     if isinstance(train_step, Exception):
         raise train_step
-    config = experiment.config
-    shape = (config.batch_size, config.sequence_length + 1)
+    shape = _batch_shape(experiment.config)
     tokens = np.random.default_rng(0).integers(0, experiment.vocab_size, shape, dtype=np.int32)
     batch = partitioning.to_devices({'tokens': tokens}, experiment.mesh)
     state = training.init_state(experiment)
@@ -177,3 +175,7 @@ def _quantized_by_qwix(model: Callable, weight_dtype: str, **fields: Any) -> Any
     fields['dot_general_cls'] = None  # ours: qwix puts its own in the place of JAX's
     rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
     return qwix.quantize_model(model(**fields), qwix.QtProvider([rule]))
+
+
+def _batch_shape(config: ConfigDict) -> tuple[int, int]:
+    return config.batch_size, config.sequence_length + 1
