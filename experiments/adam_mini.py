@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaussq_jax.param_rules import leaf_path
+from gaussq_jax.param_tree import leaf_path
 
 WHOLE, HEAD = 'whole', 'head'
 

@@ -146,15 +146,13 @@ def cast_run(
 
 def layouts_of(run: runs.Run, formats: list[str]) -> dict[str, Layout]:
     """What a run's weights are cast to, by name; the linear layers are those that its method is for."""
-    config, params = run.experiment.config, run.state.params
-    rules = methods.matrix_rules(config)
-    layouts = {name: gq.uniform_layout(params, name, rules=rules) for name in formats}
-    if bitwidths := run.experiment.transform.bitwidths(run.state.bitwidths):
-        blocks = methods.sampled_blocks(config)
-        layouts[LEARNED] = gq.learned_layout(params, bitwidths, **blocks)
+    params, bitwidths, transform = run.state.params, run.state.bitwidths, run.experiment.transform
+    layouts = {name: transform.uniform_layout(params, name) for name in formats}
+    if bitwidths:
+        layouts[LEARNED] = transform.learned_layout(params, bitwidths)
         for budget in BUDGETS:
-            within = gq.formats_within_budget(params, bitwidths, budget, **blocks)
-            layouts[f'{LEARNED} {budget:g}'] = gq.learned_layout(params, bitwidths, formats=within, **blocks)
+            within = transform.formats_within_budget(params, bitwidths, budget)
+            layouts[f'{LEARNED} {budget:g}'] = transform.learned_layout(params, bitwidths, formats=within)
     return layouts
 
 

@@ -28,11 +28,11 @@ import jax
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import cli, huggingface_folder, methods, runs
+from experiments import cli, huggingface_folder, runs
 from experiments import quantization_report as report
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
-from gaussq_jax.param_rules import is_floating
+from gaussq_jax.param_tree import is_floating
 
 LEARNED, BFLOAT16 = 'learned', 'bfloat16'
 
@@ -109,23 +109,20 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
     Raises:
       ValueError: for learned bitwidths where none were learned; for a budget that can't be kept.
     """
-    config, params = run.experiment.config, run.state.params
+    params, bitwidths, transform = run.state.params, run.state.bitwidths, run.experiment.transform
     if fmt != LEARNED:
-        rules = methods.matrix_rules(config)
-        layout = gq.uniform_layout(params, fmt, block_size=32 if block_size is None else block_size, rules=rules)
+        layout = transform.uniform_layout(params, fmt, block_size=32 if block_size is None else block_size)
         return layout, gq.layout_size(params, layout)
-    bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
     if not bitwidths:
         raise ValueError(
-            f'--format={LEARNED}: the method of this run is {config.method}, which learns no bitwidths; give a format'
+            f'--format={LEARNED}: the method of this run is {run.experiment.config.method}, which learns no bitwidths; give a format'
             ' for all weights, for example --format=float6_e3m2fn'
         )
-    blocks = methods.sampled_blocks(config)
     formats = gq.format_for_bitwidth
     if budget is not None:
-        formats = gq.formats_within_budget(params, bitwidths, budget, **blocks)
-    layout = gq.learned_layout(params, bitwidths, formats=formats, **blocks)
-    return layout, gq.model_size(params, bitwidths, formats=formats, **blocks)
+        formats = transform.formats_within_budget(params, bitwidths, budget)
+    layout = transform.learned_layout(params, bitwidths, formats=formats)
+    return layout, transform.model_size(params, bitwidths, formats=formats)
 
 
 def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 from absl import logging
 
 from experiments import checkpointing, training
-from gaussq_jax.param_rules import leaf_path
+from gaussq_jax.param_tree import leaf_path
 
 UNSEEN = ('num_heads', 'rope_theta', 'norm_epsilon')  # of a model, in the shapes of its weights
 

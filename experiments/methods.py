@@ -14,7 +14,13 @@ from gaussq_jax.quantized_dot_general import TARGETS
 from kernels_pallas.weight_sampling import select
 
 SAMPLING = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling}
-PARTS = {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
+PARTS = {
+    'all': '.*',
+    'qkv': 'attention/(query|key|value)',
+    'out': 'attention/out',
+    'up': 'mlp/(gate|up)',
+    'down': 'mlp/down',
+}
 QUANTIZING = ('qat', 'fqt')
 DEFAULT_FORMAT = 'e4m3'  # of these, if none is named
 
@@ -55,7 +61,7 @@ def make_transform(config: ConfigDict) -> gq.ParamTransform:
       ValueError: for settings that the method can't have.
     """
     if config.method in ('bf16', 'fqt'):
-        return gq.cast_params(jnp.bfloat16)
+        return gq.cast_params(jnp.bfloat16, rules=matrix_rules(config))
     if config.method == 'qat':
         return gq.quantization_aware(make_quantizer(config), rules=matrix_rules(config))
     quantization = config.quantization
@@ -71,15 +77,8 @@ def make_transform(config: ConfigDict) -> gq.ParamTransform:
 def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
     """The rules for which leaves are quantized: the linear layers that `config.quantization.parts` names."""
     parts = config.quantization.parts
-    if parts == 'all':
-        return gq.DEFAULT_RULES
     regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
     return (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
-
-
-def sampled_blocks(config: ConfigDict) -> dict[str, Any]:
-    """The rules and block size of a method that samples, as arguments of `gaussq_jax.learned_layout` and the like."""
-    return {'rules': matrix_rules(config), 'block_size': parse_block_size(config.quantization.block_size)}
 
 
 def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:

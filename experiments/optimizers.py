@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.adam_mini import scale_by_adam_mini
 from experiments.low_precision_state import low_precision_state
-from gaussq_jax.param_rules import leaf_path
+from gaussq_jax.param_tree import leaf_path
 
 NAMES = ('adamw', 'adam_mini')
 STATE_DTYPES = ('float32', 'bfloat16')

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gaussq_jax.models.layers import Constrain, unconstrained
-from gaussq_jax.param_rules import leaf_path
+from gaussq_jax.param_tree import leaf_path
 
 AXES = ('data', 'fsdp', 'tensor')
 

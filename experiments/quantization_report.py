@@ -18,7 +18,8 @@ from experiments import methods, runs
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed_layout import Layout, LeafLayout, spread
-from gaussq_jax.param_rules import leaf_path, match_rules
+from gaussq_jax.param_reading import matrix_rules
+from gaussq_jax.param_tree import read_leaves
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
@@ -113,9 +114,8 @@ def measure_run(run: runs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
     """
     config, params = run.experiment.config, run.state.params
     if quantizer is None:
-        bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
-        return measure_layout(params, gq.learned_layout(params, bitwidths, **methods.sampled_blocks(config)))
-    matrices, _ = match_rules(params, methods.matrix_rules(config))
+        return measure_layout(params, run.experiment.transform.learned_layout(params, run.state.bitwidths))
+    matrices = matrix_rules(params, methods.matrix_rules(config))
     of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
     return _measure_matrices(params, matrices, of_matrix)
 
@@ -308,10 +308,10 @@ def short_names(paths: Sequence[str]) -> Mapping[str, str]:
 
 def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix: Callable) -> list[Row]:
     """The rows of `of_matrix(path, weights)`, a Measurement and the formats, over the leaves' matrices in order."""
-    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = read_leaves(params)
     rows = []
     for path, rule in rules.items():
-        stack = rule.to_matrices(leaves[path])
+        stack = rule.to_matrices(leaves[path].value)
         stack = stack.reshape(-1, *stack.shape[-2:])
         for layer, weights in enumerate(map(np.asarray, stack)):
             if not np.all(np.isfinite(weights)):

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from configs import common
 from experiments import partitioning, timing, training
 from experiments.methods import with_method
-from gaussq_jax.param_rules import leaf_path
 from gaussq_jax.param_transforms import path_hash
+from gaussq_jax.param_tree import leaf_path
 
 BASE = 'bf16'
 NAIVE = 'naive'

@@ -16,7 +16,8 @@ import gaussq_jax as gq
 from experiments import methods, optimizers, partitioning
 from experiments.divergence import DivergenceDetector
 from gaussq_jax import models
-from gaussq_jax.param_rules import leaf_path, match_rules
+from gaussq_jax.param_reading import matrix_rules
+from gaussq_jax.param_tree import leaf_path
 
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
 LAYERS = 'layers'  # the models' stacked layers
@@ -58,7 +59,7 @@ class Experiment:
     @property
     def num_linear_params(self) -> int:
         """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
-        matrices, _ = match_rules(self.abstract_state.params, gq.DEFAULT_RULES)
+        matrices = matrix_rules(self.abstract_state.params, models.RULES)
         return sum(
             leaf.size
             for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_state.params)

@@ -4,6 +4,7 @@ import importlib
 
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.describe import describe
 from gaussq_jax.export import load_packed, quantize_params, save_packed
 from gaussq_jax.formats import FloatFormat, parse_format
 from gaussq_jax.layerwise import layerwise
@@ -16,7 +17,7 @@ from gaussq_jax.packed_layout import (
     model_size,
     uniform_layout,
 )
-from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, MatrixRule
+from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, Keep, MatrixRule
 from gaussq_jax.param_transforms import (
     ParamTransform,
     cast_params,
@@ -32,6 +33,7 @@ __all__ = [
     'DEFAULT_RULES',
     'CastOnly',
     'FloatFormat',
+    'Keep',
     'LeafLayout',
     'MatrixRule',
     'ModelSize',
@@ -39,6 +41,7 @@ __all__ = [
     'Quantizer',
     'bitwidth_penalty',
     'cast_params',
+    'describe',
     'effective_bitwidths',
     'fake_quantize',
     'format_for_bitwidth',

@@ -27,12 +27,14 @@ from gaussq_jax.packed_layout import (
     LeafLayout,
     ModelSize,
     check_layout,
+    kept_leaves,
     leaves_by_path,
     size_of_leaves,
     spread,
     weights_of_formats,
 )
-from gaussq_jax.param_rules import MatrixRule, is_floating, leaf_path
+from gaussq_jax.param_rules import MatrixRule
+from gaussq_jax.param_tree import is_floating, map_leaves
 from kernels_pallas.float_rounding import round_to_dtype
 
 SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127), and 255 none
@@ -59,7 +61,8 @@ def quantize_params(params: Any, layout: Layout) -> Any:
 
     Returns:
       A tree like params, on the same devices: bfloat16, but for leaves with a format of more than 7 mantissa bits,
-      which are float32. Floating leaves that are not in the layout are rounded to bfloat16; others are untouched.
+      which are float32. Floating leaves that are not in the layout are rounded to bfloat16; `layout.kept` and leaves that
+      aren't floating are untouched.
       Call it outside of `jax.jit` where a mesh has explicit axes.
 
     Raises:
@@ -74,16 +77,15 @@ def quantize_params(params: Any, layout: Layout) -> Any:
     """
     check_layout(leaves_by_path(params), layout)
 
-    def quantize(key_path, leaf):
-        path = leaf_path(key_path)
+    def quantize(path, leaf):
         if path not in layout:
-            return _rounded(leaf)
+            return leaf if path in kept_leaves(layout) else _rounded(leaf)
         of_leaf = layout[path]
         matrices = [values.astype(of_leaf.dtype) for values, _, _ in _quantized_matrices(path, leaf, of_leaf)]
         quantized = of_leaf.rule.from_matrices(jnp.stack(matrices), leaf.shape)
         return jax.device_put(quantized, leaf.sharding) if _is_concrete(leaf) and leaf.committed else quantized
 
-    return jax.tree_util.tree_map_with_path(quantize, params)
+    return map_leaves(quantize, params)
 
 
 def save_packed(
@@ -129,7 +131,7 @@ def save_packed(
             described[name] = _describe_leaf(leaf, layout[name])
             formats |= {fmt.name: fmt for fmt in layout[name].formats}
         else:
-            of_leaf = {name: np.asarray(_rounded(leaf))}
+            of_leaf = {name: np.asarray(leaf if name in kept_leaves(layout) else _rounded(leaf))}
         if clash := sorted(set(of_leaf) & set(tensors)):
             raise ValueError(f'{clash[0]!r} would be the name of two tensors; rename a leaf')
         tensors |= of_leaf
@@ -138,6 +140,8 @@ def save_packed(
         'leaves': described,
         'other_leaves': [name for name in leaves if name not in layout],
     }
+    if kept := sorted(kept_leaves(layout)):
+        contents['kept_leaves'] = kept
     packed_file.write(path, tensors, {**contents, 'info': dict(info)})
     return size_of_leaves(leaves, layout)
 
@@ -248,7 +252,7 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
     for name, fmt in formats.items():
         if contents['formats'][name] != _describe_format(fmt):
             raise ValueError(f'its format {name} is not ours')
-    leaves, layout, unread = {}, {}, dict.fromkeys(file.keys())
+    leaves, layout, unread = {}, Layout(kept=contents.get('kept_leaves', ())), dict.fromkeys(file.keys())
     for path, described in contents['leaves'].items():
         of_leaf = tuple(formats[name] for name in described['formats'])
         names = _tensor_names(path, of_leaf)
@@ -259,7 +263,8 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
     if differ := (set(unread) ^ set(contents['other_leaves'])) | (set(unread) & set(leaves)):
         raise ValueError(f'{min(differ)!r} is not the one leaf of its tensor, or not the one tensor of its leaf')
     others = {name: file.get_tensor(name) for name in unread}
-    if wide := [name for name, leaf in others.items() if is_floating(leaf) and leaf.dtype != jnp.bfloat16]:
+    rounded = {name: leaf for name, leaf in others.items() if is_floating(leaf) and name not in layout.kept}
+    if wide := [name for name, leaf in rounded.items() if leaf.dtype != jnp.bfloat16]:
         raise ValueError(f'{wide[0]!r} is {others[wide[0]].dtype}, and not bfloat16')
     return leaves | others, layout
 
@@ -349,4 +354,4 @@ def _arrange(file, leaves, like):
     ]
     if differences:
         raise ValueError(f'{file} holds other leaves than `like`: ' + '; '.join(differences[:5]))
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[leaf_path(path)], like)
+    return map_leaves(lambda path, _: leaves[path], like)

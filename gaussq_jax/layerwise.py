@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gaussq_jax.param_transforms import Params, ParamTransform, State
+from gaussq_jax.param_reading import SAMPLED, read_params
+from gaussq_jax.param_rules import DEFAULT_RULES, Rule
+from gaussq_jax.param_transforms import Params, ParamTransform, State, flat_state
+from gaussq_jax.param_tree import map_leaves
 
 
 def layerwise(
@@ -26,7 +29,8 @@ def layerwise(
     Args:
       transform: of `params`.
       key, params, state: as for `transform.apply`, of the whole tree of nested dicts. No gradient reaches them.
-      path: where the stacked layers are; a first axis of their leaves counts the layers.
+      path: where the stacked layers are. Which axis of a weight matrix counts them is what the transform reads; it is
+        the same of the other leaves, from the first axis or from the last.
 
     Returns:
       weights: a tree like params, of the transform's dtypes. Under `path` it holds zeros, which no computation reads:
@@ -35,12 +39,12 @@ def layerwise(
         that name, or for the body of another model's scan.
 
     Raises:
-      ValueError: if `path` is not in `params`, and as `transform.apply` does.
+      ValueError: if `path` is not in `params`, or the leaves under it are not stacked alike; as `transform.apply` does.
 
     Example:
       >>> from gaussq_jax import gaussian_weight_sampling
       >>> transform, key = gaussian_weight_sampling(), jax.random.key(0)
-      >>> params = {'layers': {'up': {'kernel': jnp.ones((4, 32, 64))}}}
+      >>> params = {'layers': {'up': {'kernel': jnp.ones((4, 32, 64)), 'bias': jnp.ones((4, 64))}}}
       >>> state = transform.init(params)
       >>> weights, layer_transform = layerwise(transform, key, params, state)
       >>> one = layer_transform(jax.tree.map(lambda w: w[3], weights['layers']), 3)['up']['kernel']
@@ -50,8 +54,11 @@ def layerwise(
     Source: arXiv 2505.11170 draws the noise again in the backward pass; to draw W_hat again is ours.
     """
     path = tuple(path)
-    params, state = jax.lax.stop_gradient((params, state))
+    params, state = jax.lax.stop_gradient((params, flat_state(state)))
     layers = _get(params, path)
+    axes = _layer_axes(params, path, transform.rules or DEFAULT_RULES)
+    if transform.resolve is not None:
+        transform = transform.resolve(params)
     prefix = ''.join(f'{name}/' for name in path)
     state_of_rest = {name: b_i for name, b_i in state.items() if not name.startswith(prefix)}
     rest = transform.apply(key, _replace(params, path, {}), state_of_rest)
@@ -59,10 +66,34 @@ def layerwise(
     weights = _replace(rest, path, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
 
     def layer_transform(gradient_of, index):
-        layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
+        one = lambda name, leaf: jax.lax.dynamic_index_in_dim(leaf, index, axes[name], keepdims=False)
+        layer = map_leaves(one, layers)
         return jax.tree.map(_with_gradient_of, transform.apply(key, layer, state, path=path, layer=index), gradient_of)
 
     return weights, layer_transform
+
+
+def _layer_axes(params: Params, path: tuple[str, ...], rules: Sequence[Rule]) -> dict[str, int]:
+    """The axis of each leaf under the path that counts layers: of weight matrices as they are read, of others alike."""
+    prefix = ''.join(f'{name}/' for name in path)
+    readings = read_params(params, rules, unnamed='cast')
+    layers = {name.removeprefix(prefix): reading for name, reading in readings.items() if name.startswith(prefix)}
+    sampled = {name: reading.matrices[0] for name, reading in layers.items() if reading.action == SAMPLED}
+    axes = {name: rule.layer_axes[0] for name, rule in sampled.items() if rule.layer_axes}
+    if not axes or len(axes) < len(sampled):
+        raise ValueError(f'path={path}: not all weight matrices under it have an axis that counts layers, but {axes}')
+    places = set(axes.values())
+    if len(places) > 1:
+        places = {axis - len(layers[name].shape) for name, axis in axes.items()}  # the last axis, perhaps
+    sizes = {layers[name].shape[axis] for name, axis in axes.items()}
+    for name, reading in layers.items():
+        axis = axes.setdefault(name, min(places))
+        is_there = -len(reading.shape) <= axis < len(reading.shape)
+        if len(places) > 1 or not is_there or sizes != {reading.shape[axis]}:
+            raise ValueError(
+                f'path={path}: {name!r}, of shape {reading.shape}, is not stacked as the weight matrices are: {axes}'
+            )
+    return axes
 
 
 @jax.custom_vjp

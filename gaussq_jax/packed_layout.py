@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 from gaussq_jax.bit_packing import MOST_BITS, packed_bytes
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
-from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, is_floating, leaf_path, match_rules
+from gaussq_jax.param_reading import KEPT, SAMPLED, Reading, checked_readings
+from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
+from gaussq_jax.param_tree import is_floating, read_leaves
 from gaussq_jax.rounding import as_format
 from gaussq_jax.weight_sampling import block_grid, check_block_size
 
@@ -60,8 +63,17 @@ class LeafLayout:
         return np.dtype(jax.numpy.bfloat16 if enough else np.float32)
 
 
-# Leaf path -> how it is stored. A leaf that isn't there is stored in bfloat16, or as it is if it isn't floating.
-Layout = dict[str, LeafLayout]
+class Layout(dict[str, LeafLayout]):
+    """Leaf path -> how it is stored. A leaf that isn't there is stored in bfloat16, or as it is if it isn't floating.
+
+    Attributes:
+      kept: the paths of floating leaves that are stored as they are, too.
+    """
+
+    def __init__(self, leaves: Mapping[str, LeafLayout] = MappingProxyType({}), *, kept: Iterable[str] = ()):
+        super().__init__(leaves)
+        self.kept = frozenset(kept)
+
 
 STORABLE = (
     *('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),
@@ -96,7 +108,12 @@ class ModelSize:
 
 
 def uniform_layout(
-    params: Any, fmt: FloatFormat | str, *, block_size: int = 32, rules: Sequence[Rule] = DEFAULT_RULES
+    params: Any,
+    fmt: FloatFormat | str,
+    *,
+    block_size: int = 32,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
 ) -> Layout:
     """All weight matrices in one format, with MX scales of so many weights along their rows, the contracted axis.
 
@@ -105,12 +122,12 @@ def uniform_layout(
 
     Args:
       params: pytree of weights.
-      fmt: a FloatFormat of at most 16 bits, or its name; bfloat16 means that nothing is quantized: {} is returned.
+      fmt: a FloatFormat of at most 16 bits, or its name; bfloat16 means that nothing is quantized: the layout is empty.
       block_size: weights that share a scale.
-      rules: ordered rules that say which leaves are weight matrices.
+      rules, unnamed: how the weights are read, as for `gaussian_weight_sampling`.
 
     Raises:
-      ValueError: for a format or block size that isn't allowed; as `match_rules`.
+      ValueError: for a format or block size that isn't allowed; as `gaussian_weight_sampling(...).init`.
 
     Example:
       >>> layout = uniform_layout({'up': {'kernel': jnp.ones((64, 128))}}, 'float6_e3m2fn')
@@ -121,14 +138,14 @@ def uniform_layout(
     """
     fmt = as_format(fmt)
     tile = (check_block_size(block_size), 1)
-    shapes = _matrices(params, rules)
+    readings = checked_readings(params, rules, unnamed=unnamed)
+    layout = _empty_layout(readings)
     if fmt == BFLOAT16:
-        return {}
-    return {
-        path: LeafLayout(rule, tile, (fmt,), np.zeros(_grid(shape, tile), np.uint8))
-        for path, (rule, shape) in shapes.items()
-        if math.prod(shape)
-    }
+        return layout
+    for path, (rule, shape) in _matrices(readings).items():
+        if math.prod(shape):
+            layout[path] = LeafLayout(rule, tile, (fmt,), np.zeros(_grid(shape, tile), np.uint8))
+    return layout
 
 
 def learned_layout(
@@ -138,6 +155,7 @@ def learned_layout(
     formats: Formats = format_for_bitwidth,
     block_size: int = 32,
     rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
 ) -> Layout:
     """Each square block of the weight matrices in the format of its learned bitwidth.
 
@@ -147,7 +165,8 @@ def learned_layout(
         `ParamTransform.bitwidths` gives them.
       formats: a function b_t -> FloatFormat: what each bitwidth is stored in; such as that of `formats_within_budget`.
         It is asked for multiples of 2^-10, as bitwidths act.
-      block_size: side of the blocks, and `rules`: as those of the transform that learned the bitwidths.
+      block_size: side of the blocks; it, `rules` and `unnamed` are those of the transform that learned the bitwidths,
+        of which `ParamTransform.learned_layout` reminds itself.
 
     Raises:
       ValueError: if there are no bitwidths, or they are not of these params, rules and blocks; if one isn't finite.
@@ -161,7 +180,9 @@ def learned_layout(
     Source: arXiv 2505.11170, section 3.
     """
     block_size = check_block_size(block_size)
-    return _learned_layout(_check_bitwidths(params, bitwidths, block_size, rules), bitwidths, formats, block_size)
+    readings = checked_readings(params, rules, unnamed=unnamed)
+    _check_bitwidths(readings, bitwidths, block_size)
+    return _learned_layout(readings, bitwidths, formats, block_size)
 
 
 def formats_within_budget(
@@ -171,6 +192,7 @@ def formats_within_budget(
     *,
     block_size: int = 32,
     rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
 ) -> Formats:
     """The function b_t -> format that takes bits away where they cost least, until the model is within a budget.
 
@@ -183,7 +205,7 @@ def formats_within_budget(
     `format_for_bitwidth` asks for, nothing is taken.
 
     Args:
-      params, bitwidths, block_size, rules: as for `learned_layout`.
+      params, bitwidths, block_size, rules, unnamed: as for `learned_layout`.
       mean_stored_bits: the most that a quantized weight may take on average, scales and names of formats included, as
         `ModelSize.mean_stored_bits`.
 
@@ -201,12 +223,13 @@ def formats_within_budget(
       ('e2m1', 'e3m3')
     """
     block_size = check_block_size(block_size)
-    matrices, leaves = _check_bitwidths(params, bitwidths, block_size, rules), leaves_by_path(params)
+    readings, leaves = checked_readings(params, rules, unnamed=unnamed), leaves_by_path(params)
+    _check_bitwidths(readings, bitwidths, block_size)
     levels = np.unique(np.concatenate([_as_they_act(grid).ravel() for grid in bitwidths.values()]))
     costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
 
     def stored_bits(most: float) -> float:
-        return size_of_leaves(leaves, _learned_layout(matrices, bitwidths, _cut(most), block_size)).mean_stored_bits
+        return size_of_leaves(leaves, _learned_layout(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
 
     if stored_bits(0.0) <= mean_stored_bits:
         return _cut(0.0)
@@ -227,6 +250,7 @@ def model_size(
     formats: Formats = format_for_bitwidth,
     block_size: int = 32,
     rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
 ) -> ModelSize:
     """What the weights take if each block is stored in its bitwidth's format: `save_packed`'s file less the header.
 
@@ -239,9 +263,10 @@ def model_size(
 
     Source: arXiv 2505.11170, section 3; DiffQ, arXiv 2104.09987, section 3.4 (model size).
     """
-    size = layout_size(params, learned_layout(params, bitwidths, formats=formats, block_size=block_size, rules=rules))
+    how = dict(block_size=block_size, rules=rules, unnamed=unnamed)
+    size = layout_size(params, learned_layout(params, bitwidths, formats=formats, **how))
     leaves, total, count = dict(size.leaves), 0.0, 0
-    for path, (_, shape) in _matrices(params, rules).items():
+    for path, (_, shape) in _matrices(checked_readings(params, rules, unnamed=unnamed)).items():
         weights = _weights_of_tiles(shape, (block_size, block_size))
         sum_of_bits = float(np.sum(weights * np.asarray(bitwidths[path], np.float64)))
         leaves[path] = dataclasses.replace(leaves[path], mean_bitwidth=_mean(sum_of_bits, math.prod(shape)))
@@ -265,7 +290,8 @@ def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
     for path, leaf in leaves.items():
         count = math.prod(leaf.shape)
         if path not in layout:
-            itemsize = BFLOAT16.bits // 8 if is_floating(leaf) else leaf.dtype.itemsize
+            is_rounded = is_floating(leaf) and path not in kept_leaves(layout)
+            itemsize = BFLOAT16.bits // 8 if is_rounded else leaf.dtype.itemsize
             sizes[path] = ModelSize(count * itemsize, 0, 0, math.nan, math.nan)
             continue
         counts = weights_of_formats(leaf, layout[path])
@@ -287,23 +313,24 @@ def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
 
 def leaves_by_path(params: Any) -> dict[str, Any]:
     """The leaves of params by path; ValueError for two of one path, and one that can't be stored."""
-    leaves = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = leaf_path(key_path)
-        if path in leaves:
-            raise ValueError(f'two leaves have the path {path!r}; rename one')
+    leaves = {path: leaf.value for path, leaf in read_leaves(params).items()}
+    for path, leaf in leaves.items():
         dtype = str(leaf.dtype) if hasattr(leaf, 'dtype') else f'a {type(leaf).__name__} of Python'
         if dtype not in STORABLE:
             raise ValueError(f'{path!r} is {dtype}; allowed are arrays of {", ".join(STORABLE)}')
-        leaves[path] = leaf
     return leaves
+
+
+def kept_leaves(layout: Layout | Mapping[str, LeafLayout]) -> frozenset[str]:
+    """The paths of floating leaves that a layout stores as they are; none in a plain dict."""
+    return getattr(layout, 'kept', frozenset())
 
 
 def check_layout(leaves: Mapping[str, Any], layout: Layout):
     """ValueError for a layout that is not of these leaves, which are given by path."""
+    if unknown := [path for path in (*layout, *sorted(kept_leaves(layout))) if path not in leaves]:
+        raise ValueError(f'the layout is of other params: they have no leaf {unknown[0]!r}')
     for path, stored in layout.items():
-        if path not in leaves:
-            raise ValueError(f'the layout is of other params: they have no leaf {path!r}')
         shape = leaves[path].shape
         fits = len(shape) == len(stored.rule.axes)
         if not fits or stored.indices.shape != _grid(stored.rule.matrix_shape(shape), stored.tile):
@@ -326,16 +353,21 @@ def spread(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) 
     return of_tiles[..., : shape[0], : shape[1]]
 
 
-def _matrices(params, rules) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
+def _matrices(readings: Mapping[str, Reading]) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
     """The leaves that are weight matrices: path -> rule, and the matrices' shape."""
-    matrices, _ = match_rules(params, rules)
-    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return {path: (rule, rule.matrix_shape(leaves[path].shape)) for path, rule in matrices.items()}
+    sampled = {path: reading for path, reading in readings.items() if reading.action == SAMPLED}
+    return {path: (of.matrices[0], of.matrices[0].matrix_shape(of.shape)) for path, of in sampled.items()}
 
 
-def _learned_layout(matrices, bitwidths, formats: Formats, block_size: int) -> Layout:
-    layout = {}
-    for path, (rule, shape) in matrices.items():
+def _empty_layout(readings: Mapping[str, Reading]) -> Layout:
+    """A layout in which no leaf is quantized."""
+    floating = lambda reading: reading.dtype is not None and jax.numpy.issubdtype(reading.dtype, jax.numpy.floating)
+    return Layout(kept=(path for path, reading in readings.items() if reading.action == KEPT and floating(reading)))
+
+
+def _learned_layout(readings, bitwidths, formats: Formats, block_size: int) -> Layout:
+    layout = _empty_layout(readings)
+    for path, (rule, shape) in _matrices(readings).items():
         if not math.prod(shape):
             continue
         levels, indices = np.unique(_as_they_act(bitwidths[path]), return_inverse=True)
@@ -347,10 +379,10 @@ def _learned_layout(matrices, bitwidths, formats: Formats, block_size: int) -> L
     return layout
 
 
-def _check_bitwidths(params, bitwidths, block_size, rules):
+def _check_bitwidths(readings, bitwidths, block_size):
     if not bitwidths:
         raise ValueError('bitwidths has no entry: nothing was learned that could choose formats; choose one for all')
-    matrices = _matrices(params, rules)
+    matrices = _matrices(readings)
     lacking, unexpected = sorted(set(matrices) - set(bitwidths)), sorted(set(bitwidths) - set(matrices))
     if lacking or unexpected:
         raise ValueError(
@@ -366,7 +398,6 @@ def _check_bitwidths(params, bitwidths, block_size, rules):
             )
         if not np.all(np.isfinite(np.asarray(bitwidths[path], np.float32))):
             raise ValueError(f'bitwidths[{path!r}] has NaN or infinity in it')
-    return matrices
 
 
 def _as_they_act(bitwidths) -> np.ndarray:

@@ -1,21 +1,18 @@
-"""Which leaf of a parameter tree is a weight matrix, and which of its axes are batch, rows and columns.
+"""What the leaves of a parameter tree are for: weight matrices, what is only cast, and what is kept as it is.
 
-An ordered list of rules decides by the leaf's path, first match wins; the number of axes never decides whether
-a leaf is sampled. Paths are key names joined by '/', such as 'layers/mlp/up/kernel'; a trailing 'value', as
-NNX variables have, is dropped.
+An ordered list of rules decides by the leaf's path (`param_tree`), first match wins. A rule for weight matrices may say
+which of their axes are batch, rows and columns; where it doesn't, `axis_evidence` reads them, or refuses.
 """
 
 import dataclasses
-import logging
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-_logger = logging.getLogger(__name__)
+LAYER, EXPERT, HEAD, IN, OUT = ROLES = ('layer', 'expert', 'head', 'in', 'out')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,44 +20,89 @@ class MatrixRule:
     """Leaves that are weight matrices: sampled, in square blocks of rows x columns.
 
     A leaf is read as a stack of matrices: its axes are transposed to (batch axes, row axes, column axes), rows and
-    columns are flattened each. For a linear layer the rows are the inputs (the contracted axes).
+    columns are flattened each. The rows are the inputs, the axes that the layer contracts; the columns are the outputs.
 
     Attributes:
       path_regex: regular expression for the whole path of the leaf.
-      batch_axes: axes that count matrices, such as the layer axis of a scanned model; usually ().
+      batch_axes: axes that count matrices, such as the layer axis of a scanned model; often ().
       row_axes: axes that are flattened into rows; at least one.
       col_axes: axes that are flattened into columns; at least one.
+      expert_axes: those of the batch axes that count experts; the others count layers.
+      head_axes: those of the row or column axes that count attention heads.
+      optional: whether it is no error if the rule matches no leaf.
 
-    The rule applies to leaves with as many axes as it names.
+    A rule with axes applies to leaves of so many axes. In a rule without (all three None), each leaf's axes are read
+    from the evidence in the tree: see docs/parameter_trees.md.
 
     Raises:
-      ValueError: for an invalid regular expression, or axes that are not 0, 1, .., n - 1, each once.
+      ValueError: for an invalid regular expression; axes that are not 0, 1, .., n - 1, each once, or given in part;
+        expert and head axes that are not among them.
 
     Example:
-      >>> MatrixRule(r'.*/experts/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,))
-      MatrixRule(path_regex='.*/experts/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,))
+      >>> rule = MatrixRule(r'.*/experts/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,), expert_axes=(0,))
+      >>> rule.roles
+      ('expert', 'in', 'out')
     """
 
     path_regex: str
-    batch_axes: tuple[int, ...]
-    row_axes: tuple[int, ...]
-    col_axes: tuple[int, ...]
+    batch_axes: tuple[int, ...] | None = None
+    row_axes: tuple[int, ...] | None = None
+    col_axes: tuple[int, ...] | None = None
+    expert_axes: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+    head_axes: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+    optional: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self):
         _check_regex(self)
-        for name in ('batch_axes', 'row_axes', 'col_axes'):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        integers = all(type(axis) is int for axis in self.axes)
+        names = ('batch_axes', 'row_axes', 'col_axes', 'expert_axes', 'head_axes')
+        for name in names:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        given = [getattr(self, name) is not None for name in names[:3]]
+        if not any(given):
+            if self.expert_axes or self.head_axes:
+                raise ValueError(
+                    f'{self}: expert_axes and head_axes need batch_axes, row_axes and col_axes beside them'
+                )
+            return
+        integers = all(given) and all(type(axis) is int for axis in self.axes)
         if not (integers and self.row_axes and self.col_axes) or sorted(self.axes) != list(range(len(self.axes))):
             raise ValueError(
                 f'{self}: batch_axes, row_axes and col_axes must name the axes 0, 1, .., n - 1 once each,'
                 ' at least one of them a row axis and one a column axis'
             )
+        if self.batch_axes != (*self.layer_axes, *(axis for axis in self.batch_axes if axis in self.expert_axes)) or (
+            not set(self.expert_axes) <= set(self.batch_axes)
+        ):
+            raise ValueError(f'{self}: expert_axes={self.expert_axes} must be the last of the batch axes')
+        if not set(self.head_axes) <= set(self.row_axes + self.col_axes):
+            raise ValueError(f'{self}: head_axes={self.head_axes} must be among the row and column axes')
 
     @property
     def axes(self) -> tuple[int, ...]:
         """The leaf's axes in the order batch, rows, columns."""
         return self.batch_axes + self.row_axes + self.col_axes
+
+    @property
+    def layer_axes(self) -> tuple[int, ...]:
+        """The batch axes that count layers."""
+        return tuple(axis for axis in self.batch_axes if axis not in self.expert_axes)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What each axis of the leaf is, of ROLES; a head axis is also an input or an output."""
+        of_axis = dict.fromkeys(self.layer_axes, LAYER) | dict.fromkeys(self.expert_axes, EXPERT)
+        of_axis |= dict.fromkeys(self.row_axes, IN) | dict.fromkeys(self.col_axes, OUT)
+        of_axis |= dict.fromkeys(self.head_axes, HEAD)
+        return tuple(of_axis[axis] for axis in range(len(self.axes)))
+
+    def without_axis(self, axis: int) -> 'MatrixRule':
+        """The rule of what is left of a leaf at one index along a batch axis."""
+        left = {
+            name: tuple(other - (other > axis) for other in getattr(self, name) if other != axis)
+            for name in ('batch_axes', 'row_axes', 'col_axes', 'expert_axes', 'head_axes')
+        }
+        return dataclasses.replace(self, **left)
 
     def to_matrices(self, leaf: jax.Array) -> jax.Array:
         """The leaf as matrices (batch axes.., rows, columns)."""
@@ -86,15 +128,27 @@ class CastOnly:
 
     Attributes:
       path_regex: regular expression for the whole path of the leaf.
+      why: what these leaves are, as `describe` shows it.
+      optional: whether it is no error if the rule matches no leaf.
 
     Raises:
       ValueError: for an invalid regular expression.
     """
 
     path_regex: str
+    why: str = dataclasses.field(default='', repr=False, compare=False)
+    optional: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self):
         _check_regex(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep(CastOnly):
+    """Leaves that stay as they are, dtype included: batch statistics, decay rates of state-space layers, routers.
+
+    Attributes and errors are those of `CastOnly`.
+    """
 
 
 def _check_regex(rule: Any):
@@ -107,33 +161,26 @@ def _check_regex(rule: Any):
 
 Rule = MatrixRule | CastOnly
 
-# A module that nn.scan stacked along axis 0: named layers (with no index behind it), or by linen's default. Models that
-# stack along another axis, as T5X and MaxText do by default, need rules of their own: a shape doesn't tell.
-_SCANNED = r'(.*/)?(layers|Scan\w+)/(?!(.*/)?\d+/)(.*/)?'
-_HEADS = 'lm_head|cls_head|mlm_head|head|logits|logits_dense|to_logits|classifier|qa_outputs'
-
-DEFAULT_RULES: tuple[Rule, ...] = (
-    CastOnly(r'(.*/)?(bias|scale|embedding)'),
-    CastOnly(rf'(.*/)?({_HEADS})/(.*/)?kernel'),
-    # Attention with fused heads: query, key and value (d, heads, head_dim), out (heads, head_dim, d).
-    MatrixRule(_SCANNED + r'(query|key|value)/kernel', (0,), (1,), (2, 3)),
-    MatrixRule(_SCANNED + r'out/kernel', (0,), (1, 2), (3,)),
-    MatrixRule(_SCANNED + r'[Cc]onv\w*/kernel', (0,), (1, 2), (3,)),
-    MatrixRule(_SCANNED + r'[Cc]onv\w*/kernel', (0,), (1, 2, 3), (4,)),
-    MatrixRule(_SCANNED + r'kernel', (0,), (1,), (2,)),
-    MatrixRule(r'(.*/)?(query|key|value)/kernel', (), (0,), (1, 2)),
-    MatrixRule(r'(.*/)?out/kernel', (), (0, 1), (2,)),
-    # Convolutions: (window.., in, out).
-    MatrixRule(r'(.*/)?[Cc]onv\w*/kernel', (), (0, 1), (2,)),
-    MatrixRule(r'(.*/)?[Cc]onv\w*/kernel', (), (0, 1, 2), (3,)),
-    MatrixRule(r'(.*/)?[Cc]onv\w*/kernel', (), (0, 1, 2, 3), (4,)),
-    MatrixRule(r'(.*/)?kernel', (), (0,), (1,)),
+_ROUTERS = r'\w*[Rr]outer\w*(/.*)?|(.*/)?\w*([Mm]o[eE]|[Ee]xpert)\w*/gate/\w+'
+_SSM = 'A_log|log_a|dt_bias|D|a_param|a_imag_param'
+_EMBEDDINGS = r'\w*embeddings?|cls(_token)?|probe|register_tokens'
+_NORMS = r'\w*(embed|Embed|norm|Norm)\w*|wte|wpe|ln(_\w+)?|\w+_ln'
+_HEADS = (
+    r'lm_head|cls_head|mlm_head|head|logits|logits_dense|logitdense|to_logits|classifier|qa_outputs|seq_relationship'
+    r'|predictions/decoder'
 )
 
-
-def leaf_path(path: Sequence[Any]) -> str:
-    """A leaf's path by name from a JAX key path: ('layers', 'up', 'kernel', 'value') -> 'layers/up/kernel'."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator='/').removesuffix('/value')
+DEFAULT_RULES: tuple[Rule, ...] = (
+    Keep(rf'(.*/)?({_ROUTERS})', 'a router', optional=True),
+    Keep(r'(.*/)?batch_stats/.*|(.*/)?(mean|var)', 'batch statistics', optional=True),
+    Keep(rf'(.*/)?({_SSM})', 'of a state-space layer', optional=True),
+    CastOnly(r'(.*/)?(\w*_)?(bias|scale|b|offset|gamma|beta)', 'a bias or scale', optional=True),
+    CastOnly(rf'(.*/)?({_EMBEDDINGS})', 'an embedding', optional=True),
+    CastOnly(rf'(.*/)?({_NORMS})/(\d+/)?(weight|w)', 'a norm or an embedding', optional=True),
+    CastOnly(rf'(.*/)?({_HEADS})/(.*/)?(kernel|weight|w)', 'a head', optional=True),
+    CastOnly(r'(.*/)?(\w+_)?lora_[ab]', 'a low-rank adapter', optional=True),
+    MatrixRule(r'(.*/)?(kernel|weight(_[ih]h)?|w(_[ih])?|wi(_\d+)?|wo)', optional=True),
+)
 
 
 def find_rule(path: str, number_of_axes: int, rules: Sequence[Rule]) -> Rule | None:
@@ -145,79 +192,28 @@ def find_rule(path: str, number_of_axes: int, rules: Sequence[Rule]) -> Rule | N
       rules: in order, first match wins.
 
     Raises:
-      ValueError: if rules name the leaf but with other axes, or if a `kernel` of three or more axes is named
-        by none: what its axes mean can't be guessed.
+      ValueError: if rules name the leaf but with other axes.
     """
     named = [rule for rule in rules if re.fullmatch(rule.path_regex, path)]
     for rule in named:
-        if isinstance(rule, CastOnly) or len(rule.axes) == number_of_axes:
+        if isinstance(rule, CastOnly) or rule.row_axes is None or len(rule.axes) == number_of_axes:
             return rule
-    if named or (path.rpartition('/')[2] == 'kernel' and number_of_axes > 2):
-        tried = f' It is named by {", ".join(map(str, named))}, but with another number of axes.' if named else ''
+    if named:
         raise ValueError(
-            f'no rule explains the {number_of_axes} axes of {path!r}.{tried} Put a MatrixRule that says which are'
-            f' batch, rows and columns, or CastOnly({re.escape(path)!r}), before the other rules'
+            f'no rule explains the {number_of_axes} axes of {path!r}. It is named by {", ".join(map(str, named))}, but'
+            ' with another number of axes. Put a MatrixRule that says which are batch, rows and columns, or'
+            f' CastOnly({re.escape(path)!r}), before the other rules'
         )
     return None
 
 
-def match_rules(params: Any, rules: Sequence[Rule]) -> tuple[dict[str, MatrixRule], list[Rule]]:
-    """The MatrixRule of every leaf that is sampled, by path, and the rules that matched no leaf.
-
-    What was understood is logged (INFO): the matrices, the rules that matched nothing, and the leaves of two or more
-    axes that no rule names.
-
-    Raises:
-      ValueError: as `find_rule`; if two leaves have one path; if a leaf that is sampled is neither float32 nor
-        bfloat16; if one of the caller's own rules (not of DEFAULT_RULES) matches no leaf, or none but leaves
-        that an earlier rule took; if no leaf is sampled at all.
-
-    Example:
-      >>> params = {'up': {'kernel': jnp.zeros((8, 16)), 'bias': jnp.zeros(16)}}
-      >>> matrices, unmatched = match_rules(params, DEFAULT_RULES)
-      >>> matrices
-      {'up/kernel': MatrixRule(path_regex='(.*/)?kernel', batch_axes=(), row_axes=(0,), col_axes=(1,))}
-    """
-    found = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not is_floating(leaf):
-            continue
-        path = leaf_path(key_path)
-        if path in found:
-            raise ValueError(f'two leaves have the path {path!r}, and would share bitwidths and noise; rename one')
-        found[path] = rule = find_rule(path, leaf.ndim, rules)
-        if isinstance(rule, MatrixRule):
-            if leaf.dtype not in (jnp.float32, jnp.bfloat16):
-                raise ValueError(f'{path!r} is {leaf.dtype}: only float32 and bfloat16 weights can be sampled')
-            _logger.info('%s is sampled, as matrices of shape %s', path, rule.matrix_shape(leaf.shape))
-        elif rule is None and leaf.ndim > 1:
-            _logger.info('%s, of shape %s, is named by no rule, and cast only', path, leaf.shape)
-    unmatched = [rule for rule in rules if rule not in found.values()]
-    for rule in unmatched:
-        _logger.info('%s matches no leaf', rule)
-        if rule not in DEFAULT_RULES:
-            raise ValueError(
-                f'{rule} matches no leaf that an earlier rule has not taken. The leaves are {_listing(found)}'
-            )
-    matrices = {path: rule for path, rule in found.items() if isinstance(rule, MatrixRule)}
-    if not matrices:
-        raise ValueError(
-            f'the rules sample no leaf of this tree: nothing would be quantized. The leaves are {_listing(found)};'
-            ' give rules=(MatrixRule(...), ...) for those that are weight matrices'
-        )
-    return matrices, unmatched
-
-
-def is_floating(leaf: Any) -> bool:
-    """Whether the leaf is an array (or an array's shape and dtype) of floating-point numbers."""
-    return hasattr(leaf, 'dtype') and hasattr(leaf, 'ndim') and jnp.issubdtype(leaf.dtype, jnp.floating)
+def check_rules(rules: Any) -> tuple[Rule, ...]:
+    """The rules as a tuple; ValueError for what is no rule."""
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise ValueError(f'rules holds {rule!r}; allowed are MatrixRule, CastOnly and Keep')
+    return tuple(rules)
 
 
 def _flat_shape(shape: Sequence[int], rows: int) -> tuple[int, int]:
     return math.prod(shape[:rows]), math.prod(shape[rows:])
-
-
-def _listing(paths: Any, most: int = 20) -> str:
-    paths = list(paths)
-    more = f' and {len(paths) - most} more' if len(paths) > most else ''
-    return ', '.join(map(repr, paths[:most])) + more if paths else 'none'

@@ -8,20 +8,32 @@ are values of this one type, so that a training loop never asks which method it 
 """
 
 import dataclasses
-import functools
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from gaussq_jax import explicit_sharding
+from gaussq_jax import explicit_sharding, export, packed_layout
 from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
 from gaussq_jax.block_scaling import Quantizer, check_quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat
-from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule, find_rule, is_floating, leaf_path, match_rules
+from gaussq_jax.packed_layout import Formats, Layout, ModelSize
+from gaussq_jax.param_reading import (
+    KEPT,
+    SAMPLED,
+    UNNAMED,
+    check_explained,
+    checked_readings,
+    exact_rules,
+    read_params,
+)
+from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, check_rules
+from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, read_leaves
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
 from kernels_pallas.float_rounding import round_to_dtype
 from kernels_pallas.weight_sampling import select
@@ -68,15 +80,76 @@ class BitwidthsFn(Protocol):
         """{leaf path: b_t, one number a block}: for penalties, sizes and metrics."""
 
 
+class ResolveFn(Protocol):
+    def __call__(self, params: Params) -> 'ParamTransform':
+        """The same transform, with a rule for each leaf of this tree that says how it is read.
+
+        It does the same to the tree, and reads parts of it, which have less to go by, as it reads the whole.
+
+        Raises:
+          ValueError: as `init`.
+        """
+
+
 class ParamTransform(NamedTuple):
     """Three pure functions: `init(params)`, `apply(key, params, state)`, `bitwidths(state)`.
 
-    Gradients go straight through `apply` to the params; the state gets a gradient of its own.
+    Gradients go straight through `apply` to the params; the state gets a gradient of its own. Where functions take a
+    state, its leaves may also be nested by the parts of their paths, as checkpoints return them.
+
+    `resolve`, `rules`, `unnamed` and `block_size` say how weights are read, for those who lay them out, size, pack and
+    describe them; a transform without them is complete for training.
     """
 
     init: InitFn
     apply: ApplyFn
     bitwidths: BitwidthsFn
+    resolve: ResolveFn | None = None
+    rules: tuple[Rule, ...] = ()
+    unnamed: str = 'error'
+    block_size: int | None = None  # side of the square blocks that share a bitwidth; None where none is learned
+
+    def learned_layout(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> Layout:
+        """`gq.learned_layout` by the bitwidths, rules and blocks of this transform; arguments and errors are its own."""
+        return packed_layout.learned_layout(params, self.bitwidths(state), formats=formats, **self._blocks())
+
+    def uniform_layout(self, params: Params, fmt: FloatFormat | str, *, block_size: int = 32) -> Layout:
+        """`gq.uniform_layout` of the weights that this transform's rules name; arguments and errors are its own."""
+        return packed_layout.uniform_layout(params, fmt, block_size=block_size, rules=self.rules, unnamed=self.unnamed)
+
+    def formats_within_budget(self, params: Params, state: State, mean_stored_bits: float) -> Formats:
+        """`gq.formats_within_budget` by the bitwidths, rules and blocks of this transform; errors are its own."""
+        return packed_layout.formats_within_budget(params, self.bitwidths(state), mean_stored_bits, **self._blocks())
+
+    def model_size(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> ModelSize:
+        """`gq.model_size` by the bitwidths, rules and blocks of this transform; arguments and errors are its own."""
+        return packed_layout.model_size(params, self.bitwidths(state), formats=formats, **self._blocks())
+
+    def save_packed(
+        self,
+        path: str | os.PathLike,
+        params: Params,
+        state: State,
+        *,
+        formats: Formats = format_for_bitwidth,
+        info: Mapping[str, Any] | None = None,
+    ) -> ModelSize:
+        """`gq.save_packed` with each block in the format of its learned bitwidth; arguments and errors are its own.
+
+        Example:
+          >>> import tempfile
+          >>> pqt, params = gaussian_weight_sampling(b_init=4), {'up': {'kernel': jnp.ones((64, 32))}}
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     size = pqt.save_packed(f'{directory}/up.safetensors', params, pqt.init(params))
+          >>> size.mean_stored_bits
+          6.0078125
+        """
+        return export.save_packed(path, params, self.learned_layout(params, state, formats=formats), info=info)
+
+    def _blocks(self) -> dict[str, Any]:
+        if self.block_size is None:
+            raise ValueError('this transform learns no bitwidths; uniform_layout(params, fmt) has one format for all')
+        return dict(block_size=self.block_size, rules=self.rules, unnamed=self.unnamed)
 
 
 def gaussian_weight_sampling(
@@ -84,6 +157,7 @@ def gaussian_weight_sampling(
     b_target: float = 4.0,
     *,
     rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
     block_size: int = 32,
     fmt: FloatFormat | str | None = None,
     dtype: Any = jnp.bfloat16,
@@ -98,7 +172,10 @@ def gaussian_weight_sampling(
     Args:
       b_init: bitwidth at the start, in bits.
       b_target: bitwidth that b_t decays to, in bits.
-      rules: ordered rules that say which leaves are weight matrices, and what their axes mean.
+      rules: ordered rules that say what leaves are for, and may say what the axes of weight matrices mean; what they
+        don't say is read from the tree, or refused. `describe` shows how a tree is read.
+      unnamed: what becomes of leaves of two or more axes that no rule names and that are at least .1 % of the weights:
+        'error', `init` refuses them; 'warn' or 'cast', they are cast, with a warning or without.
       block_size: side of the square blocks that share a bitwidth.
       fmt: a low-bit format, or its name, that sampled weights are rounded to as `sample_weights` does; without noise
         (key=None) they are rounded to it, too.
@@ -121,7 +198,7 @@ def gaussian_weight_sampling(
     Source: arXiv 2505.11170, section 3.
     """
     return _WeightSampling(
-        tuple(rules), dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
+        tuple(rules), unnamed, dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
     ).transform()
 
 
@@ -130,6 +207,7 @@ def uniform_weight_sampling(
     b_target: float = 4.0,
     *,
     rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
     block_size: int = 32,
     fmt: FloatFormat | str | None = None,
     dtype: Any = jnp.bfloat16,
@@ -143,12 +221,16 @@ def uniform_weight_sampling(
     Source: DiffQ, arXiv 2104.09987, with the blocks and the step of arXiv 2505.11170.
     """
     return _WeightSampling(
-        tuple(rules), dtype, 'uniform', b_init, b_target, block_size, fmt, implementation
+        tuple(rules), unnamed, dtype, 'uniform', b_init, b_target, block_size, fmt, implementation
     ).transform()
 
 
 def quantization_aware(
-    quantizer: Quantizer, *, rules: Sequence[Rule] = DEFAULT_RULES, dtype: Any = jnp.bfloat16
+    quantizer: Quantizer,
+    *,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
+    dtype: Any = jnp.bfloat16,
 ) -> ParamTransform:
     """Straight-through quantization-aware training: weight matrices are fake-quantized, gradients pass unchanged.
 
@@ -160,7 +242,7 @@ def quantization_aware(
     Args:
       quantizer: says what shares a scale and what the weights are rounded to. If it rounds stochastically, the random
         bits of a leaf come from the key and the leaf's path alone; with key=None it rounds to nearest even.
-      rules: ordered rules that say which leaves are weight matrices, and what their axes mean.
+      rules, unnamed: as for `gaussian_weight_sampling`.
       dtype: of the weights handed to the model, bfloat16 or float32.
 
     Raises:
@@ -174,30 +256,43 @@ def quantization_aware(
     Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
     """
     check_quantizer(quantizer)
-    return _QuantizationAware(tuple(rules), dtype, quantizer).transform()
+    return _QuantizationAware(tuple(rules), unnamed, dtype, quantizer).transform()
 
 
-def cast_params(dtype: Any = jnp.bfloat16) -> ParamTransform:
-    """The baseline: every floating leaf rounded to `dtype`; nothing sampled, nothing learned.
+def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RULES) -> ParamTransform:
+    """The baseline: floating leaves rounded to `dtype`; nothing sampled, nothing learned.
 
     Args:
       dtype: bfloat16 or float32.
+      rules: ordered rules, of which `Keep` alone matters here: what it names stays as it is.
 
     Raises:
-      ValueError: for another dtype.
+      ValueError: for another dtype, and for what is no rule.
 
     Example:
       >>> cast_params().apply(None, {'w': jnp.float32(1.001)}, {})
       {'w': Array(1, dtype=bfloat16)}
     """
-    dtype = check_dtype(dtype)
+    dtype, rules = check_dtype(dtype), check_rules(rules)
 
     def apply(key, params, state, *, path=(), layer=None):
-        del key, path, layer
+        del key, layer
         _check_empty(state)
-        return jax.tree.map(functools.partial(_cast, dtype=dtype), params)
+        params_of = read_leaves(params)
 
-    return ParamTransform(init=lambda params: {}, apply=apply, bitwidths=lambda state: {})
+        def cast(name, leaf):
+            whole = '/'.join((*path, *filter(None, [name])))
+            rule = next((rule for rule in rules if re.fullmatch(rule.path_regex, whole)), None)
+            return leaf if isinstance(rule, Keep) or not params_of[name].is_param else _cast(leaf, dtype)
+
+        return map_leaves(cast, params)
+
+    return ParamTransform(lambda params: {}, apply, lambda state: {}, rules=rules)
+
+
+def flat_state(state: Any) -> State:
+    """A state by leaf paths, from one that may be nested by the parts of these."""
+    return {leaf_path(path): b_i for path, b_i in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def path_hash(path: str) -> int:
@@ -207,49 +302,66 @@ def path_hash(path: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _MatrixTransform:
-    """The functions of a transform of weight matrices, over what its constructor fixed; other leaves are cast."""
+    """The functions of a transform of weight matrices, over what its constructor fixed; other leaves are cast or kept."""
 
     rules: Sequence[Rule]
+    unnamed: str
     dtype: Any
 
     def __post_init__(self):  # refuses what can't be here, rather than in the first step
         check_dtype(self.dtype)
-        for rule in self.rules:
-            if not isinstance(rule, Rule):
-                raise ValueError(f'rules holds {rule!r}; allowed are MatrixRule and CastOnly')
+        check_rules(self.rules)
+        if self.unnamed not in UNNAMED:
+            raise ValueError(f'unnamed={self.unnamed!r}; allowed are {", ".join(UNNAMED)}')
 
     def transform(self) -> ParamTransform:
-        return ParamTransform(self.init, self.apply, self.bitwidths)
+        return ParamTransform(
+            self.init,
+            self.apply,
+            self.bitwidths,
+            resolve=self.resolve,
+            rules=self.rules,
+            unnamed=self.unnamed,
+            block_size=getattr(self, 'block_size', None),
+        )
+
+    def resolve(self, params: Params) -> ParamTransform:
+        rules = exact_rules(checked_readings(params, self.rules, unnamed=self.unnamed))
+        return dataclasses.replace(self, rules=rules).transform()
 
     def init(self, params: Params) -> State:
-        leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        matrices, _ = match_rules(params, self.rules)
-        _check_hashes(matrices)
-        return self.init_state({path: rule.matrix_shape(leaves[path].shape) for path, rule in matrices.items()})
+        readings = checked_readings(params, self.rules, unnamed=self.unnamed)
+        sampled = {name: reading for name, reading in readings.items() if reading.action == SAMPLED}
+        _check_hashes(sampled)
+        return self.init_state(
+            {name: reading.matrices[0].matrix_shape(reading.shape) for name, reading in sampled.items()}
+        )
 
     def apply(self, key, params, state, *, path=(), layer=None):
         if isinstance(path, str):
             raise ValueError(f'path={path!r}: it must be a sequence of names, such as {tuple(path.split("/"))}')
-        found = set()
+        state, is_layer = flat_state(state), layer is not None
+        is_part = bool(path) or is_layer
+        unnamed = 'cast' if is_part else self.unnamed  # what a part is of the weights says nothing
+        readings = read_params(params, self.rules, unnamed=unnamed, path=path, is_layer=is_layer)
+        check_explained(readings, is_part=is_part)
 
-        def transform_leaf(key_path, leaf):
-            name = '/'.join((*path, *filter(None, [leaf_path(key_path)]))).removesuffix('/value')
-            rule = find_rule(name, leaf.ndim + (layer is not None), self.rules) if is_floating(leaf) else None
-            if not isinstance(rule, MatrixRule):
+        def transform_leaf(name, leaf):
+            name = '/'.join((*path, *filter(None, [name])))
+            reading = readings[name]
+            if reading.action == KEPT:
+                return leaf
+            if reading.action != SAMPLED:
                 return _cast(leaf, self.dtype)
-            found.add(name)
-            if layer is not None:
-                if not rule.batch_axes:
-                    raise ValueError(f'layer={layer} was given, but {rule} has no batch axis that could count layers')
-                leaf = jnp.expand_dims(leaf, rule.batch_axes[0])
             leaf_key = None if key is None else jax.random.fold_in(key, path_hash(name))
+            rule = reading.matrices[0]
             matrices = self.transform_matrices(leaf_key, rule.to_matrices(leaf), name, state, layer)
-            leaf = rule.from_matrices(matrices, leaf.shape)
-            return leaf if layer is None else jnp.squeeze(leaf, rule.batch_axes[0])
+            return rule.from_matrices(matrices, leaf.shape)
 
-        transformed = jax.tree_util.tree_map_with_path(transform_leaf, params)
+        transformed = map_leaves(transform_leaf, params)
+        found = {name for name, reading in readings.items() if reading.action == SAMPLED}
         self.check_state({name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}, found)
-        if layer is not None and not found:
+        if is_layer and not found:
             raise ValueError(f'path={tuple(path)}: no leaf under it is a weight matrix of the rules {self.rules}')
         return transformed
 
@@ -292,7 +404,7 @@ class _WeightSampling(_MatrixTransform):
             )
 
     def bitwidths(self, state: State) -> dict[str, jax.Array]:
-        return {path: self._bitwidths_of(b_i) for path, b_i in state.items()}
+        return {path: self._bitwidths_of(b_i) for path, b_i in flat_state(state).items()}
 
     def _bitwidths_of(self, b_i):
         return effective_bitwidths(b_i, self.b_init, self.b_target)
@@ -309,7 +421,7 @@ class _WeightSampling(_MatrixTransform):
             if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < b_i.shape[0]:
                 raise ValueError(f'layer={layer}: the leaf has the layers 0 to {b_i.shape[0] - 1}')
             leading = layer * math.prod(b_i.shape[1:-2])
-            b_i = jax.lax.dynamic_index_in_dim(b_i, layer, axis=0)
+            b_i = jax.lax.dynamic_index_in_dim(b_i, layer, axis=0, keepdims=False)
         return sample_weights(
             key,
             matrices,

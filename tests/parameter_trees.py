@@ -6,6 +6,17 @@ import jax
 import numpy as np
 from numpy_weight_sampling import assert_identical
 
+import gaussq_jax as gq
+
+# Of trees too small to tell how their axes are to be read: fused heads, and layers stacked along the first axis.
+RULES = (
+    gq.MatrixRule('(.*/)?layers/.*(query|key|value)/kernel', (0,), (1,), (2, 3), optional=True),
+    gq.MatrixRule('(.*/)?layers/.*out/kernel', (0,), (1, 2), (3,), optional=True),
+    gq.MatrixRule('(.*/)?layers/(.*/)?kernel', (0,), (1,), (2,), optional=True),
+    gq.MatrixRule('.*(query|key|value)/kernel', (), (0,), (1, 2), optional=True),
+    *gq.DEFAULT_RULES,
+)
+
 
 def nest(leaves):
     """A nested dict of {path: leaf}."""

@@ -5,5 +5,20 @@ from gaussq_jax.models.gpt2 import GPT2
 from gaussq_jax.models.llama import Llama
 from gaussq_jax.models.quantized_dot_general import QuantizedDotGeneral
 from gaussq_jax.models.to_huggingface import to_huggingface
+from gaussq_jax.param_rules import CastOnly, MatrixRule
 
-__all__ = ['GPT2', 'Llama', 'QuantizedDotGeneral', 'from_huggingface', 'model_from_huggingface', 'to_huggingface']
+# How their weights are read: layers are stacked along the first axis.
+RULES = (
+    MatrixRule('layers/.*/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,)),
+    CastOnly('.*'),
+)
+
+__all__ = [
+    'GPT2',
+    'RULES',
+    'Llama',
+    'QuantizedDotGeneral',
+    'from_huggingface',
+    'model_from_huggingface',
+    'to_huggingface',
+]

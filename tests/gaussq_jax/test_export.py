@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy_float_formats as oracle
 import numpy_packed_reader
+import parameter_trees
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -28,7 +29,7 @@ from gaussq_jax.export import read_packed
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs/packed_format.md'
 M, N = 40, 50  # of all matrices: what is compiled for one is for all
-RULES = (gq.MatrixRule('layers/experts/kernel', (0, 2), (1,), (3,)), *gq.DEFAULT_RULES)
+RULES = (gq.MatrixRule('layers/experts/kernel', (0, 2), (1,), (3,)), *parameter_trees.RULES)
 SHAPES = {
     'up/kernel': (M, N),
     'layers/mlp/kernel': (2, M, N),
@@ -220,7 +221,7 @@ def check_blocks(path, weights, indices):
 
 def small_params(kernel=None):
     kernel = oracle.heavy_tailed(SMALL[1:]) if kernel is None else kernel
-    return {'blocks': [{'kernel': jnp.asarray(kernel)}, {'kernel': jnp.asarray(-kernel), 'bias': jnp.arange(3.0)}]}
+    return {'blocks': [{'kernel': jnp.asarray(kernel)}, {'kernel': jnp.asarray(-kernel), 'bias': jnp.arange(9.0)}]}
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_variables_of_nnx(path):
 @pytest.mark.parametrize(
     ('like', 'message'),
     [
-        ({'blocks': [{'kernel': np.zeros((7, 9))}]}, r'blocks/1/bias: \(3,\) in the file, not there in `like`'),
+        ({'blocks': [{'kernel': np.zeros((7, 9))}]}, r'blocks/1/bias: \(9,\) in the file, not there in `like`'),
         ({'other': np.zeros(3)}, r'other: not there in the file, \(3,\) in `like`'),
         (small_params(np.zeros((9, 7))), r'blocks/0/kernel: \(7, 9\) in the file, \(9, 7\) in `like`'),
     ],

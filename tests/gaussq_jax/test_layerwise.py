@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameter_trees import RULES
 
 import gaussq_jax as gq
 from gaussq_jax import models
@@ -76,7 +77,7 @@ def test_weights_take_the_place_of_gradients_only(transform):
 
 
 def test_layers_deeper_in_the_tree():
-    transform = TRANSFORMS['gaussws']
+    transform = gq.gaussian_weight_sampling(rules=RULES)
     kernel = jax.random.normal(jax.random.key(0), (2, 32, 64))
     params = {'decoder': {'layers': {'up': {'kernel': kernel}}, 'norm': {'scale': jnp.ones(4)}}}
     state, key = transform.init(params), jax.random.key(1)

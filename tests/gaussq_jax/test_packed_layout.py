@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parameter_trees import nest
+from parameter_trees import RULES, nest
 
 import gaussq_jax as gq
 
@@ -75,7 +75,7 @@ def stored_bits(bitwidths, formats):
 @pytest.mark.parametrize('low', [2.0, 9.5])
 def test_the_size_of_learned_bitwidths_is_the_sum_over_their_blocks(low):
     bitwidths = make_bitwidths(low=low)
-    size = gq.model_size(make_params(), bitwidths, block_size=BLOCK)
+    size = gq.model_size(make_params(), bitwidths, block_size=BLOCK, rules=RULES)
     expected = count_bytes(bitwidths)
     for path, (payload, scales, names, weights) in expected.items():
         leaf = size.leaves[path]
@@ -96,11 +96,11 @@ def test_the_size_of_learned_bitwidths_is_the_sum_over_their_blocks(low):
 def test_four_bits_are_six_on_the_disk():
     """A bitwidth is not a size: b_t = 4 takes E3M2 and its share of the scales."""
     params = {'up': {'kernel': jax.ShapeDtypeStruct((256, 64), jnp.float32)}}
-    size = gq.model_size(params, {'up/kernel': jnp.full((8, 2), 4.0)})
+    size = gq.model_size(params, {'up/kernel': jnp.full((8, 2), 4.0)}, rules=RULES)
     assert size.mean_bitwidth == 4
     assert size.mean_stored_bits == 6 + 8 / 1024
     assert size.total_bytes == 256 * 64 * 6 // 8 + 16
-    mixed = gq.model_size(params, {'up/kernel': jnp.full((8, 2), 4.0).at[0, 0].set(3)})
+    mixed = gq.model_size(params, {'up/kernel': jnp.full((8, 2), 4.0).at[0, 0].set(3)}, rules=RULES)
     assert mixed.mean_bitwidth == 4 - 1 / 16
     assert mixed.mean_stored_bits == 6 - 2 / 16 + 2 * 8 / 1024  # the names of two formats, too
 
@@ -109,7 +109,7 @@ def test_four_bits_are_six_on_the_disk():
 @pytest.mark.parametrize('block_size', [3, 32, 1000])
 def test_the_size_of_a_uniform_layout(fmt, block_size):
     """One scale a run of so many rows of a column; no names."""
-    size = gq.layout_size(make_params(), gq.uniform_layout(make_params(), fmt, block_size=block_size))
+    size = gq.layout_size(make_params(), gq.uniform_layout(make_params(), fmt, block_size=block_size, rules=RULES))
     for path, (count, m, n) in MATRICES.items():
         leaf = size.leaves[path]
         assert leaf.payload_bytes == count * math.ceil(m * n * gq.parse_format(fmt).bits / 8)
@@ -119,7 +119,7 @@ def test_the_size_of_a_uniform_layout(fmt, block_size):
 
 def test_bfloat16_is_no_layout_and_two_bytes_a_weight():
     params = make_params() | {'step': jax.ShapeDtypeStruct((), jnp.int32), 'mask': jax.ShapeDtypeStruct((9,), bool)}
-    assert gq.uniform_layout(params, 'bfloat16') == {}
+    assert gq.uniform_layout(params, 'bfloat16', rules=RULES) == {}
     size = gq.layout_size(params, {})
     assert size.total_bytes == 2 * sum(map(math.prod, SHAPES.values())) + 4 + 9
     assert math.isnan(size.mean_stored_bits) and size.scale_bytes == size.format_bytes == 0
@@ -129,7 +129,7 @@ def test_each_block_has_the_format_of_its_bitwidth_as_it_acts():
     """To a multiple of 2^-10, as the noise has it; formats in the order of their width."""
     bitwidths = make_bitwidths()
     bitwidths['up/kernel'][0, :2] = [4 + 2**-12, 5 - 2**-12]
-    layout = gq.learned_layout(make_params(), bitwidths, block_size=BLOCK)
+    layout = gq.learned_layout(make_params(), bitwidths, block_size=BLOCK, rules=RULES)
     assert sorted(layout) == sorted(MATRICES)
     for path, leaf in layout.items():
         formats = [leaf.formats[i] for i in leaf.indices.ravel()]
@@ -144,7 +144,7 @@ def test_sizes_are_of_shapes_alone():
     """Weights need not be there, on whatever devices they will be; NNX variables and lists of layers are leaves too."""
     model = nnx.eval_shape(lambda: nnx.Sequential(*(nnx.Linear(8, 6, rngs=nnx.Rngs(0)) for _ in range(2))))
     params = nnx.state(model, nnx.Param)
-    size = gq.layout_size(params, gq.uniform_layout(params, 'float4_e2m1fn'))
+    size = gq.layout_size(params, gq.uniform_layout(params, 'float4_e2m1fn', rules=RULES))
     assert sorted(size.leaves) == [f'layers/{i}/{name}' for i in range(2) for name in ('bias', 'kernel')]
     assert size.total_bytes == 2 * (8 * 6 // 2 + 6 + 2 * 6)
 
@@ -153,8 +153,8 @@ def test_sizes_are_of_shapes_alone():
 def test_empty_weights_take_nothing(shape):
     path = 'layers/kernel' if len(shape) == 3 else 'kernel'
     params = make_params({path: shape})
-    assert gq.uniform_layout(params, 'e2m1') == {}
-    size = gq.model_size(params, {path: jnp.zeros((*shape[:-2], *(-(-side // 32) for side in shape[-2:])))})
+    assert gq.uniform_layout(params, 'e2m1', rules=RULES) == {}
+    size = gq.model_size(params, {path: jnp.zeros((*shape[:-2], *(-(-side // 32) for side in shape[-2:])))}, rules=RULES)
     assert size.total_bytes == 0 and math.isnan(size.mean_bitwidth) and math.isnan(size.mean_stored_bits)
 
 
@@ -180,7 +180,7 @@ def test_no_choice_of_formats_that_takes_as_few_bits_has_less_noise(seed):
     ]
     met = set()
     for budget in np.arange(4.5, 13, 0.25):
-        formats = gq.formats_within_budget(params, bitwidths, budget, block_size=BLOCK)
+        formats = gq.formats_within_budget(params, bitwidths, budget, block_size=BLOCK, rules=RULES)
         chosen = [formats(b) for b in of_blocks]
         bits, cost = sum(fmt.bits for fmt in chosen), sum(map(noise, of_blocks, chosen))
         assert min(noise for size, noise in everything if size <= bits) == pytest.approx(cost, abs=1e-12)
@@ -190,13 +190,13 @@ def test_no_choice_of_formats_that_takes_as_few_bits_has_less_noise(seed):
 
 def test_the_budget_is_kept_and_used_and_more_of_it_is_no_narrower():
     bitwidths, params = make_bitwidths(low=3.0, high=8.0), make_params()
-    full = gq.model_size(params, bitwidths, block_size=BLOCK).mean_stored_bits
+    full = gq.model_size(params, bitwidths, block_size=BLOCK, rules=RULES).mean_stored_bits
     narrowest = stored_bits(bitwidths, lambda b: FORMATS[0])
     every = sorted({b for grid in bitwidths.values() for b in grid.ravel()})
     before = [4] * len(every)
     for budget in [*np.linspace(narrowest, full, 12), full + 1]:
-        formats = gq.formats_within_budget(params, bitwidths, budget, block_size=BLOCK)
-        size = gq.model_size(params, bitwidths, formats=formats, block_size=BLOCK)
+        formats = gq.formats_within_budget(params, bitwidths, budget, block_size=BLOCK, rules=RULES)
+        size = gq.model_size(params, bitwidths, formats=formats, block_size=BLOCK, rules=RULES)
         assert size.mean_stored_bits == stored_bits(bitwidths, formats) <= budget
         # A block more or less, and a byte that names a block's format, are what may be left of it.
         assert size.mean_stored_bits > min(budget, full) - 0.75
@@ -211,8 +211,8 @@ def test_equal_bitwidths_are_treated_alike():
     """A function of b_t alone: what one block loses, all of its bitwidth lose."""
     params = make_params({'kernel': (2 * BLOCK, 2 * BLOCK)})
     bitwidths = {'kernel': np.array([[5.0, 5.0], [5.0, 6.0]])}
-    formats = gq.formats_within_budget(params, bitwidths, 7.7, block_size=BLOCK)
-    layout = gq.learned_layout(params, bitwidths, formats=formats, block_size=BLOCK)['kernel']
+    formats = gq.formats_within_budget(params, bitwidths, 7.7, block_size=BLOCK, rules=RULES)
+    layout = gq.learned_layout(params, bitwidths, formats=formats, block_size=BLOCK, rules=RULES)['kernel']
     names = [layout.formats[i].name for i in layout.indices.ravel()]
     assert len(set(names[:3])) == 1
 
@@ -225,10 +225,10 @@ def test_equal_bitwidths_are_treated_alike():
 def test_no_budget_is_exceeded(of_blocks, budget):
     params = make_params({'kernel': (2 * BLOCK, 2 * BLOCK - 1)})
     bitwidths = {'kernel': np.reshape(of_blocks, (2, 2))}
-    formats = gq.formats_within_budget(params, bitwidths, budget, block_size=BLOCK)
-    size = gq.model_size(params, bitwidths, formats=formats, block_size=BLOCK)
+    formats = gq.formats_within_budget(params, bitwidths, budget, block_size=BLOCK, rules=RULES)
+    size = gq.model_size(params, bitwidths, formats=formats, block_size=BLOCK, rules=RULES)
     assert size.mean_stored_bits <= budget
-    if gq.model_size(params, bitwidths, block_size=BLOCK).mean_stored_bits <= budget:
+    if gq.model_size(params, bitwidths, block_size=BLOCK, rules=RULES).mean_stored_bits <= budget:
         assert all(formats(b) == gq.format_for_bitwidth(b) for b in of_blocks)
 
 
@@ -236,7 +236,7 @@ def test_no_budget_is_exceeded(of_blocks, budget):
 def test_a_budget_that_nothing_meets(budget):
     params = make_params({'kernel': (BLOCK, BLOCK)})
     with pytest.raises(ValueError, match=r'a budget of .* bits a weight is below 4\.5, all blocks in e2m1'):
-        gq.formats_within_budget(params, {'kernel': [[5.0]]}, budget, block_size=BLOCK)
+        gq.formats_within_budget(params, {'kernel': [[5.0]]}, budget, block_size=BLOCK, rules=RULES)
 
 
 # --- refusals -------------------------------------------------------------------------------------------
@@ -265,16 +265,16 @@ def test_bitwidths_of_other_params(function, changes, message):
     bitwidths = make_bitwidths()
     changes(bitwidths)
     with pytest.raises(ValueError, match=message):
-        function(make_params(), bitwidths, block_size=BLOCK)
+        function(make_params(), bitwidths, block_size=BLOCK, rules=RULES)
 
 
 def test_formats_that_cannot_be_packed():
     with pytest.raises(ValueError, match='format e7m10 has 18 bits; at most 16 can be packed'):
-        gq.uniform_layout(make_params(), 'e7m10')
+        gq.uniform_layout(make_params(), 'e7m10', rules=RULES)
     with pytest.raises(ValueError, match="format 'fp6' is unknown"):
-        gq.uniform_layout(make_params(), 'fp6')
+        gq.uniform_layout(make_params(), 'fp6', rules=RULES)
     with pytest.raises(ValueError, match='block_size=0'):
-        gq.uniform_layout(make_params(), 'e2m1', block_size=0)
+        gq.uniform_layout(make_params(), 'e2m1', block_size=0, rules=RULES)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_layouts_that_are_none(changes, message):
 
 
 def test_a_layout_of_other_params():
-    layout = gq.uniform_layout(make_params(), 'e2m1')
+    layout = gq.uniform_layout(make_params(), 'e2m1', rules=RULES)
     with pytest.raises(ValueError, match=r"the layout is of other params: they have no leaf 'up/kernel'"):
         gq.layout_size({'bias': jax.ShapeDtypeStruct((3,), jnp.float32)}, {'up/kernel': layout['up/kernel']})
     for shape in ((7, 10), (33, 9), (9, 7), (7, 9, 1)):
@@ -336,7 +336,7 @@ def test_a_budget_that_allows_everything_takes_nothing():
     bitwidths = np.full(1000, 4.0)
     bitwidths[:5] = 3.5, 3.6, 3.7, 3.8, 3.9
     bitwidths = {'up/kernel': bitwidths.reshape(40, 25)}
-    whole = gq.model_size(params, bitwidths)
+    whole = gq.model_size(params, bitwidths, rules=RULES)
     for budget in (whole.mean_stored_bits, 6.01):
-        formats = gq.formats_within_budget(params, bitwidths, budget)
-        assert gq.model_size(params, bitwidths, formats=formats) == whole
+        formats = gq.formats_within_budget(params, bitwidths, budget, rules=RULES)
+        assert gq.model_size(params, bitwidths, formats=formats, rules=RULES) == whole

@@ -9,19 +9,21 @@ import numpy as np
 import numpy_weight_sampling as oracle
 import pytest
 from numpy_weight_sampling import assert_identical, random_weights
-from parameter_trees import assert_identical_trees, flatten, leaf_key_data, nest
+from parameter_trees import RULES, assert_identical_trees, flatten, leaf_key_data, nest
 
 import gaussq_jax as gq
 
 KEY = jax.random.key(3)
 
 TRANSFORMS = {
-    'gaussian': gq.gaussian_weight_sampling(),
-    'gaussian 16x16 float32': gq.gaussian_weight_sampling(8, 2, block_size=16, dtype=jnp.float32, implementation='xla'),
-    'uniform': gq.uniform_weight_sampling(),
-    'gaussian e3m4': gq.gaussian_weight_sampling(fmt='e3m4'),
-    'quantization-aware': gq.quantization_aware(gq.Quantizer('e3m2', block_size='channel')),
-    'quantization-aware stochastic': gq.quantization_aware(gq.Quantizer('e4m3', rounding='stochastic')),
+    'gaussian': gq.gaussian_weight_sampling(rules=RULES),
+    'gaussian 16x16 float32': gq.gaussian_weight_sampling(
+        8, 2, rules=RULES, block_size=16, dtype=jnp.float32, implementation='xla'
+    ),
+    'uniform': gq.uniform_weight_sampling(rules=RULES),
+    'gaussian e3m4': gq.gaussian_weight_sampling(rules=RULES, fmt='e3m4'),
+    'quantization-aware': gq.quantization_aware(gq.Quantizer('e3m2', block_size='channel'), rules=RULES),
+    'quantization-aware stochastic': gq.quantization_aware(gq.Quantizer('e4m3', rounding='stochastic'), rules=RULES),
     'cast': gq.cast_params(),
     'cast float32': gq.cast_params(jnp.float32),
 }
@@ -195,7 +197,7 @@ def test_contract_the_layers_path_serves_a_slice(transform):
 def test_each_leaf_and_its_gradients_equal_the_oracle_under_its_own_key(make, noise):
     """Scanned, fused-head and convolution leaves: sampled as the matrix of their rule, in their own shape."""
     params = make_params()
-    transform = make(7.0, 3.0)
+    transform = make(7.0, 3.0, rules=RULES)
     state = spread_state(transform.init(params))
     assert state.keys() == MATRICES.keys()
     cotangents = {
@@ -235,7 +237,7 @@ def test_rows_columns_and_batches_in_any_order_are_moved_and_moved_back():
 
 def test_adding_renaming_and_reordering_leaves_changes_no_other_leaf():
     params = make_params('first/attention/value/kernel', 'up/kernel', 'layers/mlp/kernel', 'layers/norm/scale')
-    transform = gq.gaussian_weight_sampling()
+    transform = gq.gaussian_weight_sampling(rules=RULES)
     before = flatten(jax.jit(transform.apply)(KEY, params, transform.init(params)))
     more = {'a_new_first': params['first'], 'zz': {'kernel': jnp.ones((64, 64))}}
     more |= {name: dict(reversed(params[name].items())) for name in reversed(params) if name != 'up'}
@@ -250,7 +252,7 @@ def test_adding_renaming_and_reordering_leaves_changes_no_other_leaf():
 def test_noise_of_different_leaves_is_uncorrelated():
     names = ['a', 'b', 'layers_1', 'layers_2']
     params = {name: {'kernel': jnp.zeros((512, 512)).at[::32, ::32].set(1.0)} for name in names}
-    transform = gq.gaussian_weight_sampling(4.0, 4.0, dtype=jnp.float32)
+    transform = gq.gaussian_weight_sampling(4.0, 4.0, rules=RULES, dtype=jnp.float32)
     applied = jax.jit(transform.apply)(KEY, params, transform.init(params))
     noise = [np.asarray(applied[name]['kernel'] - params[name]['kernel']).ravel() for name in names]
     for a, b in itertools.combinations(noise, 2):
@@ -259,7 +261,7 @@ def test_noise_of_different_leaves_is_uncorrelated():
 
 def test_legacy_and_typed_keys_give_one_result():
     params = {'a': {'kernel': jnp.asarray(random_weights((40, 50)))}}
-    transform = gq.gaussian_weight_sampling()
+    transform = gq.gaussian_weight_sampling(rules=RULES)
     state = transform.init(params)
     apply = jax.jit(transform.apply)
     assert_identical_trees(apply(jax.random.PRNGKey(8), params, state), apply(jax.random.key(8), params, state))
@@ -279,7 +281,7 @@ def test_legacy_and_typed_keys_give_one_result():
 )
 def test_inside_a_rematerialised_scan_the_loss_and_gradients_keep_their_bits(make, noise):
     """The layer index is traced, the slice comes from scan, the backward pass samples again."""
-    transform = make()
+    transform = make(rules=RULES)
     params = {'model': {'layers': {'mlp': {'kernel': jnp.asarray(random_weights((4, 64, 64)) / 8)}}}}
     state = spread_state(transform.init(params))
     x = jnp.asarray(random_weights((8, 64)))
@@ -327,7 +329,7 @@ def test_a_layer_with_more_batch_axes():
 def test_a_subtree_without_a_layer_index():
     """Embedding and head lie outside of the layers; a model may transform its parts one by one."""
     params = make_params('first/attention/value/kernel', 'up/kernel')
-    transform = gq.gaussian_weight_sampling()
+    transform = gq.gaussian_weight_sampling(rules=RULES)
     state = spread_state(transform.init(params))
     whole = jax.jit(transform.apply)(KEY, params, state)
     part = jax.jit(lambda part: transform.apply(KEY, part, state, path=('first', 'attention')))(
@@ -368,7 +370,7 @@ def test_two_leaves_whose_paths_share_a_hash_are_an_error():
 
 
 def test_the_state_of_another_model_is_an_error_that_names_the_leaf():
-    transform = gq.gaussian_weight_sampling()
+    transform = gq.gaussian_weight_sampling(rules=RULES)
     params = {'a': {'kernel': jnp.ones((40, 50))}, 'b': {'kernel': jnp.ones((40, 50))}}
     state = transform.init(params)
     with pytest.raises((KeyError, ValueError), match='b/kernel'):

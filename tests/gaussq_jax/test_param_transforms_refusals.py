@@ -1,11 +1,10 @@
 """What would silently leave weights unsampled, or sample what must not be, is told."""
 
-import logging
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameter_trees import RULES
 
 import gaussq_jax as gq
 
@@ -36,7 +35,7 @@ def test_a_path_under_which_nothing_is_learned_is_refused():
 
 @pytest.mark.parametrize('layer', [-1, 2])
 def test_a_layer_that_is_not_there_is_refused(layer):
-    pqt, params = gq.gaussian_weight_sampling(), {'layers': {'kernel': jnp.stack([W, W])}}
+    pqt, params = gq.gaussian_weight_sampling(rules=RULES), {'layers': {'kernel': jnp.stack([W, W])}}
     with pytest.raises(ValueError, match=f'layer={layer}'):
         pqt.apply(KEY, {'kernel': W}, pqt.init(params), path=('layers',), layer=layer)
 
@@ -59,28 +58,3 @@ def test_heads_are_cast_only(head):
 
 def test_a_hidden_layer_before_the_logits_is_sampled():
     assert set(gq.gaussian_weight_sampling().init({'pre_logits': {'kernel': W}})) == {'pre_logits/kernel'}
-
-
-def test_scanned_convolutions_and_lists_inside_layers():
-    """Blocks never straddle layers, and an index anywhere under `layers` means that it is no stack."""
-    params = {
-        'layers': {
-            'conv': {'kernel': jnp.ones((5, 3, 3, 32, 64))},
-            'blocks': [{'attention': {'query': {'kernel': jnp.ones((64, 4, 32))}}}],
-        }
-    }
-    state = gq.gaussian_weight_sampling().init(params)
-    assert {path: b_i.shape for path, b_i in state.items()} == {
-        'layers/conv/kernel': (5, 9, 2),
-        'layers/blocks/0/attention/query/kernel': (2, 4),
-    }
-
-
-def test_what_the_rules_understood_is_logged(caplog):
-    params = {'up': {'kernel': W}, 'expert': {'wi': W}, 'norm': {'scale': W[0]}}
-    with caplog.at_level(logging.INFO, logger='gaussq_jax'):
-        gq.gaussian_weight_sampling().init(params)
-    assert 'up/kernel is sampled, as matrices of shape (32, 64)' in caplog.text
-    assert 'expert/wi, of shape (32, 64), is named by no rule' in caplog.text
-    assert 'norm/scale' not in caplog.text
-    assert 'matches no leaf' in caplog.text

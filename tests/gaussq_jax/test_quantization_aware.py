@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import numpy_float_formats as oracle
+import parameter_trees
 import pytest
 from flax import nnx
 from numpy_weight_sampling import assert_identical, random_weights
@@ -18,7 +19,7 @@ KEY = jax.random.key(3)
 RULES = (
     gq.MatrixRule('layers/experts/kernel', batch_axes=(0, 2), row_axes=(1,), col_axes=(3,)),
     gq.MatrixRule('linear/weight', batch_axes=(), row_axes=(1,), col_axes=(0,)),  # (out, in)
-    *gq.DEFAULT_RULES,
+    *parameter_trees.RULES,
 )
 # Path -> shape, and the stack of matrices (count, rows, columns) and back.
 MATRICES = {

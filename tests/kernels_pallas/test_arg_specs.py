@@ -6,7 +6,8 @@ import pytest
 
 from configs import capybara, gpt2, llama2, tiny
 from experiments import methods, partitioning, training
-from gaussq_jax.param_rules import leaf_path, match_rules
+from gaussq_jax.param_reading import matrix_rules
+from gaussq_jax.param_tree import read_leaves
 from kernels_pallas import arg_specs
 
 CONFIGS = {
@@ -25,12 +26,8 @@ def test_shapes_are_those_of_the_sampled_leaves(name):
     config = CONFIGS[name]
     model = training.make_model(config, 64, partitioning.make_mesh(config.mesh))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
-    sampled, _ = match_rules(params, methods.matrix_rules(config))
-    shapes = {
-        leaf_path(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if leaf_path(path) in sampled
-    }
+    sampled = matrix_rules(params, methods.matrix_rules(config))
+    shapes = {path: leaf.value.shape for path, leaf in read_leaves(params).items() if path in sampled}
     specs = {spec.name.removeprefix(f'{name}/'): spec.shape for spec in arg_specs.ARG_SPECS if spec.model == name}
     for matrix, shape in specs.items():
         leaf = {'attention': 'attention/query'}.get(matrix, matrix)

@@ -1,0 +1,110 @@
+"""A table of how a parameter tree is read: what becomes of each leaf, and why."""
+
+import dataclasses
+import html
+import math
+import re
+from typing import Any
+
+from gaussq_jax.param_reading import ACTIONS, SAMPLED, UNEXPLAINED, Reading, explain, read_params
+from gaussq_jax.param_rules import DEFAULT_RULES
+from gaussq_jax.param_transforms import ParamTransform
+from gaussq_jax.weight_sampling import block_grid
+
+COLUMNS = ('leaf', 'shape', '', 'axes', 'matrices', 'blocks', 'share', 'why')
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `describe` found; printed, it is a table, and in a notebook a table of HTML.
+
+    Attributes:
+      leaves: by path, how each leaf is read.
+      block_size: side of the blocks that share a bitwidth, or None.
+      formats: by path, the name of the format of a leaf's blocks, where the transform has one.
+    """
+
+    leaves: dict[str, Reading]
+    block_size: int | None = None
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many weights are sampled, cast, kept and unexplained."""
+        return {
+            action: sum(reading.size for reading in self.leaves.values() if reading.action == action)
+            for action in ACTIONS
+        }
+
+    @property
+    def summary(self) -> str:
+        """The totals in a line."""
+        total = max(sum(self.totals.values()), 1)
+        parts = [f'{count:,} {action} ({count / total:.1%})' for action, count in self.totals.items() if count]
+        return f'{len(self.leaves)} leaves, weights: ' + ', '.join(parts)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table, of `COLUMNS`; leaves alike but for numbers in their paths are one row."""
+        alike = {}
+        for name, reading in self.leaves.items():
+            roles = tuple(rule.roles for rule in reading.matrices)
+            key = (re.sub(r'\d+', '#', name), reading.shape, reading.action, reading.why, roles)
+            alike.setdefault(key, []).append((name, reading))
+        total = max(sum(self.totals.values()), 1)
+        return [self._row(same, total) for same in alike.values()]
+
+    def _row(self, same: list[tuple[str, Reading]], total: int) -> tuple[str, ...]:
+        name, reading = same[0]
+        more = f' (x {len(same)})' if len(same) > 1 else ''
+        roles = matrices = blocks = ''
+        if reading.action == SAMPLED:
+            (rule,) = reading.matrices
+            *batch, rows, columns = rule.matrix_shape(reading.shape)
+            roles = ' '.join(rule.roles)
+            matrices = ' x '.join(map(str, [*batch, f'({rows} -> {columns})']))
+            if self.block_size:
+                blocks = f'{math.prod(block_grid(rule.matrix_shape(reading.shape), self.block_size))}'
+        share = f'{reading.size * len(same) / total:.2%}'
+        shape = ' x '.join(map(str, reading.shape)) or 'a number'
+        return (name + more, shape, reading.action, roles, matrices, blocks, share, reading.why)
+
+    def __str__(self) -> str:
+        table = [COLUMNS, *self.rows()]
+        used = [column for column in range(len(COLUMNS)) if any(row[column] for row in table[1:])]
+        widths = {column: max(len(row[column]) for row in table) for column in used}
+        lines = ['  '.join(row[column].ljust(widths[column]) for column in used).rstrip() for row in table]
+        text = '\n'.join([*lines, self.summary])
+        return f'{text}\n{explain(self.leaves)}' if self.totals[UNEXPLAINED] else text
+
+    def _repr_html_(self) -> str:
+        cells = lambda tag, row: ''.join(f'<{tag} style="text-align: left">{html.escape(cell)}</{tag}>' for cell in row)
+        rows = ''.join(f'<tr>{cells("td", row)}</tr>' for row in self.rows())
+        told = f'<pre>{html.escape(explain(self.leaves))}</pre>' if self.totals[UNEXPLAINED] else ''
+        return f'<table><tr>{cells("th", COLUMNS)}</tr>{rows}</table><p>{html.escape(self.summary)}</p>{told}'
+
+
+def describe(params: Any, transform: ParamTransform) -> Description:
+    """How a transform reads a parameter tree: leaf by leaf what it is for, its axes, and by what authority.
+
+    It never refuses a tree for what it can't read: leaves that are unexplained are in the table, and below it the rules
+    to choose from.
+
+    Args:
+      params: pytree of weights, or of their shapes.
+      transform: whose rules say how it is read; `DEFAULT_RULES` where it has none.
+
+    Returns:
+      A Description: `print` it, or leave it as the last line of a notebook's cell; `.summary` is a line.
+
+    Raises:
+      ValueError: if two leaves have one path, or rules name a leaf, but with other axes; for an NNX module.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones((64, 128)), 'bias': jnp.ones(128)}}
+      >>> print(describe(params, gq.gaussian_weight_sampling()))
+      leaf       shape              axes    matrices     blocks  share   why
+      up/bias    128       cast                                  1.54%   a bias or scale
+      up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       98.46%  kernel (in, out)
+      2 leaves, weights: 8,192 sampled (98.5%), 128 cast (1.5%)
+    """
+    readings = read_params(params, transform.rules or DEFAULT_RULES, unnamed=transform.unnamed)
+    return Description(readings, transform.block_size)

@@ -1,0 +1,305 @@
+"""How each leaf of a parameter tree is read: by what authority, as which matrices; or all that isn't told, in one error.
+
+What the axes of a leaf are is told by a rule that names them; else by the names that its framework keeps of them; else by
+the framework's own convention; else by what the shapes in the tree say together (`axis_evidence`). Where these disagree,
+or leave several readings, the leaf is unexplained. docs/parameter_trees.md has the details.
+"""
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gaussq_jax import axis_evidence
+from gaussq_jax.axis_evidence import AxisReading, Clue
+from gaussq_jax.axis_names import axes_by_module, axes_by_names
+from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, Keep, MatrixRule, Rule, find_rule
+from gaussq_jax.param_tree import Leaf, is_floating, read_leaves
+
+SAMPLED, CAST, KEPT, UNEXPLAINED = ACTIONS = ('sampled', 'cast', 'kept', 'unexplained')
+UNNAMED = ('error', 'warn', 'cast')
+LEAST_SHARE = 0.001  # of all weights; what no rule names and is less is cast
+MOST_LISTED = 20
+MOST_CANDIDATES = 6
+
+_CONV = re.compile(r'\w*[Cc]onv\w*')
+_NORM = re.compile(r'\w*([Nn]orm|ln|LN|bn)\w*')
+_HEAD_NORM = re.compile(r'_?(q|k|query|key)_?(norm|ln|layernorm)(_\d+)?', re.IGNORECASE)
+_LAST_LAYER = re.compile(r'(fc|linear|dense|Dense|Linear)(_(\d+))?')
+
+_logger = logging.getLogger(__name__)
+
+
+class Reading(NamedTuple):
+    """How a leaf is read."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    action: str  # one of ACTIONS
+    why: str
+    matrices: tuple[MatrixRule, ...] = ()  # SAMPLED: one, for this leaf alone; UNEXPLAINED: those that are left
+    given: Rule | None = None  # that said what the leaf is for
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_params(
+    params: Any, rules: Sequence[Rule], *, unnamed: str = 'error', path: Sequence[str] = (), is_layer: bool = False
+) -> dict[str, Reading]:
+    """How the leaves of a tree are read, by path; those that can't be are among them.
+
+    Args:
+      params: pytree of weights, or of their shapes.
+      rules: ordered rules that say what leaves are for; the first match wins.
+      unnamed: what becomes of a leaf of two or more axes that no rule names: 'error', it is unexplained; 'warn' or
+        'cast', it is cast, with a warning or without.
+      path: names from the root to `params`, where they are a part of a tree.
+      is_layer: whether params are one layer's slice of that part, without the axis that counts layers.
+
+    Raises:
+      ValueError: if two leaves have one path, or rules name a leaf, but with other axes; for an NNX module.
+    """
+    leaves = {
+        name: leaf._replace(path=name)
+        for name, leaf in ((_whole_path(path, name), leaf) for name, leaf in read_leaves(params).items())
+    }
+    found = {
+        name: find_rule(name, leaf.value.ndim + is_layer, rules)
+        for name, leaf in leaves.items()
+        if is_floating(leaf.value) and leaf.is_param
+    }
+    if not path:
+        found |= {name: _HEAD_BY_PLACE for name in _last_layers(leaves, found)}
+    told = {name: _told(leaves, name, rule, is_layer) for name, rule in found.items() if isinstance(rule, MatrixRule)}
+    is_transposed = any(_is_transposed(leaves, name, of_leaf) for name, of_leaf in told.items())
+    clues = {name: _clue(leaves, name, rule, told.get(name), is_transposed) for name, rule in found.items()}
+    left, contradictory = axis_evidence.read_axes(clues)
+    number_of_weights = sum(leaves[name].value.size for name in found)
+
+    def read(name: str, leaf: Leaf) -> tuple:
+        if name not in found:
+            return KEPT, 'another variable than nnx.Param' if is_floating(leaf.value) else 'no floating-point numbers'
+        rule = found[name]
+        if rule is None:
+            return _unnamed(leaf, unnamed, leaf.value.size / max(number_of_weights, 1))
+        if isinstance(rule, CastOnly):
+            return KEPT if isinstance(rule, Keep) else CAST, rule.why or f'named by {rule}'
+        if isinstance(told[name], tuple) and not isinstance(told[name], AxisReading):
+            return told[name]
+        readings = [told[name]] if told[name] else left[name]
+        candidates = tuple(_matrix_rule(name, reading) for reading in readings)
+        if name in contradictory:
+            return UNEXPLAINED, 'no reading fits the norms, biases and stacks around it', candidates
+        if not told[name] and is_transposed and any(max(one.cols) < max(one.rows) for one in readings):
+            why = 'a bias beside a kernel of this tree says (out, in), which in linen and NNX is (in, out)'
+            return UNEXPLAINED, why, candidates
+        if len(readings) > 1:
+            return UNEXPLAINED, 'its shape has several readings, and nothing around it tells', candidates
+        if clues[name].is_conv and len(readings[0].rows) > 1 and leaf.value.shape[readings[0].rows[-1]] == 1:
+            return CAST, 'a depthwise convolution, or one of a single channel'
+        return SAMPLED, readings[0].why, candidates
+
+    return {
+        name: Reading(tuple(getattr(leaf.value, 'shape', ())), getattr(leaf.value, 'dtype', None), *read(name, leaf))
+        ._replace(given=found.get(name))
+        for name, leaf in leaves.items()
+    }  # fmt: skip
+
+
+def checked_readings(params: Any, rules: Sequence[Rule], *, unnamed: str = 'error') -> dict[str, Reading]:
+    """`read_params` of a whole tree, if all of it can be read.
+
+    Raises:
+      ValueError: as `read_params`; with all leaves that are unexplained, and rules for them; for a rule that isn't
+        optional and matches no leaf that an earlier one has left; if no leaf is sampled, or one that is neither float32
+        nor bfloat16.
+    """
+    readings = read_params(params, rules, unnamed=unnamed)
+    check_explained(readings)
+    for rule in rules:
+        if not rule.optional and all(reading.given is not rule for reading in readings.values()):
+            raise ValueError(
+                f'{rule} matches no leaf that an earlier rule has not taken. The leaves are {_listing(readings)}'
+            )
+    if all(reading.action != SAMPLED for reading in readings.values()):
+        raise ValueError(
+            f'the rules sample no leaf of this tree: nothing would be quantized. The leaves are {_listing(readings)};'
+            ' give rules=(MatrixRule(...), ...) for those that are weight matrices'
+        )
+    return readings
+
+
+def check_explained(readings: Mapping[str, Reading], *, is_part: bool = False):
+    """ValueError for leaves that are unexplained, and if one that is sampled is neither float32 nor bfloat16."""
+    if any(reading.action == UNEXPLAINED for reading in readings.values()):
+        told = '\nThe whole tree may tell: transform.resolve(params) reads its parts as it is read' if is_part else ''
+        raise ValueError(explain(readings) + told)
+    for name, reading in readings.items():
+        if reading.action == SAMPLED and reading.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f'{name!r} is {reading.dtype}: only float32 and bfloat16 weights can be sampled')
+
+
+def matrix_rules(params: Any, rules: Sequence[Rule], *, unnamed: str = 'error') -> dict[str, MatrixRule]:
+    """The rule of every leaf that is sampled, by path: with its axes, and for this leaf alone.
+
+    Args and Raises: as for `checked_readings`.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.zeros((8, 16)), 'bias': jnp.zeros(16)}}
+      >>> matrix_rules(params, DEFAULT_RULES)
+      {'up/kernel': MatrixRule(path_regex='up/kernel', batch_axes=(), row_axes=(0,), col_axes=(1,))}
+    """
+    readings = checked_readings(params, rules, unnamed=unnamed)
+    return {name: reading.matrices[0] for name, reading in readings.items() if reading.action == SAMPLED}
+
+
+def exact_rules(readings: Mapping[str, Reading]) -> tuple[Rule, ...]:
+    """Rules that say of each leaf, by its whole path, what the readings say."""
+    sampled = [reading.matrices[0] for reading in readings.values() if reading.action == SAMPLED]
+    matrices = [dataclasses.replace(rule, optional=True) for rule in sampled]
+    kept = [Keep(re.escape(name), reading.why, optional=True) for name, reading in readings.items() if reading.action == KEPT]
+    return (*matrices, *kept, CastOnly('.*', optional=True))
+
+
+def explain(readings: Mapping[str, Reading]) -> str:
+    """What is wrong with the leaves that are unexplained, with the rules that would say how each is read.
+
+    Leaves alike but for numbers in their paths are told as one.
+    """
+    unexplained = {name: reading for name, reading in readings.items() if reading.action == UNEXPLAINED}
+    alike = {}
+    for name, reading in unexplained.items():
+        pattern = re.sub(r'\d+', lambda _: r'\d+', re.escape(name).replace(r'\-', '-'))
+        axes = tuple(rule.axes for rule in reading.matrices)
+        alike.setdefault((pattern, reading.shape, reading.why, axes), []).append((name, reading))
+    lines = [f'{len(unexplained)} of {len(readings)} leaves are unexplained. Put rules for them before the others:']
+    for (pattern, shape, why, _), of_pattern in list(alike.items())[:MOST_LISTED]:
+        name, reading = of_pattern[0]
+        more = f' and {len(of_pattern) - 1} more' if len(of_pattern) > 1 else ''
+        regex = pattern if more else re.escape(name).replace(r'\-', '-')
+        lines.append(f'  {name}{more}, {shape}: {why}')
+        likely = sorted(reading.matrices, key=lambda rule: (len(rule.expert_axes), rule.batch_axes, rule.axes))
+        lines += [f'    {paste(rule, regex, shape)}' for rule in likely[:MOST_CANDIDATES]]
+        if len(likely) > MOST_CANDIDATES:
+            lines.append(f'    or one of {len(likely) - MOST_CANDIDATES} other readings')
+        lines.append(f"    gq.CastOnly(r'{regex}')  # no weight matrix; gq.Keep leaves it as it is")
+    if len(alike) > MOST_LISTED:
+        lines.append(f'  and {len(alike) - MOST_LISTED} more kinds; gq.describe(params, transform) has them all')
+    return '\n'.join(lines)
+
+
+def paste(rule: MatrixRule, regex: str, shape: Sequence[int]) -> str:
+    """The rule as one would write it, and what it makes of the shape."""
+    others = ''.join(f', {name}={getattr(rule, name)}' for name in ('expert_axes', 'head_axes') if getattr(rule, name))
+    *batch, rows, cols = rule.matrix_shape(shape)
+    stack = ' x '.join(map(str, batch)) + ' matrices of ' if batch else ''
+    axes = f'batch_axes={rule.batch_axes}, row_axes={rule.row_axes}, col_axes={rule.col_axes}'
+    return f"gq.MatrixRule(r'{regex}', {axes}{others})  # {stack}{rows} inputs -> {cols} outputs"
+
+
+_HEAD_BY_PLACE = CastOnly('.*', 'a head: the last linear layer, beside blocks of them', optional=True)
+
+
+def _whole_path(path: Sequence[str], name: str) -> str:
+    return '/'.join((*path, *filter(None, [name])))
+
+
+def _told(leaves: Mapping[str, Leaf], name: str, rule: MatrixRule, is_layer: bool) -> AxisReading | tuple | None:
+    """How a weight matrix is read by a rule, by names or by convention; an action and why; None where nothing tells."""
+    leaf = leaves[name]
+    if rule.row_axes is not None:
+        if is_layer and not rule.layer_axes:
+            raise ValueError(f'{rule} has no batch axis that counts layers, and a layer of {name!r} was given')
+        rule = rule.without_axis(rule.layer_axes[0]) if is_layer else rule
+        return AxisReading(rule.batch_axes, rule.row_axes, rule.col_axes, rule.expert_axes, rule.head_axes, 'by a rule')
+    if leaf.value.ndim < 2:
+        return CAST, 'it has less than two axes'
+    if leaf.module is not None:
+        reading = axes_by_module(leaf)
+        return (CAST, reading) if isinstance(reading, str) else reading
+    if (reading := axes_by_names(leaf)) is None:
+        return None
+    bias = _bias(leaves, name)
+    expected = [leaf.value.shape[axis] for axis in (*reading.batch, *reading.cols)]
+    if bias is not None and sorted(bias.value.shape) != sorted(expected):
+        why = f'{reading.why}, but its bias has the shape {bias.value.shape}'
+        return UNEXPLAINED, why, (_matrix_rule(name, reading),)
+    return reading
+
+
+def _bias(leaves: Mapping[str, Leaf], name: str) -> Leaf | None:
+    module, _, last = name.rpartition('/')
+    names = (f'{last}_bias', *(['bias'] if last in ('kernel', 'weight') else ['b'] if last == 'w' else []))
+    return next((leaves[path] for path in (f'{module}/{bias}'.lstrip('/') for bias in names) if path in leaves), None)
+
+
+def _is_transposed(leaves: Mapping[str, Leaf], name: str, told: Any) -> bool:
+    """Whether a `kernel` is known to be (out, in), as Hugging Face's FlaxConv1D has it."""
+    if name.rpartition('/')[2] != 'kernel':
+        return False
+    if isinstance(told, AxisReading):
+        return max(told.cols) < min(told.rows)
+    bias, shape = _bias(leaves, name), leaves[name].value.shape
+    return bias is not None and bias.value.shape == shape[:-1] != (*shape[:-2], shape[-1])
+
+
+def _clue(leaves: Mapping[str, Leaf], name: str, rule: Rule | None, told: Any, is_transposed: bool) -> Clue:
+    shape, (*modules, last) = tuple(leaves[name].value.shape), name.split('/')
+    module = modules[-1] if modules else ''
+    if isinstance(told, AxisReading):
+        return Clue(shape, axis_evidence.MATRIX, stacks=told.batch)
+    if isinstance(rule, MatrixRule) and told is None:
+        is_conv = last == 'kernel' and bool(_CONV.fullmatch(module))
+        in_before_out = last == 'kernel' and not is_transposed and 'Transpose' not in module
+        return Clue(shape, axis_evidence.MATRIX, in_before_out or None, is_conv)
+    if not shape or (rule is not None and rule not in DEFAULT_RULES):
+        return Clue(shape)  # whatever its name says, its axes may be others
+    has_scale = '/'.join((*modules, 'scale')) in leaves
+    if last == 'scale' or (last == 'bias' and has_scale) or (last in ('weight', 'w') and _NORM.fullmatch(module)):
+        return Clue(shape, axis_evidence.HEAD_NORM if _HEAD_NORM.fullmatch(module) else axis_evidence.NORM)
+    return Clue(shape, axis_evidence.EMBEDDING if last == 'embedding' else axis_evidence.OTHER)
+
+
+def _last_layers(leaves: Mapping[str, Leaf], found: Mapping[str, Rule | None]) -> list[str]:
+    """The weights of a linear layer right under the root, the last of these, where there are blocks of layers beside it."""
+    weights = [
+        name.split('/')
+        for name, rule in found.items()
+        if isinstance(rule, MatrixRule) and rule.row_axes is None and leaves[name].value.ndim > 1
+    ]
+    root = 0  # how many first names all paths share, such as 'params'
+    while weights and len({path[root] for path in weights}) == 1 and min(map(len, weights)) > root + 2:
+        root += 1
+    at_root = [path for path in weights if len(path) == root + 2 and _LAST_LAYER.fullmatch(path[root])]
+    if len({_LAST_LAYER.fullmatch(path[root])[1] for path in at_root}) != 1 or max(map(len, weights)) == root + 2:
+        return []
+    return ['/'.join(max(at_root, key=lambda path: int(_LAST_LAYER.fullmatch(path[root])[3] or 0)))]
+
+
+def _unnamed(leaf: Leaf, unnamed: str, share: float) -> tuple:
+    if leaf.value.ndim < 2:
+        return CAST, 'it has less than two axes'
+    why = f'no rule names it, {share:.2%} of the weights'
+    if share < LEAST_SHARE or unnamed != 'error':
+        if share >= LEAST_SHARE and unnamed == 'warn':
+            _logger.warning('%s, %s: %s; it is cast only', leaf.path, leaf.value.shape, why)
+        return CAST, why
+    readings, _ = axis_evidence.read_axes({leaf.path: Clue(tuple(leaf.value.shape), axis_evidence.MATRIX)})
+    return UNEXPLAINED, why, tuple(_matrix_rule(leaf.path, reading) for reading in readings[leaf.path])
+
+
+def _matrix_rule(name: str, reading: AxisReading) -> MatrixRule:
+    axes = (reading.batch, reading.rows, reading.cols)
+    return MatrixRule(re.escape(name), *axes, expert_axes=reading.experts, head_axes=reading.heads)
+
+
+def _listing(names: Any) -> str:
+    names = list(names)
+    more = f' and {len(names) - MOST_LISTED} more' if len(names) > MOST_LISTED else ''
+    return ', '.join(map(repr, names[:MOST_LISTED])) + more if names else 'none'

@@ -1,0 +1,130 @@
+"""The leaves of a parameter tree, whatever framework made it: linen, NNX, Equinox, haliax, Haiku.
+
+A leaf's path is its key names joined by '/', such as 'layers/mlp/up/kernel'. Linen's boxes, NNX's variables and haliax's
+named arrays hold one array each: they count as that array, what they say of its axes is kept, and they add nothing to
+the path.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SHARDING_NAMES = ('out_sharding', 'sharding_names', 'sharding')  # of NNX's variables, the newest of its releases first
+HAIKU = 'haiku'  # in the place of a module: its trees are dicts
+
+
+class Leaf(NamedTuple):
+    """An array of a parameter tree (or its shape and dtype), and what its framework says of it."""
+
+    path: str
+    value: Any
+    axis_names: tuple[str, ...] | None = None  # where each axis of it has a name
+    is_param: bool = True  # False for NNX variables that aren't `nnx.Param`: batch statistics, counters
+    module: Any = None  # the Equinox or haliax module that it is an attribute of; HAIKU in a tree of Haiku's
+
+
+def leaf_path(path: Sequence[Any]) -> str:
+    """A leaf's path by name from a JAX key path: ('layers', 'up', 'kernel') -> 'layers/up/kernel'."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def read_leaves(tree: Any) -> dict[str, Leaf]:
+    """The leaves by path.
+
+    Raises:
+      ValueError: for two leaves of one path, and for an NNX module.
+    """
+    leaves, haiku = {}, HAIKU if _is_haiku(tree) else None
+    for key_path, value in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_whole):
+        leaf = _leaf(leaf_path(key_path), value, haiku or _holder(tree, key_path))
+        if leaf.path in leaves:
+            raise ValueError(f'two leaves have the path {leaf.path!r}; rename one: it is what their noise comes from')
+        leaves[leaf.path] = leaf
+    return leaves
+
+
+def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """A tree like `tree` of function(path, array); boxes, variables and named arrays stay around their arrays.
+
+    Raises:
+      ValueError: for an NNX module.
+    """
+
+    def map_leaf(key_path, value):
+        boxed, structure = jax.tree_util.tree_flatten(value)
+        return jax.tree_util.tree_unflatten(structure, [function(leaf_path(key_path), array) for array in boxed])
+
+    return jax.tree_util.tree_map_with_path(map_leaf, tree, is_leaf=_is_whole)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether the leaf is an array (or an array's shape and dtype) of floating-point numbers."""
+    return hasattr(leaf, 'dtype') and hasattr(leaf, 'ndim') and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_class(instance: Any, package: str, *names: str) -> bool:
+    """Whether it is of a class of this name in that package, without importing it."""
+    return any(cls.__name__ in names and cls.__module__.partition('.')[0] == package for cls in type(instance).__mro__)
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether the node is one array in a box. NNX modules are refused: their ties and side effects would be lost."""
+    if is_class(node, 'flax', 'Module') and hasattr(node, 'sow') and not hasattr(node, 'apply'):
+        raise ValueError(
+            f'{type(node).__name__} is an NNX module: give its parameters, graph, params, rest = nnx.split(model,'
+            ' nnx.Param, ...), and use nnx.merge(graph, transform.apply(key, params, state), rest). So tied weights stay'
+            ' tied, and what a call changes (batch statistics, dropout counters) stays in the merged model'
+        )
+    is_box = is_class(node, 'flax', 'AxisMetadata', 'Variable') or is_class(node, 'haliax', 'NamedArray')
+    return is_box and len(jax.tree_util.tree_leaves(node)) == 1
+
+
+def _leaf(path: str, value: Any, module: Any) -> Leaf:
+    if not _is_whole(value):
+        return Leaf(path, value, module=module)
+    (array,) = jax.tree_util.tree_leaves(value)
+    names = _axis_names(value, getattr(array, 'ndim', None))
+    is_param = is_class(value, 'flax', 'Param') or not is_class(value, 'flax', 'Variable')
+    return Leaf(path, array, names, is_param, module)
+
+
+def _axis_names(box: Any, ndim: int | None) -> tuple[str, ...] | None:
+    """The names of all axes; None where one has none, or where there are more or less names than axes."""
+    if is_class(box, 'haliax', 'NamedArray'):
+        return tuple(axis.name for axis in box.axes)
+    if is_class(box, 'flax', 'Variable'):
+        metadata = box.get_metadata()
+        names = next((metadata[name] for name in SHARDING_NAMES if metadata.get(name) is not None), ())
+        names = getattr(names, 'spec', names)  # of a NamedSharding
+    else:
+        names = getattr(box, 'names', ())
+    names = tuple(names)
+    return names if len(names) == ndim and all(isinstance(name, str) for name in names) else None
+
+
+def _is_haiku(tree: Any) -> bool:
+    """Whether the tree is {module path: {name: array}}, module paths having parts."""
+    if not isinstance(tree, Mapping) or not all(isinstance(of_module, Mapping) for of_module in tree.values()):
+        return False
+    arrays = all(hasattr(value, 'shape') for of_module in tree.values() for value in of_module.values())
+    return arrays and any('/' in str(module) for module in tree)
+
+
+def _holder(tree: Any, key_path: Sequence[Any]) -> Any:
+    """The Equinox or haliax module that the leaf is an attribute of, or None."""
+    if not key_path or not isinstance(key_path[-1], jax.tree_util.GetAttrKey):
+        return None
+    try:
+        node = functools.reduce(_child, key_path[:-1], tree)
+    except (AttributeError, LookupError, TypeError):  # a node whose keys don't lead to its children
+        return None
+    return node if type(node).__module__.partition('.')[0] in ('equinox', 'haliax') else None
+
+
+def _child(node: Any, key: Any) -> Any:
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return getattr(node, key.name)
+    return node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
