@@ -26,6 +26,7 @@ from gaussq_jax.param_transforms import (
     uniform_weight_sampling,
 )
 from gaussq_jax.quantized_dot_general import quantized_dot_general
+from gaussq_jax.quantized_einsum import quantized_einsum
 from gaussq_jax.rounding import round_to_format
 from gaussq_jax.weight_sampling import rounded_normal, sample_weights
 
@@ -56,6 +57,7 @@ __all__ = [
     'quantization_aware',
     'quantize_params',
     'quantized_dot_general',
+    'quantized_einsum',
     'round_to_format',
     'rounded_normal',
     'sample_weights',

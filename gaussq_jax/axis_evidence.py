@@ -28,7 +28,8 @@ class Clue(NamedTuple):
     kind: str = OTHER
     in_before_out: bool | None = None  # of a matrix: its framework's order of axes; None if it has none
     is_conv: bool = False  # (window.., in, out), by name
-    stacks: tuple[int, ...] | None = None  # of a leaf that is read otherwise: the axes that count matrices
+    stacks: tuple[int, ...] | None = None  # of a matrix that is read otherwise: the axes that count matrices
+    layers: tuple[int, ...] | None = None  # where all axes have names: those that count layers
 
 
 class AxisReading(NamedTuple):
@@ -337,8 +338,11 @@ def _fits(clue: Clue, stacks) -> bool:
     left = _left(clue, stacks)
     if left is None:
         return False
+    removed = set(_removed(clue, stacks))
+    if clue.layers is not None and not set(clue.layers) <= removed:
+        return False
     if clue.stacks is not None:
-        return set(_removed(clue, stacks)) <= set(clue.stacks)
+        return removed <= set(clue.stacks)
     own = {NORM: (1,), HEAD_NORM: (1, 2), EMBEDDING: (2,)}.get(clue.kind)
     return own is None or len(left) in own
 
@@ -362,10 +366,8 @@ def _removed(clue: Clue, stacks: Sequence[int]) -> tuple[int, ...]:
 
 def _shared_axes(node: _Node, stacks) -> Iterator[int]:
     clues = [node.clues[path] for path in node.below]
-    convs_alone = all(clue.is_conv for clue in clues if clue.kind == MATRIX) and all(
-        clue.kind == MATRIX for clue in clues
-    )
-    return iter(()) if convs_alone else _common_axes(clues, stacks)
+    is_conv_alone = len(clues) == 1 and clues[0].is_conv  # its window is no stack
+    return iter(()) if is_conv_alone else _common_axes(clues, stacks)
 
 
 def _common_axes(clues: Sequence[Clue], stacks) -> Iterator[int]:

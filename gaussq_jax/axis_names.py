@@ -53,6 +53,12 @@ def axes_by_names(leaf: Leaf) -> AxisReading | None:
     return AxisReading((*layers, *experts), tuple(rows), tuple(cols), tuple(experts), tuple(heads), why)
 
 
+def layer_axes(leaf: Leaf) -> tuple[int, ...] | None:
+    """The axes that count layers, by name; None where not all axes of the leaf have names that are known."""
+    kinds = [_kind(name) for name in leaf.axis_names or (None,)]
+    return None if None in kinds else tuple(axis for axis, kind in enumerate(kinds) if kind == 'layer')
+
+
 def axes_by_module(leaf: Leaf) -> AxisReading | str | None:
     """What the class of the leaf's module says: its axes; why it is no weight matrix; None where the class isn't known.
 

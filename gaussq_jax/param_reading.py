@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from gaussq_jax import axis_evidence
 from gaussq_jax.axis_evidence import AxisReading, Clue
-from gaussq_jax.axis_names import axes_by_module, axes_by_names
-from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, Keep, MatrixRule, Rule, find_rule
+from gaussq_jax.axis_names import axes_by_module, axes_by_names, layer_axes
+from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, Keep, MatrixRule, Rule, RuleFinder
 from gaussq_jax.param_tree import Leaf, is_floating, read_leaves
 
 SAMPLED, CAST, KEPT, UNEXPLAINED = ACTIONS = ('sampled', 'cast', 'kept', 'unexplained')
@@ -69,8 +69,9 @@ def read_params(
         name: leaf._replace(path=name)
         for name, leaf in ((_whole_path(path, name), leaf) for name, leaf in read_leaves(params).items())
     }
+    finder = RuleFinder(rules)
     found = {
-        name: find_rule(name, leaf.value.ndim + is_layer, rules)
+        name: finder.find(name, leaf.value.ndim + is_layer)
         for name, leaf in leaves.items()
         if is_floating(leaf.value) and leaf.is_param
     }
@@ -78,7 +79,10 @@ def read_params(
         found |= {name: _HEAD_BY_PLACE for name in _last_layers(leaves, found)}
     told = {name: _told(leaves, name, rule, is_layer) for name, rule in found.items() if isinstance(rule, MatrixRule)}
     is_transposed = any(_is_transposed(leaves, name, of_leaf) for name, of_leaf in told.items())
-    clues = {name: _clue(leaves, name, rule, told.get(name), is_transposed) for name, rule in found.items()}
+    clues = {
+        name: _clue(leaves, name, rule, told.get(name), is_transposed)._replace(layers=layer_axes(leaves[name]))
+        for name, rule in found.items()
+    }
     left, contradictory = axis_evidence.read_axes(clues)
     number_of_weights = sum(leaves[name].value.size for name in found)
 
@@ -122,8 +126,9 @@ def checked_readings(params: Any, rules: Sequence[Rule], *, unnamed: str = 'erro
     """
     readings = read_params(params, rules, unnamed=unnamed)
     check_explained(readings)
+    taken = {id(reading.given) for reading in readings.values()}
     for rule in rules:
-        if not rule.optional and all(reading.given is not rule for reading in readings.values()):
+        if not rule.optional and id(rule) not in taken:
             raise ValueError(
                 f'{rule} matches no leaf that an earlier rule has not taken. The leaves are {_listing(readings)}'
             )

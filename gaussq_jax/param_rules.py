@@ -4,8 +4,10 @@ An ordered list of rules decides by the leaf's path (`param_tree`), first match 
 which of their axes are batch, rows and columns; where it doesn't, `axis_evidence` reads them, or refuses.
 """
 
+import collections
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -183,28 +185,48 @@ DEFAULT_RULES: tuple[Rule, ...] = (
 )
 
 
-def find_rule(path: str, number_of_axes: int, rules: Sequence[Rule]) -> Rule | None:
-    """The first rule that matches the leaf, or None for a leaf that no rule names.
+class RuleFinder:
+    """Which of the rules name a leaf; those for one path alone, of which there may be thousands, are looked up.
 
     Args:
-      path: the leaf's path by name.
-      number_of_axes: of the whole leaf.
       rules: in order, first match wins.
-
-    Raises:
-      ValueError: if rules name the leaf but with other axes.
     """
-    named = [rule for rule in rules if re.fullmatch(rule.path_regex, path)]
-    for rule in named:
-        if isinstance(rule, CastOnly) or rule.row_axes is None or len(rule.axes) == number_of_axes:
-            return rule
-    if named:
-        raise ValueError(
-            f'no rule explains the {number_of_axes} axes of {path!r}. It is named by {", ".join(map(str, named))}, but'
-            ' with another number of axes. Put a MatrixRule that says which are batch, rows and columns, or'
-            f' CastOnly({re.escape(path)!r}), before the other rules'
-        )
-    return None
+
+    def __init__(self, rules: Sequence[Rule]):
+        self._of_path, self._others = collections.defaultdict(list), []
+        for place, rule in enumerate(rules):
+            path = re.sub(r'\\(.)', r'\1', rule.path_regex)
+            if re.escape(path) == rule.path_regex:
+                self._of_path[path].append((place, rule))
+            else:
+                self._others.append((place, re.compile(rule.path_regex), rule))
+
+    def named(self, path: str) -> list[Rule]:
+        """The rules that match the path, in order."""
+        others = [(place, rule) for place, regex, rule in self._others if regex.fullmatch(path)]
+        return [rule for _, rule in sorted([*self._of_path.get(path, []), *others], key=operator.itemgetter(0))]
+
+    def find(self, path: str, number_of_axes: int) -> Rule | None:
+        """The first rule that matches the leaf, or None for a leaf that no rule names.
+
+        Args:
+          path: the leaf's path by name.
+          number_of_axes: of the whole leaf.
+
+        Raises:
+          ValueError: if rules name the leaf but with other axes.
+        """
+        named = self.named(path)
+        for rule in named:
+            if isinstance(rule, CastOnly) or rule.row_axes is None or len(rule.axes) == number_of_axes:
+                return rule
+        if named:
+            raise ValueError(
+                f'no rule explains the {number_of_axes} axes of {path!r}. It is named by'
+                f' {", ".join(map(str, named))}, but with another number of axes. Put a MatrixRule that says which are'
+                f' batch, rows and columns, or CastOnly({re.escape(path)!r}), before the other rules'
+            )
+        return None
 
 
 def check_rules(rules: Any) -> tuple[Rule, ...]:

@@ -32,7 +32,7 @@ from gaussq_jax.param_reading import (
     exact_rules,
     read_params,
 )
-from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, check_rules
+from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, RuleFinder, check_rules
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, read_leaves
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
 from kernels_pallas.float_rounding import round_to_dtype
@@ -274,16 +274,17 @@ def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RU
       {'w': Array(1, dtype=bfloat16)}
     """
     dtype, rules = check_dtype(dtype), check_rules(rules)
+    finder = RuleFinder(rules)
 
     def apply(key, params, state, *, path=(), layer=None):
         del key, layer
         _check_empty(state)
-        params_of = read_leaves(params)
+        leaves = read_leaves(params)
 
         def cast(name, leaf):
-            whole = '/'.join((*path, *filter(None, [name])))
-            rule = next((rule for rule in rules if re.fullmatch(rule.path_regex, whole)), None)
-            return leaf if isinstance(rule, Keep) or not params_of[name].is_param else _cast(leaf, dtype)
+            named = finder.named('/'.join((*path, *filter(None, [name]))))
+            is_kept = bool(named) and isinstance(named[0], Keep) or not leaves[name].is_param
+            return leaf if is_kept else _cast(leaf, dtype)
 
         return map_leaves(cast, params)
 

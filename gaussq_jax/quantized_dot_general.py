@@ -27,6 +27,7 @@ def quantized_dot_general(
     P5: Quantizer | None = None,
     P6: Quantizer | None = None,
     weight_gradient_dtype: Any = None,
+    ordered: bool = False,
 ) -> Callable[..., jax.Array]:
     """A `dot_general` for fully quantized training: X (lhs) the activations, W (rhs) the weights, dY the gradient.
 
@@ -38,8 +39,10 @@ def quantized_dot_general(
     without quantization: bfloat16 operands with float32 accumulation. (The gradient of a result that is wider than its
     operands, by `preferred_element_type`, is rounded to their dtype before it is multiplied.)
 
-    The lhs is what comes first: `jnp.einsum` may swap its operands ('btd,edf->betf' does, 'ebd,edf->ebf' doesn't),
-    and then P1 and P6 quantize the weights.
+    The lhs is what comes first, and `jnp.einsum` may swap its operands: 'btd,edf->betf' does, 'ebd,edf->ebf' doesn't.
+    Where that can be seen it is refused: the rhs contracts its last axes, as activations do, and the lhs doesn't, as
+    weights. It can't be seen of weights (out, in), where both contract their last axes, nor of `weight @ x`: there P1
+    and P6 would quantize the weights. `quantized_einsum` never swaps.
 
     Args:
       P1, P2, P3, P4, P5, P6: a Quantizer, or None to leave the operand as it is. Tiles (rows, cols) have their
@@ -47,6 +50,7 @@ def quantized_dot_general(
       weight_gradient_dtype: a floating dtype, in which the GEMM of dW gives its result, before that is rounded to W's;
         None is W's. Where the rows of X are split over devices, their parts of dW are summed in that dtype: with
         float32, bfloat16 weights get a gradient that is rounded once, however many devices there are.
+      ordered: whether the lhs is known to be the activations, whatever it looks like.
 
     Returns:
       f(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, *, out_sharding=None, key=None), with
@@ -57,8 +61,8 @@ def quantized_dot_general(
       is `jax.lax.dot_general`. f has derivatives of first order, in reverse mode.
 
     Raises:
-      ValueError: for an operand that is no Quantizer; in f, for operands that are not float32, bfloat16 or float16,
-        and for a key missing or given for nothing.
+      ValueError: for an operand that is no Quantizer; in f, for operands that are not float32, bfloat16 or float16, or
+        seem to be swapped, and for a key missing or given for nothing.
 
     Example:
       >>> fqt = quantized_dot_general(P2=Quantizer('e2m1', block_size='channel'))
@@ -96,6 +100,8 @@ def quantized_dot_general(
         check_input(lhs, 'lhs')
         check_input(rhs, 'rhs')
         roles = _roles(dimension_numbers, lhs.ndim, rhs.ndim)
+        if not ordered:
+            _check_order(*roles[:2])
         return _three_gemms(multiply, roles, quantizers, preferred_element_type, weight_gradient_dtype)(key, lhs, rhs)
 
     return dot_general
@@ -122,6 +128,17 @@ def _roles(dimension_numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) ->
     axes = iter(range(len(lhs.batch) + len(lhs.lhs) + len(rhs.rhs)))  # of the output: batch.., lhs.., rhs..
     take = lambda names: tuple(next(axes) for _ in names)
     return lhs, rhs, _Roles(take(lhs.batch), lhs=take(lhs.lhs), rhs=take(rhs.rhs))
+
+
+def _check_order(lhs: _Roles, rhs: _Roles):
+    """ValueError for operands of which the lhs looks like weights, and the rhs like activations."""
+    is_last = lambda contracting, free: not free or min(contracting, default=-1) > max(free)
+    if lhs.lhs and rhs.rhs and is_last(rhs.contracting, rhs.rhs) and not is_last(lhs.contracting, lhs.lhs):
+        raise ValueError(
+            'the operands seem to be swapped, as jnp.einsum may do: the rhs contracts its last axes, as activations do,'
+            f' and the lhs its axes {lhs.contracting} of {len(lhs.batch + lhs.lhs + lhs.contracting)}, as weights;'
+            ' use quantized_einsum(spec, x, w, ...), or ordered=True if the lhs are activations'
+        )
 
 
 def _three_gemms(

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+OURS = ('PYTEST', 'PYENV', 'XLA', 'JAX')  # of the environment: flags that conftest sets are of this JAX alone
 
 
 def find_python() -> str | None:
@@ -32,6 +33,6 @@ def test_the_default_tests_pass_on_python_3_12(tmp_path, jax, tests):
     subprocess.run([python, '-m', 'venv', tmp_path / 'venv'], check=True)
     new_python = tmp_path / 'venv' / 'bin' / 'python'
     subprocess.run([new_python, '-m', 'pip', 'install', '-q', jax, '-e', f'{ROOT}[test]'], check=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(('PYTEST', 'PYENV'))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     command = [new_python, '-m', 'pytest', '-q', '-n', 'auto', tests]
     assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0

@@ -75,7 +75,7 @@ def test_six_identity_quantizers_change_nothing_but_the_order_of_sums(contractio
     *arrays, dimension_numbers = operands(contraction)
     arrays = [jnp.asarray(np.tanh(x) + x / 3 + 2.0**-7, jnp.bfloat16).astype(jnp.float32) for x in arrays]
     identity = gq.Quantizer(fmt, block_size=16, scale='mx')
-    dot_general = gq.quantized_dot_general(**dict.fromkeys(TARGETS, identity))
+    dot_general = gq.quantized_dot_general(**dict.fromkeys(TARGETS, identity), ordered=True)
     got = gradients(dot_general, *arrays, dimension_numbers)
     expected = gradients(jax.lax.dot_general, *arrays, dimension_numbers)
     for one, other in zip(got, expected, strict=True):
@@ -117,7 +117,7 @@ def test_weight_gradient_in_float32_is_rounded_to_the_weights_dtype(contraction,
     """Axes in the weights' order, whatever the contraction; on exact data, the bits of lax's."""
     *arrays, dimension_numbers = operands(contraction)
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
-    dot_general = gq.quantized_dot_general(**quantizers, weight_gradient_dtype=jnp.float32)
+    dot_general = gq.quantized_dot_general(**quantizers, weight_gradient_dtype=jnp.float32, ordered=True)
     got = gradients(dot_general, *arrays, dimension_numbers)
     expected = gradients(jax.lax.dot_general, *arrays, dimension_numbers)
     assert [x.dtype for x in got] == [x.dtype for x in expected]

@@ -28,7 +28,7 @@ def test_six_different_quantizers(contraction):
     """Each has its own format and layout, along the contraction axis of its GEMM, for any dimension numbers."""
     *arrays, dimension_numbers = operands(contraction)
     quantizers = power_of_two_quantizers()
-    got = gradients(gq.quantized_dot_general(**quantizers), *arrays, dimension_numbers)
+    got = gradients(gq.quantized_dot_general(**quantizers, ordered=True), *arrays, dimension_numbers)
     assert_all_identical(got, oracle(*arrays, dimension_numbers, **quantizers))
 
 
@@ -37,7 +37,7 @@ def test_six_different_quantizers(contraction):
 def test_one_target_changes_its_own_product_and_no_other(target, contraction):
     *arrays, dimension_numbers = operands(contraction)
     quantizers = {target: gq.Quantizer('e2m1', block_size=16, scale='mx')}
-    got = gradients(gq.quantized_dot_general(**quantizers), *arrays, dimension_numbers)
+    got = gradients(gq.quantized_dot_general(**quantizers, ordered=True), *arrays, dimension_numbers)
     assert_all_identical(got, oracle(*arrays, dimension_numbers, **quantizers))
     unquantized = gradients(jax.lax.dot_general, *arrays, dimension_numbers)
     product = {'P1': 0, 'P2': 0, 'P3': 1, 'P4': 1, 'P5': 2, 'P6': 2}[target]
@@ -51,7 +51,7 @@ def test_every_layout_of_absmax_scales(block_size, contraction):
     """Ragged blocks among them; rows of a tile lie along the matrix's other axis."""
     *arrays, dimension_numbers = operands(contraction, seed=5)
     quantizers = dict.fromkeys(TARGETS, gq.Quantizer('e4m3', block_size=block_size))
-    got = gradients(gq.quantized_dot_general(**quantizers), *arrays, dimension_numbers)
+    got = gradients(gq.quantized_dot_general(**quantizers, ordered=True), *arrays, dimension_numbers)
     for one, other in zip(got, oracle(*arrays, dimension_numbers, **quantizers), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -93,42 +93,64 @@ def test_nvfp4_scales_lie_along_the_contraction_axes_too():
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ('subscripts', 'lhs_shape', 'rhs_shape'),
-    [
-        ('bsd,dhk->bshk', (2, 5, 40), (40, 3, 8)),
-        ('bshk,hkd->bsd', (2, 5, 3, 8), (3, 8, 40)),
-        ('btd,edf->betf', (2, 5, 40), (3, 40, 18)),
-        ('ebd,edf->ebf', (3, 5, 40), (3, 40, 18)),
-        ('bqhd,bkhd->bhqk', (2, 5, 3, 16), (2, 6, 3, 16)),
-    ],
-)
+EINSUMS = [
+    ('bsd,dhk->bshk', (2, 5, 40), (40, 3, 8)),
+    ('bshk,hkd->bsd', (2, 5, 3, 8), (3, 8, 40)),
+    ('btd,edf->betf', (2, 5, 40), (3, 40, 18)),
+    ('ebd,edf->ebf', (3, 5, 40), (3, 40, 18)),
+    ('bqhd,bkhd->bhqk', (2, 5, 3, 16), (2, 6, 3, 16)),
+]
+
+
+@pytest.mark.parametrize(('subscripts', 'lhs_shape', 'rhs_shape'), EINSUMS)
 def test_einsum_layers(subscripts, lhs_shape, rhs_shape):
-    """einsum may hand over its operands swapped: P1 and P6 belong to what dot_general gets as lhs, P2 and P4 to rhs."""
-    calls = []
-
-    def spy(lhs, rhs, dimension_numbers, *settings, **keywords):
-        calls.append((lhs.shape, dimension_numbers))
-        return jax.lax.dot_general(lhs, rhs, dimension_numbers, *settings, **keywords)
-
+    """einsum may hand over its operands swapped, which is refused; quantized_einsum has X as the lhs, always."""
     x, w = small_numbers(lhs_shape), small_numbers(rhs_shape, seed=1)
-    y = jax.eval_shape(functools.partial(jnp.einsum, subscripts, _dot_general=spy), x, w)
-    cotangent = small_numbers(y.shape, seed=2)
-    [(first_shape, dimension_numbers)] = calls
-    swapped = first_shape == w.shape
-    assert swapped == (subscripts == 'btd,edf->betf')
-
+    of_x, of_w, of_y = subscripts.replace('->', ',').split(',')
+    batch = [letter for letter in of_x if letter in of_w and letter in of_y]
+    contracted = [letter for letter in of_x if letter in of_w and letter not in of_y]
+    free = [letter for of in (of_x, of_w) for letter in of if letter not in (*batch, *contracted)]
+    axes = lambda letters: tuple(tuple(of.index(letter) for letter in letters) for of in (of_x, of_w))
+    order = [of_y.index(letter) for letter in (*batch, *free)]
     quantizers = power_of_two_quantizers()
-    dot_general = gq.quantized_dot_general(**quantizers)
 
-    @jax.jit
-    def einsum_with_gradients(x, w, cotangent):
-        y, pull_back = jax.vjp(functools.partial(jnp.einsum, subscripts, _dot_general=dot_general), x, w)
+    def with_gradients(einsum, cotangent):
+        y, pull_back = jax.vjp(einsum, x, w)
         return y, *pull_back(cotangent)
 
-    if swapped:
-        y, dw, dx = oracle(w, x, cotangent.transpose(1, 3, 0, 2), dimension_numbers, **quantizers)
-        expected = y.transpose(2, 0, 3, 1), dx, dw  # efbt -> betf
+    cotangent = small_numbers(np.einsum(subscripts, x, w).shape, seed=2)
+    expected = oracle(x, w, cotangent.transpose(order), (axes(contracted), axes(batch)), **quantizers)
+    expected = expected[0].transpose(np.argsort(order)), *expected[1:]
+    ours = functools.partial(gq.quantized_einsum, subscripts, **quantizers)
+    assert_all_identical(jax.jit(with_gradients, static_argnums=0)(ours, cotangent), expected)
+
+    theirs = functools.partial(jnp.einsum, subscripts, _dot_general=gq.quantized_dot_general(**quantizers))
+    if subscripts == 'btd,edf->betf':
+        with pytest.raises(ValueError, match='the operands seem to be swapped, as jnp.einsum may do'):
+            theirs(x, w)
     else:
-        expected = oracle(x, w, cotangent, dimension_numbers, **quantizers)
-    assert_all_identical(einsum_with_gradients(x, w, cotangent), expected)
+        assert_all_identical(jax.jit(with_gradients, static_argnums=0)(theirs, cotangent), expected)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'message'),
+    [
+        ('bd,df', 'must be of two operands and an output'),
+        ('bd->bd', 'must be of two operands and an output'),
+        ('bd,df,f->b', 'must be of two operands and an output'),
+        ('dd,df->df', 'a letter can be once in each'),
+        ('bd,df->bg', "'g' is in the output alone"),
+        ('bd,df->b', "'f' is in one operand alone, and would be summed"),
+        ('bcd,df->bcf', 'has 3 and 2 axes, x and w have 2 and 2'),
+        ('bd,fd->bf', "'d' is 4 of x, \\(2, 4\\), and 6 of w, \\(4, 6\\)"),
+    ],
+)
+def test_a_spec_that_is_none(spec, message):
+    with pytest.raises(ValueError, match=message):
+        gq.quantized_einsum(spec, jnp.ones((2, 4)), jnp.ones((4, 6)))
+
+
+def test_more_axes_of_activations():
+    x, w = small_numbers((2, 3, 4)), small_numbers((4, 6), seed=1)
+    y = gq.quantized_einsum('...d,df->...f', x, w, **power_of_two_quantizers())
+    assert_all_identical([y], [gq.quantized_einsum('abd,df->abf', x, w, **power_of_two_quantizers())])
