@@ -22,6 +22,8 @@ EXPERIMENTS = [
     'tqdm>=4.67',
 ]
 TEST = [
+    'dm-haiku>=0.0.16',
+    'equinox>=0.13',
     'gfloat>=0.5.2',
     'hypothesis>=6.150',
     'ipykernel>=7',

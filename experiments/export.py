@@ -115,8 +115,8 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
         return layout, gq.layout_size(params, layout)
     if not bitwidths:
         raise ValueError(
-            f'--format={LEARNED}: the method of this run is {run.experiment.config.method}, which learns no bitwidths; give a format'
-            ' for all weights, for example --format=float6_e3m2fn'
+            f'--format={LEARNED}: the method of this run is {run.experiment.config.method}, which learns no bitwidths;'
+            ' give a format for all weights, for example --format=float6_e3m2fn'
         )
     formats = gq.format_for_bitwidth
     if budget is not None:

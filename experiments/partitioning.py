@@ -10,18 +10,20 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from gaussq_jax import models
 from gaussq_jax.models.layers import Constrain, unconstrained
+from gaussq_jax.param_rules import RuleFinder
 from gaussq_jax.param_tree import leaf_path
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# (path regex, one mesh axis or None for each array axis), first match wins; the path may have anything before it, so
-# that an optimizer's moments lie where their parameter lies. Bitwidths lie where their blocks do. Stacked layers are
-# never split along the layers.
+# (path regex, a mesh axis for each array axis, or by the roles of a weight matrix's axes), first match wins; the path
+# may have anything before it, so that an optimizer's moments lie where their parameter lies. Bitwidths lie where their
+# blocks do. Stacked layers are never split along the layers.
 RULES = (
     (r'params/embed/embedding', ('tensor', 'fsdp')),
-    (r'(params|bitwidths)/layers/.*/(query|key|value|gate|up)/kernel', (None, 'fsdp', 'tensor')),
-    (r'(params|bitwidths)/layers/.*/(out|down)/kernel', (None, 'tensor', 'fsdp')),
+    (r'(params|bitwidths)/layers/.*/(query|key|value|gate|up)/kernel', {'in': 'fsdp', 'out': 'tensor'}),
+    (r'(params|bitwidths)/layers/.*/(out|down)/kernel', {'in': 'tensor', 'out': 'fsdp'}),
     (r'params/lm_head/kernel', ('fsdp', 'tensor')),
 )
 BATCH = ('data', 'fsdp')  # every device sees other text, unless it shares a tensor
@@ -55,10 +57,21 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     An axis whose size the mesh's doesn't divide stays whole: a vocabulary of 257, say.
     """
 
+    finder = RuleFinder(models.RULES)
+
+    def roles(name, number_of_axes):
+        *_, kind, path = re.split('(params|bitwidths)/', name)
+        rule = finder.find(path, number_of_axes)
+        return rule.roles if kind == 'params' else [rule.roles[axis] for axis in rule.batch_axes] + ['in', 'out']
+
     def sharding(path, leaf):
         name = leaf_path(path)
         for regex, axes in RULES:
-            if re.fullmatch(f'(.*/)?{regex}', name) and len(axes) == leaf.ndim:
+            if not re.fullmatch(f'(.*/)?{regex}', name):
+                continue
+            if isinstance(axes, dict):
+                axes = [axes.get(role) for role in roles(name, leaf.ndim)]
+            if len(axes) == leaf.ndim:
                 return _fitting(mesh, axes, leaf.shape)
         return NamedSharding(mesh, PartitionSpec())
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from absl import flags, logging
 from ml_collections import config_flags
 
+import gaussq_jax as gq
 from experiments import (
     checkpointing,
     cli,
@@ -142,6 +143,7 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
         f' N = {experiment.num_linear_params:,} in linear layers'
     )
     print(f'method    {config.method}: {methods.describe(config)}{blocks_of}')
+    print(f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}')
     print(
         f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on; tokenizer {config.tokenizer},'
         f' vocabulary {experiment.vocab_size}; D = {experiment.num_tokens:,} tokens in all steps'

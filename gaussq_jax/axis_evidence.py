@@ -1,9 +1,9 @@
 """Which axes of weights are stacks, inputs and outputs, from what the shapes in a tree say together.
 
-A hypothesis says which subtrees are stacked, along which axis. It holds if every leaf under a stack has that axis, of one
-size; if what is left of each norm's scale is one axis, and of a bias the outputs of its kernel; and if what is left of
-each kernel is (inputs.., outputs..). All hypotheses that hold are gone through, and a weight has all the readings that
-any of them gives it: one, and it is read; several, and the tree doesn't tell.
+A hypothesis says which subtrees are stacked, along which axis. It holds if every leaf under a stack has that axis, of
+one size; if what is left of each norm's scale is one axis, and of a bias the outputs of its kernel; and if what is left
+of each kernel is (inputs.., outputs..). All hypotheses that hold are gone through, and a weight has all the readings
+that any of them gives it: one, and it is read; several, and the tree doesn't tell.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Which axes of a weight are stacks, inputs and outputs, where its framework says so: by names, or by its module's class."""
+"""Which axes of a weight are stacks, inputs and outputs, where its framework says so: by names, or by a module's class."""
 
 from typing import Any
 
@@ -117,7 +117,7 @@ def _sizes_in_equinox(linear: Any) -> tuple[int, int]:
 
 
 def _axes_in_haliax(module: Any, names: tuple[str, ...]) -> AxisReading | None:
-    of = lambda axes: {axis.name for axis in (axes if isinstance(axes, tuple | list) else (axes,))}
+    of = lambda axes: {axis.name for axis in ((axes,) if hasattr(axes, 'name') else axes)}
     inputs, outputs = of(module.In), of(module.Out)
     rows, cols = ([axis for axis, name in enumerate(names) if name in group] for group in (inputs, outputs))
     if not rows or not cols or inputs & outputs:

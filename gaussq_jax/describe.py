@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from gaussq_jax.param_reading import ACTIONS, SAMPLED, UNEXPLAINED, Reading, explain, read_params
+from gaussq_jax.param_reading import CAST, KEPT, SAMPLED, UNEXPLAINED, Reading, explain, read_params
 from gaussq_jax.param_rules import DEFAULT_RULES
 from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.weight_sampling import block_grid
@@ -20,27 +20,33 @@ class Description:
 
     Attributes:
       leaves: by path, how each leaf is read.
+      matrices: what becomes of weight matrices: 'sampled', 'quantized' or 'cast'.
       block_size: side of the blocks that share a bitwidth, or None.
-      formats: by path, the name of the format of a leaf's blocks, where the transform has one.
     """
 
     leaves: dict[str, Reading]
+    matrices: str = SAMPLED
     block_size: int | None = None
 
     @property
     def totals(self) -> dict[str, int]:
-        """How many weights are sampled, cast, kept and unexplained."""
-        return {
-            action: sum(reading.size for reading in self.leaves.values() if reading.action == action)
-            for action in ACTIONS
-        }
+        """How many weights are sampled (or quantized), cast, kept and unexplained."""
+        totals = dict.fromkeys((self.matrices, CAST, KEPT, UNEXPLAINED), 0)
+        for reading in self.leaves.values():
+            totals[self._action(reading)] += reading.size
+        return totals
+
+    def _action(self, reading: Reading) -> str:
+        if reading.action == SAMPLED or (reading.action == UNEXPLAINED and self.matrices == CAST):
+            return self.matrices
+        return reading.action
 
     @property
     def summary(self) -> str:
         """The totals in a line."""
         total = max(sum(self.totals.values()), 1)
         parts = [f'{count:,} {action} ({count / total:.1%})' for action, count in self.totals.items() if count]
-        return f'{len(self.leaves)} leaves, weights: ' + ', '.join(parts)
+        return ', '.join([*parts, f'in {len(self.leaves)} leaves'])
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells of the table, of `COLUMNS`; leaves alike but for numbers in their paths are one row."""
@@ -65,7 +71,7 @@ class Description:
                 blocks = f'{math.prod(block_grid(rule.matrix_shape(reading.shape), self.block_size))}'
         share = f'{reading.size * len(same) / total:.2%}'
         shape = ' x '.join(map(str, reading.shape)) or 'a number'
-        return (name + more, shape, reading.action, roles, matrices, blocks, share, reading.why)
+        return (name + more, shape, self._action(reading), roles, matrices, blocks, share, reading.why)
 
     def __str__(self) -> str:
         table = [COLUMNS, *self.rows()]
@@ -104,7 +110,7 @@ def describe(params: Any, transform: ParamTransform) -> Description:
       leaf       shape              axes    matrices     blocks  share   why
       up/bias    128       cast                                  1.54%   a bias or scale
       up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       98.46%  kernel (in, out)
-      2 leaves, weights: 8,192 sampled (98.5%), 128 cast (1.5%)
+      8,192 sampled (98.5%), 128 cast (1.5%), in 2 leaves
     """
     readings = read_params(params, transform.rules or DEFAULT_RULES, unnamed=transform.unnamed)
-    return Description(readings, transform.block_size)
+    return Description(readings, transform.matrices, transform.block_size)

@@ -61,8 +61,8 @@ def quantize_params(params: Any, layout: Layout) -> Any:
 
     Returns:
       A tree like params, on the same devices: bfloat16, but for leaves with a format of more than 7 mantissa bits,
-      which are float32. Floating leaves that are not in the layout are rounded to bfloat16; `layout.kept` and leaves that
-      aren't floating are untouched.
+      which are float32. Floating leaves that are not in the layout are rounded to bfloat16; those of `layout.kept`, and
+      leaves that aren't floating, are untouched.
       Call it outside of `jax.jit` where a mesh has explicit axes.
 
     Raises:

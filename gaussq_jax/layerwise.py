@@ -82,18 +82,16 @@ def _layer_axes(params: Params, path: tuple[str, ...], rules: Sequence[Rule]) ->
     axes = {name: rule.layer_axes[0] for name, rule in sampled.items() if rule.layer_axes}
     if not axes or len(axes) < len(sampled):
         raise ValueError(f'path={path}: not all weight matrices under it have an axis that counts layers, but {axes}')
-    places = set(axes.values())
-    if len(places) > 1:
-        places = {axis - len(layers[name].shape) for name, axis in axes.items()}  # the last axis, perhaps
     sizes = {layers[name].shape[axis] for name, axis in axes.items()}
-    for name, reading in layers.items():
-        axis = axes.setdefault(name, min(places))
-        is_there = -len(reading.shape) <= axis < len(reading.shape)
-        if len(places) > 1 or not is_there or sizes != {reading.shape[axis]}:
-            raise ValueError(
-                f'path={path}: {name!r}, of shape {reading.shape}, is not stacked as the weight matrices are: {axes}'
-            )
-    return axes
+    from_end = {axis - len(layers[name].shape) for name, axis in axes.items()}
+    others = {name: reading.shape for name, reading in layers.items() if name not in axes}
+    for places in (set(axes.values()), from_end):
+        axis = min(places)
+        if len(places) == len(sizes) == 1 and all({*shape[axis:][:1]} == sizes for shape in others.values()):
+            return axes | dict.fromkeys(others, axis)
+    raise ValueError(
+        f'path={path}: its leaves are not stacked alike; weight matrices along {axes}, and other leaves are {others}'
+    )
 
 
 @jax.custom_vjp

@@ -1,8 +1,8 @@
-"""How each leaf of a parameter tree is read: by what authority, as which matrices; or all that isn't told, in one error.
+"""How each leaf of a parameter tree is read: by what authority, as which matrices; or what isn't told, in one error.
 
-What the axes of a leaf are is told by a rule that names them; else by the names that its framework keeps of them; else by
-the framework's own convention; else by what the shapes in the tree say together (`axis_evidence`). Where these disagree,
-or leave several readings, the leaf is unexplained. docs/parameter_trees.md has the details.
+What the axes of a leaf are is told by a rule that names them; else by the names that its framework keeps of them; else
+by the framework's own convention; else by what the shapes in the tree say together (`axis_evidence`). Where these
+disagree, or leave several readings, the leaf is unexplained. docs/parameter_trees.md has the details.
 """
 
 import dataclasses
@@ -168,7 +168,11 @@ def exact_rules(readings: Mapping[str, Reading]) -> tuple[Rule, ...]:
     """Rules that say of each leaf, by its whole path, what the readings say."""
     sampled = [reading.matrices[0] for reading in readings.values() if reading.action == SAMPLED]
     matrices = [dataclasses.replace(rule, optional=True) for rule in sampled]
-    kept = [Keep(re.escape(name), reading.why, optional=True) for name, reading in readings.items() if reading.action == KEPT]
+    kept = [
+        Keep(re.escape(name), reading.why, optional=True)
+        for name, reading in readings.items()
+        if reading.action == KEPT
+    ]
     return (*matrices, *kept, CastOnly('.*', optional=True))
 
 
@@ -272,7 +276,7 @@ def _clue(leaves: Mapping[str, Leaf], name: str, rule: Rule | None, told: Any, i
 
 
 def _last_layers(leaves: Mapping[str, Leaf], found: Mapping[str, Rule | None]) -> list[str]:
-    """The weights of a linear layer right under the root, the last of these, where there are blocks of layers beside it."""
+    """The weights of the last linear layer under the root, if nothing in the blocks beside it has as many outputs."""
     weights = [
         name.split('/')
         for name, rule in found.items()
@@ -284,7 +288,9 @@ def _last_layers(leaves: Mapping[str, Leaf], found: Mapping[str, Rule | None]) -
     at_root = [path for path in weights if len(path) == root + 2 and _LAST_LAYER.fullmatch(path[root])]
     if len({_LAST_LAYER.fullmatch(path[root])[1] for path in at_root}) != 1 or max(map(len, weights)) == root + 2:
         return []
-    return ['/'.join(max(at_root, key=lambda path: int(_LAST_LAYER.fullmatch(path[root])[3] or 0)))]
+    last = '/'.join(max(at_root, key=lambda path: int(_LAST_LAYER.fullmatch(path[root])[3] or 0)))
+    in_blocks = {size for path in weights if len(path) > root + 2 for size in leaves['/'.join(path)].value.shape}
+    return [] if leaves[last].value.shape[-1] in in_blocks else [last]
 
 
 def _unnamed(leaf: Leaf, unnamed: str, share: float) -> tuple:

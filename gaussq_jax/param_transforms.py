@@ -11,9 +11,8 @@ import dataclasses
 import hashlib
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +96,7 @@ class ParamTransform(NamedTuple):
     Gradients go straight through `apply` to the params; the state gets a gradient of its own. Where functions take a
     state, its leaves may also be nested by the parts of their paths, as checkpoints return them.
 
-    `resolve`, `rules`, `unnamed` and `block_size` say how weights are read, for those who lay them out, size, pack and
+    `resolve`, `rules`, `unnamed`, `block_size` and `matrices` say how weights are read, for those who lay them out, size, pack and
     describe them; a transform without them is complete for training.
     """
 
@@ -108,21 +107,22 @@ class ParamTransform(NamedTuple):
     rules: tuple[Rule, ...] = ()
     unnamed: str = 'error'
     block_size: int | None = None  # side of the square blocks that share a bitwidth; None where none is learned
+    matrices: str = 'sampled'  # what becomes of weight matrices, or 'quantized', 'cast'
 
     def learned_layout(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> Layout:
-        """`gq.learned_layout` by the bitwidths, rules and blocks of this transform; arguments and errors are its own."""
+        """`gq.learned_layout` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
         return packed_layout.learned_layout(params, self.bitwidths(state), formats=formats, **self._blocks())
 
     def uniform_layout(self, params: Params, fmt: FloatFormat | str, *, block_size: int = 32) -> Layout:
-        """`gq.uniform_layout` of the weights that this transform's rules name; arguments and errors are its own."""
+        """`gq.uniform_layout` of the weights that this transform's rules name, with its arguments and errors."""
         return packed_layout.uniform_layout(params, fmt, block_size=block_size, rules=self.rules, unnamed=self.unnamed)
 
     def formats_within_budget(self, params: Params, state: State, mean_stored_bits: float) -> Formats:
-        """`gq.formats_within_budget` by the bitwidths, rules and blocks of this transform; errors are its own."""
+        """`gq.formats_within_budget` by the bitwidths, rules and blocks of this transform, with its errors."""
         return packed_layout.formats_within_budget(params, self.bitwidths(state), mean_stored_bits, **self._blocks())
 
     def model_size(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> ModelSize:
-        """`gq.model_size` by the bitwidths, rules and blocks of this transform; arguments and errors are its own."""
+        """`gq.model_size` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
         return packed_layout.model_size(params, self.bitwidths(state), formats=formats, **self._blocks())
 
     def save_packed(
@@ -283,12 +283,12 @@ def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RU
 
         def cast(name, leaf):
             named = finder.named('/'.join((*path, *filter(None, [name]))))
-            is_kept = bool(named) and isinstance(named[0], Keep) or not leaves[name].is_param
+            is_kept = isinstance(next(iter(named), None), Keep) or not leaves[name].is_param
             return leaf if is_kept else _cast(leaf, dtype)
 
         return map_leaves(cast, params)
 
-    return ParamTransform(lambda params: {}, apply, lambda state: {}, rules=rules)
+    return ParamTransform(lambda params: {}, apply, lambda state: {}, rules=rules, matrices='cast')
 
 
 def flat_state(state: Any) -> State:
@@ -303,8 +303,9 @@ def path_hash(path: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _MatrixTransform:
-    """The functions of a transform of weight matrices, over what its constructor fixed; other leaves are cast or kept."""
+    """The functions of a transform of weight matrices, over what its constructor fixed; others are cast or kept."""
 
+    matrices: ClassVar[str]
     rules: Sequence[Rule]
     unnamed: str
     dtype: Any
@@ -324,6 +325,7 @@ class _MatrixTransform:
             rules=self.rules,
             unnamed=self.unnamed,
             block_size=getattr(self, 'block_size', None),
+            matrices=self.matrices,
         )
 
     def resolve(self, params: Params) -> ParamTransform:
@@ -371,6 +373,7 @@ class _MatrixTransform:
 class _WeightSampling(_MatrixTransform):
     """Matrices with noise by blocks, whose bitwidths are the state."""
 
+    matrices = 'sampled'
     noise: str
     b_init: float
     b_target: float
@@ -440,6 +443,7 @@ class _WeightSampling(_MatrixTransform):
 class _QuantizationAware(_MatrixTransform):
     """Matrices fake-quantized, each by itself; no state."""
 
+    matrices = 'quantized'
     quantizer: Quantizer
 
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:

@@ -1,8 +1,8 @@
 """The leaves of a parameter tree, whatever framework made it: linen, NNX, Equinox, haliax, Haiku.
 
-A leaf's path is its key names joined by '/', such as 'layers/mlp/up/kernel'. Linen's boxes, NNX's variables and haliax's
-named arrays hold one array each: they count as that array, what they say of its axes is kept, and they add nothing to
-the path.
+A leaf's path is its key names joined by '/', such as 'layers/mlp/up/kernel'. Linen's boxes, NNX's variables and
+haliax's named arrays hold one array each: they count as that array, what they say of its axes is kept, and they add
+nothing to the path.
 """
 
 import functools
@@ -75,8 +75,8 @@ def _is_whole(node: Any) -> bool:
     if is_class(node, 'flax', 'Module') and hasattr(node, 'sow') and not hasattr(node, 'apply'):
         raise ValueError(
             f'{type(node).__name__} is an NNX module: give its parameters, graph, params, rest = nnx.split(model,'
-            ' nnx.Param, ...), and use nnx.merge(graph, transform.apply(key, params, state), rest). So tied weights stay'
-            ' tied, and what a call changes (batch statistics, dropout counters) stays in the merged model'
+            ' nnx.Param, ...), and use nnx.merge(graph, transform.apply(key, params, state), rest). So tied weights'
+            ' stay tied, and what a call changes (batch statistics, dropout counters) stays in the merged model'
         )
     is_box = is_class(node, 'flax', 'AxisMetadata', 'Variable') or is_class(node, 'haliax', 'NamedArray')
     return is_box and len(jax.tree_util.tree_leaves(node)) == 1

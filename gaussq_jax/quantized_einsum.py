@@ -29,12 +29,12 @@ def quantized_einsum(
     `jnp.einsum` with `_dot_general=` may swap its operands, and P1 would quantize the weights; this doesn't.
 
     Args:
-      spec: as of `jnp.einsum`, of two operands and with an output, such as 'btd,dnh->btnh'; '...' in the activations and
-        the output stands for axes that are there in both.
-      x: activations, and w: weights, float32, bfloat16 or float16. Axes in both and in the output are batch axes, experts
-        for example; axes in both alone are contracted.
-      P1, P2, P3, P4, P5, P6, key: as for `quantized_dot_general` and what it returns; scales run along the axes that each
-        GEMM contracts, all of them read as one.
+      spec: as of `jnp.einsum`, of two operands and with an output, such as 'btd,dnh->btnh'; '...' in the activations
+        and the output stands for axes that are there in both.
+      x: activations, and w: weights, float32, bfloat16 or float16. Axes in both and in the output are batch axes,
+        experts for example; axes in both alone are contracted.
+      P1, P2, P3, P4, P5, P6, key: as for `quantized_dot_general` and what it returns; scales run along the axes that
+        each GEMM contracts, all of them read as one.
       precision, preferred_element_type: as for `jax.lax.dot_general`.
 
     Returns:

@@ -16,7 +16,16 @@ from parameter_trees import nest
 
 import gaussq_jax as gq
 
-V, D, F, H, K, E, L, C = 96, 32, 80, 4, 16, 6, 3, 10  # vocabulary, width, MLP, heads, head_dim, experts, layers, classes
+V, D, F, H, K, E, L, C = (
+    96,
+    32,
+    80,
+    4,
+    16,
+    6,
+    3,
+    10,
+)  # vocabulary, width, MLP, heads, head_dim, experts, layers, classes
 N = 2  # heads of keys and values
 
 
@@ -118,7 +127,10 @@ T5_ENDS = {'decoder/decoder_norm/scale': ((D,), 'cast'), 'decoder/logits_dense/k
 NANODO_BLOCK = {
     'LayerNorm_0/scale': ((D,), 'cast'),
     'LayerNorm_1/scale': ((D,), 'cast'),
-    **{f'CausalAttn_0/{one}/kernel': ((D, H, K), 'in head out', ('data', None, None)) for one in ('query', 'key', 'value')},
+    **{
+        f'CausalAttn_0/{one}/kernel': ((D, H, K), 'in head out', ('data', None, None))
+        for one in ('query', 'key', 'value')
+    },
     'CausalAttn_0/attn_out_proj/kernel': ((H, K, D), 'head in out', (None, None, 'data')),
     'Mlp_0/Dense_0/kernel': ((D, F), 'in out', ('data', None)),
     'Mlp_0/Dense_1/kernel': ((F, D), 'in out', ('data', None)),
@@ -215,7 +227,10 @@ HF_VIT_LAYER = {
     **under('layernorm_after', norm()),
 }
 QWEN3_LAYER = {  # of bonsai
-    **{f'attn/{one}_proj/kernel': ((D, n, K), 'in head out', (TP, FSDP, None)) for one, n in (('q', H), ('k', N), ('v', N))},
+    **{
+        f'attn/{one}_proj/kernel': ((D, n, K), 'in head out', (TP, FSDP, None))
+        for one, n in (('q', H), ('k', N), ('v', N))
+    },
     'attn/o_proj/kernel': ((H, K, D), 'head in out', (TP, None, FSDP)),
     'attn/q_norm/scale': ((K,), 'cast', ()),
     'attn/k_norm/scale': ((K,), 'cast', ()),
@@ -351,9 +366,7 @@ FAMILIES = {
             **under('head', dense(D, C, what='cast')),
         }
     ),
-    'MaxText Llama': Family(
-        {**MAXTEXT_ENDS, **under('decoder/layers', stacked(1, MAXTEXT_LLAMA, 'layers'))}, 'nnx'
-    ),
+    'MaxText Llama': Family({**MAXTEXT_ENDS, **under('decoder/layers', stacked(1, MAXTEXT_LLAMA, 'layers'))}, 'nnx'),
     'MaxText Llama, boxed': Family(
         {**MAXTEXT_ENDS, **under('decoder/layers', stacked(1, MAXTEXT_LLAMA, 'layers'))}, 'boxed'
     ),

@@ -36,7 +36,9 @@ class Draw:
         self.generator, self.with_names = generator, with_names
         letters = 'dfhknleqwc'
         few = generator.choice([2, 3, 4, 6, 8, 12], size=generator.integers(2, 5))
-        drawn = generator.permutation([2, 4, 5, 6, 7, 9, 10, 11, 13, 14]) if apart else generator.choice(few, len(letters))
+        drawn = (
+            generator.permutation([2, 4, 5, 6, 7, 9, 10, 11, 13, 14]) if apart else generator.choice(few, len(letters))
+        )
         self.sizes = dict(zip(letters, map(int, drawn))) | {'v': 50, 'x': 1, 't': 3}
         self.sizes['a'] = self.sizes['h'] * self.sizes['k']
         if apart or generator.random() < 0.5:  # as in most models
@@ -93,12 +95,19 @@ class Draw:
                 if self.bias:
                     self.weights[f'{block}/{norm}/bias'] = Weight('d')
         if self.chance(0.9):
-            self.pick(self.add_heads, self.add_heads, self.add_joined, self.add_einsums, self.add_latent)(f'{block}/attn')
+            self.pick(self.add_heads, self.add_heads, self.add_joined, self.add_einsums, self.add_latent)(
+                f'{block}/attn'
+            )
         if self.chance(0.8):
-            self.pick(self.add_mlp, self.add_mlp, self.add_experts, self.add_convs)(f'{block}/{self.pick("mlp", "ffn")}')
+            self.pick(self.add_mlp, self.add_mlp, self.add_experts, self.add_convs)(
+                f'{block}/{self.pick("mlp", "ffn")}'
+            )
 
     def add_heads(self, module):
-        names, keys = self.pick((('query', 'key', 'value'), 'out'), (('q_proj', 'k_proj', 'v_proj'), 'o_proj')), self.pick('h', 'n')
+        names, keys = (
+            self.pick((('query', 'key', 'value'), 'out'), (('q_proj', 'k_proj', 'v_proj'), 'o_proj')),
+            self.pick('h', 'n'),
+        )
         (query, *others), out = names
         self.add_linear(f'{module}/{query}', 'd', 'hk', 'fused heads')
         for other in others:
@@ -135,7 +144,9 @@ class Draw:
         self.weights[f'{module}/router/kernel'] = Weight('de')
         before = dict(self.weights)
         self.add_linear(f'{module}/{self.pick("experts/", "")}up', 'd', 'f', 'experts')
-        self.add_linear(f'{module}/{"experts/" if any("experts" in path for path in self.weights) else ""}down', 'f', 'd', 'experts')
+        self.add_linear(
+            f'{module}/{"experts/" if any("experts" in path for path in self.weights) else ""}down', 'f', 'd', 'experts'
+        )
         axis = self.pick(0, 0, 0, 1)
         for path in self.weights.keys() - before.keys():
             letters = self.weights[path].letters

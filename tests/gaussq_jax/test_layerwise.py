@@ -88,6 +88,42 @@ def test_layers_deeper_in_the_tree():
     np.testing.assert_array_equal(one['up']['kernel'], whole['decoder']['layers']['up']['kernel'][1])
 
 
+@pytest.mark.parametrize('axis', [0, 1, -1])
+def test_layers_on_any_axis(axis):
+    """As MaxText stacks them, on axis 1, norms and biases included; each is taken along its own."""
+    generator = np.random.default_rng(0)
+    shapes = {'up': {'kernel': (32, 64), 'bias': (64,)}, 'down': {'kernel': (64, 32)}, 'norm': {'scale': (32,)}}
+    layers = [
+        jax.tree.map(lambda shape: generator.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple))
+        for _ in range(3)
+    ]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis).astype(np.float32), *layers)
+    transform, params = gq.gaussian_weight_sampling(), {'blocks': stacked}
+    state, key = transform.init(params), jax.random.key(1)
+    assert state['blocks/up/kernel'].shape == (3, 1, 2)
+    weights, layer_transform = gq.layerwise(transform, key, params, state, path=('blocks',))
+    whole = transform.apply(key, params, state)['blocks']
+    for index in range(3):
+        take = lambda leaf, index=index: jnp.take(leaf, index, axis)
+        one = layer_transform(jax.tree.map(take, weights['blocks']), index)
+        jax.tree.map(np.testing.assert_array_equal, one, jax.tree.map(take, whole))
+        part = jax.tree.map(take, params['blocks'])
+        resolved = transform.resolve(params).apply(key, part, state, path=('blocks',), layer=index)
+        jax.tree.map(np.testing.assert_array_equal, one, resolved)
+
+
+def test_leaves_that_are_not_stacked_alike():
+    params = {'layers': {'up': {'kernel': jnp.ones((3, 32, 64))}, 'table': jnp.ones((4, 5))}}
+    transform = gq.gaussian_weight_sampling(rules=RULES, unnamed='cast')
+    with pytest.raises(ValueError, match=r"along {'up/kernel': 0}, and other leaves are {'table': \(4, 5\)}"):
+        gq.layerwise(transform, None, params, transform.init(params))
+    experts = (gq.MatrixRule('layers/.*', (0,), (1,), (2,), expert_axes=(0,)), gq.CastOnly('.*'))
+    transform = gq.gaussian_weight_sampling(rules=experts)
+    params = {'layers': {'up': params['layers']['up']}, 'other': jnp.ones(3)}
+    with pytest.raises(ValueError, match='not all weight matrices under it have an axis that counts layers'):
+        gq.layerwise(transform, None, params, transform.init(params))
+
+
 def test_a_path_that_is_not_there():
     transform = TRANSFORMS['cast']
     with pytest.raises(ValueError, match=r"path=\('layers',\): params has \['blocks'\] under \(\)"):

@@ -154,7 +154,9 @@ def test_empty_weights_take_nothing(shape):
     path = 'layers/kernel' if len(shape) == 3 else 'kernel'
     params = make_params({path: shape})
     assert gq.uniform_layout(params, 'e2m1', rules=RULES) == {}
-    size = gq.model_size(params, {path: jnp.zeros((*shape[:-2], *(-(-side // 32) for side in shape[-2:])))}, rules=RULES)
+    size = gq.model_size(
+        params, {path: jnp.zeros((*shape[:-2], *(-(-side // 32) for side in shape[-2:])))}, rules=RULES
+    )
     assert size.total_bytes == 0 and math.isnan(size.mean_bitwidth) and math.isnan(size.mean_stored_bits)
 
 

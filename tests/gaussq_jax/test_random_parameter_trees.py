@@ -64,6 +64,7 @@ def test_with_rules_nothing_is_refused(count):
     for seed in range(count // 10):
         draw = Draw(np.random.default_rng(seed))
         rules = [
-            gq.MatrixRule(re.escape(path), sorted(batch), rows, cols) for path, (batch, rows, cols) in draw.truth().items()
+            gq.MatrixRule(re.escape(path), sorted(batch), rows, cols)
+            for path, (batch, rows, cols) in draw.truth().items()
         ]
         assert not any(is_refused for _, is_refused in read(draw, (*rules, *gq.DEFAULT_RULES)))

@@ -1,0 +1,356 @@
+"""What rules leave to the tree: names, conventions, places, what is kept, and how refusals are told."""
+
+import dataclasses
+import functools
+import logging
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from parameter_trees import nest
+
+import gaussq_jax as gq
+from gaussq_jax.param_reading import read_params
+
+KEY = jax.random.key(2)
+
+
+def tree_of(shapes):
+    return nest({path: jnp.ones(shape) for path, shape in shapes.items()})
+
+
+def actions(params, rules=gq.DEFAULT_RULES, **options):
+    return {path: reading.action for path, reading in read_params(params, rules, **options).items()}
+
+
+def why(params, path):
+    return read_params(params, gq.DEFAULT_RULES)[path].why
+
+
+# --- what leaves are for ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('last', ['fc', 'linear', 'Dense_0'])
+def test_a_linear_layer_after_blocks_is_a_head(last):
+    params = tree_of({'block_0/up/kernel': (8, 16), f'{last}/kernel': (16, 5), f'{last}/bias': (5,)})
+    assert actions(params)[f'{last}/kernel'] == 'cast' and 'a head' in why(params, f'{last}/kernel')
+    assert actions({'params': params})[f'params/{last}/kernel'] == 'cast'
+
+
+def test_the_last_of_several_is_the_head_and_without_blocks_none_is():
+    shapes = {f'Dense_{i}/kernel': (8, 8) for i in range(11)} | {'Dense_11/kernel': (8, 5)}
+    assert set(actions(tree_of(shapes)).values()) == {'sampled'}
+    found = actions(tree_of({**shapes, 'block_0/up/kernel': (8, 16)}))
+    assert [path for path, action in found.items() if action == 'cast'] == ['Dense_11/kernel']
+    first = tree_of({'Dense_0/kernel': (5, 8), 'block_0/up/kernel': (8, 16)})
+    assert actions(first)['Dense_0/kernel'] == 'sampled', 'the first layer, whose outputs the blocks take'
+
+
+@pytest.mark.parametrize(
+    ('path', 'shape'),
+    [
+        ('router/kernel', (8, 4)),
+        ('MoeBlock_0/gate/kernel', (8, 4)),
+        ('mixer/A_log', (8, 4)),
+        ('batch_stats/bn/mean', (8,)),
+    ],
+)
+def test_what_is_kept_is_not_touched(path, shape):
+    """Routers, decay rates and statistics lose more in bfloat16 than they save; the baseline keeps them too."""
+    params = nest({path: jnp.full(shape, 1.001), 'up/kernel': jnp.ones((8, 16))})
+    for transform in gq.gaussian_weight_sampling(), gq.quantization_aware(gq.Quantizer('e2m1')), gq.cast_params():
+        weights = transform.apply(KEY, params, transform.init(params))
+        (kept, kernel) = (read_params(weights, gq.DEFAULT_RULES)[name] for name in (path, 'up/kernel'))
+        assert (kept.action, kept.dtype, kernel.dtype) == ('kept', jnp.float32, jnp.bfloat16)
+
+
+def test_kept_leaves_keep_their_dtype_in_packed_files(tmp_path):
+    params = {
+        'up': {'kernel': jnp.ones((8, 16))},
+        'router': {'kernel': jnp.full((8, 4), 1.001)},
+        'norm': jnp.full(8, 1.001),
+    }
+    pqt = gq.gaussian_weight_sampling(block_size=4)
+    state = pqt.init(params)
+    size = pqt.save_packed(tmp_path / 'weights', params, state)
+    weights = gq.load_packed(tmp_path / 'weights', like=params)
+    assert weights['router']['kernel'].dtype == np.float32 and weights['norm'].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(weights['router']['kernel'], params['router']['kernel'])
+    assert size.leaves['router/kernel'].payload_bytes == 4 * 32
+    assert size == gq.layout_size(params, pqt.learned_layout(params, state)) and size.mean_bitwidth is not None
+
+
+def test_a_leaf_that_no_rule_names(caplog):
+    params = tree_of({'up/kernel': (100, 100), 'moe/gate_proj': (4, 100, 100), 'small': (3, 3)})
+    with pytest.raises(ValueError, match='1 of 3 leaves are unexplained.*\n.*moe/gate_proj.*no rule names it, 79.99%'):
+        gq.gaussian_weight_sampling().init(params)
+    with caplog.at_level(logging.WARNING):
+        assert set(gq.gaussian_weight_sampling(unnamed='cast').init(params)) == {'up/kernel'}
+        assert not caplog.records
+        assert set(gq.gaussian_weight_sampling(unnamed='warn').init(params)) == {'up/kernel'}
+    assert 'moe/gate_proj' in caplog.text and 'small' not in caplog.text
+    with pytest.raises(ValueError, match="unnamed='ignore'; allowed are error, warn, cast"):
+        gq.gaussian_weight_sampling(unnamed='ignore')
+
+
+def test_a_rule_that_is_optional_may_match_nothing():
+    params = tree_of({'up/kernel': (8, 16)})
+    for rule in (
+        gq.CastOnly('other', optional=True),
+        gq.MatrixRule('other', optional=True),
+        gq.Keep('other', optional=True),
+    ):
+        assert set(gq.gaussian_weight_sampling(rules=(rule, *gq.DEFAULT_RULES)).init(params)) == {'up/kernel'}
+    with pytest.raises(ValueError, match="Keep\\(path_regex='other'\\) matches no leaf"):
+        gq.gaussian_weight_sampling(rules=(gq.Keep('other'), *gq.DEFAULT_RULES)).init(params)
+
+
+# --- whose leaves they are -------------------------------------------------------------------------
+
+
+class Tied(nnx.Module):
+    """An embedding that is the head too, a normalization with statistics, dropout with a counter."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Linear(4, 8, rngs=rngs)
+        self.head = self.embed
+        self.up = nnx.Linear(8, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+
+def test_an_nnx_module_is_refused_with_the_pattern_to_use():
+    model, transform = Tied(nnx.Rngs(0)), gq.gaussian_weight_sampling(unnamed='cast')
+    with pytest.raises(ValueError, match=r'graph, params, rest = nnx.split\(model, nnx.Param, ...\)'):
+        transform.init(model)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    state = transform.init(params)
+    assert set(state) == {'embed/kernel', 'up/kernel'}
+    sampled = nnx.merge(graph, transform.apply(KEY, params, state), rest)
+    assert sampled.embed is sampled.head and sampled.norm.mean.dtype == jnp.float32
+    with pytest.raises(ValueError, match='Linear is an NNX module'):
+        gq.cast_params().apply(None, {'a': {'b': model.up}}, {})
+
+
+def test_of_an_nnx_state_only_params_are_touched():
+    state = nnx.state(Tied(nnx.Rngs(0)))
+    found = actions(state)
+    assert {path for path, action in found.items() if action == 'kept'} == {
+        *('norm/mean', 'norm/var', 'drop/rngs/count', 'drop/rngs/key')
+    }
+    applied = gq.cast_params().apply(None, state, {})
+    assert applied['norm']['mean'].dtype == jnp.float32 and applied['norm']['scale'].dtype == jnp.bfloat16
+
+
+def test_a_leaf_that_is_really_called_value_keeps_its_name(tmp_path):
+    """Boxes and variables add a 'value' to JAX's paths; a name of the tree's own is not taken for that."""
+    kernel = jnp.ones((8, 16))
+    plain = {'value': {'kernel': kernel}, 'table': {'value': jnp.ones(3)}, 'value_2': kernel}
+    rules = (gq.MatrixRule('value_2', (), (0,), (1,)), *gq.DEFAULT_RULES)
+    transform = gq.gaussian_weight_sampling(rules=rules)
+    assert list(actions(plain, rules)) == ['table/value', 'value/kernel', 'value_2']
+    transform.save_packed(tmp_path / 'file', plain, transform.init(plain))
+    assert gq.load_packed(tmp_path / 'file')['table']['value'].shape == (3,)
+    boxed = {'value': nn.Partitioned(kernel, (None, None)), 'other': {'kernel': kernel}}
+    state = nnx.State({'value': nnx.Param(kernel), 'other': {'kernel': nnx.Param(kernel)}})
+    for tree in boxed, state:
+        assert set(actions(tree, unnamed='cast')) == {'value', 'other/kernel'}
+
+
+# --- how axes are read -----------------------------------------------------------------------------
+
+
+def test_names_and_a_bias_that_disagree_are_told():
+    named = lambda names, shape: nn.LogicallyPartitioned(jnp.ones(shape), names)
+    params = {'up': {'kernel': named(('embed', 'mlp'), (8, 16)), 'bias': jnp.ones(8)}}
+    with pytest.raises(ValueError, match=r'its axes are named embed, mlp, but its bias has the shape \(8,\)'):
+        gq.gaussian_weight_sampling().init(params)
+
+
+@pytest.mark.parametrize(
+    'names',
+    [('embed',), ('embed', None, 'mlp'), ('data', 'fsdp', 'tensor'), ('embed', 'layers', 'no_such_name')],
+    ids=['too few', 'one without', 'of a mesh', 'unknown'],
+)
+def test_names_that_do_not_say_enough_say_nothing(names):
+    params = {'up': {'kernel': nn.LogicallyPartitioned(jnp.ones((8, 3, 16)), names)}}
+    assert actions(params) == {'up/kernel': 'unexplained'}
+
+
+def test_a_kernel_that_is_transposed_casts_doubt_on_all_others():
+    """Hugging Face's FlaxConv1D is (out, in): one with a bias shows it, a square one looks like any kernel."""
+    shapes = {'fc/kernel': (32, 8), 'fc/bias': (32,), 'proj/kernel': (8, 8), 'proj/bias': (8,)}
+    assert set(actions(tree_of(shapes)).values()) == {'unexplained', 'cast'}
+    given = (gq.MatrixRule('fc/kernel', (), (1,), (0,)), *gq.DEFAULT_RULES)
+    assert actions(tree_of(shapes), given)['proj/kernel'] == 'unexplained'
+    stacked = {path: (3, *shape) for path, shape in shapes.items()}
+    assert actions(tree_of(stacked))['proj/kernel'] == 'unexplained'
+
+
+def test_a_refusal_has_all_leaves_and_a_rule_for_each_reading():
+    """Layers alike are told as one; each rule, pasted, is taken, and makes of the leaf what stands beside it."""
+    shapes = {f'layers_{i}/attn/{name}': (8, 2, 4) for i in range(3) for name in ('q/w', 'o/w')}
+    params = tree_of(shapes)
+    with pytest.raises(ValueError) as error:
+        gq.gaussian_weight_sampling().init(params)
+    message = str(error.value)
+    assert message.startswith('6 of 6 leaves are unexplained. Put rules for them before the others:')
+    assert message.count('layers_0/attn/q/w and 2 more, (8, 2, 4)') == 1
+    rules = re.findall(r'(gq\.(?:MatrixRule|CastOnly)\(.*\))  # (.*)', message)
+    assert len(rules) == 2 * 7
+    for code, made in rules:
+        rule = eval(code)
+        others = (gq.CastOnly('.*/(q|o)/w'), gq.CastOnly('.*', optional=True))
+        readings = read_params(params, (rule, *others))
+        read = [reading for path, reading in readings.items() if re.fullmatch(rule.path_regex, path)]
+        assert len(read) == 3
+        if isinstance(rule, gq.MatrixRule):
+            *batch, rows, cols = rule.matrix_shape((8, 2, 4))
+            assert (
+                made == f'{batch[0]} matrices of {rows} inputs -> {cols} outputs'
+                if batch
+                else f'{rows} inputs -> {cols} outputs'
+            )
+
+
+def test_axes_of_roles():
+    rule = gq.MatrixRule('w', (1, 0), (2,), (3, 4), expert_axes=(0,), head_axes=(3,))
+    assert rule.roles == ('expert', 'layer', 'in', 'head', 'out')
+    assert (rule.layer_axes, rule.without_axis(1).roles) == ((1,), ('expert', 'in', 'head', 'out'))
+    for options, message in [
+        (dict(expert_axes=(1,)), 'must be the last of the batch axes'),
+        (dict(expert_axes=(2,)), 'must be the last of the batch axes'),
+        (dict(head_axes=(0,)), 'must be among the row and column axes'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            gq.MatrixRule('w', (1, 0), (2,), (3, 4), **options)
+    with pytest.raises(ValueError, match='batch_axes, row_axes and col_axes must name'):
+        gq.MatrixRule('w', (0,))
+    with pytest.raises(ValueError, match='need batch_axes, row_axes and col_axes beside them'):
+        gq.MatrixRule('w', head_axes=(0,))
+
+
+# --- real modules ----------------------------------------------------------------------------------
+
+
+def test_equinox():
+    eqx = pytest.importorskip('equinox')
+    keys = jax.random.split(KEY, 3)
+    params = {
+        'mlp': eqx.nn.MLP(8, 4, 16, 2, key=KEY),
+        'attention': eqx.nn.MultiheadAttention(2, 8, key=KEY),
+        'conv': eqx.nn.Conv2d(3, 8, 3, key=KEY),
+        'depthwise': eqx.nn.Conv1d(8, 8, 3, groups=8, key=KEY),
+        'tokens': eqx.nn.Embedding(50, 8, key=KEY),
+        'norm': eqx.nn.LayerNorm((4, 8)),
+        'stack': eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 16, key=key))(keys),
+        'cell': eqx.nn.GRUCell(8, 4, key=KEY),
+    }
+    readings = read_params(params, gq.DEFAULT_RULES)
+    roles = {path: reading.matrices[0].roles for path, reading in readings.items() if reading.action == 'sampled'}
+    linear = [f'mlp/layers/{i}/weight' for i in range(3)]
+    linear += [f'attention/{name}_proj/weight' for name in ('query', 'key', 'value', 'output')]
+    assert roles == {
+        **dict.fromkeys(linear, ('out', 'in')),
+        'cell/weight_ih': ('out', 'in'),
+        'cell/weight_hh': ('out', 'in'),
+        'conv/weight': ('out', 'in', 'in', 'in'),
+        'stack/weight': ('layer', 'out', 'in'),
+    }
+    assert {readings[path].action for path in ('tokens/weight', 'norm/weight', 'depthwise/weight')} == {'cast'}
+    pqt = gq.gaussian_weight_sampling(block_size=4)
+    arrays, rest = eqx.partition(params, eqx.is_array)
+    model = eqx.combine(jax.jit(pqt.apply)(KEY, arrays, pqt.init(arrays)), rest)
+    assert model['mlp'](jnp.ones(8, jnp.bfloat16)).shape == (4,)
+
+
+def test_scales_of_equinox_run_along_the_inputs():
+    """A weight (out, in) is quantized as its transpose, (in, out), is: block by block of its inputs."""
+    eqx = pytest.importorskip('equinox')
+    linear = eqx.nn.Linear(64, 8, use_bias=False, key=KEY)
+    qat = gq.quantization_aware(gq.Quantizer('e2m1', scale='mx'))
+    kernel = qat.apply(None, {'up': {'kernel': linear.weight.T}}, {})['up']['kernel']
+    np.testing.assert_array_equal(qat.apply(None, {'up': linear}, {})['up'].weight, kernel.T)
+    assert gq.uniform_layout({'up': linear}, 'e2m1')['up/weight'].indices.shape == (2, 8)
+
+
+class Axis(NamedTuple):
+    name: str
+    size: int
+
+
+@jax.tree_util.register_pytree_node_class
+class NamedArray:
+    """As haliax has it."""
+
+    def __init__(self, array, axes):
+        self.array, self.axes = array, axes
+
+    def tree_flatten(self):
+        return (self.array,), self.axes
+
+    @classmethod
+    def tree_unflatten(cls, axes, children):
+        return cls(*children, axes)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['weight', 'bias'], meta_fields=['In', 'Out'])
+@dataclasses.dataclass
+class Linear:
+    """As haliax has it: it knows which of its axes are inputs and outputs."""
+
+    weight: NamedArray
+    bias: NamedArray | None
+    In: Axis | tuple[Axis, ...]
+    Out: Axis | tuple[Axis, ...]
+
+
+def test_haliax(monkeypatch):
+    """Its classes are told by their names, since not all of its versions can be imported with every JAX."""
+    for cls in NamedArray, Linear:
+        monkeypatch.setattr(cls, '__module__', 'haliax.nn.linear')
+    layers, d, heads, head_dim = (Axis(*of) for of in (('layers', 3), ('embed', 8), ('heads', 2), ('head_size', 4)))
+    named = lambda *axes: NamedArray(jnp.ones([axis.size for axis in axes]), axes)
+    params = {
+        'q': Linear(named(layers, heads, head_dim, d), named(layers, heads, head_dim), In=d, Out=(heads, head_dim)),
+        'o': Linear(named(layers, d, heads, head_dim), None, In=(heads, head_dim), Out=d),
+        'experts': Linear(named(Axis('experts', 2), d, Axis('mlp', 8)), None, In=d, Out=Axis('mlp', 8)),
+    }
+    readings = read_params(params, gq.DEFAULT_RULES)
+    roles = {path: reading.matrices[0].roles for path, reading in readings.items() if reading.action == 'sampled'}
+    assert roles == {
+        'q/weight': ('layer', 'head', 'out', 'in'),
+        'o/weight': ('layer', 'out', 'head', 'in'),
+        'experts/weight': ('expert', 'in', 'out'),
+    }
+    transform = gq.gaussian_weight_sampling().resolve(params)
+    applied = transform.apply(None, params, transform.init(params))
+    assert isinstance(applied['q'].weight, NamedArray) and applied['q'].weight.array.dtype == jnp.bfloat16
+
+
+def test_haiku():
+    hk = pytest.importorskip('haiku')
+
+    def network(x):
+        x = hk.Linear(16, with_bias=False)(hk.Embed(50, 16)(x))
+        x = hk.experimental.layer_stack(3)(lambda x: x + hk.Linear(16)(hk.LayerNorm(-1, True, True)(x)))(x)
+        w_init = hk.initializers.Constant(1)
+        return hk.MultiHeadAttention(2, 8, w_init=w_init, model_size=16)(x, x, x)
+
+    params = hk.transform(network).init(KEY, jnp.ones((2, 4), jnp.int32))
+    readings = read_params(params, gq.DEFAULT_RULES)
+    roles = {path: reading.matrices[0].roles for path, reading in readings.items() if reading.action == 'sampled'}
+    attention = [f'multi_head_attention/{name}/w' for name in ('query', 'key', 'value', 'linear')]
+    assert roles == {
+        **dict.fromkeys(['linear/w', *attention], ('in', 'out')),
+        '__layer_stack_no_per_layer/linear/w': ('layer', 'in', 'out'),
+    }
+    pqt = gq.gaussian_weight_sampling()
+    state = pqt.init(params)
+    applied = pqt.apply(KEY, params, nest(state))  # as a checkpoint that splits paths returns it
+    jax.tree.map(np.testing.assert_array_equal, applied, pqt.apply(KEY, params, state))
