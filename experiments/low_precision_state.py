@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gaussq_jax.param_transforms import path_hash
-from gaussq_jax.param_tree import is_floating, leaf_path
+from gaussq_jax.param_tree import is_floating, leaf_path, path_hash
 from kernels_pallas.float_rounding import round_to_grid
 from kernels_pallas.philox import philox_4x32
 

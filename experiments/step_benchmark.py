@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 from configs import common
 from experiments import partitioning, timing, training
 from experiments.methods import with_method
-from gaussq_jax.param_transforms import path_hash
-from gaussq_jax.param_tree import leaf_path
+from gaussq_jax.param_tree import leaf_path, path_hash
 
 BASE = 'bf16'
 NAIVE = 'naive'

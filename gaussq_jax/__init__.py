@@ -2,6 +2,7 @@
 
 import importlib
 
+from gaussq_jax.bit_budget import formats_within_budget
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.describe import describe
@@ -11,7 +12,6 @@ from gaussq_jax.layerwise import layerwise
 from gaussq_jax.packed_layout import (
     LeafLayout,
     ModelSize,
-    formats_within_budget,
     layout_size,
     learned_layout,
     model_size,

@@ -1,4 +1,4 @@
-"""Which axes of a weight are stacks, inputs and outputs, where its framework says so: by names, or by a module's class."""
+"""Which axes of a weight are stacks, inputs and outputs, where its framework says so, by names or by classes."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ from gaussq_jax.param_rules import DEFAULT_RULES
 from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.weight_sampling import block_grid
 
-COLUMNS = ('leaf', 'shape', '', 'axes', 'matrices', 'blocks', 'share', 'why')
+COLUMNS = ('leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'share', 'why')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Description:
         return f'{text}\n{explain(self.leaves)}' if self.totals[UNEXPLAINED] else text
 
     def _repr_html_(self) -> str:
-        cells = lambda tag, row: ''.join(f'<{tag} style="text-align: left">{html.escape(cell)}</{tag}>' for cell in row)
+        cells = lambda tag, row: ''.join(f'<{tag} style="text-align: left; padding-right: 1em">{html.escape(cell)}</{tag}>' for cell in row)
         rows = ''.join(f'<tr>{cells("td", row)}</tr>' for row in self.rows())
         told = f'<pre>{html.escape(explain(self.leaves))}</pre>' if self.totals[UNEXPLAINED] else ''
         return f'<table><tr>{cells("th", COLUMNS)}</tr>{rows}</table><p>{html.escape(self.summary)}</p>{told}'
@@ -107,7 +107,7 @@ def describe(params: Any, transform: ParamTransform) -> Description:
     Example:
       >>> params = {'up': {'kernel': jnp.ones((64, 128)), 'bias': jnp.ones(128)}}
       >>> print(describe(params, gq.gaussian_weight_sampling()))
-      leaf       shape              axes    matrices     blocks  share   why
+      leaf       shape     action   axes    matrices     blocks  share   why
       up/bias    128       cast                                  1.54%   a bias or scale
       up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       98.46%  kernel (in, out)
       8,192 sampled (98.5%), 128 cast (1.5%), in 2 leaves

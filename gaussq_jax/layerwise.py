@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gaussq_jax.matrix_transforms import Params, State, flat_state
 from gaussq_jax.param_reading import SAMPLED, read_params
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
-from gaussq_jax.param_transforms import Params, ParamTransform, State, flat_state
+from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.param_tree import map_leaves
 
 

@@ -1,9 +1,8 @@
 """How the weights of a model are stored in few bits: the format of each block, and the bytes that it all takes."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -181,66 +180,8 @@ def learned_layout(
     """
     block_size = check_block_size(block_size)
     readings = checked_readings(params, rules, unnamed=unnamed)
-    _check_bitwidths(readings, bitwidths, block_size)
-    return _learned_layout(readings, bitwidths, formats, block_size)
-
-
-def formats_within_budget(
-    params: Any,
-    bitwidths: Mapping[str, jax.Array],
-    mean_stored_bits: float,
-    *,
-    block_size: int = 32,
-    rules: Sequence[Rule] = DEFAULT_RULES,
-    unnamed: str = 'error',
-) -> Formats:
-    """The function b_t -> format that takes bits away where they cost least, until the model is within a budget.
-
-    A block of bitwidth b bears noise of variance proportional to 4^-b; stored by n bits, its share is 4^(b - n) times
-    that. Bits are taken in the order of what they cost,
-
-        (4^(b - n + 1) - 4^(b - n)) / (bits of n's format - bits of (n - 1)'s),
-
-    from `format_for_bitwidth(b)` down, and equal bitwidths are treated alike. Where the budget allows for all that
-    `format_for_bitwidth` asks for, nothing is taken.
-
-    Args:
-      params, bitwidths, block_size, rules, unnamed: as for `learned_layout`.
-      mean_stored_bits: the most that a quantized weight may take on average, scales and names of formats included, as
-        `ModelSize.mean_stored_bits`.
-
-    Returns:
-      A function for the argument `formats` of `learned_layout` and `model_size`.
-
-    Raises:
-      ValueError: for a budget below what is stored if all blocks have the narrowest format, E2M1; as `learned_layout`.
-
-    Example:
-      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
-      >>> bitwidths = {'up/kernel': jnp.array([[4.0], [5.0]])}
-      >>> formats = formats_within_budget(params, bitwidths, 6.1)
-      >>> formats(4.0).name, formats(5.0).name
-      ('e2m1', 'e3m3')
-    """
-    block_size = check_block_size(block_size)
-    readings, leaves = checked_readings(params, rules, unnamed=unnamed), leaves_by_path(params)
-    _check_bitwidths(readings, bitwidths, block_size)
-    levels = np.unique(np.concatenate([_as_they_act(grid).ravel() for grid in bitwidths.values()]))
-    costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
-
-    def stored_bits(most: float) -> float:
-        return size_of_leaves(leaves, _learned_layout(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
-
-    if stored_bits(0.0) <= mean_stored_bits:
-        return _cut(0.0)
-    least = stored_bits(costs[-1])
-    if not mean_stored_bits >= least:
-        raise ValueError(f'a budget of {mean_stored_bits:g} bits a weight is below {least:.4g}, all blocks in e2m1')
-    low, high = 0, len(costs) - 1  # a cut that leaves too much, and one that doesn't
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if stored_bits(costs[middle]) <= mean_stored_bits else (middle, high)
-    return _cut(costs[high])
+    check_bitwidths(readings, bitwidths, block_size)
+    return layout_of_bitwidths(readings, bitwidths, formats, block_size)
 
 
 def model_size(
@@ -365,12 +306,12 @@ def _empty_layout(readings: Mapping[str, Reading]) -> Layout:
     return Layout(kept=(path for path, reading in readings.items() if reading.action == KEPT and floating(reading)))
 
 
-def _learned_layout(readings, bitwidths, formats: Formats, block_size: int) -> Layout:
+def layout_of_bitwidths(readings, bitwidths, formats: Formats, block_size: int) -> Layout:
     layout = _empty_layout(readings)
     for path, (rule, shape) in _matrices(readings).items():
         if not math.prod(shape):
             continue
-        levels, indices = np.unique(_as_they_act(bitwidths[path]), return_inverse=True)
+        levels, indices = np.unique(as_they_act(bitwidths[path]), return_inverse=True)
         of_levels = [formats(float(level)) for level in levels]
         found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
         numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
@@ -379,7 +320,7 @@ def _learned_layout(readings, bitwidths, formats: Formats, block_size: int) -> L
     return layout
 
 
-def _check_bitwidths(readings, bitwidths, block_size):
+def check_bitwidths(readings, bitwidths, block_size):
     if not bitwidths:
         raise ValueError('bitwidths has no entry: nothing was learned that could choose formats; choose one for all')
     matrices = _matrices(readings)
@@ -400,33 +341,8 @@ def _check_bitwidths(readings, bitwidths, block_size):
             raise ValueError(f'bitwidths[{path!r}] has NaN or infinity in it')
 
 
-def _as_they_act(bitwidths) -> np.ndarray:
+def as_they_act(bitwidths) -> np.ndarray:
     return np.round(np.asarray(bitwidths, np.float64) * 1024) / 1024
-
-
-def _steps_down(bitwidth: float) -> Iterator[tuple[FloatFormat, float]]:
-    """The next narrower format and the cost of a bit that it saves, again and again, from the bitwidth's own format."""
-    bits = math.ceil(min(max(bitwidth, 3.0), 10.0))
-    while bits > 3:
-        wide, narrow = format_for_bitwidth(bits), format_for_bitwidth(bits - 1)
-        yield narrow, 3 * 4.0 ** (min(bitwidth, 10.0) - bits) / (wide.bits - narrow.bits)
-        bits -= 1
-
-
-def _cut(most: float) -> Formats:
-    """The function b_t -> format that has taken all bits that cost at most so much."""
-
-    @functools.cache
-    def formats(bitwidth: float) -> FloatFormat:
-        bitwidth = float(_as_they_act(bitwidth))
-        fmt = format_for_bitwidth(bitwidth)
-        for narrower, cost in _steps_down(bitwidth):
-            if cost > most:
-                break
-            fmt = narrower
-        return fmt
-
-    return formats
 
 
 def _mean(total: float, count: int) -> float:

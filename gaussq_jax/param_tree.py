@@ -6,6 +6,7 @@ nothing to the path.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,11 @@ class Leaf(NamedTuple):
 def leaf_path(path: Sequence[Any]) -> str:
     """A leaf's path by name from a JAX key path: ('layers', 'up', 'kernel') -> 'layers/up/kernel'."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def path_hash(path: str) -> int:
+    """32 bits that name a leaf in `jax.random.fold_in`: the first four bytes of SHA-256, little-endian."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], 'little')
 
 
 def read_leaves(tree: Any) -> dict[str, Leaf]:

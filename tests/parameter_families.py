@@ -1,8 +1,8 @@
 """The parameter trees of models that are public, small: each leaf's path, shape, names of axes, and what it is.
 
 Written by hand from the models' own code. What a leaf is: the roles of its axes, as `MatrixRule.roles` has them, or
-'cast' or 'kept'. A family has `rules` where nothing in its tree tells how some leaves are read: without them these, marked
-by a '?', are refused.
+'cast' or 'kept'. A family has `rules` where nothing in its tree tells how some leaves are read: without them these,
+marked by a '?', are refused.
 """
 
 import dataclasses

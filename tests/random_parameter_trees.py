@@ -12,7 +12,8 @@ from flax import linen as nn
 from parameter_trees import nest
 
 NAMES = {  # of axes, as MaxText has them
-    'd': 'embed', 'f': 'mlp', 'h': 'heads', 'k': 'kv', 'l': 'layers', 'e': 'exp', 'v': 'vocab', 'q': 'q_lora', 'a': 'joined_kv',
+    'd': 'embed', 'f': 'mlp', 'h': 'heads', 'k': 'kv', 'l': 'layers', 'e': 'exp', 'v': 'vocab', 'q': 'q_lora',
+    'a': 'joined_kv',
 }  # fmt: skip
 
 

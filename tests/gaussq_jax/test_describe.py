@@ -1,6 +1,7 @@
 """describe: what a person sees of how a tree is read."""
 
 import html
+import pathlib
 import re
 
 import jax
@@ -16,12 +17,20 @@ def lines_of(family, transform):
 
 def test_the_table_of_a_model():
     first, *rows, summary = lines_of('V-MoE', gq.gaussian_weight_sampling())
-    assert first.split() == ['leaf', 'shape', 'axes', 'matrices', 'blocks', 'share', 'why']
+    assert first.split() == ['leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'share', 'why']
     expert = next(row for row in rows if 'Moe/Mlp/Dense_0/kernel' in row)
     cells = re.split(r'  +', expert)
     assert cells[1:6] == ['6 x 32 x 80', 'sampled', 'expert in out', '6 x (32 -> 80)', '18']
     assert cells[-1] == 'kernel (in, out); stacked, 6 on axis 0'
     assert re.fullmatch(r'[\d,]+ sampled \(9\d.\d%\), [\d,]+ cast \(.*%\), 192 kept \(0..%\), in \d+ leaves', summary)
+
+
+def test_the_rows_in_the_readme():
+    readme = (pathlib.Path(__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
+    (table,) = re.findall(r"small V-MoE's:\n\n```\n(.*?)\n```", readme, re.S)
+    cells = lambda line: re.split(r'  +', line)
+    rows = [cells(line) for line in lines_of('V-MoE', gq.gaussian_weight_sampling())]
+    assert all(cells(line) in rows for line in table.splitlines())
 
 
 def test_layers_alike_are_one_row():

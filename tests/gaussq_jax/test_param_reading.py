@@ -87,7 +87,7 @@ def test_kept_leaves_keep_their_dtype_in_packed_files(tmp_path):
 
 def test_a_leaf_that_no_rule_names(caplog):
     params = tree_of({'up/kernel': (100, 100), 'moe/gate_proj': (4, 100, 100), 'small': (3, 3)})
-    with pytest.raises(ValueError, match='1 of 3 leaves are unexplained.*\n.*moe/gate_proj.*no rule names it, 79.99%'):
+    with pytest.raises(ValueError, match=r'1 of 3 leaves are unexplained.*\n.*moe/gate_proj.*no rule names it, 79.99%'):
         gq.gaussian_weight_sampling().init(params)
     with caplog.at_level(logging.WARNING):
         assert set(gq.gaussian_weight_sampling(unnamed='cast').init(params)) == {'up/kernel'}

@@ -1,0 +1,106 @@
+"""Which bits to take away from learned bitwidths, so that the model is within a budget."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaussq_jax.bitwidths import format_for_bitwidth
+from gaussq_jax.formats import FloatFormat
+from gaussq_jax.packed_layout import (
+    Formats,
+    as_they_act,
+    check_bitwidths,
+    layout_of_bitwidths,
+    leaves_by_path,
+    size_of_leaves,
+)
+from gaussq_jax.param_reading import checked_readings
+from gaussq_jax.param_rules import DEFAULT_RULES, Rule
+from gaussq_jax.weight_sampling import check_block_size
+
+
+def formats_within_budget(
+    params: Any,
+    bitwidths: Mapping[str, jax.Array],
+    mean_stored_bits: float,
+    *,
+    block_size: int = 32,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
+) -> Formats:
+    """The function b_t -> format that takes bits away where they cost least, until the model is within a budget.
+
+    A block of bitwidth b bears noise of variance proportional to 4^-b; stored by n bits, its share is 4^(b - n) times
+    that. Bits are taken in the order of what they cost,
+
+        (4^(b - n + 1) - 4^(b - n)) / (bits of n's format - bits of (n - 1)'s),
+
+    from `format_for_bitwidth(b)` down, and equal bitwidths are treated alike. Where the budget allows for all that
+    `format_for_bitwidth` asks for, nothing is taken.
+
+    Args:
+      params, bitwidths, block_size, rules, unnamed: as for `learned_layout`.
+      mean_stored_bits: the most that a quantized weight may take on average, scales and names of formats included, as
+        `ModelSize.mean_stored_bits`.
+
+    Returns:
+      A function for the argument `formats` of `learned_layout` and `model_size`.
+
+    Raises:
+      ValueError: for a budget below what is stored if all blocks have the narrowest format, E2M1; as `learned_layout`.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
+      >>> bitwidths = {'up/kernel': jnp.array([[4.0], [5.0]])}
+      >>> formats = formats_within_budget(params, bitwidths, 6.1)
+      >>> formats(4.0).name, formats(5.0).name
+      ('e2m1', 'e3m3')
+    """
+    block_size = check_block_size(block_size)
+    readings, leaves = checked_readings(params, rules, unnamed=unnamed), leaves_by_path(params)
+    check_bitwidths(readings, bitwidths, block_size)
+    levels = np.unique(np.concatenate([as_they_act(grid).ravel() for grid in bitwidths.values()]))
+    costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
+
+    def stored_bits(most: float) -> float:
+        return size_of_leaves(leaves, layout_of_bitwidths(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
+
+    if stored_bits(0.0) <= mean_stored_bits:
+        return _cut(0.0)
+    least = stored_bits(costs[-1])
+    if not mean_stored_bits >= least:
+        raise ValueError(f'a budget of {mean_stored_bits:g} bits a weight is below {least:.4g}, all blocks in e2m1')
+    low, high = 0, len(costs) - 1  # a cut that leaves too much, and one that doesn't
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if stored_bits(costs[middle]) <= mean_stored_bits else (middle, high)
+    return _cut(costs[high])
+
+
+def _steps_down(bitwidth: float) -> Iterator[tuple[FloatFormat, float]]:
+    """The next narrower format and the cost of a bit that it saves, again and again, from the bitwidth's own format."""
+    bits = math.ceil(min(max(bitwidth, 3.0), 10.0))
+    while bits > 3:
+        wide, narrow = format_for_bitwidth(bits), format_for_bitwidth(bits - 1)
+        yield narrow, 3 * 4.0 ** (min(bitwidth, 10.0) - bits) / (wide.bits - narrow.bits)
+        bits -= 1
+
+
+def _cut(most: float) -> Formats:
+    """The function b_t -> format that has taken all bits that cost at most so much."""
+
+    @functools.cache
+    def formats(bitwidth: float) -> FloatFormat:
+        bitwidth = float(as_they_act(bitwidth))
+        fmt = format_for_bitwidth(bitwidth)
+        for narrower, cost in _steps_down(bitwidth):
+            if cost > most:
+                break
+            fmt = narrower
+        return fmt
+
+    return formats

@@ -1,0 +1,213 @@
+"""What the transforms of weight matrices do: sample them, or fake-quantize them, each by itself.
+
+`param_transforms` makes ParamTransforms of these.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from gaussq_jax import explicit_sharding
+from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
+from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.formats import FloatFormat
+from gaussq_jax.param_reading import (
+    KEPT,
+    SAMPLED,
+    UNNAMED,
+    check_explained,
+    checked_readings,
+    exact_rules,
+    read_params,
+)
+from gaussq_jax.param_rules import Rule, check_rules
+from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
+from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
+from kernels_pallas.float_rounding import round_to_dtype
+from kernels_pallas.weight_sampling import select
+
+Params = Any  # a pytree of weights: linen, NNX, Equinox, haliax, Haiku
+State = dict[str, jax.Array]  # leaf path -> b_i
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixTransform:
+    """The functions of a transform of weight matrices, over what its constructor fixed; others are cast or kept."""
+
+    matrices: ClassVar[str]
+    rules: Sequence[Rule]
+    unnamed: str
+    dtype: Any
+
+    def __post_init__(self):  # refuses what can't be here, rather than in the first step
+        check_dtype(self.dtype)
+        check_rules(self.rules)
+        if self.unnamed not in UNNAMED:
+            raise ValueError(f'unnamed={self.unnamed!r}; allowed are {", ".join(UNNAMED)}')
+
+    def resolve(self, params: Params) -> 'MatrixTransform':
+        rules = exact_rules(checked_readings(params, self.rules, unnamed=self.unnamed))
+        return dataclasses.replace(self, rules=rules)
+
+    def init(self, params: Params) -> State:
+        readings = checked_readings(params, self.rules, unnamed=self.unnamed)
+        sampled = {name: reading for name, reading in readings.items() if reading.action == SAMPLED}
+        _check_hashes(sampled)
+        return self.init_state(
+            {name: reading.matrices[0].matrix_shape(reading.shape) for name, reading in sampled.items()}
+        )
+
+    def apply(self, key, params, state, *, path=(), layer=None):
+        if isinstance(path, str):
+            raise ValueError(f'path={path!r}: it must be a sequence of names, such as {tuple(path.split("/"))}')
+        state, is_layer = flat_state(state), layer is not None
+        is_part = bool(path) or is_layer
+        unnamed = 'cast' if is_part else self.unnamed  # what a part is of the weights says nothing
+        readings = read_params(params, self.rules, unnamed=unnamed, path=path, is_layer=is_layer)
+        check_explained(readings, is_part=is_part)
+
+        def transform_leaf(name, leaf):
+            name = '/'.join((*path, *filter(None, [name])))
+            reading = readings[name]
+            if reading.action == KEPT:
+                return leaf
+            if reading.action != SAMPLED:
+                return cast(leaf, self.dtype)
+            leaf_key = None if key is None else jax.random.fold_in(key, path_hash(name))
+            rule = reading.matrices[0]
+            matrices = self.transform_matrices(leaf_key, rule.to_matrices(leaf), name, state, layer)
+            return rule.from_matrices(matrices, leaf.shape)
+
+        transformed = map_leaves(transform_leaf, params)
+        found = {name for name, reading in readings.items() if reading.action == SAMPLED}
+        self.check_state({name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}, found)
+        if is_layer and not found:
+            raise ValueError(f'path={tuple(path)}: no leaf under it is a weight matrix of the rules {self.rules}')
+        return transformed
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSampling(MatrixTransform):
+    """Matrices with noise by blocks, whose bitwidths are the state."""
+
+    matrices = 'sampled'
+    noise: str
+    b_init: float
+    b_target: float
+    block_size: int
+    fmt: FloatFormat | str | None
+    implementation: str | None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._bitwidths_of(1.0)
+        block_size = check_block_size(self.block_size)
+        if self.implementation is not None:  # what None means is asked when devices are needed anyway
+            select(self.implementation, block_size)
+        if self.fmt is None:
+            return
+        fmt = check_format(self.fmt, self.dtype)
+        if self.noise == 'rounded_normal' and not holds_noise(fmt, self.b_init):
+            enough = format_for_bitwidth(self.b_init)
+            is_enough = holds_noise(enough, self.b_init)
+            which = f'{enough} can, as the narrowest' if is_enough else 'beyond 9 bits, none that bfloat16 holds can'
+            raise ValueError(f"fmt={fmt} can't hold the noise of b_init={self.b_init:g} bits; {which}")
+
+    def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
+        return {path: jnp.ones(block_grid(shape, self.block_size)) for path, shape in matrix_shapes.items()}
+
+    def check_state(self, learned: Iterable[str], found: Iterable[str]):
+        missing, unexpected = set(found) - set(learned), set(learned) - set(found)
+        if missing or unexpected:
+            raise ValueError(
+                f'state is not of these params: it lacks {sorted(missing) or "nothing"}'
+                f' and has {sorted(unexpected) or "nothing"} besides; make it by init(params) of this transform'
+            )
+
+    def bitwidths(self, state: State) -> dict[str, jax.Array]:
+        return {path: self._bitwidths_of(b_i) for path, b_i in flat_state(state).items()}
+
+    def _bitwidths_of(self, b_i):
+        return effective_bitwidths(b_i, self.b_init, self.b_target)
+
+    def transform_matrices(self, key, matrices, name, state, layer):
+        if key is None:
+            if self.fmt is not None:
+                tiles = Quantizer(self.fmt, block_size=(self.block_size, self.block_size), scale='mx')
+                matrices = fake_quantize(matrices, tiles)
+            return round_to_dtype(matrices, self.dtype)
+        self.check_state({name} & set(state), {name})
+        b_i, leading = state[name], 0
+        if layer is not None:
+            if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < b_i.shape[0]:
+                raise ValueError(f'layer={layer}: the leaf has the layers 0 to {b_i.shape[0] - 1}')
+            leading = layer * math.prod(b_i.shape[1:-2])
+            b_i = jax.lax.dynamic_index_in_dim(b_i, layer, axis=0, keepdims=False)
+        return sample_weights(
+            key,
+            matrices,
+            self._bitwidths_of(b_i),
+            origin=(leading, 0, 0),
+            block_size=self.block_size,
+            noise=self.noise,
+            fmt=self.fmt,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationAware(MatrixTransform):
+    """Matrices fake-quantized, each by itself; no state."""
+
+    matrices = 'quantized'
+    quantizer: Quantizer
+
+    def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
+        return {}
+
+    def check_state(self, learned: Iterable[str], found: Iterable[str]):
+        check_empty(learned)
+
+    def bitwidths(self, state: State) -> dict[str, jax.Array]:
+        return {}
+
+    def transform_matrices(self, key, matrices, name, state, layer):
+        *batch, m, n = matrices.shape
+        quantizer = self.quantizer if key is not None else self.quantizer.deterministic()
+        first = 0 if layer is None else layer * math.prod(batch)
+
+        def quantize(matrices, key, first):
+            stack, keys = matrices.reshape(-1, m, n), None
+            if quantizer.rounding == 'stochastic':
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(stack.shape[0]))
+            quantized = jax.vmap(lambda matrix, key: fake_quantize(matrix, quantizer, axis=-2, key=key))(stack, keys)
+            return quantized.reshape(*batch, m, n)
+
+        return round_to_dtype(explicit_sharding.like(matrices, quantize)(matrices, key, first), self.dtype)
+
+
+def flat_state(state: Any) -> State:
+    """A state by leaf paths, from one that may be nested by the parts of these."""
+    return {leaf_path(path): b_i for path, b_i in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def cast(leaf: Any, dtype: Any) -> Any:
+    return round_to_dtype(leaf, dtype) if is_floating(leaf) else leaf
+
+
+def check_empty(state: Iterable[str]):
+    if state:
+        raise ValueError(f'state holds {sorted(state)}, but this transform learns nothing; make it by init(params)')
+
+
+def _check_hashes(paths: Iterable[str]):
+    by_hash = {}
+    for path in paths:
+        other = by_hash.setdefault(path_hash(path), path)
+        if other != path:
+            raise ValueError(f'the leaves {other!r} and {path!r} have one hash and would share their noise; rename one')
