@@ -149,4 +149,4 @@ def test_no_more_than_a_layer_is_kept():
         return jax.jit(function).lower(params, state).compile().memory_analysis().temp_size_in_bytes
 
     num_sampled = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(params['layers']) if leaf.ndim == 3)
-    assert temporary_bytes(at_once) - temporary_bytes(layer_by_layer) > 0.9 * 2 * num_sampled
+    assert temporary_bytes(at_once) - temporary_bytes(layer_by_layer) > 0.8 * 2 * num_sampled
