@@ -82,7 +82,8 @@ class Description:
         return f'{text}\n{explain(self.leaves)}' if self.totals[UNEXPLAINED] else text
 
     def _repr_html_(self) -> str:
-        cells = lambda tag, row: ''.join(f'<{tag} style="text-align: left; padding-right: 1em">{html.escape(cell)}</{tag}>' for cell in row)
+        style = 'text-align: left; padding-right: 1em'
+        cells = lambda tag, row: ''.join(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell in row)
         rows = ''.join(f'<tr>{cells("td", row)}</tr>' for row in self.rows())
         told = f'<pre>{html.escape(explain(self.leaves))}</pre>' if self.totals[UNEXPLAINED] else ''
         return f'<table><tr>{cells("th", COLUMNS)}</tr>{rows}</table><p>{html.escape(self.summary)}</p>{told}'

@@ -117,7 +117,9 @@ def test_each_cast_is_as_large_as_it_says(sweep, casts, tmp_path):
     for budget in (6.25, 5.25, 4.25):
         assert budget - 1 < of_gaussws[f'learned {budget}'].stored_bits <= budget
     run = runs.open_run(sweep / 'gaussws')
-    gq.save_packed(tmp_path / 'file', run.state.params, gq.uniform_layout(run.state.params, 'float6_e3m2fn'))
+    gq.save_packed(
+        tmp_path / 'file', run.state.params, run.experiment.transform.uniform_layout(run.state.params, 'float6_e3m2fn')
+    )
     assert of_gaussws['float6_e3m2fn'].file_bytes == (tmp_path / 'file').stat().st_size
 
 

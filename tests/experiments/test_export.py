@@ -62,7 +62,7 @@ def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
     title, names, *lines, written = capsys.readouterr().out.splitlines()
     (file,) = tmp_path.iterdir()
     params, bitwidths = learned.state.params, learned.experiment.transform.bitwidths(learned.state.bitwidths)
-    rules = export.methods.matrix_rules(learned.experiment.config)
+    rules = learned.experiment.transform.rules
     layout = gq.learned_layout(params, bitwidths, rules=rules)
     assert_identical_trees(
         jax.tree.map(np.asarray, gq.quantize_params(params, layout)), gq.load_packed(file, like=params)

@@ -9,6 +9,7 @@ from parameter_trees import assert_identical_trees, nest
 import gaussq_jax as gq
 from configs import capybara, common, tiny
 from experiments import methods
+from gaussq_jax.models import RULES
 
 KEY = jax.random.key(1)
 TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
@@ -36,17 +37,20 @@ def test_the_configs_offer_every_method_and_part():
     [
         ('method=bf16', gq.cast_params()),
         ('method=fqt,format=e2m1', gq.cast_params()),
-        ('method=gaussws,b_init=7,b_target=3', gq.gaussian_weight_sampling(7.0, 3.0)),
-        ('method=gaussws,block_size=16,format=e3m4', gq.gaussian_weight_sampling(block_size=16, fmt='e3m4')),
-        ('method=diffq,format=e2m1', gq.uniform_weight_sampling(fmt='e2m1')),
-        ('method=qat', gq.quantization_aware(gq.Quantizer('e4m3'))),
+        ('method=gaussws,b_init=7,b_target=3', gq.gaussian_weight_sampling(7.0, 3.0, rules=RULES)),
+        (
+            'method=gaussws,block_size=16,format=e3m4',
+            gq.gaussian_weight_sampling(rules=RULES, block_size=16, fmt='e3m4'),
+        ),
+        ('method=diffq,format=e2m1', gq.uniform_weight_sampling(rules=RULES, fmt='e2m1')),
+        ('method=qat', gq.quantization_aware(gq.Quantizer('e4m3'), rules=RULES)),
         (
             'method=qat,format=e3m2,block_size=channel,rounding=stochastic',
-            gq.quantization_aware(gq.Quantizer('e3m2', block_size='channel', rounding='stochastic')),
+            gq.quantization_aware(gq.Quantizer('e3m2', block_size='channel', rounding='stochastic'), rules=RULES),
         ),
         (
             'method=qat,format=e2m1,block_size=8x16,scale=mx',
-            gq.quantization_aware(gq.Quantizer('e2m1', block_size=(8, 16), scale='mx')),
+            gq.quantization_aware(gq.Quantizer('e2m1', block_size=(8, 16), scale='mx'), rules=RULES),
         ),
     ],
 )

@@ -17,6 +17,7 @@ import gaussq_jax as gq
 from experiments import quantization_report as report
 from experiments import runs
 from experiments.checkpointing import Checkpointer
+from gaussq_jax import models
 
 evaluate = import_program('evaluate')
 
@@ -113,7 +114,10 @@ def test_noise_is_what_the_packed_weights_lack(layout):
     """Of a stack of matrices, each measured as it is packed; together they take what the file does."""
     params = {'layers': {'up': {'kernel': oracle.heavy_tailed((3, 70, 40), seed=6)}}}
     bitwidths = {'layers/up/kernel': np.random.default_rng(0).uniform(2, 11, (3, 3, 2)).astype(np.float32)}
-    layout = gq.learned_layout(params, bitwidths) if layout == 'learned' else gq.uniform_layout(params, layout)
+    if layout == 'learned':
+        layout = gq.learned_layout(params, bitwidths, rules=models.RULES)
+    else:
+        layout = gq.uniform_layout(params, layout, rules=models.RULES)
     rows = report.measure_layout(params, layout)
     weights = np.float64(params['layers']['up']['kernel'])
     noise = np.float64(gq.quantize_params(params, layout)['layers']['up']['kernel']) - weights

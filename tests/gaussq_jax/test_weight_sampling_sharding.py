@@ -9,6 +9,7 @@ import numpy_weight_sampling as oracle
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy_weight_sampling import assert_identical, random_bitwidths, random_weights
+from parameter_trees import RULES
 
 import gaussq_jax as gq
 
@@ -121,7 +122,7 @@ def test_a_transformed_tree_on_a_mesh(make):
         shapes,
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    transform = make()
+    transform = make(rules=RULES)
     state = transform.init(params)
 
     def loss(params, state):

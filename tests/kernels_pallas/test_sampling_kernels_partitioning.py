@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from numpy_weight_sampling import random_bitwidths, random_weights
 
 import gaussq_jax as gq
+from gaussq_jax import models
 from kernels_pallas.weight_sampling import triton
 
 KEY = jax.random.key(11)
@@ -234,11 +235,11 @@ def test_a_tree_sharded_as_fsdp_does_is_sampled_in_place():
     }
 
     def run(implementation, params, state, cotangents):
-        transform = gq.gaussian_weight_sampling(implementation=implementation)
+        transform = gq.gaussian_weight_sampling(implementation=implementation, rules=models.RULES)
         w_hat, pull_back = jax.vjp(lambda params, state: transform.apply(KEY, params, state), params, state)
         return w_hat, pull_back(cotangents)
 
-    state = gq.gaussian_weight_sampling().init(params)
+    state = gq.gaussian_weight_sampling(rules=models.RULES).init(params)
     mesh = make_mesh(fsdp=8)
     shardings = {path: NamedSharding(mesh, spec) for path, (_, spec) in LAYERS.items()}
     placed = jax.device_put((params, cotangents), (shardings, shardings))
