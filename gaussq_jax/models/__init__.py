@@ -10,7 +10,7 @@ from gaussq_jax.param_rules import CastOnly, MatrixRule
 # How their weights are read: layers are stacked along the first axis.
 RULES = (
     MatrixRule('layers/.*/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,)),
-    CastOnly('.*'),
+    CastOnly('.*', optional=True),
 )
 
 __all__ = [
