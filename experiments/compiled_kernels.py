@@ -27,6 +27,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from gaussq_jax.formats import parse_format
+from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule
 from gaussq_jax.param_transforms import gaussian_weight_sampling
 from kernels_pallas.weight_sampling import BLOCK_SIZE, NOISES, Grid
 
@@ -160,7 +161,8 @@ def sampling_launches(layers: int, stacked: bool, implementation: str) -> dict[s
     layer = {'attention': attention, 'mlp': mlp}
     params = {'layers': layer} if stacked else {f'layer_{i}': layer for i in range(layers)}
     with _described_h100():
-        transform = gaussian_weight_sampling(implementation=implementation)
+        stack = MatrixRule('layers/.*', (0,), (1,), (2,), optional=True)
+        transform = gaussian_weight_sampling(rules=(stack, *DEFAULT_RULES), implementation=implementation)
     state = jax.eval_shape(transform.init, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     d_samples = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)

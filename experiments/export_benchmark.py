@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import timing, training
-from gaussq_jax import packed_file
+from gaussq_jax import models, packed_file
 
 LEARNED = 'learned'
 DEFAULT_FORMATS = (LEARNED, 'float6_e3m2fn', 'float4_e2m1fn')
@@ -66,10 +66,10 @@ def _time_export(path: pathlib.Path, params: Any, layout: dict[str, gq.LeafLayou
 
 def _make_layout(params: Any, fmt: str) -> dict[str, gq.LeafLayout]:
     if fmt != LEARNED:
-        return gq.uniform_layout(params, fmt)
+        return gq.uniform_layout(params, fmt, rules=models.RULES)
     b_target, b_init = BITWIDTHS
-    transform = gq.gaussian_weight_sampling(b_init, b_target)
-    return gq.learned_layout(params, transform.bitwidths(_draw(jax.random.uniform, transform.init(params))))
+    transform = gq.gaussian_weight_sampling(b_init, b_target, rules=models.RULES)
+    return transform.learned_layout(params, _draw(jax.random.uniform, transform.init(params)))
 
 
 def _draw(distribution: Callable[..., jax.Array], tree: Any) -> Any:

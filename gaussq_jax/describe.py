@@ -14,7 +14,7 @@ from gaussq_jax.weight_sampling import block_grid
 COLUMNS = ('leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'share', 'why')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Description:
     """What `describe` found; printed, it is a table, and in a notebook a table of HTML.
 
@@ -80,6 +80,8 @@ class Description:
         lines = ['  '.join(row[column].ljust(widths[column]) for column in used).rstrip() for row in table]
         text = '\n'.join([*lines, self.summary])
         return f'{text}\n{explain(self.leaves)}' if self.totals[UNEXPLAINED] else text
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         style = 'text-align: left; padding-right: 1em'
