@@ -34,15 +34,23 @@ _LAST_LAYER = re.compile(r'(fc|linear|dense|Dense|Linear)(_(\d+))?')
 _logger = logging.getLogger(__name__)
 
 
+class Verdict(NamedTuple):
+    """What becomes of a leaf, and why."""
+
+    action: str  # one of ACTIONS
+    why: str
+    matrices: tuple[MatrixRule, ...] = ()  # SAMPLED: one, for this leaf alone; UNEXPLAINED: those that are left
+
+
 class Reading(NamedTuple):
     """How a leaf is read."""
 
     shape: tuple[int, ...]
     dtype: Any
-    action: str  # one of ACTIONS
+    given: Rule | None  # that said what the leaf is for
+    action: str  # as of Verdict, and so are the rest
     why: str
-    matrices: tuple[MatrixRule, ...] = ()  # SAMPLED: one, for this leaf alone; UNEXPLAINED: those that are left
-    given: Rule | None = None  # that said what the leaf is for
+    matrices: tuple[MatrixRule, ...]
 
     @property
     def size(self) -> int:
@@ -86,34 +94,39 @@ def read_params(
     left, contradictory = axis_evidence.read_axes(clues)
     number_of_weights = sum(leaves[name].value.size for name in found)
 
-    def read(name: str, leaf: Leaf) -> tuple:
+    def read(name: str, leaf: Leaf) -> Verdict:
         if name not in found:
-            return KEPT, 'another variable than nnx.Param' if is_floating(leaf.value) else 'no floating-point numbers'
+            why = 'another variable than nnx.Param' if is_floating(leaf.value) else 'no floating-point numbers'
+            return Verdict(KEPT, why)
         rule = found[name]
         if rule is None:
             return _unnamed(leaf, unnamed, leaf.value.size / max(number_of_weights, 1))
         if isinstance(rule, CastOnly):
-            return KEPT if isinstance(rule, Keep) else CAST, rule.why or f'named by {rule}'
-        if isinstance(told[name], tuple) and not isinstance(told[name], AxisReading):
+            return Verdict(KEPT if isinstance(rule, Keep) else CAST, rule.why or f'named by {rule}')
+        if isinstance(told[name], Verdict):
             return told[name]
         readings = [told[name]] if told[name] else left[name]
         candidates = tuple(_matrix_rule(name, reading) for reading in readings)
         if name in contradictory:
-            return UNEXPLAINED, 'no reading fits the norms, biases and stacks around it', candidates
+            return Verdict(UNEXPLAINED, 'no reading fits the norms, biases and stacks around it', candidates)
         if not told[name] and is_transposed and any(max(one.cols) < max(one.rows) for one in readings):
-            why = 'a bias beside a kernel of this tree says (out, in), which in linen and NNX is (in, out)'
-            return UNEXPLAINED, why, candidates
+            why = 'a kernel of this tree is (out, in), by its bias or by a rule, and linen and NNX have (in, out)'
+            return Verdict(UNEXPLAINED, why, candidates)
         if len(readings) > 1:
-            return UNEXPLAINED, 'its shape has several readings, and nothing around it tells', candidates
+            return Verdict(UNEXPLAINED, 'its shape has several readings, and nothing around it tells', candidates)
         if clues[name].is_conv and len(readings[0].rows) > 1 and leaf.value.shape[readings[0].rows[-1]] == 1:
-            return CAST, 'a depthwise convolution, or one of a single channel'
-        return SAMPLED, readings[0].why, candidates
+            return Verdict(CAST, 'a depthwise convolution, or one of a single channel')
+        return Verdict(SAMPLED, readings[0].why, candidates)
 
     return {
-        name: Reading(tuple(getattr(leaf.value, 'shape', ())), getattr(leaf.value, 'dtype', None), *read(name, leaf))
-        ._replace(given=found.get(name))
+        name: Reading(
+            tuple(getattr(leaf.value, 'shape', ())),
+            getattr(leaf.value, 'dtype', None),
+            found.get(name),
+            *read(name, leaf),
+        )
         for name, leaf in leaves.items()
-    }  # fmt: skip
+    }
 
 
 def checked_readings(params: Any, rules: Sequence[Rule], *, unnamed: str = 'error') -> dict[str, Reading]:
@@ -219,8 +232,8 @@ def _whole_path(path: Sequence[str], name: str) -> str:
     return '/'.join((*path, *filter(None, [name])))
 
 
-def _told(leaves: Mapping[str, Leaf], name: str, rule: MatrixRule, is_layer: bool) -> AxisReading | tuple | None:
-    """How a weight matrix is read by a rule, by names or by convention; an action and why; None where nothing tells."""
+def _told(leaves: Mapping[str, Leaf], name: str, rule: MatrixRule, is_layer: bool) -> AxisReading | Verdict | None:
+    """What a rule, names or a framework's class say of a weight matrix; None where they say nothing."""
     leaf = leaves[name]
     if rule.row_axes is not None:
         if is_layer and not rule.layer_axes:
@@ -228,17 +241,17 @@ def _told(leaves: Mapping[str, Leaf], name: str, rule: MatrixRule, is_layer: boo
         rule = rule.without_axis(rule.layer_axes[0]) if is_layer else rule
         return AxisReading(rule.batch_axes, rule.row_axes, rule.col_axes, rule.expert_axes, rule.head_axes, 'by a rule')
     if leaf.value.ndim < 2:
-        return CAST, 'it has less than two axes'
+        return Verdict(CAST, 'it has less than two axes')
     if leaf.module is not None:
         reading = axes_by_module(leaf)
-        return (CAST, reading) if isinstance(reading, str) else reading
+        return Verdict(CAST, reading) if isinstance(reading, str) else reading
     if (reading := axes_by_names(leaf)) is None:
         return None
     bias = _bias(leaves, name)
     expected = [leaf.value.shape[axis] for axis in (*reading.batch, *reading.cols)]
     if bias is not None and sorted(bias.value.shape) != sorted(expected):
         why = f'{reading.why}, but its bias has the shape {bias.value.shape}'
-        return UNEXPLAINED, why, (_matrix_rule(name, reading),)
+        return Verdict(UNEXPLAINED, why, (_matrix_rule(name, reading),))
     return reading
 
 
@@ -248,7 +261,7 @@ def _bias(leaves: Mapping[str, Leaf], name: str) -> Leaf | None:
     return next((leaves[path] for path in (f'{module}/{bias}'.lstrip('/') for bias in names) if path in leaves), None)
 
 
-def _is_transposed(leaves: Mapping[str, Leaf], name: str, told: Any) -> bool:
+def _is_transposed(leaves: Mapping[str, Leaf], name: str, told: AxisReading | Verdict | None) -> bool:
     """Whether a `kernel` is known to be (out, in), as Hugging Face's FlaxConv1D has it."""
     if name.rpartition('/')[2] != 'kernel':
         return False
@@ -293,16 +306,16 @@ def _last_layers(leaves: Mapping[str, Leaf], found: Mapping[str, Rule | None]) -
     return [] if leaves[last].value.shape[-1] in in_blocks else [last]
 
 
-def _unnamed(leaf: Leaf, unnamed: str, share: float) -> tuple:
+def _unnamed(leaf: Leaf, unnamed: str, share: float) -> Verdict:
     if leaf.value.ndim < 2:
-        return CAST, 'it has less than two axes'
+        return Verdict(CAST, 'it has less than two axes')
     why = f'no rule names it, {share:.2%} of the weights'
     if share < LEAST_SHARE or unnamed != 'error':
         if share >= LEAST_SHARE and unnamed == 'warn':
             _logger.warning('%s, %s: %s; it is cast only', leaf.path, leaf.value.shape, why)
-        return CAST, why
+        return Verdict(CAST, why)
     readings, _ = axis_evidence.read_axes({leaf.path: Clue(tuple(leaf.value.shape), axis_evidence.MATRIX)})
-    return UNEXPLAINED, why, tuple(_matrix_rule(leaf.path, reading) for reading in readings[leaf.path])
+    return Verdict(UNEXPLAINED, why, tuple(_matrix_rule(leaf.path, reading) for reading in readings[leaf.path]))
 
 
 def _matrix_rule(name: str, reading: AxisReading) -> MatrixRule:
