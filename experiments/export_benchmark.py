@@ -18,6 +18,7 @@ from gaussq_jax import models, packed_file
 
 LEARNED = 'learned'
 DEFAULT_FORMATS = (LEARNED, 'float6_e3m2fn', 'float4_e2m1fn')
+RULES = (models.RULES[0], *gq.DEFAULT_RULES)
 BITWIDTHS = (3, 7)
 
 
@@ -66,9 +67,9 @@ def _time_export(path: pathlib.Path, params: Any, layout: dict[str, gq.LeafLayou
 
 def _make_layout(params: Any, fmt: str) -> dict[str, gq.LeafLayout]:
     if fmt != LEARNED:
-        return gq.uniform_layout(params, fmt, rules=models.RULES)
+        return gq.uniform_layout(params, fmt, rules=RULES)
     b_target, b_init = BITWIDTHS
-    transform = gq.gaussian_weight_sampling(b_init, b_target, rules=models.RULES)
+    transform = gq.gaussian_weight_sampling(b_init, b_target, rules=RULES)
     return transform.learned_layout(params, _draw(jax.random.uniform, transform.init(params)))
 
 

@@ -15,10 +15,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-MATRIX, BIAS, NORM, HEAD_NORM, EMBEDDING, OTHER = 'matrix', 'bias', 'norm', 'head norm', 'embedding', 'other'
-MOST_STACKS = 2  # layers, experts
+MATRIX, NORM, HEAD_NORM, EMBEDDING, OTHER = 'matrix', 'norm', 'head norm', 'embedding', 'other'
+MOST_STACKS = 4  # models of an ensemble, stages of a pipeline, layers, experts
 
-_EXPERTS = re.compile(r'[Ee]xpert|[Mm]o[eE]')
+_EXPERTS = re.compile(r'(?!.*(layers|stages?))\w*([Ee]xpert|[Mm]o[eE])\w*')
 
 
 class Clue(NamedTuple):
@@ -44,6 +44,7 @@ class AxisReading(NamedTuple):
 
 
 Axes = tuple[frozenset[int], tuple[int, ...], tuple[int, ...]]  # batch, rows, columns: what makes readings differ
+Experts = tuple[bool, ...]  # of each stack, whether it counts experts
 Readings = dict[str, dict[Axes, AxisReading]]  # of each matrix
 
 
@@ -122,25 +123,29 @@ def _settle(node: _Node, widths: frozenset[int], contradictory: set[str]) -> Rea
         if clue.stacks is not None:
             continue
         splits = _splits(clue, left, node.clues[bias].shape if bias else None)
-        if len(splits) != 1 or len(left) > 2:  # of two axes, it is no stack, whatever is around it
-            contradictory.add(path)
-            splits = _splits(clue._replace(in_before_out=None), left, None)
-        readings[path] = _by_axes(splits)
+        if len(splits) == 1 and len(left) == 2:  # it is no stack, whatever is around it
+            readings[path] = _by_axes(splits)
+            continue
+        contradictory.add(path)
+        alone = _readings_of_group([_Member(clue._replace(in_before_out=None), None, path, (), ())], frozenset())
+        readings[path] = (alone or {path: {}})[path]
     return readings
 
 
-def _readings(node: _Node, stacks: tuple[int, ...], widths: frozenset[int], experts: int = 0) -> Readings | None:
+def _readings(node: _Node, stacks: tuple[int, ...], widths: frozenset[int], experts: Experts = ()) -> Readings | None:
     """Those of all hypotheses in which these stacks end at or above the node; None if no hypothesis holds.
 
     Args:
       stacks: the axes that hold the stacks; each counts the axes that the ones before have left.
-      experts: how many of them, the last ones, count experts.
+      experts: of each of these, whether it counts experts.
     """
     options = []
     if node.matrices and not node.is_layer and len(stacks) < MOST_STACKS:
-        is_expert = bool(stacks) or bool(_EXPERTS.search(node.path))
+        is_expert = any(_EXPERTS.fullmatch(name) for name in node.path.split('/')[-2:]) and not (
+            not stacks and node.path.rpartition('/')[2] in ('layers', 'blocks')
+        )
         for axis in _shared_axes(node, stacks):
-            options.append(_readings(node, (*stacks, axis), widths, experts + is_expert))
+            options.append(_readings(node, (*stacks, axis), widths, (*experts, is_expert)))
     options.append(_readings_here(node, stacks, widths, experts))
     return _union(options)
 
@@ -173,7 +178,7 @@ class _Member(NamedTuple):
     bias: Clue | None
     path: str
     stacks: tuple[int, ...]
-    experts: int
+    experts: tuple[bool, ...]
 
     @property
     def left(self) -> tuple[int, ...] | None:
@@ -192,10 +197,10 @@ def _readings_of_group(members: Sequence[_Member], widths: frozenset[int]) -> Re
     """Those of matrices side by side, which may be stacked together, as experts are."""
     options = [_readings_by_splits(members, widths)]
     for axis in _shared_axes_of_group(members):
-        further = [
-            member._replace(stacks=(*member.stacks, axis), experts=member.experts + 1) if _is_deep(member) else member
-            for member in members
-        ]
+        deeper = lambda member, axis=axis: member._replace(
+            stacks=(*member.stacks, axis), experts=(*member.experts, True)
+        )
+        further = [deeper(member) if _is_deep(member) else member for member in members]
         options.append(_readings_of_group(further, widths))
     return _union(options)
 
@@ -224,15 +229,26 @@ def _readings_by_splits(members: Sequence[_Member], widths: frozenset[int]) -> R
                 return None
             continue
         splits = _splits(member.clue, member.left, member.bias_shape)
-        if not splits:
+        readings[member.path] = _with_stacks(member, splits) | _stacked_alone(member)
+        if not readings[member.path]:
             return None
         if len(splits) > 1:
             open_members[member] = splits
-        readings[member.path] = _with_stacks(member, splits)
     if open_members and next(_shared_axes_of_group(members), None) is None:
         for member, splits in _by_mirrored_pair(open_members, widths).items():
             readings[member.path] = _with_stacks(member, splits)
     return readings
+
+
+def _stacked_alone(member: _Member) -> dict[Axes, AxisReading]:
+    """The readings of a matrix with a bias that has a first axis like it: a stack, or blocks on a diagonal."""
+    bias = member.bias_shape
+    if not _is_deep(member) or not bias or len(bias) < 2 or bias[0] != member.clue.shape[member.left[0]]:
+        return {}
+    if len(member.stacks) >= MOST_STACKS:
+        return {}
+    deeper = member._replace(stacks=(*member.stacks, 0), experts=(*member.experts, True))
+    return _with_stacks(deeper, _splits(deeper.clue, deeper.left, deeper.bias_shape))
 
 
 def _splits(clue: Clue, left: tuple[int, ...], bias: tuple[int, ...] | None) -> list[AxisReading]:
@@ -248,6 +264,10 @@ def _splits(clue: Clue, left: tuple[int, ...], bias: tuple[int, ...] | None) -> 
     else:
         convention = 'kernel (in, out)' if number == 2 else ''
         splits = [(left[:at], left[at:]) for at in range(1, number)]
+        if clue.is_conv:  # of two axes: a linear layer, or a depthwise convolution (window, channels)
+            either = [*splits, *(split[::-1] for split in splits)]
+            fits = bias is None or any(tuple(clue.shape[axis] for axis in cols) == bias for _, cols in either)
+            return [AxisReading((), rows, cols) for rows, cols in either] if fits else []
         if number > 2 and bias is None:  # of an einsum, with the inputs among the outputs: 'btd,ndh->btnh'
             splits.append((left[-2:-1], (*left[:-2], left[-1])))
         if clue.in_before_out is None:
@@ -275,20 +295,33 @@ def _by_mirrored_pair(
     mirrored = {
         one[0]
         for one, other in itertools.permutations(shapes, 2)
-        if one[0] == other[-1] and one[1:] == other[:-1] and (not widths or one[0] in widths)
+        if one[0] == other[-1]
+        and one[1:] == other[:-1]
+        and (not widths or one[0] in widths)
+        and all(size != beside for size, beside in zip(one, other))  # else both may be stacks along that axis
     }
     if not mirrored:
         return {}
     of_members = collections.defaultdict(list)
-    for width in widths or {size for shape in shapes for at in range(len(shape)) for size in _sizes(shape, at)}:
+    for width in mirrored | (
+        widths or {size for shape in shapes for at in range(len(shape)) for size in _sizes(shape, at)}
+    ):
         of_width = {
-            member: [split for split in splits if width in (_size(member, split.rows), _size(member, split.cols))]
+            member: [split for split in splits if _has_width(member, split, width, width in mirrored)]
             for member, splits in open_members.items()
         }
         if all(of_width.values()):
             for member, splits in of_width.items():
                 of_members[member] += [split._replace(why=f'heads; inputs or outputs are {width}') for split in splits]
+        elif width in mirrored:
+            return {}
     return of_members
+
+
+def _has_width(member: _Member, split: AxisReading, width: int, in_one_axis: bool) -> bool:
+    """Whether inputs, all before the outputs, or outputs are so many."""
+    sides = [axes for axes in (split.rows, split.cols) if len(axes) == 1 or not in_one_axis]
+    return max(split.rows) < min(split.cols) and width in [_size(member, axes) for axes in sides]
 
 
 def _sizes(shape: tuple[int, ...], at: int) -> tuple[int, int]:
@@ -300,10 +333,10 @@ def _size(member: _Member, axes: Sequence[int]) -> int:
 
 
 def _with_stacks(member: _Member, splits: Sequence[AxisReading]) -> dict[Axes, AxisReading]:
-    batch = _removed(member.clue, member.stacks)
-    experts = batch[len(batch) - member.experts :]
-    sizes = ', '.join(f'{member.clue.shape[axis]} on axis {axis}' for axis in batch)
-    stacked = f'stacked, {sizes}' if batch else ''
+    removed = _removed(member.clue, member.stacks)
+    experts = tuple(itertools.compress(removed, member.experts))
+    batch = (*(axis for axis in removed if axis not in experts), *experts)
+    stacked = 'stacked, ' + ', '.join(f'{member.clue.shape[axis]} on axis {axis}' for axis in batch) if batch else ''
     why = lambda split: '; '.join(filter(None, [split.why, stacked]))
     return _by_axes([split._replace(batch=batch, experts=experts, why=why(split)) for split in splits])
 
@@ -334,7 +367,7 @@ def _widths(node: _Node, stacks) -> frozenset[int]:
 
 
 def _fits(clue: Clue, stacks) -> bool:
-    """Whether what the stacks leave of a leaf that is no matrix can be."""
+    """Whether the stacks leave of a leaf, if it is no matrix, as many axes as its kind has."""
     left = _left(clue, stacks)
     if left is None:
         return False
@@ -371,7 +404,7 @@ def _shared_axes(node: _Node, stacks) -> Iterator[int]:
 
 
 def _common_axes(clues: Sequence[Clue], stacks) -> Iterator[int]:
-    """The axes that all have, of one size, after the stacks; -1 for the last one where they differ in its number."""
+    """The axes that all have, of one size, after the stacks; -1 for the last one where they differ in their number."""
     lefts = [_left(clue, stacks) for clue in clues]
     if any(not left for left in lefts):
         return

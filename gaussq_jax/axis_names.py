@@ -1,8 +1,10 @@
 """Which axes of a weight are stacks, inputs and outputs, where its framework says so, by names or by classes."""
 
+import re
 from typing import Any
 
 from gaussq_jax.axis_evidence import AxisReading
+from gaussq_jax.param_rules import EXPERT, LAYER
 from gaussq_jax.param_tree import HAIKU, Leaf, is_class
 
 # The names that linen's and NNX's models give to axes: of flax's examples, T5X, flaxformer, MaxText.
@@ -37,7 +39,7 @@ def axes_by_names(leaf: Leaf) -> AxisReading | None:
     if names is None:
         return None
     kinds = [_kind(name) for name in names]
-    left = [axis for axis, kind in enumerate(kinds) if kind not in ('layer', 'expert')]
+    left = [axis for axis, kind in enumerate(kinds) if kind not in (LAYER, EXPERT)]
     if None in kinds or len(left) < 2:
         return None
     if len(left) == 2:
@@ -47,7 +49,7 @@ def axes_by_names(leaf: Leaf) -> AxisReading | None:
         cols = [axis for axis in left if kinds[axis] == kinds[left[-1]]]
         if len({kinds[axis] for axis in rows}) != 1:
             return None
-    layers, experts = ([axis for axis, kind in enumerate(kinds) if kind == role] for role in ('layer', 'expert'))
+    layers, experts = ([axis for axis, kind in enumerate(kinds) if kind == role] for role in (LAYER, EXPERT))
     heads = [axis for axis in left if names[axis] in HEADS]
     why = f'its axes are named {", ".join(names)}'
     return AxisReading((*layers, *experts), tuple(rows), tuple(cols), tuple(experts), tuple(heads), why)
@@ -56,14 +58,15 @@ def axes_by_names(leaf: Leaf) -> AxisReading | None:
 def layer_axes(leaf: Leaf) -> tuple[int, ...] | None:
     """The axes that count layers, by name; None where not all axes of the leaf have names that are known."""
     kinds = [_kind(name) for name in leaf.axis_names or (None,)]
-    return None if None in kinds else tuple(axis for axis, kind in enumerate(kinds) if kind == 'layer')
+    return None if None in kinds else tuple(axis for axis, kind in enumerate(kinds) if kind == LAYER)
 
 
 def axes_by_module(leaf: Leaf) -> AxisReading | str | None:
     """What the class of the leaf's module says: its axes; why it is no weight matrix; None where the class isn't known.
 
     Equinox's weights are (out, in, window..), those of Haiku (window.., in, out), haliax's linear layers name their
-    axes. What `filter_vmap`, `layer_stack` and `Stacked` stack is along the first axes.
+    axes. What `filter_vmap`, `layer_stack` and `Stacked` stack is along the first axes. Where a Haiku module has
+    another name than its class, all but matrices and convolutions of four axes is left to the evidence.
     """
     module, path = leaf.module, leaf.path.split('/')
     if module == HAIKU and path[-1] in ('w', 'w_i', 'w_h'):
@@ -87,27 +90,30 @@ def axes_by_module(leaf: Leaf) -> AxisReading | str | None:
 
 def _kind(name: str) -> Any:
     if name in LAYERS:
-        return 'layer'
+        return LAYER
     if name in EXPERTS:
-        return 'expert'
+        return EXPERT
     return next((number for number, group in enumerate(_GROUPS) if name in group), None)
 
 
 def _axes_in_haiku(path: list[str], shape: tuple[int, ...]) -> AxisReading | str | None:
+    """By the names that Haiku gives its modules; where a model has its own, of two axes alone."""
     module = path[-2]
     if 'depthwise' in module:
         return 'a depthwise convolution'
-    if not module.startswith('conv'):
-        return _stacked(shape, 2, rows=(0,), cols=(1,), why='haiku: (in, out)')
-    digits = [character for character in module.removeprefix('conv') if character.isdigit()][:1]
-    if not digits or 'lstm' in module:
-        return None
-    own = int(digits[0]) + 2
-    if 'transpose' in module:
-        rows, cols, why = (*range(own - 2), own - 1), (own - 2,), 'haiku: (window.., out, in)'
+    is_stack = any(name.startswith('__layer_stack') for name in path)
+    match = re.fullmatch(r'conv(\d)_d(_transpose)?(_\d+)?', module)
+    if match or (re.fullmatch(r'(?!.*(transpose|deconv|upconv))\w*conv\w*', module) and len(shape) == 4 + is_stack):
+        own = int(match[1]) + 2 if match else 4
+        if match and match[2]:
+            rows, cols, why = (*range(own - 2), own - 1), (own - 2,), 'haiku: (window.., out, in)'
+        else:
+            rows, cols, why = tuple(range(own - 1)), (own - 1,), 'haiku: (window.., in, out)'
     else:
-        rows, cols, why = tuple(range(own - 1)), (own - 1,), 'haiku: (window.., in, out)'
-    if len(shape) >= own and shape[rows[-1] + len(shape) - own] == 1:
+        own, rows, cols, why = 2, (0,), (1,), 'haiku: (in, out)'
+    if len(shape) != own + is_stack:
+        return None
+    if own > 2 and shape[rows[-1] + is_stack] == 1:
         return 'a depthwise convolution, or of one channel'
     return _stacked(shape, own, rows, cols, why)
 

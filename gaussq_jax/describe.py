@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 from gaussq_jax.param_reading import CAST, KEPT, SAMPLED, UNEXPLAINED, Reading, explain, read_params
-from gaussq_jax.param_rules import DEFAULT_RULES
 from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.weight_sampling import block_grid
 
@@ -99,7 +98,7 @@ def describe(params: Any, transform: ParamTransform) -> Description:
 
     Args:
       params: pytree of weights, or of their shapes.
-      transform: whose rules say how it is read; `DEFAULT_RULES` where it has none.
+      transform: whose rules say how it is read.
 
     Returns:
       A Description: `print` it, or leave it as the last line of a notebook's cell; `.summary` is a line.
@@ -115,5 +114,5 @@ def describe(params: Any, transform: ParamTransform) -> Description:
       up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       98.46%  kernel (in, out)
       8,192 sampled (98.5%), 128 cast (1.5%), in 2 leaves
     """
-    readings = read_params(params, transform.rules or DEFAULT_RULES, unnamed=transform.unnamed)
+    readings = read_params(params, transform.rules, unnamed=transform.unnamed)
     return Description(readings, transform.matrices, transform.block_size)

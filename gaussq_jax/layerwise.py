@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from gaussq_jax.matrix_transforms import Params, State, flat_state
 from gaussq_jax.param_reading import SAMPLED, read_params
-from gaussq_jax.param_rules import DEFAULT_RULES, Rule
+from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_transforms import ParamTransform
-from gaussq_jax.param_tree import map_leaves
+from gaussq_jax.param_tree import map_leaves, read_leaves
 
 
 def layerwise(
@@ -57,7 +57,7 @@ def layerwise(
     path = tuple(path)
     params, state = jax.lax.stop_gradient((params, flat_state(state)))
     layers = _get(params, path)
-    axes = _layer_axes(params, path, transform.rules or DEFAULT_RULES)
+    axes = _layer_axes(params, path, transform.rules)
     if transform.resolve is not None:
         transform = transform.resolve(params)
     prefix = ''.join(f'{name}/' for name in path)
@@ -68,8 +68,9 @@ def layerwise(
 
     def layer_transform(gradient_of, index):
         one = lambda name, leaf: jax.lax.dynamic_index_in_dim(leaf, index, axes[name], keepdims=False)
-        layer = map_leaves(one, layers)
-        return jax.tree.map(_with_gradient_of, transform.apply(key, layer, state, path=path, layer=index), gradient_of)
+        layer = transform.apply(key, map_leaves(one, layers), state, path=path, layer=index)
+        values = {name: leaf.value for name, leaf in read_leaves(layer).items()}  # whatever boxes say of their axes
+        return map_leaves(lambda name, leaf: _with_gradient_of(values[name], leaf), gradient_of)
 
     return weights, layer_transform
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from gaussq_jax import explicit_sharding
 from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.param_purposes import UNNAMED_LEAF
 from gaussq_jax.param_reading import (
     KEPT,
     SAMPLED,
@@ -24,11 +26,13 @@ from gaussq_jax.param_reading import (
     exact_rules,
     read_params,
 )
-from gaussq_jax.param_rules import Rule, check_rules
+from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
 from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
 from kernels_pallas.float_rounding import round_to_dtype
 from kernels_pallas.weight_sampling import select
+
+_logger = logging.getLogger(__name__)
 
 Params = Any  # a pytree of weights: linen, NNX, Equinox, haliax, Haiku
 State = dict[str, jax.Array]  # leaf path -> b_i
@@ -45,7 +49,6 @@ class MatrixTransform:
 
     def __post_init__(self):  # refuses what can't be here, rather than in the first step
         check_dtype(self.dtype)
-        check_rules(self.rules)
         if self.unnamed not in UNNAMED:
             raise ValueError(f'unnamed={self.unnamed!r}; allowed are {", ".join(UNNAMED)}')
 
@@ -55,6 +58,10 @@ class MatrixTransform:
 
     def init(self, params: Params) -> State:
         readings = checked_readings(params, self.rules, unnamed=self.unnamed)
+        if self.unnamed == 'warn':
+            for name, reading in readings.items():
+                if reading.why.startswith(UNNAMED_LEAF):
+                    _logger.warning('%s, %s, is cast only: %s', name, reading.shape, reading.why)
         sampled = {name: reading for name, reading in readings.items() if reading.action == SAMPLED}
         _check_hashes(sampled)
         return self.init_state(
@@ -64,14 +71,13 @@ class MatrixTransform:
     def apply(self, key, params, state, *, path=(), layer=None):
         if isinstance(path, str):
             raise ValueError(f'path={path!r}: it must be a sequence of names, such as {tuple(path.split("/"))}')
-        state, is_layer = flat_state(state), layer is not None
+        path, state, is_layer = tuple(map(str, path)), flat_state(state), layer is not None
         is_part = bool(path) or is_layer
         unnamed = 'cast' if is_part else self.unnamed  # what a part is of the weights says nothing
         readings = read_params(params, self.rules, unnamed=unnamed, path=path, is_layer=is_layer)
         check_explained(readings, is_part=is_part)
 
         def transform_leaf(name, leaf):
-            name = '/'.join((*path, *filter(None, [name])))
             reading = readings[name]
             if reading.action == KEPT:
                 return leaf
@@ -82,7 +88,7 @@ class MatrixTransform:
             matrices = self.transform_matrices(leaf_key, rule.to_matrices(leaf), name, state, layer)
             return rule.from_matrices(matrices, leaf.shape)
 
-        transformed = map_leaves(transform_leaf, params)
+        transformed = map_leaves(transform_leaf, params, path)
         found = {name for name, reading in readings.items() if reading.action == SAMPLED}
         self.check_state({name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}, found)
         if is_layer and not found:

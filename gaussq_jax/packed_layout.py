@@ -71,7 +71,13 @@ class Layout(dict[str, LeafLayout]):
 
     def __init__(self, leaves: Mapping[str, LeafLayout] = MappingProxyType({}), *, kept: Iterable[str] = ()):
         super().__init__(leaves)
-        self.kept = frozenset(kept)
+        self.kept = frozenset(kept) | getattr(leaves, 'kept', frozenset())
+
+    def copy(self) -> 'Layout':
+        return Layout(self)
+
+    def __or__(self, other: Mapping[str, LeafLayout]) -> 'Layout':
+        return Layout({**self, **other}, kept=self.kept | kept_leaves(other))
 
 
 STORABLE = (

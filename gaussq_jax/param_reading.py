@@ -6,7 +6,6 @@ disagree, or leave several readings, the leaf is unexplained. docs/parameter_tre
 """
 
 import dataclasses
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,21 +16,19 @@ import jax.numpy as jnp
 from gaussq_jax import axis_evidence
 from gaussq_jax.axis_evidence import AxisReading, Clue
 from gaussq_jax.axis_names import axes_by_module, axes_by_names, layer_axes
-from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, Keep, MatrixRule, Rule, RuleFinder
-from gaussq_jax.param_tree import Leaf, is_floating, read_leaves
+from gaussq_jax.param_purposes import UNNAMED_LEAF, Doubt, find_purposes
+from gaussq_jax.param_rules import DEFAULT_RULES, NORM, CastOnly, Keep, MatrixRule, Rule
+from gaussq_jax.param_tree import HAIKU, Leaf, is_floating, read_leaves
 
 SAMPLED, CAST, KEPT, UNEXPLAINED = ACTIONS = ('sampled', 'cast', 'kept', 'unexplained')
 UNNAMED = ('error', 'warn', 'cast')
-LEAST_SHARE = 0.001  # of all weights; what no rule names and is less is cast
 MOST_LISTED = 20
 MOST_CANDIDATES = 6
 
-_CONV = re.compile(r'\w*[Cc]onv\w*')
-_NORM = re.compile(r'\w*([Nn]orm|ln|LN|bn)\w*')
+_CONV = re.compile(r'(?!.*Local)\w*[Cc]onv\w*')
+_POINTWISE = re.compile(r'^pw|[Pp]oint')  # often a linear layer
+_UNORDERED = re.compile(r'transpose|deconv|up_?conv|einsum|local', re.IGNORECASE)  # outputs may lie before inputs
 _HEAD_NORM = re.compile(r'_?(q|k|query|key)_?(norm|ln|layernorm)(_\d+)?', re.IGNORECASE)
-_LAST_LAYER = re.compile(r'(fc|linear|dense|Dense|Linear)(_(\d+))?')
-
-_logger = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
@@ -73,18 +70,10 @@ def read_params(
     Raises:
       ValueError: if two leaves have one path, or rules name a leaf, but with other axes; for an NNX module.
     """
-    leaves = {
-        name: leaf._replace(path=name)
-        for name, leaf in ((_whole_path(path, name), leaf) for name, leaf in read_leaves(params).items())
-    }
-    finder = RuleFinder(rules)
-    found = {
-        name: finder.find(name, leaf.value.ndim + is_layer)
-        for name, leaf in leaves.items()
-        if is_floating(leaf.value) and leaf.is_param
-    }
-    if not path:
-        found |= {name: _HEAD_BY_PLACE for name in _last_layers(leaves, found)}
+    leaves = read_leaves(params, path)
+    found = find_purposes(leaves, rules, is_part=bool(path) or is_layer, is_layer=is_layer)
+    if unnamed != 'error':
+        found = {name: CastOnly('.*', rule.why) if _is_unnamed(rule) else rule for name, rule in found.items()}
     told = {name: _told(leaves, name, rule, is_layer) for name, rule in found.items() if isinstance(rule, MatrixRule)}
     is_transposed = any(_is_transposed(leaves, name, of_leaf) for name, of_leaf in told.items())
     clues = {
@@ -92,7 +81,6 @@ def read_params(
         for name, rule in found.items()
     }
     left, contradictory = axis_evidence.read_axes(clues)
-    number_of_weights = sum(leaves[name].value.size for name in found)
 
     def read(name: str, leaf: Leaf) -> Verdict:
         if name not in found:
@@ -100,7 +88,9 @@ def read_params(
             return Verdict(KEPT, why)
         rule = found[name]
         if rule is None:
-            return _unnamed(leaf, unnamed, leaf.value.size / max(number_of_weights, 1))
+            return Verdict(CAST, 'it is small, and no rule names it')
+        if isinstance(rule, Doubt):
+            return _doubtful(leaf, rule)
         if isinstance(rule, CastOnly):
             return Verdict(KEPT if isinstance(rule, Keep) else CAST, rule.why or f'named by {rule}')
         if isinstance(told[name], Verdict):
@@ -114,8 +104,13 @@ def read_params(
             return Verdict(UNEXPLAINED, why, candidates)
         if len(readings) > 1:
             return Verdict(UNEXPLAINED, 'its shape has several readings, and nothing around it tells', candidates)
-        if clues[name].is_conv and len(readings[0].rows) > 1 and leaf.value.shape[readings[0].rows[-1]] == 1:
-            return Verdict(CAST, 'a depthwise convolution, or one of a single channel')
+        if leaf.value.dtype not in (jnp.float32, jnp.bfloat16):
+            return Verdict(UNEXPLAINED, f'it is {leaf.value.dtype}: only float32 and bfloat16 are sampled', candidates)
+        rows = readings[0].rows
+        if told[name] is None and len(rows) > 1 and leaf.value.shape[rows[-1]] == 1:
+            if clues[name].is_conv or len(rows) > 2:
+                return Verdict(CAST, 'a depthwise convolution, or one of a single channel')
+            return Verdict(UNEXPLAINED, 'heads of one number, or a depthwise convolution', candidates)
         return Verdict(SAMPLED, readings[0].why, candidates)
 
     return {
@@ -134,8 +129,7 @@ def checked_readings(params: Any, rules: Sequence[Rule], *, unnamed: str = 'erro
 
     Raises:
       ValueError: as `read_params`; with all leaves that are unexplained, and rules for them; for a rule that isn't
-        optional and matches no leaf that an earlier one has left; if no leaf is sampled, or one that is neither float32
-        nor bfloat16.
+        optional and matches no leaf that an earlier one has left; if no leaf is sampled.
     """
     readings = read_params(params, rules, unnamed=unnamed)
     check_explained(readings)
@@ -154,13 +148,10 @@ def checked_readings(params: Any, rules: Sequence[Rule], *, unnamed: str = 'erro
 
 
 def check_explained(readings: Mapping[str, Reading], *, is_part: bool = False):
-    """ValueError for leaves that are unexplained, and if one that is sampled is neither float32 nor bfloat16."""
+    """ValueError for leaves that are unexplained."""
     if any(reading.action == UNEXPLAINED for reading in readings.values()):
         told = '\nThe whole tree may tell: transform.resolve(params) reads its parts as it is read' if is_part else ''
         raise ValueError(explain(readings) + told)
-    for name, reading in readings.items():
-        if reading.action == SAMPLED and reading.dtype not in (jnp.float32, jnp.bfloat16):
-            raise ValueError(f'{name!r} is {reading.dtype}: only float32 and bfloat16 weights can be sampled')
 
 
 def matrix_rules(params: Any, rules: Sequence[Rule], *, unnamed: str = 'error') -> dict[str, MatrixRule]:
@@ -206,7 +197,7 @@ def explain(readings: Mapping[str, Reading]) -> str:
         more = f' and {len(of_pattern) - 1} more' if len(of_pattern) > 1 else ''
         regex = pattern if more else re.escape(name).replace(r'\-', '-')
         lines.append(f'  {name}{more}, {shape}: {why}')
-        likely = sorted(reading.matrices, key=lambda rule: (len(rule.expert_axes), rule.batch_axes, rule.axes))
+        likely = sorted(reading.matrices, key=_unlikely)
         lines += [f'    {paste(rule, regex, shape)}' for rule in likely[:MOST_CANDIDATES]]
         if len(likely) > MOST_CANDIDATES:
             lines.append(f'    or one of {len(likely) - MOST_CANDIDATES} other readings')
@@ -225,11 +216,14 @@ def paste(rule: MatrixRule, regex: str, shape: Sequence[int]) -> str:
     return f"gq.MatrixRule(r'{regex}', {axes}{others})  # {stack}{rows} inputs -> {cols} outputs"
 
 
-_HEAD_BY_PLACE = CastOnly('.*', 'a head: the last linear layer, beside blocks of them', optional=True)
+def _unlikely(rule: MatrixRule) -> tuple:
+    """By which readings are sorted: stacks along the first axis come first, inputs among outputs last."""
+    stacks = {(0,): 0, (): 1, (1,): 2}.get(rule.batch_axes, 3)
+    return stacks, rule.row_axes[0] > min(rule.col_axes), rule.axes
 
 
-def _whole_path(path: Sequence[str], name: str) -> str:
-    return '/'.join((*path, *filter(None, [name])))
+def _is_unnamed(rule: Rule | Doubt | None) -> bool:
+    return isinstance(rule, Doubt) and rule.why.startswith(UNNAMED_LEAF)
 
 
 def _told(leaves: Mapping[str, Leaf], name: str, rule: MatrixRule, is_layer: bool) -> AxisReading | Verdict | None:
@@ -244,6 +238,8 @@ def _told(leaves: Mapping[str, Leaf], name: str, rule: MatrixRule, is_layer: boo
         return Verdict(CAST, 'it has less than two axes')
     if leaf.module is not None:
         reading = axes_by_module(leaf)
+        if isinstance(reading, str) and rule not in DEFAULT_RULES:
+            return Verdict(UNEXPLAINED, f'{rule} says that it is a weight matrix, but it is {reading}')
         return Verdict(CAST, reading) if isinstance(reading, str) else reading
     if (reading := axes_by_names(leaf)) is None:
         return None
@@ -268,7 +264,7 @@ def _is_transposed(leaves: Mapping[str, Leaf], name: str, told: AxisReading | Ve
     if isinstance(told, AxisReading):
         return max(told.cols) < min(told.rows)
     bias, shape = _bias(leaves, name), leaves[name].value.shape
-    return bias is not None and bias.value.shape == shape[:-1] != (*shape[:-2], shape[-1])
+    return bias is not None and len(shape) == 2 and bias.value.shape == shape[:1] != shape[1:]
 
 
 def _clue(leaves: Mapping[str, Leaf], name: str, rule: Rule | None, told: Any, is_transposed: bool) -> Clue:
@@ -277,45 +273,25 @@ def _clue(leaves: Mapping[str, Leaf], name: str, rule: Rule | None, told: Any, i
     if isinstance(told, AxisReading):
         return Clue(shape, axis_evidence.MATRIX, stacks=told.batch)
     if isinstance(rule, MatrixRule) and told is None:
-        is_conv = last == 'kernel' and bool(_CONV.fullmatch(module))
-        in_before_out = last == 'kernel' and not is_transposed and 'Transpose' not in module
-        return Clue(shape, axis_evidence.MATRIX, in_before_out or None, is_conv)
+        is_haiku = leaves[name].module == HAIKU and last == 'w'
+        may_be_linear = len(shape) < 4 and _POINTWISE.search(module)
+        is_conv = (last == 'kernel' or is_haiku) and bool(_CONV.fullmatch(module)) and not may_be_linear
+        is_ordered = (last == 'kernel' and not is_transposed) or (is_haiku and is_conv)
+        return Clue(shape, axis_evidence.MATRIX, (is_ordered and not _UNORDERED.search(module)) or None, is_conv)
     if not shape or (rule is not None and rule not in DEFAULT_RULES):
         return Clue(shape)  # whatever its name says, its axes may be others
     has_scale = '/'.join((*modules, 'scale')) in leaves
-    if last == 'scale' or (last == 'bias' and has_scale) or (last in ('weight', 'w') and _NORM.fullmatch(module)):
+    if len(shape) > 2 or leaves[name].module is not None:
+        return Clue(shape)  # a norm over several axes, or of a framework whose norms have other axes
+    if last == 'scale' or (last == 'bias' and has_scale) or (last in ('weight', 'w') and NORM.fullmatch(module)):
         return Clue(shape, axis_evidence.HEAD_NORM if _HEAD_NORM.fullmatch(module) else axis_evidence.NORM)
     return Clue(shape, axis_evidence.EMBEDDING if last == 'embedding' else axis_evidence.OTHER)
 
 
-def _last_layers(leaves: Mapping[str, Leaf], found: Mapping[str, Rule | None]) -> list[str]:
-    """The weights of the last linear layer under the root, if nothing in the blocks beside it has as many outputs."""
-    weights = [
-        name.split('/')
-        for name, rule in found.items()
-        if isinstance(rule, MatrixRule) and rule.row_axes is None and leaves[name].value.ndim > 1
-    ]
-    root = 0  # how many first names all paths share, such as 'params'
-    while weights and len({path[root] for path in weights}) == 1 and min(map(len, weights)) > root + 2:
-        root += 1
-    at_root = [path for path in weights if len(path) == root + 2 and _LAST_LAYER.fullmatch(path[root])]
-    if len({_LAST_LAYER.fullmatch(path[root])[1] for path in at_root}) != 1 or max(map(len, weights)) == root + 2:
-        return []
-    last = '/'.join(max(at_root, key=lambda path: int(_LAST_LAYER.fullmatch(path[root])[3] or 0)))
-    in_blocks = {size for path in weights if len(path) > root + 2 for size in leaves['/'.join(path)].value.shape}
-    return [] if leaves[last].value.shape[-1] in in_blocks else [last]
-
-
-def _unnamed(leaf: Leaf, unnamed: str, share: float) -> Verdict:
-    if leaf.value.ndim < 2:
-        return Verdict(CAST, 'it has less than two axes')
-    why = f'no rule names it, {share:.2%} of the weights'
-    if share < LEAST_SHARE or unnamed != 'error':
-        if share >= LEAST_SHARE and unnamed == 'warn':
-            _logger.warning('%s, %s: %s; it is cast only', leaf.path, leaf.value.shape, why)
-        return Verdict(CAST, why)
+def _doubtful(leaf: Leaf, doubt: Doubt) -> Verdict:
+    """A leaf that can't be told what it is for; if it is a weight matrix, it has one of these readings."""
     readings, _ = axis_evidence.read_axes({leaf.path: Clue(tuple(leaf.value.shape), axis_evidence.MATRIX)})
-    return Verdict(UNEXPLAINED, why, tuple(_matrix_rule(leaf.path, reading) for reading in readings[leaf.path]))
+    return Verdict(UNEXPLAINED, doubt.why, tuple(_matrix_rule(leaf.path, reading) for reading in readings[leaf.path]))
 
 
 def _matrix_rule(name: str, reading: AxisReading) -> MatrixRule:

@@ -58,6 +58,8 @@ class MatrixRule:
         _check_regex(self)
         names = ('batch_axes', 'row_axes', 'col_axes', 'expert_axes', 'head_axes')
         for name in names:
+            if isinstance(getattr(self, name), int):
+                raise ValueError(f'{name}={getattr(self, name)}: it must be a tuple of axes')
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         given = [getattr(self, name) is not None for name in names[:3]]
@@ -83,6 +85,8 @@ class MatrixRule:
     @property
     def axes(self) -> tuple[int, ...]:
         """The leaf's axes in the order batch, rows, columns."""
+        if self.row_axes is None:
+            raise ValueError(f'{self} names no axes: they are read from a tree')
         return self.batch_axes + self.row_axes + self.col_axes
 
     @property
@@ -163,24 +167,26 @@ def _check_regex(rule: Any):
 
 Rule = MatrixRule | CastOnly
 
-_ROUTERS = r'\w*[Rr]outer\w*(/.*)?|(.*/)?\w*([Mm]o[eE]|[Ee]xpert)\w*/gate/\w+'
-_SSM = 'A_log|log_a|dt_bias|D|a_param|a_imag_param'
+# Names that tell what a leaf is for, in the models of flax's examples, T5X, MaxText, Hugging Face, big_vision, bonsai,
+# Equinox, haliax, levanter and Haiku.
+NORM = re.compile(r'\w*([Nn]orm|ln|LN|bn|BN)\d*|(ln|norm|bn)_\w+|\w*[Nn]orm_\d+')
 _EMBEDDINGS = r'\w*embeddings?|cls(_token)?|probe|register_tokens'
-_NORMS = r'\w*(embed|Embed|norm|Norm)\w*|wte|wpe|ln(_\w+)?|\w+_ln'
 _HEADS = (
-    r'lm_head|cls_head|mlm_head|head|logits|logits_dense|logitdense|to_logits|classifier|qa_outputs|seq_relationship'
-    r'|predictions/decoder'
+    r'(\w+_)?head|logits|logits_dense|logitdense|to_logits|classifier|qa_outputs|seq_relationship|predictions/decoder'
+    r'|unembed|vocab_proj'
 )
 
 DEFAULT_RULES: tuple[Rule, ...] = (
-    Keep(rf'(.*/)?({_ROUTERS})', 'a router', optional=True),
-    Keep(r'(.*/)?batch_stats/.*|(.*/)?(mean|var)', 'batch statistics', optional=True),
-    Keep(rf'(.*/)?({_SSM})', 'of a state-space layer', optional=True),
-    CastOnly(r'(.*/)?(\w*_)?(bias|scale|b|offset|gamma|beta)', 'a bias or scale', optional=True),
-    CastOnly(rf'(.*/)?({_EMBEDDINGS})', 'an embedding', optional=True),
-    CastOnly(rf'(.*/)?({_NORMS})/(\d+/)?(weight|w)', 'a norm or an embedding', optional=True),
-    CastOnly(rf'(.*/)?({_HEADS})/(.*/)?(kernel|weight|w)', 'a head', optional=True),
+    Keep(r'(.*/)?\w*[Rr]outer\w*(/[^/]+){0,3}', 'a router', optional=True),
+    Keep(r'(.*/)?(batch_stats|_overwrite_with_gradient|cache)/.*', 'a collection of its own', optional=True),
+    Keep(r'(.*/)?(mean|var)', 'batch statistics', optional=True),
+    Keep(r'(.*/)?(A_log|log_a|dt_bias|D|a_param|a_imag_param)', 'of a state-space layer', optional=True),
     CastOnly(r'(.*/)?(\w+_)?lora_[ab]', 'a low-rank adapter', optional=True),
+    CastOnly(r'(.*/)?((\w*_)?(bias|scale|offset|gamma|beta)|b)', 'a bias or scale', optional=True),
+    CastOnly(rf'(.*/)?({_EMBEDDINGS})', 'an embedding', optional=True),
+    CastOnly(rf'(.*/)?({NORM.pattern})/(\d+/)?(weight|w)', 'a norm', optional=True),
+    CastOnly(r'(.*/)?(\w*([Ee]mbed|tokens)\w*|wte|wpe)/(\d+/)?(weight|w)', 'an embedding', optional=True),
+    CastOnly(rf'(.*/)?({_HEADS})/([^/]+/)?(kernel|weight|w)', 'a head', optional=True),
     MatrixRule(r'(.*/)?(kernel|weight(_[ih]h)?|w(_[ih])?|wi(_\d+)?|wo)', optional=True),
 )
 
@@ -230,7 +236,9 @@ class RuleFinder:
 
 
 def check_rules(rules: Any) -> tuple[Rule, ...]:
-    """The rules as a tuple; ValueError for what is no rule."""
+    """The rules as a tuple; ValueError for what is none."""
+    if isinstance(rules, Rule | None):
+        raise ValueError(f'rules={rules!r}: it must be a sequence of rules, such as (rule, *DEFAULT_RULES)')
     for rule in rules:
         if not isinstance(rule, Rule):
             raise ValueError(f'rules holds {rule!r}; allowed are MatrixRule, CastOnly and Keep')

@@ -28,7 +28,8 @@ from gaussq_jax.matrix_transforms import (
     check_empty,
 )
 from gaussq_jax.packed_layout import Formats, Layout, ModelSize
-from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, RuleFinder, check_rules
+from gaussq_jax.param_purposes import find_purposes
+from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, check_rules
 from gaussq_jax.param_tree import map_leaves, read_leaves
 from gaussq_jax.weight_sampling import check_dtype
 
@@ -38,7 +39,7 @@ class InitFn(Protocol):
         """The learned bitwidths of these params at the start: {leaf path: b_i, all ones}; {} if none are learned.
 
         Raises:
-          ValueError: if the rules don't fit the tree (see `match_rules`), or two sampled leaves share one noise.
+          ValueError: if the rules don't fit the tree (see `describe`), or two sampled leaves share one noise.
         """
 
 
@@ -96,7 +97,7 @@ class ParamTransform(NamedTuple):
     apply: ApplyFn
     bitwidths: BitwidthsFn
     resolve: ResolveFn | None = None
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = DEFAULT_RULES
     unnamed: str = 'error'
     block_size: int | None = None  # side of the square blocks that share a bitwidth; None where none is learned
     matrices: str = 'sampled'  # what becomes of weight matrices, or 'quantized', 'cast'
@@ -191,7 +192,7 @@ def gaussian_weight_sampling(
     """
     return _transform(
         WeightSampling(
-            tuple(rules), unnamed, dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
+            check_rules(rules), unnamed, dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
         )
     )
 
@@ -215,7 +216,7 @@ def uniform_weight_sampling(
     Source: DiffQ, arXiv 2104.09987, with the blocks and the step of arXiv 2505.11170.
     """
     return _transform(
-        WeightSampling(tuple(rules), unnamed, dtype, 'uniform', b_init, b_target, block_size, fmt, implementation)
+        WeightSampling(check_rules(rules), unnamed, dtype, 'uniform', b_init, b_target, block_size, fmt, implementation)
     )
 
 
@@ -250,7 +251,7 @@ def quantization_aware(
     Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
     """
     check_quantizer(quantizer)
-    return _transform(QuantizationAware(tuple(rules), unnamed, dtype, quantizer))
+    return _transform(QuantizationAware(check_rules(rules), unnamed, dtype, quantizer))
 
 
 def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RULES) -> ParamTransform:
@@ -268,19 +269,17 @@ def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RU
       {'w': Array(1, dtype=bfloat16)}
     """
     dtype, rules = check_dtype(dtype), check_rules(rules)
-    finder = RuleFinder(rules)
 
     def apply(key, params, state, *, path=(), layer=None):
-        del key, layer
+        del key
         check_empty(state)
-        leaves = read_leaves(params)
+        leaves, is_layer = read_leaves(params, path), layer is not None
+        found = find_purposes(leaves, rules, is_part=bool(path) or is_layer, is_layer=is_layer)
 
         def cast_leaf(name, leaf):
-            named = finder.named('/'.join((*path, *filter(None, [name]))))
-            is_kept = isinstance(next(iter(named), None), Keep) or not leaves[name].is_param
-            return leaf if is_kept else cast(leaf, dtype)
+            return leaf if isinstance(found.get(name), Keep) or name not in found else cast(leaf, dtype)
 
-        return map_leaves(cast_leaf, params)
+        return map_leaves(cast_leaf, params, path)
 
     return ParamTransform(lambda params: {}, apply, lambda state: {}, rules=rules, matrices='cast')
 

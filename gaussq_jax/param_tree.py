@@ -27,9 +27,13 @@ class Leaf(NamedTuple):
     module: Any = None  # the Equinox or haliax module that it is an attribute of; HAIKU in a tree of Haiku's
 
 
-def leaf_path(path: Sequence[Any]) -> str:
-    """A leaf's path by name from a JAX key path: ('layers', 'up', 'kernel') -> 'layers/up/kernel'."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+def leaf_path(path: Sequence[Any], above: Sequence[Any] = ()) -> str:
+    """A leaf's path by name from a JAX key path: ('layers', 'up', 'kernel') -> 'layers/up/kernel'.
+
+    `above` are names from the root, where the key path is one in a part of the tree.
+    """
+    name = jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+    return '/'.join((*map(str, above), *filter(None, [name])))
 
 
 def path_hash(path: str) -> int:
@@ -37,23 +41,25 @@ def path_hash(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], 'little')
 
 
-def read_leaves(tree: Any) -> dict[str, Leaf]:
-    """The leaves by path.
+def read_leaves(tree: Any, above: Sequence[Any] = ()) -> dict[str, Leaf]:
+    """The leaves by path; `above` as for `leaf_path`.
 
     Raises:
       ValueError: for two leaves of one path, and for an NNX module.
     """
     leaves, haiku = {}, HAIKU if _is_haiku(tree) else None
     for key_path, value in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_whole):
-        leaf = _leaf(leaf_path(key_path), value, haiku or _holder(tree, key_path))
+        leaf = _leaf(leaf_path(key_path, above), value, haiku or _holder(tree, key_path))
         if leaf.path in leaves:
             raise ValueError(f'two leaves have the path {leaf.path!r}; rename one: it is what their noise comes from')
         leaves[leaf.path] = leaf
     return leaves
 
 
-def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
+def map_leaves(function: Callable[[str, Any], Any], tree: Any, above: Sequence[Any] = ()) -> Any:
     """A tree like `tree` of function(path, array); boxes, variables and named arrays stay around their arrays.
+
+    `above` as for `leaf_path`.
 
     Raises:
       ValueError: for an NNX module.
@@ -61,7 +67,7 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
 
     def map_leaf(key_path, value):
         boxed, structure = jax.tree_util.tree_flatten(value)
-        return jax.tree_util.tree_unflatten(structure, [function(leaf_path(key_path), array) for array in boxed])
+        return jax.tree_util.tree_unflatten(structure, [function(leaf_path(key_path, above), array) for array in boxed])
 
     return jax.tree_util.tree_map_with_path(map_leaf, tree, is_leaf=_is_whole)
 
@@ -93,12 +99,14 @@ def _leaf(path: str, value: Any, module: Any) -> Leaf:
         return Leaf(path, value, module=module)
     (array,) = jax.tree_util.tree_leaves(value)
     names = _axis_names(value, getattr(array, 'ndim', None))
+    if is_class(value, 'haliax', 'NamedArray') and module is None:
+        names = None  # which of them are inputs, its layer knows
     is_param = is_class(value, 'flax', 'Param') or not is_class(value, 'flax', 'Variable')
     return Leaf(path, array, names, is_param, module)
 
 
 def _axis_names(box: Any, ndim: int | None) -> tuple[str, ...] | None:
-    """The names of all axes; None where one has none, or where there are more or less names than axes."""
+    """The names of all axes; None where one has none, or where there are more or fewer names than axes."""
     if is_class(box, 'haliax', 'NamedArray'):
         return tuple(axis.name for axis in box.axes)
     if is_class(box, 'flax', 'Variable'):

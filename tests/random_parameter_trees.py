@@ -35,10 +35,12 @@ class Draw:
 
     def __init__(self, generator: np.random.Generator, *, with_names: bool = False, apart: bool = False):
         self.generator, self.with_names = generator, with_names
-        letters = 'dfhknleqwc'
+        letters = 'dfhknleqwcmgrps'
         few = generator.choice([2, 3, 4, 6, 8, 12], size=generator.integers(2, 5))
         drawn = (
-            generator.permutation([2, 4, 5, 6, 7, 9, 10, 11, 13, 14]) if apart else generator.choice(few, len(letters))
+            generator.permutation([2, 4, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17, 19, 21, 22])
+            if apart
+            else generator.choice(few, len(letters))
         )
         self.sizes = dict(zip(letters, map(int, drawn))) | {'v': 50, 'x': 1, 't': 3}
         self.sizes['a'] = self.sizes['h'] * self.sizes['k']
@@ -55,6 +57,8 @@ class Draw:
         if self.chance(0.5):
             self.add_linear('lm_head', 'd', 'v', 'head')
             self.weights['lm_head/kernel'] = Weight('dv')
+        if self.chance(0.1):  # an ensemble
+            self.weights = {path: self.stacked(weight, 's', 0) for path, weight in self.weights.items()}
 
     def chance(self, probability: float) -> bool:
         return bool(self.generator.random() < probability)
@@ -83,11 +87,17 @@ class Draw:
             if self.chance(0.5):
                 self.add_block(f'{name}_1')
             return
+        if self.chance(0.2):
+            inside, inner_axis = dict(self.weights), self.pick(0, 1)
+            self.add_block(f'{name}/inner')
+            for path in self.weights.keys() - inside.keys():
+                self.weights[path] = self.stacked(self.weights[path], 'p', inner_axis)
         for path in self.weights.keys() - before.keys():
-            weight = self.weights[path]
-            at = axis if axis >= 0 else len(weight.letters)
-            letters = weight.letters[:at] + 'l' + weight.letters[at:]
-            self.weights[path] = dataclasses.replace(weight, letters=letters)
+            self.weights[path] = self.stacked(self.weights[path], 'l', axis)
+
+    def stacked(self, weight, letter, axis):
+        at = axis if axis >= 0 else len(weight.letters)
+        return dataclasses.replace(weight, letters=weight.letters[:at] + letter + weight.letters[at:])
 
     def add_block(self, block):
         if self.norms:
@@ -96,11 +106,16 @@ class Draw:
                 if self.bias:
                     self.weights[f'{block}/{norm}/bias'] = Weight('d')
         if self.chance(0.9):
-            self.pick(self.add_heads, self.add_heads, self.add_joined, self.add_einsums, self.add_latent)(
-                f'{block}/attn'
+            attentions = (
+                self.add_joined,
+                self.add_einsums,
+                self.add_latent,
+                self.add_cross_attention,
+                self.add_diagonal_blocks,
             )
+            self.pick(*[self.add_heads] * 3, *attentions)(f'{block}/attn')
         if self.chance(0.8):
-            self.pick(self.add_mlp, self.add_mlp, self.add_experts, self.add_convs)(
+            self.pick(self.add_mlp, self.add_mlp, self.add_experts, self.add_convs, self.add_general)(
                 f'{block}/{self.pick("mlp", "ffn")}'
             )
 
@@ -128,6 +143,24 @@ class Draw:
         self.weights[f'{module}/q_einsum/kernel'] = Weight('hdk', 'd', 'hk', 'einsum')
         self.weights[f'{module}/attn_vec_einsum/kernel'] = Weight('hkd', 'hk', 'd', 'einsum')
 
+    def add_cross_attention(self, module):
+        for name, width, heads in ('q', 'd', 'h'), ('k', 'm', 'n'), ('v', 'm', 'n'):
+            self.add_linear(f'{module}/{name}', width, f'{heads}k', 'fused heads')
+        self.add_linear(f'{module}/out', 'hk', 'd', 'fused heads')
+
+    def add_diagonal_blocks(self, module):
+        """As Griffin has them: a matrix a head, and a bias for each."""
+        for name in ('input_gate', 'a_gate'):
+            self.weights[f'{module}/{name}/kernel'] = Weight('hkg', 'k', 'g', 'blocks on a diagonal')
+            if self.bias:
+                self.weights[f'{module}/{name}/bias'] = Weight('hg')
+        self.add_linear(f'{module}/out', 'hk', 'd', 'fused heads')
+
+    def add_general(self, module):
+        """DenseGeneral with two axes of outputs, and of inputs."""
+        self.add_linear(f'{module}/up', 'd', 'gr', 'fused heads')
+        self.add_linear(f'{module}/down', 'gr', 'd', 'fused heads')
+
     def add_latent(self, module):
         """As DeepSeek has it: queries and keys from narrow latents."""
         self.add_linear(f'{module}/q_a', 'd', 'q', 'two axes', bias=False)
@@ -150,8 +183,7 @@ class Draw:
         )
         axis = self.pick(0, 0, 0, 1)
         for path in self.weights.keys() - before.keys():
-            letters = self.weights[path].letters
-            self.weights[path] = dataclasses.replace(self.weights[path], letters=letters[:axis] + 'e' + letters[axis:])
+            self.weights[path] = self.stacked(self.weights[path], 'e', axis)
 
     def add_convs(self, module):
         self.add_linear(f'{module}/Conv_0', 'td', 'o', 'convolution')
@@ -178,7 +210,9 @@ class Draw:
         """Of each matrix: the batch axes, rows and columns."""
         return {
             path: (
-                frozenset(axis for axis, letter in enumerate(weight.letters) if letter in 'le'),
+                frozenset(
+                    axis for axis, letter in enumerate(weight.letters) if letter not in weight.rows + weight.cols
+                ),
                 tuple(weight.letters.index(letter) for letter in weight.rows),
                 tuple(weight.letters.index(letter) for letter in weight.cols),
             )

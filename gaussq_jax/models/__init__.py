@@ -9,7 +9,7 @@ from gaussq_jax.param_rules import CastOnly, MatrixRule
 
 # How their weights are read: layers are stacked along the first axis.
 RULES = (
-    MatrixRule('layers/.*/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,)),
+    MatrixRule('layers/.*/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,), optional=True),
     CastOnly('.*', optional=True),
 )
 

@@ -35,20 +35,84 @@ def why(params, path):
 # --- what leaves are for ---------------------------------------------------------------------------
 
 
+BLOCKS = {f'block_{i}/{name}/kernel': shape for i in range(9) for name, shape in (('up', (8, 16)), ('down', (16, 8)))}
+
+
 @pytest.mark.parametrize('last', ['fc', 'linear', 'Dense_0'])
-def test_a_linear_layer_after_blocks_is_a_head(last):
-    params = tree_of({'block_0/up/kernel': (8, 16), f'{last}/kernel': (16, 5), f'{last}/bias': (5,)})
+def test_the_one_linear_layer_beside_blocks_is_a_head(last):
+    params = tree_of({**BLOCKS, f'{last}/kernel': (8, 5), f'{last}/bias': (5,)})
     assert actions(params)[f'{last}/kernel'] == 'cast' and 'a head' in why(params, f'{last}/kernel')
     assert actions({'params': params})[f'params/{last}/kernel'] == 'cast'
+    given = (gq.MatrixRule(f'{last}/kernel'), *gq.DEFAULT_RULES)
+    assert actions(params, given)[f'{last}/kernel'] == 'sampled', 'what a rule says stands'
 
 
-def test_the_last_of_several_is_the_head_and_without_blocks_none_is():
-    shapes = {f'Dense_{i}/kernel': (8, 8) for i in range(11)} | {'Dense_11/kernel': (8, 5)}
-    assert set(actions(tree_of(shapes)).values()) == {'sampled'}
-    found = actions(tree_of({**shapes, 'block_0/up/kernel': (8, 16)}))
-    assert [path for path, action in found.items() if action == 'cast'] == ['Dense_11/kernel']
-    first = tree_of({'Dense_0/kernel': (5, 8), 'block_0/up/kernel': (8, 16)})
-    assert actions(first)['Dense_0/kernel'] == 'sampled', 'the first layer, whose outputs the blocks take'
+@pytest.mark.parametrize(
+    'others',
+    [
+        {'Dense_0/kernel': (5, 8)},  # the first layer, whose outputs the blocks take
+        {'Dense_0/kernel': (8, 5), 'Dense_1/kernel': (5, 5)},  # there is another after it
+        {'Dense_0/kernel': (8, 5), 'head/kernel': (5, 3)},  # so a hidden one
+        {'Dense_0/kernel': (7, 5)},  # it doesn't take what the blocks make
+    ],
+)
+def test_other_linear_layers_at_the_root_are_no_heads(others):
+    found = actions(tree_of({**BLOCKS, **others}))
+    assert all(found[path] == 'sampled' for path in others if 'Dense' in path)
+
+
+def test_a_large_layer_at_the_place_of_a_head_is_refused():
+    """The latents of an autoencoder, most of its weights, for example."""
+    params = tree_of({'encoder/conv/kernel': (3, 3, 3, 64), 'encoder/conv/bias': (64,), 'Dense_0/kernel': (64, 100)})
+    assert actions(params)['Dense_0/kernel'] == 'unexplained' and '78%: a head?' in why(params, 'Dense_0/kernel')
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'kept'),
+    [
+        ({'moe/gate/kernel': (8, 4), 'moe/up/kernel': (4, 8, 16), 'moe/up/bias': (4, 16)}, True),
+        ({'mlp/gate/kernel': (8, 4), 'mlp/experts/up/kernel': (4, 8, 16), 'mlp/experts/up/bias': (4, 16)}, True),
+        ({'moe/gate/kernel': (8, 16), 'moe/up/kernel': (8, 16), 'moe/down/kernel': (16, 8)}, False),
+        ({'moe/shared_expert/gate/kernel': (8, 16), 'moe/shared_expert/up/kernel': (8, 16)}, False),
+        ({'mlp/gate/kernel': (8, 16), 'mlp/down/kernel': (16, 8)}, False),
+    ],
+)
+def test_a_gate_is_a_router_or_one_of_a_gated_mlp(shapes, kept):
+    found = actions(tree_of(shapes))
+    assert next(action for path, action in found.items() if '/gate/' in path) == ('kept' if kept else 'sampled')
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'doubtful'),
+    [
+        ({'ln/scale': (3, 8), 'rms_norm/kernel': (3, 8), 'up/kernel': (3, 8, 16)}, 'rms_norm/kernel'),
+        ({'sae/D': (64, 32), 'up/kernel': (8, 16)}, 'sae/D'),
+        (
+            {**{f'classifier/Dense_{i}/kernel': (8, 8) for i in range(3)}, 'up/kernel': (8, 16)},
+            'classifier/Dense_0/kernel',
+        ),
+        ({'opt_state/mu/up/kernel': (8, 16), 'up/kernel': (8, 16)}, 'opt_state/mu/up/kernel'),
+        ({'conv_1d/w': (4, 8), 'conv_1d/b': (8,), 'up/kernel': (8, 16)}, 'conv_1d/w'),
+        ({'conv/kernel': (4, 8), 'conv/bias': (8,), 'up/kernel': (8, 16)}, 'conv/kernel'),
+        ({'attn/q_b': (4, 8, 16), 'up/kernel': (8, 16)}, 'attn/q_b'),
+        ({'q_einsum/kernel': (8, 16), 'up/kernel': (8, 16)}, 'q_einsum/kernel'),
+        ({'upconv/kernel': (3, 3, 8, 8), 'upconv/bias': (8,), 'up/kernel': (8, 16)}, 'upconv/kernel'),
+        ({'ConvLocal_0/kernel': (9, 9, 27, 16), 'up/kernel': (8, 16)}, 'ConvLocal_0/kernel'),
+    ],
+)
+def test_what_a_name_does_not_tell_is_refused(shapes, doubtful):
+    assert actions(tree_of(shapes))[doubtful] == 'unexplained'
+
+
+def test_many_small_leaves_alike_are_not_small():
+    """Raw weights of many layers, each less than a thousandth of all."""
+    params = tree_of({f'layers_{i}/{name}': (8, 8) for i in range(2000) for name in ('wq', 'up/kernel')})
+    assert actions(params)['layers_7/wq'] == 'unexplained' and '50.00% of the weights' in why(params, 'layers_7/wq')
+
+
+def test_heads_of_cross_attention_without_norms_and_biases_are_refused():
+    shapes = {'q/kernel': (96, 12, 8), 'k/kernel': (128, 2, 8), 'v/kernel': (128, 2, 8), 'out/kernel': (12, 8, 96)}
+    assert set(actions(tree_of(shapes)).values()) == {'unexplained'}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +254,8 @@ def test_a_kernel_that_is_transposed_casts_doubt_on_all_others():
     assert actions(tree_of(shapes), given)['proj/kernel'] == 'unexplained'
     stacked = {path: (3, *shape) for path, shape in shapes.items()}
     assert actions(tree_of(stacked))['proj/kernel'] == 'unexplained'
+    square = {'dense/kernel': (8, 3, 8), 'dense/bias': (8, 3), 'norm/scale': (8, 3), 'up/kernel': (8, 3, 16)}
+    assert set(actions(tree_of({**square, 'up/bias': (16, 3)})).values()) == {'sampled', 'cast'}, 'on axis 1'
 
 
 def test_a_refusal_has_all_leaves_and_a_rule_for_each_reading():
@@ -331,6 +397,18 @@ def test_haliax(monkeypatch):
     transform = gq.gaussian_weight_sampling().resolve(params)
     applied = transform.apply(None, params, transform.init(params))
     assert isinstance(applied['q'].weight, NamedArray) and applied['q'].weight.array.dtype == jnp.bfloat16
+
+
+def test_haiku_nets():
+    """Convolutions under names of their own, batch normalization over all axes."""
+    hk = pytest.importorskip('haiku')
+    for net, convolutions in (hk.nets.ResNet50, 53), (hk.nets.MobileNetV1, 14):
+        init = hk.transform_with_state(lambda x, net=net: net(num_classes=10)(x, is_training=True)).init
+        params, _ = jax.eval_shape(init, KEY, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+        readings = read_params(params, gq.DEFAULT_RULES)
+        roles = [reading.matrices[0].roles for reading in readings.values() if reading.action == 'sampled']
+        assert roles.count(('in', 'in', 'in', 'out')) == convolutions and 'layer' not in str(roles)
+        assert not any(reading.action == 'unexplained' for reading in readings.values())
 
 
 def test_haiku():

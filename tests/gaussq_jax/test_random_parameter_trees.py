@@ -18,6 +18,7 @@ KINDS = {  # of leaves: what the page calls them
     'experts': 'experts without biases',
     'heads from latents': 'heads from latents (MLA) without biases',
     'einsum': 'einsums with the inputs among the outputs',
+    'blocks on a diagonal': 'blocks on a diagonal (Griffin)',
     'convolution': 'convolutions',
     'convolution by another name': 'convolutions not called so',
 }
