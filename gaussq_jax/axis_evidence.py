@@ -75,6 +75,12 @@ class _Node:
     def matrices(self) -> list[str]:
         return [path for path in self.below if self.clues[path].kind == MATRIX]
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether a stack that ends here counts experts: by name, since that changes no matrix."""
+        *_, above, name = ['', *self.path.split('/')]
+        return bool(_EXPERTS.fullmatch(name) or (_EXPERTS.fullmatch(above) and name not in ('layers', 'blocks')))
+
     @functools.cached_property
     def is_layer(self) -> bool:
         """Whether it is a module with a single weight matrix, and perhaps a bias."""
@@ -141,11 +147,8 @@ def _readings(node: _Node, stacks: tuple[int, ...], widths: frozenset[int], expe
     """
     options = []
     if node.matrices and not node.is_layer and len(stacks) < MOST_STACKS:
-        is_expert = any(_EXPERTS.fullmatch(name) for name in node.path.split('/')[-2:]) and not (
-            not stacks and node.path.rpartition('/')[2] in ('layers', 'blocks')
-        )
         for axis in _shared_axes(node, stacks):
-            options.append(_readings(node, (*stacks, axis), widths, (*experts, is_expert)))
+            options.append(_readings(node, (*stacks, axis), widths, (*experts, node.has_experts)))
     options.append(_readings_here(node, stacks, widths, experts))
     return _union(options)
 
