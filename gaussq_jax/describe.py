@@ -10,7 +10,7 @@ from gaussq_jax.param_reading import CAST, KEPT, SAMPLED, UNEXPLAINED, Reading, 
 from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.weight_sampling import block_grid
 
-COLUMNS = ('leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'share', 'why')
+COLUMNS = ('leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'format', 'share', 'why')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -20,12 +20,15 @@ class Description:
     Attributes:
       leaves: by path, how each leaf is read.
       matrices: what becomes of weight matrices: 'sampled', 'quantized' or 'cast'.
+      format: that these are rounded to, and `dtype` that others are.
       block_size: side of the blocks that share a bitwidth, or None.
     """
 
     leaves: dict[str, Reading]
-    matrices: str = SAMPLED
-    block_size: int | None = None
+    matrices: str
+    format: str
+    dtype: str
+    block_size: int | None
 
     @property
     def totals(self) -> dict[str, int]:
@@ -68,9 +71,20 @@ class Description:
             matrices = ' x '.join(map(str, [*batch, f'({rows} -> {columns})']))
             if self.block_size:
                 blocks = f'{math.prod(block_grid(rule.matrix_shape(reading.shape), self.block_size))}'
+        formats = {SAMPLED: self.format, CAST: self.dtype, KEPT: str(reading.dtype or ''), UNEXPLAINED: ''}
         share = f'{reading.size * len(same) / total:.2%}'
         shape = ' x '.join(map(str, reading.shape)) or 'a number'
-        return (name + more, shape, self._action(reading), roles, matrices, blocks, share, reading.why)
+        return (
+            name + more,
+            shape,
+            self._action(reading),
+            roles,
+            matrices,
+            blocks,
+            formats[reading.action],
+            share,
+            reading.why,
+        )
 
     def __str__(self) -> str:
         table = [COLUMNS, *self.rows()]
@@ -109,10 +123,10 @@ def describe(params: Any, transform: ParamTransform) -> Description:
     Example:
       >>> params = {'up': {'kernel': jnp.ones((64, 128)), 'bias': jnp.ones(128)}}
       >>> print(describe(params, gq.gaussian_weight_sampling()))
-      leaf       shape     action   axes    matrices     blocks  share   why
-      up/bias    128       cast                                  1.54%   a bias or scale
-      up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       98.46%  kernel (in, out)
+      leaf       shape     action   axes    matrices     blocks  format    share   why
+      up/bias    128       cast                                  bfloat16  1.54%   a bias or scale
+      up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       bfloat16  98.46%  kernel (in, out)
       8,192 sampled (98.5%), 128 cast (1.5%), in 2 leaves
     """
     readings = read_params(params, transform.rules, unnamed=transform.unnamed)
-    return Description(readings, transform.matrices, transform.block_size)
+    return Description(readings, transform.matrices, transform.format, transform.dtype, transform.block_size)

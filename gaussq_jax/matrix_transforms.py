@@ -123,6 +123,10 @@ class WeightSampling(MatrixTransform):
             which = f'{enough} can, as the narrowest' if is_enough else 'beyond 9 bits, none that bfloat16 holds can'
             raise ValueError(f"fmt={fmt} can't hold the noise of b_init={self.b_init:g} bits; {which}")
 
+    @property
+    def format_name(self) -> str:
+        return jnp.dtype(self.dtype).name if self.fmt is None else check_format(self.fmt, self.dtype).name
+
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
         return {path: jnp.ones(block_grid(shape, self.block_size)) for path, shape in matrix_shapes.items()}
 
@@ -172,6 +176,10 @@ class QuantizationAware(MatrixTransform):
 
     matrices = 'quantized'
     quantizer: Quantizer
+
+    @property
+    def format_name(self) -> str:
+        return self.quantizer.fmt.name
 
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
         return {}

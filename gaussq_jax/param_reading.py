@@ -150,8 +150,8 @@ def checked_readings(params: Any, rules: Sequence[Rule], *, unnamed: str = 'erro
 def check_explained(readings: Mapping[str, Reading], *, is_part: bool = False):
     """ValueError for leaves that are unexplained."""
     if any(reading.action == UNEXPLAINED for reading in readings.values()):
-        told = '\nThe whole tree may tell: transform.resolve(params) reads its parts as it is read' if is_part else ''
-        raise ValueError(explain(readings) + told)
+        told = '; transform.resolve(params) reads parts of a tree as the whole is read' if is_part else ''
+        raise ValueError(f'{explain(readings)}\ngq.describe(params, transform) shows how all leaves are read{told}')
 
 
 def matrix_rules(params: Any, rules: Sequence[Rule], *, unnamed: str = 'error') -> dict[str, MatrixRule]:
@@ -191,7 +191,11 @@ def explain(readings: Mapping[str, Reading]) -> str:
         pattern = re.sub(r'\d+', lambda _: r'\d+', re.escape(name).replace(r'\-', '-'))
         axes = tuple(rule.axes for rule in reading.matrices)
         alike.setdefault((pattern, reading.shape, reading.why, axes), []).append((name, reading))
-    lines = [f'{len(unexplained)} of {len(readings)} leaves are unexplained. Put rules for them before the others:']
+    share = sum(reading.size for reading in unexplained.values()) / sum(reading.size for reading in readings.values())
+    lines = [
+        f'{len(unexplained)} of {len(readings)} leaves are unexplained, {share:.1%} of the weights. Put rules for them'
+        ' before the others:'
+    ]
     for (pattern, shape, why, _), of_pattern in list(alike.items())[:MOST_LISTED]:
         name, reading = of_pattern[0]
         more = f' and {len(of_pattern) - 1} more' if len(of_pattern) > 1 else ''

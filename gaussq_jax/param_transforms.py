@@ -89,8 +89,8 @@ class ParamTransform(NamedTuple):
     Gradients go straight through `apply` to the params; the state gets a gradient of its own. Where functions take a
     state, its leaves may also be nested by the parts of their paths, as checkpoints return them.
 
-    `resolve`, `rules`, `unnamed`, `block_size` and `matrices` say how weights are read, for those who lay them out,
-    size, pack and describe them; a transform without them is complete for training.
+    The other fields say how weights are read, and what becomes of them, for those who lay them out, size, pack and
+    describe them; a transform without them is complete for training.
     """
 
     init: InitFn
@@ -101,6 +101,8 @@ class ParamTransform(NamedTuple):
     unnamed: str = 'error'
     block_size: int | None = None  # side of the square blocks that share a bitwidth; None where none is learned
     matrices: str = 'sampled'  # what becomes of weight matrices, or 'quantized', 'cast'
+    format: str = 'bfloat16'  # that these are rounded to
+    dtype: str = 'bfloat16'  # of all weights that it hands out, but for those that are kept
 
     def learned_layout(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> Layout:
         """`gq.learned_layout` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
@@ -281,7 +283,10 @@ def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RU
 
         return map_leaves(cast_leaf, params, path)
 
-    return ParamTransform(lambda params: {}, apply, lambda state: {}, rules=rules, matrices='cast')
+    name = jnp.dtype(dtype).name
+    return ParamTransform(
+        lambda params: {}, apply, lambda state: {}, rules=rules, matrices='cast', format=name, dtype=name
+    )
 
 
 def _transform(of: MatrixTransform) -> ParamTransform:
@@ -294,4 +299,6 @@ def _transform(of: MatrixTransform) -> ParamTransform:
         unnamed=of.unnamed,
         block_size=getattr(of, 'block_size', None),
         matrices=of.matrices,
+        format=of.format_name,
+        dtype=jnp.dtype(of.dtype).name,
     )

@@ -17,7 +17,7 @@ def lines_of(family, transform):
 
 def test_the_table_of_a_model():
     first, *rows, summary = lines_of('V-MoE', gq.gaussian_weight_sampling())
-    assert first.split() == ['leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'share', 'why']
+    assert first.split() == ['leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'format', 'share', 'why']
     expert = next(row for row in rows if 'Moe/Mlp/Dense_0/kernel' in row)
     cells = re.split(r'  +', expert)
     assert cells[1:6] == ['6 x 32 x 80', 'sampled', 'expert in out', '6 x (32 -> 80)', '18']

@@ -151,7 +151,10 @@ def test_kept_leaves_keep_their_dtype_in_packed_files(tmp_path):
 
 def test_a_leaf_that_no_rule_names(caplog):
     params = tree_of({'up/kernel': (100, 100), 'moe/gate_proj': (4, 100, 100), 'small': (3, 3)})
-    with pytest.raises(ValueError, match=r'1 of 3 leaves are unexplained.*\n.*moe/gate_proj.*no rule names it, 79.99%'):
+    with pytest.raises(
+        ValueError,
+        match=r'1 of 3 leaves are unexplained, 80.0% of the weights.*\n.*moe/gate_proj.*no rule names it, 79.99%',
+    ):
         gq.gaussian_weight_sampling().init(params)
     with caplog.at_level(logging.WARNING):
         assert set(gq.gaussian_weight_sampling(unnamed='cast').init(params)) == {'up/kernel'}
@@ -265,7 +268,7 @@ def test_a_refusal_has_all_leaves_and_a_rule_for_each_reading():
     with pytest.raises(ValueError) as error:
         gq.gaussian_weight_sampling().init(params)
     message = str(error.value)
-    assert message.startswith('6 of 6 leaves are unexplained. Put rules for them before the others:')
+    assert message.startswith('6 of 6 leaves are unexplained, 100.0% of the weights. Put rules for them before')
     assert message.count('layers_0/attn/q/w and 2 more, (8, 2, 4)') == 1
     rules = re.findall(r'(gq\.(?:MatrixRule|CastOnly)\(.*\))  # (.*)', message)
     assert len(rules) == 2 * 7
