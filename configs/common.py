@@ -27,7 +27,8 @@ ARGUMENTS = dict(  # of every config
 )
 
 
-ADDED = ('scan_unroll',)  # fields of `base_config` that version 0.1.0 lacks; what it stored is read with their defaults
+# Fields of `base_config` that version 0.1.0 lacks; what it stored is read with their defaults.
+ADDED = ('scan_unroll', 'invalid_text')
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -92,6 +93,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             train_split='train',
             validation_split='validation',
             text_feature='text',
+            invalid_text='error',  # documents that are not UTF-8; or 'replace', or 'skip'
             data_dir='',  # where TFDS keeps it; '' is TFDS's own default
             cache_dir='',  # for token arrays; '' is $GAUSSQ_CACHE or ~/.cache/gaussq_jax
             tokenizer='bytes',

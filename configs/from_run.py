@@ -21,7 +21,7 @@ from configs import common
 ARGUMENTS = {name: default for name, default in common.ARGUMENTS.items() if name != 'smoke'}
 # What is that run's.
 MODEL = ('model', 'dtype', 'tokenizer', 'vocab_size', 'sequence_length')
-TEXT = ('dataset', 'train_split', 'validation_split', 'text_feature', 'data_dir', 'cache_dir')
+TEXT = ('dataset', 'train_split', 'validation_split', 'text_feature', 'invalid_text', 'data_dir', 'cache_dir')
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

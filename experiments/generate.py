@@ -4,12 +4,15 @@ python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
 python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import cli, runs
+from experiments.tokenizers import Tokenizer
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -39,7 +42,12 @@ def main(argv):
         temperature=TEMPERATURE.value,
         vocab_size=tokenizer.vocab_size,
     )
-    print(PROMPT.value + tokenizer.decode(np.asarray(tokens)))
+    print(whole_text(tokenizer, prompt, np.asarray(tokens)))
+
+
+def whole_text(tokenizer: Tokenizer, prompt: Iterable[int], tokens: Iterable[int]) -> str:
+    """The text of a prompt and of what follows it, decoded as one: alone, SentencePiece drops a leading space."""
+    return tokenizer.decode([*prompt, *tokens])
 
 
 def generate(

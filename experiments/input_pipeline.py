@@ -15,7 +15,8 @@ import os
 import pathlib
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -25,6 +26,9 @@ from absl import logging
 from experiments.datasets import python_stdlib
 from experiments.tokenizers import Tokenizer
 
+INVALID = ('error', 'replace', 'skip')  # what becomes of documents that are not UTF-8
+COUNTS = ('num_tokens', 'num_bytes', 'num_documents')  # that the SHA-256 vouches for, as in every version
+UNUSUAL = ('num_empty', 'num_invalid')
 # Reading a batch is copying rows out of a memory map: one thread, two batches ahead.
 READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
@@ -35,7 +39,9 @@ class TokenData:
 
     tokens: (num_tokens,) uint16 or uint32, memory-mapped from a file.
     num_bytes: UTF-8 bytes of the text, ends of documents not counted.
-    num_documents: how many documents the split has.
+    num_documents: how many documents it holds.
+    num_empty, num_invalid: how many of the split's are empty, and how many are not UTF-8; None where version 0.1
+      tokenised it, which didn't count them.
     sha256: of the tokens and the counts, as hexadecimal digits.
     """
 
@@ -43,6 +49,8 @@ class TokenData:
     num_bytes: int
     num_documents: int
     sha256: str
+    num_empty: int | None = None
+    num_invalid: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -60,6 +68,7 @@ def load_tokens(
     tokenizer: Tokenizer,
     *,
     text_feature: str = 'text',
+    invalid: str = INVALID[0],
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> TokenData:
@@ -73,18 +82,23 @@ def load_tokens(
       split: TFDS split, slices allowed: 'train', 'train[:99%]'.
       tokenizer: as from `load_tokenizer`.
       text_feature: the feature that holds the text.
+      invalid: what becomes of documents that are not UTF-8: 'error'; 'replace', what is wrong in them becomes U+FFFD;
+        or 'skip', they are left out.
       data_dir: root of TFDS datasets. None: where TFDS keeps them (TFDS_DATA_DIR or ~/tensorflow_datasets);
         for `python_stdlib`, `<cache_dir>/tensorflow_datasets`.
       cache_dir: None: the environment variable GAUSSQ_CACHE, or else ~/.cache/gaussq_jax.
 
     Raises:
-      ValueError: a dataset that isn't prepared, a split or feature that it lacks, a split without text.
+      ValueError: a dataset that isn't prepared, a split or feature that it lacks, a split without text; another
+        `invalid`; for 'error', a document that is not UTF-8, with its file and row.
 
     Example:
       >>> from experiments.tokenizers import load_tokenizer
       >>> load_tokens('python_stdlib', 'validation', load_tokenizer('bytes')).tokens.dtype
       dtype('uint16')
     """
+    if invalid not in INVALID:
+        raise ValueError(f'invalid={invalid!r}; allowed: {", ".join(INVALID)}.')
     cache_dir = cache_dir or os.environ.get('GAUSSQ_CACHE') or '~/.cache/gaussq_jax'
     cache_dir = pathlib.Path(cache_dir).expanduser()
     builder = _open_dataset(dataset, data_dir, cache_dir)
@@ -96,12 +110,13 @@ def load_tokens(
     # Two data_dirs may hold different data under one name and version: the sizes, kept in this file, differ.
     info = pathlib.Path(builder.data_path, 'dataset_info.json').read_bytes()
     fields = (split, text_feature, tokenizer.fingerprint, hashlib.sha256(info).hexdigest()[:12])
+    fields += () if invalid == INVALID[0] else (invalid,)
     stem = '-'.join(urllib.parse.quote(field, safe='') for field in fields)
     folder = cache_dir / 'tokens' / builder.info.full_name
     dtype = np.dtype('<u2' if tokenizer.vocab_size <= 2**16 else '<u4')
     data = _read_tokens(folder, stem, dtype)
     if data is None:
-        _write_tokens(folder, stem, dtype, _texts(builder, split, text_feature), tokenizer)
+        _write_tokens(folder, stem, dtype, _documents(builder, split, text_feature, invalid), tokenizer)
         data = _read_tokens(folder, stem, dtype)
     if data is None:
         raise OSError(f'{folder / stem}.tokens was damaged while it was written; is the disk failing?')
@@ -257,7 +272,14 @@ def _open_dataset(
     raise ValueError(f'dataset={dataset!r} is not prepared in data_dir={str(data_dir)!r}{reason}. {remedy}')
 
 
-def _texts(builder: tfds.core.DatasetBuilder, split: str, text_feature: str) -> Iterator[str]:
+class _Document(NamedTuple):
+    """A document's text, None where it is left out, and whether it is UTF-8."""
+
+    text: str | None
+    is_valid: bool = True
+
+
+def _documents(builder: tfds.core.DatasetBuilder, split: str, text_feature: str, invalid: str) -> Iterator[_Document]:
     name = builder.info.full_name
     try:
         source: Sequence = builder.as_data_source(split)
@@ -270,24 +292,54 @@ def _texts(builder: tfds.core.DatasetBuilder, split: str, text_feature: str) -> 
         splits = sorted(builder.info.splits)
         raise ValueError(f'split={split!r}: {name} has {splits}, and slices of them.') from None
     for start in range(0, len(source), 128):
-        for example in source.__getitems__(range(start, min(start + 128, len(source)))):
+        for index, example in enumerate(source.__getitems__(range(start, min(start + 128, len(source)))), start):
             text = example[text_feature]
             if not isinstance(text, bytes | str):
                 kind = type(text).__name__
                 raise ValueError(f'text_feature={text_feature!r}: {name} has {kind} there; allowed: text.')
-            yield text.decode() if isinstance(text, bytes) else text
+            yield _decode(text, invalid, lambda index=index: _place(builder, split, index))
 
 
-def _write_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype, texts: Iterator[str], tokenizer: Tokenizer) -> None:
-    """Streams the texts into `<stem>.tokens`, then writes `<stem>.json`; both appear when complete."""
+def _decode(text: bytes | str, invalid: str, place: Callable[[], str]) -> _Document:
+    if isinstance(text, str):
+        return _Document(text)
+    try:
+        return _Document(text.decode())
+    except UnicodeDecodeError as error:
+        if invalid == 'error':
+            raise ValueError(
+                f'{place()}: the document is not UTF-8, byte {error.start} is 0x{text[error.start]:02x};'
+                ' --config.invalid_text=replace puts U+FFFD there, --config.invalid_text=skip leaves it out.'
+            ) from None
+        return _Document(text.decode(errors='replace') if invalid == 'replace' else None, is_valid=False)
+
+
+def _place(builder: tfds.core.DatasetBuilder, split: str, index: int) -> str:
+    """The file and the row, counted from 0, of a document of a split, which may be a slice."""
+    for part in builder.info.splits[split].file_instructions:
+        if index < part.examples_in_shard if part.take < 0 else index < part.take:
+            return f'{part.filename}, row {part.skip + index}'
+        index -= part.examples_in_shard if part.take < 0 else part.take
+    return f'{builder.info.full_name}, {split}, document {index}'
+
+
+def _write_tokens(
+    folder: pathlib.Path, stem: str, dtype: np.dtype, documents: Iterator[_Document], tokenizer: Tokenizer
+) -> None:
+    """Streams the documents into `<stem>.tokens`, then writes `<stem>.json`; both appear when complete."""
     logging.info('Tokenising to %s', folder / stem)
     folder.mkdir(parents=True, exist_ok=True)
-    counts = {'num_tokens': 0, 'num_bytes': 0, 'num_documents': 0}
+    counts = dict.fromkeys(COUNTS, 0)
+    unusual = dict.fromkeys(UNUSUAL, 0)
     digest = hashlib.sha256()
     incomplete = folder / f'{stem}.{uuid.uuid4().hex}.incomplete'
     try:
         with incomplete.open('xb') as file:
-            for text in texts:
+            for text, is_valid in documents:
+                unusual['num_invalid'] += not is_valid
+                unusual['num_empty'] += text == ''
+                if text is None:
+                    continue
                 ids = np.append(tokenizer.encode(text), tokenizer.end_of_document).astype(dtype)
                 file.write(ids.data)
                 digest.update(ids.data)
@@ -297,7 +349,8 @@ def _write_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype, texts: Itera
         if not counts['num_bytes']:
             raise ValueError(f'{folder / stem}: there is no text in this split; allowed: splits with text.')
         incomplete.replace(folder / f'{stem}.tokens')
-        incomplete.write_text(json.dumps({**counts, 'sha256': _finish(digest, counts)}, indent=2) + '\n')
+        contents = {**counts, **unusual, 'sha256': _finish(digest, counts)}
+        incomplete.write_text(json.dumps(contents, indent=2) + '\n')
         incomplete.replace(folder / f'{stem}.json')
     finally:
         incomplete.unlink(missing_ok=True)
@@ -309,14 +362,15 @@ def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData 
     if not json_file.exists():
         return None
     try:
-        counts = json.loads(json_file.read_text())
-        sha256 = counts.pop('sha256')
+        contents = json.loads(json_file.read_text())
+        sha256, counts = contents['sha256'], {name: contents[name] for name in COUNTS}
         with tokens_file.open('rb') as file:
             digest = hashlib.file_digest(file, 'sha256')
         if _finish(digest, counts) != sha256:
             raise ValueError('its SHA-256 is another')
         tokens = np.memmap(tokens_file, dtype, mode='r', shape=(counts['num_tokens'],))
-        return TokenData(tokens, counts['num_bytes'], counts['num_documents'], sha256)
+        unusual = {name: contents.get(name) for name in UNUSUAL}
+        return TokenData(tokens, counts['num_bytes'], counts['num_documents'], sha256, **unusual)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning('%s is damaged (%s) and will be written anew', tokens_file, error)
         return None

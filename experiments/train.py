@@ -38,6 +38,7 @@ from experiments import (
 )
 from experiments.checkpointing import Checkpointer, SaveError
 from experiments.divergence import Diverged
+from experiments.input_pipeline import TokenData
 from experiments.metrics import MetricWriter, replace_file
 from experiments.preemption import Preempted, Preemption
 from experiments.profiling import Profile
@@ -145,7 +146,8 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
     print(f'method    {config.method}: {methods.describe(config)}{blocks_of}')
     print(f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}')
     print(
-        f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on; tokenizer {config.tokenizer},'
+        f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on{_unusual(data.train)};'
+        f' tokenizer {config.tokenizer},'
         f' vocabulary {experiment.vocab_size}; D = {experiment.num_tokens:,} tokens in all steps'
     )
     device = mesh.devices.flat[0].device_kind
@@ -155,6 +157,13 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
     origin = data.initial_weights and f' from the weights of {config.init_from}, step {data.initial_weights["step"]}'
     action = f'starting{origin or ""}' if start is None else f'continuing from step {start}'
     print(f'run       {workdir}, {action}, {config.total_steps} steps', flush=True)
+
+
+def _unusual(tokens: TokenData) -> str:
+    """How many documents are empty, or are not UTF-8."""
+    counts = {'empty': tokens.num_empty, 'not UTF-8': tokens.num_invalid}
+    told = ' and '.join(f'{count:,} {what}' for what, count in counts.items() if count)
+    return f' ({told}, of {tokens.num_documents:,} documents)' if told else ''
 
 
 if __name__ == '__main__':

@@ -1,14 +1,20 @@
 """Writing text: each token follows from the last `window` tokens, as the model sees them alone."""
 
+import inspect
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 from programs import import_program
 
+from experiments.tokenizers import SentencePieceTokenizer
 from gaussq_jax import models
 
-generate = import_program('generate').generate
+program = import_program('generate')
+generate = program.generate
 PROMPT = jnp.array([60, 3, 14], jnp.int32)
 
 
@@ -72,3 +78,18 @@ def test_tokens_that_the_tokenizer_does_not_have(temperature):
         vocab_size=2,
     )
     assert set(tokens.tolist()) == {0}
+
+
+def test_spaces_between_prompt_and_continuation_are_kept():
+    """Of a SentencePiece model as they usually are, whose pieces begin with their space."""
+    contents, text = io.BytesIO(), 'def foo(bar): return foo'
+    lines = inspect.getsource(inspect).splitlines()
+    options = dict(vocab_size=400, model_type='bpe', byte_fallback=True, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=contents, **options)
+    tokenizer = SentencePieceTokenizer(contents.getvalue())
+    ids = tokenizer.encode(text).tolist()
+    begins_with_space = lambda at: tokenizer.decode(ids[:at]) + ' ' + tokenizer.decode(ids[at:]) == text
+    assert any(begins_with_space(at) for at in range(1, len(ids))), 'else this test holds nothing'
+    for at in range(len(ids)):
+        prompt = [tokenizer.end_of_document, *ids[:at]]
+        assert program.whole_text(tokenizer, prompt, ids[at:]) == text

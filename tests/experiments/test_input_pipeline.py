@@ -64,6 +64,79 @@ def byte_tokens(documents: list[str]) -> list[int]:
     return [token for text in documents for token in (*text.encode(), 256)]
 
 
+class Latin1(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS dataset of texts of which some are not UTF-8, in two files, and one is empty."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name='plain'),)
+    code_path = epath.Path(__file__)
+    texts = (b'one', b'', b'na\xefve', b'four', b'five', b'\xff\xfe', b'seven')
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, text in enumerate(self.texts):
+            yield i, {'text': text}
+
+
+@pytest.fixture(scope='module')
+def latin1(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('latin1')
+    config = tfds.download.DownloadConfig(num_shards=2)
+    Latin1(data_dir=folder, file_format='array_record').download_and_prepare(download_config=config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('split', 'place'),
+    [
+        ('train', r'latin1-train.array_record-00000-of-00002, row 2: .* byte 2 is 0xef'),
+        ('train[3:]', r'latin1-train.array_record-00001-of-00002, row [12]: .* byte 0 is 0xff'),
+    ],
+)
+def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, split, place):
+    with pytest.raises(ValueError, match=f'{place}.*--config.invalid_text=replace'):
+        load_tokens('latin1/plain', split, ByteTokenizer(), data_dir=latin1, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob('*.json')), 'nothing half written is left'
+
+
+@pytest.mark.parametrize(
+    ('invalid', 'texts'),
+    [
+        ('replace', ['one', '', 'na\ufffdve', 'four', 'five', '\ufffd\ufffd', 'seven']),
+        ('skip', ['one', '', 'four', 'five', 'seven']),
+    ],
+)
+def test_what_becomes_of_documents_that_are_not_utf8(latin1, tmp_path, invalid, texts):
+    """Counted, as empty ones are; each choice has tokens of its own."""
+    load = lambda: load_tokens(
+        'latin1/plain', 'train', ByteTokenizer(), invalid=invalid, data_dir=latin1, cache_dir=tmp_path
+    )
+    for data in load(), load():
+        assert data.tokens.tolist() == byte_tokens(texts)
+        assert (data.num_documents, data.num_empty, data.num_invalid) == (len(texts), 1, 2)
+    with pytest.raises(ValueError, match='invalid_text=replace'):
+        load_tokens('latin1/plain', 'train', ByteTokenizer(), data_dir=latin1, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="invalid='ignore'; allowed: error, replace, skip"):
+        load_tokens('latin1/plain', 'train', ByteTokenizer(), invalid='ignore', data_dir=latin1, cache_dir=tmp_path)
+
+
+def test_tokens_of_version_0_1_are_read(load):
+    """Their counts lack those of unusual documents, and their SHA-256 is of the same."""
+    data = load()
+    (file,) = pathlib.Path(data.tokens.filename).parent.glob('*.json')
+    contents = json.loads(file.read_text())
+    assert contents.pop('num_empty') == DOCUMENTS['train'].count('') and contents.pop('num_invalid') == 0
+    file.write_text(json.dumps(contents))
+    again = load(tokenizer=CountingTokenizer())
+    assert again.sha256 == data.sha256 and again.num_empty is None
+
+
 class CountingTokenizer(ByteTokenizer):
     """Bytes, and how many documents were tokenised."""
 
