@@ -90,11 +90,11 @@ class Study(NamedTuple):
     table: RunTable
     result: scaling_laws.FitResult
     comparison: list[dict[str, Any]] | str  # of laws, the best first; or why there is none
-    robust: bool
+    objective: str  # of the fit
 
     @classmethod
     def of(
-        cls, family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool, robust: bool
+        cls, family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool, objective: str
     ) -> 'Study':
         """Fits a law, and compares all laws that the same runs serve by their errors on runs held out.
 
@@ -102,14 +102,14 @@ class Study(NamedTuple):
           ValueError: as runs_for and scaling_laws.fit do.
         """
         table = runs_for(family, path, exclude_e0=exclude_e0)
-        result = fit(family, table, robust=robust)
+        result = fit(family, table, objective=objective)
         others = [other for other in LAWS.values() if other is not family and serves(table, other)]
-        how = dict(robust=robust, num_starts=NUM_STARTS)
+        how = dict(objective=objective, num_starts=NUM_STARTS)
         try:
-            results = [result, *(fit(other, table, robust=robust) for other in others)]
+            results = [result, *(fit(other, table, objective=objective) for other in others)]
             held_out = scaling_laws.hold_out(results, table.columns, **how)
         except ValueError as error:
-            return cls(table, result, str(error), robust)
+            return cls(table, result, str(error), objective)
         try:
             sizes = scaling_laws.hold_out(results, table.columns, groups=table.columns['N'].tolist(), **how)
         except ValueError:  # there are too few of them
@@ -125,7 +125,7 @@ class Study(NamedTuple):
             }
             for held in held_out
         ]
-        return cls(table, result, comparison, robust)
+        return cls(table, result, comparison, objective)
 
     def describe(self) -> dict[str, Any]:
         """All that there is to say of it, as JSON has it."""
@@ -151,7 +151,7 @@ class Study(NamedTuple):
             'law': result.law.title(),
             'table': self.table.path,
             'runs': result.num_runs,
-            'robust': self.robust,
+            'objective': self.objective,
             'methods': count(self.table.columns['method']),
             'left_out': self.table.left_out,
             'constants': constants,
@@ -164,9 +164,9 @@ class Study(NamedTuple):
         }
 
 
-def fit(family: type[scaling_laws.ScalingLaw], table: RunTable, *, robust: bool) -> scaling_laws.FitResult:
+def fit(family: type[scaling_laws.ScalingLaw], table: RunTable, *, objective: str) -> scaling_laws.FitResult:
     """A law fitted to a table, which `runs_for` has read."""
-    return scaling_laws.fit(family, table.columns, robust=robust, num_starts=NUM_STARTS)
+    return scaling_laws.fit(family, table.columns, objective=objective, num_starts=NUM_STARTS)
 
 
 def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:

@@ -31,12 +31,19 @@ from experiments import cli, known_laws, training_plans
 from experiments.known_laws import KnownLaw, aligned, human, interval_text
 from experiments.training_plans import format_name
 from gaussq_jax.formats import parse_format
+from gaussq_jax.scaling_laws.fitting import OBJECTIVES
 
 LAW = flags.DEFINE_string('law', None, 'A law that `fit --output` has written.')
 RUNS = flags.DEFINE_string('runs', None, 'A table of runs to fit the law to.')
 LAW_NAME = flags.DEFINE_enum('law_name', 'capybara', tuple(known_laws.LAWS), 'The law to fit.')
 EXCLUDE_E0 = flags.DEFINE_bool('exclude_e0', False, 'Fit without the runs of E = 0, of which law and quantizer differ.')
-ROBUST = flags.DEFINE_bool('robust', False, 'Fit so that outliers count less.')
+OBJECTIVE = flags.DEFINE_enum(
+    'objective',
+    'squares',
+    OBJECTIVES,
+    'What a fit makes least: squares of residuals, or Huber of these or of their logs.',
+)
+ROBUST = flags.DEFINE_bool('robust', False, 'The same as --objective=huber: outliers count less.')
 MODEL = flags.DEFINE_list('model', None, 'N, or a size of configs/capybara.py; several, unless for plan.')
 TOKENS = flags.DEFINE_list('tokens', None, 'D; several, unless for plan.')
 FORMAT = flags.DEFINE_list('format', ['bf16', 'e4m3', 'e3m2', 'e2m1'], 'Formats: ExMy, bf16, or names of ml_dtypes.')
@@ -66,7 +73,7 @@ class Command(NamedTuple):
     optional: tuple[flags.FlagHolder, ...]
 
 
-HOW_TO_FIT = (LAW_NAME, EXCLUDE_E0, ROBUST)
+HOW_TO_FIT = (LAW_NAME, EXCLUDE_E0, OBJECTIVE, ROBUST)
 WHICH_LAW = (LAW, RUNS, *HOW_TO_FIT)
 COMMANDS = {
     'fit': Command(True, (), (*HOW_TO_FIT, OUTPUT, JSON)),
@@ -75,7 +82,7 @@ COMMANDS = {
     'layout': Command(False, (), (BITS, *WHICH_LAW, JSON)),
     'plan': Command(False, (COMPUTE,), (MODEL, TOKENS, BLOCK_SIZE, GPU, MFU, DAYS, *WHICH_LAW, JSON)),
     'exchange': Command(False, (MODEL, BITS), (NEW_BITS, *WHICH_LAW, JSON)),
-    'report': Command(True, (), (EXCLUDE_E0, ROBUST, OUTPUT, JSON)),
+    'report': Command(True, (), (EXCLUDE_E0, OBJECTIVE, ROBUST, OUTPUT, JSON)),
 }
 
 
@@ -113,9 +120,22 @@ def check_command_line(name: str, arguments: list[str]):
             raise ValueError(f'--{useless[0]} is of a fit to --runs, which is not given')
 
 
+def objective() -> str:
+    """What a fit makes least.
+
+    Raises:
+      ValueError: for --robust beside another --objective.
+    """
+    if ROBUST.value and OBJECTIVE.present and OBJECTIVE.value != 'huber':
+        raise ValueError(f'--robust is --objective=huber, and --objective={OBJECTIVE.value} is given: give one of them')
+    return 'huber' if ROBUST.value else OBJECTIVE.value
+
+
 def fit(path: str) -> Answer:
     """Fits a law, writes it, and says how good it is."""
-    study = known_laws.Study.of(known_laws.LAWS[LAW_NAME.value], path, exclude_e0=EXCLUDE_E0.value, robust=ROBUST.value)
+    study = known_laws.Study.of(
+        known_laws.LAWS[LAW_NAME.value], path, exclude_e0=EXCLUDE_E0.value, objective=objective()
+    )
     data = study.describe()
     told = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
     lines = [f'law         {data["law"]}', f'runs        {data["runs"]} of {path}{": " * bool(told)}{told}']
@@ -220,7 +240,7 @@ def report(path: str) -> Answer:
     from experiments import scaling_report  # which draws: the other commands don't wait for matplotlib
 
     output = pathlib.Path(OUTPUT.value or pathlib.Path(path).with_suffix('.html'))
-    data = scaling_report.write(path, output, exclude_e0=EXCLUDE_E0.value, robust=ROBUST.value)
+    data = scaling_report.write(path, output, exclude_e0=EXCLUDE_E0.value, objective=objective())
     return Answer({'output': str(output), **data}, [f'written to {output}'])
 
 
@@ -229,7 +249,7 @@ def which_law(*allowed: str) -> KnownLaw:
     if RUNS.value:
         family = known_laws.LAWS[LAW_NAME.value]
         table = known_laws.runs_for(family, RUNS.value, exclude_e0=EXCLUDE_E0.value)
-        known = known_laws.fitted(known_laws.fit(family, table, robust=ROBUST.value), table)
+        known = known_laws.fitted(known_laws.fit(family, table, objective=objective()), table)
     else:
         known = known_laws.read_law(LAW.value) if LAW.value else known_laws.PUBLISHED
     if allowed and known.name not in allowed:

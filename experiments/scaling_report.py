@@ -67,7 +67,7 @@ class Curve(NamedTuple):
     mask: np.ndarray  # of the runs
 
 
-def write(path: str, output: pathlib.Path, *, exclude_e0: bool = False, robust: bool = False) -> dict[str, Any]:
+def write(path: str, output: pathlib.Path, *, exclude_e0: bool = False, objective: str = 'squares') -> dict[str, Any]:
     """Fits the laws that the runs serve, and writes the report; returns what it tells, as JSON has it.
 
     Runs that have a format are for the Capybara law, those with sampled weights for the bitwidth law.
@@ -78,7 +78,7 @@ def write(path: str, output: pathlib.Path, *, exclude_e0: bool = False, robust: 
     sections, data, reasons = [], {}, []
     for family, section in ((CapybaraLaw, capybara_section), (BitwidthLaw, bitwidth_section)):
         try:
-            study = Study.of(family, path, exclude_e0=exclude_e0 and family is CapybaraLaw, robust=robust)
+            study = Study.of(family, path, exclude_e0=exclude_e0 and family is CapybaraLaw, objective=objective)
         except ValueError as error:
             reasons.append(error)
             continue
@@ -154,7 +154,7 @@ def fit_section(study: Study, data: dict[str, Any]) -> list[str]:
     methods = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
     left_out = ', '.join(f'{number} {reason}' for reason, number in data['left_out'].items())
     told = f'{data["runs"]} runs' + f' ({methods})' * bool(methods) + f'; left out: {left_out}' * bool(left_out)
-    told += '; a robust fit' * data['robust']
+    told += f'; fitted by {data["objective"]}' * (data['objective'] != 'squares')
     residuals = f'The residuals are {data["rmse"]:.3g} nats (root mean square).'
     if noise := data['seed_noise']:
         residuals += (

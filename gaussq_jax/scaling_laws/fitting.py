@@ -21,7 +21,9 @@ from gaussq_jax.scaling_laws.runs import read_columns, unseen_constants
 SEARCH = dict(jac='2-point', xtol=1e-8, ftol=1e-8, gtol=1e-8, max_nfev=300)
 FINISH = dict(jac='3-point', xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=3000)
 FAR = 1e100  # a residual where the law has no value
+OBJECTIVES = ('squares', 'huber', 'log_huber')
 HUBER = 1.345  # standard deviations from which on a residual counts less: 95 % efficient for normal ones
+LOG_HUBER = 1e-3  # the same of the logarithm of a loss, in itself
 FACTOR = 7  # to which a constant is known, at 95 %, at the least
 UNDETERMINED = np.log(FACTOR) / 1.96  # relative standard error
 AS_GOOD = 3.84  # squared standard deviations by which a fit may be worse and yet hold the truth, at 95 %
@@ -42,7 +44,8 @@ class FitResult:
       predicted: the law's loss of each run, (r,), and
       residuals: the runs' losses less that.
       rmse: the root mean square of the residuals.
-      noise: the estimated standard deviation of a loss of weight 1, from r - p degrees of freedom.
+      noise: the estimated standard deviation of a loss of weight 1, from r - p degrees of freedom; with log_huber, of
+        one as large as the mean.
       undetermined: the constants that the runs don't determine, not to a factor of 7 at 95 %: by their standard errors,
         because they are at a bound, or because another solution found is about as good.
     """
@@ -135,12 +138,18 @@ def fit(
     fixed: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     weights: Any = None,
-    robust: bool = False,
+    objective: str = 'squares',
     start: ScalingLaw | None = None,
     num_starts: int = 16,
     seed: int = 0,
 ) -> FitResult:
-    """The constants of a law for which sum of weight (loss - law)^2 over the runs is least.
+    """The constants of a law for which the sum over the runs of weight times what a residual counts is least.
+
+        squares:   (loss - law)^2 / 2
+        huber:     huber(loss - law), of 1.345 standard deviations, which are taken from the residuals' median
+        log_huber: huber(log loss - log law), of 1e-3
+
+    where huber(x), of d, is x^2 / 2 up to |x| = d, and d (|x| - d / 2) beyond: so outliers count less.
 
     Args:
       law: its class, as CapybaraLaw.
@@ -150,14 +159,13 @@ def fit(
         and blocks of numbers, and else keeps its published value; the constants of 'tensor' are if they have that.
       bounds: the least and the greatest value of a constant.
       weights: a positive number a run, in proportion to 1 / variance of its loss. All alike if not given.
-      robust: residuals beyond 1.345 standard deviations count in proportion to their size, no longer to its square
-        (Huber), with the standard deviation taken from their median.
+      objective: 'squares', 'huber' or 'log_huber'; the last one is what most published laws were fitted with.
       start: a law to start from, beside the random starts.
       num_starts: random starts, of `seed`.
 
     Raises:
       ValueError: for a column that is missing, has text or an impossible value (with the row, from 0), fewer runs than
-        constants + 1, an unknown constant in `fixed` or `bounds`, bounds in the wrong order.
+        constants + 1, an unknown constant in `fixed` or `bounds`, bounds in the wrong order, another objective.
 
     Example:
       >>> laws = gq.scaling_laws
@@ -166,7 +174,11 @@ def fit(
       >>> result = laws.fit(laws.ChinchillaLaw, runs)
       >>> round(result.law.alpha, 6), result.undetermined
       (0.34, ())
+
+    Source: log_huber, Hoffmann et al., Training Compute-Optimal Large Language Models (arXiv 2203.15556), appendix D.3.
     """
+    if objective not in OBJECTIVES:
+        raise ValueError(f'objective={objective!r} must be one of {", ".join(OBJECTIVES)}')
     problem = _Problem.create(law, runs, fixed or {}, bounds or {}, weights)
     rng = np.random.default_rng(seed)
     starts = [law.random(rng, problem.columns, problem.loss) for _ in range(num_starts)]
@@ -178,14 +190,18 @@ def fit(
         starts.insert(0, dataclasses.replace(start, **{name: known[name] for name in missing}))
     if not starts:
         raise ValueError(f'num_starts={num_starts} must be above 0, or start a law')
+    if objective == 'log_huber':
+        problem = dataclasses.replace(problem, is_log=True, delta=LOG_HUBER)
     solutions = [problem.solve(problem.point(law), SEARCH) for law in starts]
     best = min(solutions, key=lambda solution: solution.cost)
     solution = problem.solve(best.x, FINISH)
-    for _ in range(10 * robust):  # the standard deviation from the fit, and the fit with it, in turn
-        deviations = np.abs(problem.residuals(solution.x))
-        scale = max(1.4826 * np.median(deviations), np.finfo(float).eps * problem.loss.mean())
-        problem = dataclasses.replace(problem, scale=scale)
-        solution = problem.solve(solution.x, FINISH)
+    if objective == 'huber':
+        for _ in range(10):  # the standard deviation from the fit, and the fit with it, in turn
+            deviations = np.abs(problem.residuals(solution.x))
+            scale = max(1.4826 * np.median(deviations), np.finfo(float).eps * problem.loss.mean())
+            problem = dataclasses.replace(problem, delta=HUBER * scale)
+            solution = problem.solve(solution.x, FINISH)
+        solutions = [problem.solve(other.x, SEARCH) for other in solutions]  # by what counts now
     return problem.result(solution, solutions)
 
 
@@ -237,7 +253,8 @@ class _Problem:
     fixed: dict[str, float]
     bounds: tuple[np.ndarray, np.ndarray]  # points
     unit: float  # of epsilon
-    scale: float | None = None  # standard deviation for Huber's loss; None for squares
+    is_log: bool = False  # whether residuals are those of the logarithms of losses
+    delta: float | None = None  # of Huber's function; None for squares
 
     @classmethod
     def create(cls, family, runs, fixed, bounds, weights):
@@ -292,33 +309,36 @@ class _Problem:
         """Finite ones, wherever the search goes."""
         with np.errstate(all='ignore'):
             try:
-                difference = self.predict(point) - self.loss
+                predicted = self.predict(point)
+                difference = np.log(predicted / self.loss) if self.is_log else predicted - self.loss
             except ValueError:  # a constant has under- or overflowed
                 difference = np.full(len(self.loss), FAR)
         return np.sqrt(self.weights) * np.nan_to_num(difference, nan=FAR, posinf=FAR, neginf=-FAR)
 
     def solve(self, start, how):
-        loss = {} if self.scale is None else dict(loss='huber', f_scale=HUBER * self.scale)
+        loss = {} if self.delta is None else dict(loss='huber', f_scale=self.delta)
         with np.errstate(all='ignore'):  # squares of what is far away
             return scipy.optimize.least_squares(self.residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
 
     def result(self, solution, solutions):
-        """With the covariance s^2 (J^T J)^-1, J the Jacobian of the weighted residuals."""
+        """With the covariance s^2 (J^T J)^-1, J the Jacobian of the weighted residuals; s^2 by Huber."""
         x = np.where(self.is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
         residuals, r, p = -self.residuals(x), len(self.loss), len(self.names)
-        variance = residuals @ residuals / (r - p)
-        undetermined = self._ambiguous(solution, solutions, variance)
-        if self.scale is not None:  # Huber's: mean psi^2 / (mean psi')^2
-            psi = np.clip(residuals, -HUBER * self.scale, HUBER * self.scale)
-            variance = psi @ psi / (r - p) / max(np.mean(psi == residuals), 1 / r) ** 2
-        jacobian = dataclasses.replace(self, scale=None).solve(solution.x, dict(jac='3-point', max_nfev=1)).jac
+        delta = np.inf if self.delta is None else self.delta
+        psi = np.clip(residuals, -delta, delta)
+        inside = max(np.mean(psi == residuals), 1 / r)  # the mean of psi'
+        variance = psi @ psi / (r - p) / inside**2
+        undetermined = self._ambiguous(solution, solutions, variance * inside)
+        jacobian = dataclasses.replace(self, delta=None).solve(solution.x, dict(jac='3-point', max_nfev=1)).jac
         _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
         seen = values > NULL * values[0]
         unit = np.where(self.is_epsilon, self.unit, 1.0)
         covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(unit, unit)
         unseen = np.any(np.abs(directions[~seen]) > NULL_SHARE, axis=0)
         covariance[unseen, unseen] = np.inf
-        law, residuals = self.law(x), residuals / np.sqrt(self.weights)
+        law = self.law(x)
+        with np.errstate(all='ignore'):  # constants that nothing determines may be huge
+            predicted = self.predict(x)
         relative = [getattr(law, name) / _scale(law, name) for name in self.names]
         undetermined |= np.sqrt(np.diag(covariance)) > UNDETERMINED * np.array(relative)
         undetermined |= solution.active_mask != 0
@@ -326,16 +346,19 @@ class _Problem:
             law=law,
             names=self.names,
             covariance=covariance,
-            predicted=self.loss - residuals,
-            residuals=residuals,
-            rmse=float(np.sqrt(np.mean(residuals**2))),
-            noise=float(np.sqrt(variance)),
+            predicted=predicted,
+            residuals=self.loss - predicted,
+            rmse=float(np.sqrt(np.mean((self.loss - predicted) ** 2))),
+            noise=float(np.sqrt(variance) * (self.unit if self.is_log else 1)),
             undetermined=tuple(name for name, out in zip(self.names, undetermined) if out),
             _problem=self,
         )
 
     def _ambiguous(self, solution, solutions, variance):
-        """Which constants are elsewhere, by more than that factor, in a solution that is about as good."""
+        """Which constants are elsewhere, by more than that factor, in a solution that is about as good.
+
+        Twice the objective, divided by `variance`, grows from its least as chi^2 does.
+        """
         best = min(other.cost for other in solutions)
         others = np.array([other.x for other in solutions if other.cost <= best + AS_GOOD / 2 * variance])
         differences, elsewhere = np.abs(others - solution.x), np.log(FACTOR)

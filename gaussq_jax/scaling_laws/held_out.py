@@ -29,7 +29,7 @@ def compare(
     runs: Mapping[str, Any],
     *,
     groups: Any = None,
-    robust: bool = False,
+    objective: str = 'squares',
     num_starts: int = 16,
     seed: int = 0,
 ) -> list[HeldOut]:
@@ -39,12 +39,12 @@ def compare(
       laws: classes.
       runs: with the columns of all of them.
       groups: as for `hold_out`.
-      robust, num_starts, seed: as for `fit`.
+      objective, num_starts, seed: as for `fit`.
 
     Raises:
       ValueError: as `fit` and `hold_out` do.
     """
-    how = dict(robust=robust, num_starts=num_starts, seed=seed)
+    how = dict(objective=objective, num_starts=num_starts, seed=seed)
     return hold_out([fit(law, runs, **how) for law in laws], runs, groups=groups, **how)
 
 
@@ -53,7 +53,7 @@ def hold_out(
     runs: Mapping[str, Any],
     *,
     groups: Any = None,
-    robust: bool = False,
+    objective: str = 'squares',
     num_starts: int = 16,
     seed: int = 0,
 ) -> list[HeldOut]:
@@ -66,8 +66,8 @@ def hold_out(
       runs: with the columns of all the laws.
       groups: a label a run. By default runs of one N and one D are a group, in all formats and seeds. With N for
         labels, predictions are of a model size never seen, the least and the largest too: a harder test.
-      robust, num_starts, seed: as for `fit`. Without a group, the search starts from the law of all runs and a quarter
-        of the random starts.
+      objective, num_starts, seed: as for `fit`. Without a group, the search starts from the law of all runs and a
+        quarter of the random starts.
 
     Raises:
       ValueError: as `fit` does, of the runs without a group; for a single group.
@@ -80,7 +80,7 @@ def hold_out(
     if len(numbers) < 2:
         raise ValueError(f'groups has only {list(numbers)}: to hold one out takes another')
     groups = np.array([numbers[label] for label in labels])
-    how = dict(robust=robust, num_starts=-(-num_starts // 4), seed=seed)
+    how = dict(objective=objective, num_starts=-(-num_starts // 4), seed=seed)
     return sorted((_held_out(result, runs, groups, how) for result in results), key=lambda held: held.relative_error)
 
 

@@ -179,7 +179,7 @@ def test_robust_fits_withstand_runs_gone_wrong():
     wrong = rng.permutation(len(runs['loss']))[: len(runs['loss']) // 10]
     runs['loss'][wrong] += rng.uniform(0.3, 0.7, len(wrong))
     exponents = ('alpha', 'beta', 'delta', 'nu')
-    plain, robust = (fit_capybara(runs, robust=robust, **FEW) for robust in (False, True))
+    plain, robust = (fit_capybara(runs, objective=objective, **FEW) for objective in ('squares', 'huber'))
     assert largest(relative(robust.law, LAW, exponents)) < 0.03
     assert largest(relative(plain.law, LAW, exponents)) > 0.06
     for name in exponents:
@@ -188,7 +188,7 @@ def test_robust_fits_withstand_runs_gone_wrong():
 
 def test_robust_fits_of_clean_runs_are_nearly_plain():
     runs = table(noise=0.01)
-    plain, robust = (refit(LAW, runs, robust=robust) for robust in (False, True))
+    plain, robust = (refit(LAW, runs, objective=objective) for objective in ('squares', 'huber'))
     for name, error in plain.standard_errors.items():
         assert abs(getattr(robust.law, name) - getattr(plain.law, name)) < error
         assert 0.7 < robust.standard_errors[name] / error < 1.5
@@ -198,7 +198,7 @@ def test_runs_that_are_off_alone_leave_the_others_exact():
     """All runs on the law but a few: the robust fit goes through those on it, without dividing by their zero spread."""
     runs = table()
     runs['loss'][::20] += 0.5
-    law = fit_capybara(runs, robust=True, **FEW).law
+    law = fit_capybara(runs, objective='huber', **FEW).law
     assert largest(relative(law, LAW)) < 1e-3
 
 
