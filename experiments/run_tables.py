@@ -62,8 +62,8 @@ def read_runs(path: str | pathlib.Path) -> RunTable:
     """The runs of a table, which has the columns N, D and loss, and those of E, M, B and b that there are.
 
     Of a sweep's results.csv, the loss is that of validation; E and M are those of the format, E8M7 with B = 1 where the
-    method is bf16; b is the mean bitwidth of sampled weights. Runs that are not done, and those whose loss is missing
-    or not finite, are left out and counted.
+    method is bf16, or where the format is bfloat16 and no block size is given; b is the mean bitwidth of sampled weights.
+    Runs that are not done, those without N, D or a loss, and those whose loss is not finite, are left out and counted.
 
     Raises:
       ValueError: naming file and line (of Parquet, the row): for a column that is missing, text in a number, a number
@@ -166,8 +166,8 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
     words = {column: _word(cells[column]) for column in (*WORDS, 'status')}
     if words['status'] not in ('', 'done'):
         return f'with status {words["status"]}'
-    if cells['loss'] in (None, ''):
-        return 'without a loss'
+    if blank := [column for column in ('loss', 'N', 'D') if _word(cells[column]) == '']:
+        return f'without {"a loss" if blank[0] == "loss" else blank[0]}'
     numbers = {column: _number(column, cells[column]) for column in ('loss', 'N', 'D', 'E', 'M', 'b')}
     if not math.isfinite(numbers['loss']):
         return 'whose loss is not finite'
@@ -190,7 +190,10 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
     if fmt and math.isnan(numbers['E']):
         parsed = parse_format({'bf16': 'bfloat16'}.get(fmt, fmt.lower()))
         numbers |= {'E': float(parsed.exponent_bits), 'M': float(parsed.mantissa_bits)}
-    return numbers | words | {'B': _block_size(cells['B']), 'format': fmt}
+    block = _block_size(cells['B'])
+    if not _word(cells['B']) and (numbers['E'], numbers['M']) == (UNQUANTIZED['E'], UNQUANTIZED['M']):
+        block = UNQUANTIZED['B']  # bfloat16 has no blocks
+    return numbers | words | {'B': block, 'format': fmt}
 
 
 def _number(column: str, value: Any) -> float:

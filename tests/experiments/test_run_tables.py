@@ -93,6 +93,22 @@ def test_the_loss_is_that_of_validation_unless_there_is_a_loss(tmp_path):
     assert sweep(tmp_path, {'validation/loss': 2.125, 'loss': 1.5}).columns['loss'].tolist() == [1.5]
 
 
+def test_a_blank_is_left_out_and_counted_whatever_column_it_is_in(tmp_path):
+    (tmp_path / 'runs.csv').write_text('N,D,loss\n1,2,3\n,2,3\n1,,3\n1,2,\n')
+    table = read_runs(tmp_path / 'runs.csv')
+    assert table.num_runs == 1
+    assert table.left_out == {'without N': 1, 'without D': 1, 'without a loss': 1}
+
+
+def test_bfloat16_has_no_block_size(tmp_path):
+    """By its name or by its bits; a format that has scales needs one."""
+    rows = ['4,3,,e4m3', '8,7,,', ',,,bf16', ',,,bfloat16', '8,7,channel,']
+    (tmp_path / 'runs.csv').write_text('\n'.join(['N,D,loss,E,M,B,format', *(f'1,2,3,{row}' for row in rows)]) + '\n')
+    table = read_runs(tmp_path / 'runs.csv')
+    assert table.columns['B'].tolist() == [None, 1.0, 1.0, 1.0, 'channel']
+    assert select(table, ('E', 'M', 'B')).num_runs == 4
+
+
 def test_what_is_not_done_or_not_finite_is_left_out_and_counted(tmp_path):
     unfinished = {'N': '', 'D': '', 'validation/loss': ''}
     table = sweep(
@@ -194,7 +210,6 @@ def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
         ('runs.csv', 'N,D,E,M,B,loss\n1,2,four,3,1,3\n', r"runs\.csv, line 2: E='four' is not a number"),
         ('runs.csv', 'N,D,loss\n1,2,3\n1,2,low\n', r"runs\.csv, line 3: loss='low' is not a number"),
         ('runs.csv', 'N,D,loss\n-1,2,3\n', r"line 2: N='-1' must be a positive number"),
-        ('runs.csv', 'N,D,loss\n1,,3\n', r"line 2: D='' must be a positive number"),
         ('runs.csv', 'N,D,loss\n1,inf,3\n', r"line 2: D='inf' must be a positive number"),
         ('runs.csv', 'N,D,loss,E\n1,2,3,-1\n', r"line 2: E='-1' must be at least 0"),
         ('runs.csv', 'N,D,loss,b\n1,2,3,0\n', r"line 2: b='0' must be above 0"),
