@@ -19,6 +19,7 @@ LAWS = {
     'kumar': scaling_laws.KumarLaw,
     'bitwidth': scaling_laws.BitwidthLaw,
 }
+UNKNOWN = 'unknown'
 UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
 NUM_STARTS = 16  # of a fit
 NUM_DRAWS = 200  # of the bootstrap
@@ -35,18 +36,25 @@ class KnownLaw:
     draws: tuple[scaling_laws.ScalingLaw, ...] = ()  # laws that the runs might as well have given; none if not known
     undetermined: tuple[str, ...] = ()  # constants that the runs did not determine
     noise: float | None = None  # standard deviation of a run's loss about the law
+    determination: scaling_laws.Determination | None = None  # what the runs leave open
 
     @property
     def name(self) -> str:
         return next(name for name, family in LAWS.items() if type(self.law) is family)
 
+    def value(self, quantity: Callable[[Any], Any]) -> np.ndarray:
+        """A number, or an array, that follows from the law; NaN where it depends on what the runs leave open."""
+        value = np.asarray(quantity(self.law), float)
+        return value if self.determination is None else np.where(self.determination.is_unknown(quantity), np.nan, value)
+
     def interval(self, quantity: Callable[[Any], Any]) -> np.ndarray | None:
-        """Both ends of the 95 % interval of a number, or an array, that follows from the law; None if not known."""
+        """Both ends of its 95 % interval, NaN where it is; None if not known."""
         if not self.draws:
             return None
         try:
             with np.errstate(all='ignore'):  # of laws that are far off, and of what is infinite
-                return np.array(scaling_laws.quantile_interval(quantity, self.draws))
+                ends = np.array(scaling_laws.quantile_interval(quantity, self.draws), float)
+                return np.where(np.isnan(self.value(quantity)), np.nan, ends)
         except ValueError:  # a law among them for which there is no such thing
             return None
 
@@ -59,6 +67,11 @@ class KnownLaw:
             'undetermined': self.undetermined,
             'has_intervals': bool(self.draws),
         }
+
+    @property
+    def says_unknown(self) -> str:
+        """What 'unknown' means."""
+        return f'unknown: the runs leave it open, with {", ".join(self.undetermined)}; laws that fit alike differ there'
 
     def remarks(self, *, N: float | None = None, D: float | None = None) -> list[str]:
         """What a reader of its predictions, for this N and D, has to know."""
@@ -178,6 +191,7 @@ def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
         tuple(result.bootstrap(NUM_DRAWS)),
         tuple(result.undetermined),
         float(result.noise),
+        result.determination,
     )
 
 
@@ -222,6 +236,7 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
         'constants': known.law.constants(),
         'noise': known.noise,
         'undetermined': known.undetermined,
+        'determination': known.determination and _determination_as_json(known.determination),
         'ranges': known.ranges,
         'bootstrap': [[getattr(law, name) for name in constants] for law in known.draws],  # in the order of constants
     }
@@ -241,10 +256,35 @@ def read_law(path: str | pathlib.Path) -> KnownLaw:
             tuple(family(**dict(zip(names, values, strict=True))) for values in content['bootstrap']),
             tuple(map(str, content['undetermined'])),
             content['noise'],
+            _determination_of_json(family(**content['constants']), content.get('determination')),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'has no {error}' if isinstance(error, KeyError) else error
         raise ValueError(f'{path} is not a law as `fit --output={path}` writes it: {reason}') from None
+
+
+def _determination_as_json(known: scaling_laws.Determination) -> dict[str, Any]:
+    constants = list(known.law.constants())
+    return {
+        'names': known.names,
+        'unseen': known.unseen.tolist(),
+        'covariance': known.covariance.tolist(),
+        'alternatives': [[getattr(law, name) for name in constants] for law in known.alternatives],
+    }
+
+
+def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scaling_laws.Determination | None:
+    """None where a file has none, as those of version 0.1."""
+    if content is None:
+        return None
+    names, constants = tuple(map(str, content['names'])), list(law.constants())
+    return scaling_laws.Determination(
+        law,
+        names,
+        np.array(content['unseen'], float).reshape(-1, len(names)),
+        np.array(content['covariance'], float),
+        tuple(type(law)(**dict(zip(constants, values, strict=True))) for values in content['alternatives']),
+    )
 
 
 def constants_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
@@ -287,13 +327,20 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def interval_text(ends: Sequence[float], write: Callable[[float], str]) -> str:
-    return f'{write(ends[0])} to {write(ends[1])}'
+    return UNKNOWN if math.isnan(ends[0]) else f'{write(ends[0])} to {write(ends[1])}'
+
+
+def value_text(value: float, ends: Sequence[float] | None, write: Callable[[float], str], about: str = '') -> str:
+    """A number and its interval; the first alone if there is none, and 'unknown' if the runs leave it open."""
+    if ends is None:
+        return write(value)
+    return UNKNOWN if math.isnan(ends[0]) else f'{write(value)} ({about}{interval_text(ends, write)})'
 
 
 def human(value: float) -> str:
     """Three digits and K, M, B or T: 1732e12 -> '1730T'."""
     if not math.isfinite(value):
-        return 'infinite' if value > 0 else 'unknown'
+        return 'infinite' if value > 0 else UNKNOWN
     for letter, unit in UNITS.items():
         if 0.9995 * unit <= value < 1e18:
             return f'{float(f"{value / unit:.3g}"):g}{letter}'

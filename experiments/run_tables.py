@@ -61,8 +61,8 @@ class RunTable(NamedTuple):
 def read_runs(path: str | pathlib.Path) -> RunTable:
     """The runs of a table, which has the columns N, D and loss, and those of E, M, B and b that there are.
 
-    Of a sweep's results.csv, the loss is that of validation; E and M are those of the format, E8M7 with B = 1 where the
-    method is bf16, or where the format is bfloat16 and no block size is given; b is the mean bitwidth of sampled weights.
+    Of a sweep's results.csv, the loss is that of validation; E and M are those of the format; b is the mean bitwidth of
+    sampled weights. E8M7 with B = 1 stands for the method bf16, and for bfloat16 without a block size.
     Runs that are not done, those without N, D or a loss, and those whose loss is not finite, are left out and counted.
 
     Raises:

@@ -17,6 +17,7 @@ bitwidth of sampled weights, for --law_name=bitwidth. Amounts may be written 1e9
 of configs/capybara.py. Cost is C = 6/16 N D P: the 6 N D of 16-bit training, in proportion to the P bits.
 """
 
+import functools
 import itertools
 import json
 import pathlib
@@ -28,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, known_laws, training_plans
-from experiments.known_laws import KnownLaw, aligned, human, interval_text
+from experiments.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text
 from experiments.training_plans import format_name
 from gaussq_jax.formats import parse_format
 from gaussq_jax.scaling_laws.fitting import OBJECTIVES
@@ -180,7 +181,7 @@ def critical() -> Answer:
     remarks = [remark for point in points for remark in known.remarks(N=point['N'])]
     for point, D in itertools.product(points, several(TOKENS, amount)):
         columns = columns_of([point])
-        critical = size(known.law, columns).item()
+        critical = known.value(functools.partial(size, columns=columns)).item()
         if critical < D:
             there, least = known.law.loss(**columns, D=D).item(), loss(known.law, columns).item()
             remarks.append(
@@ -199,8 +200,11 @@ def layout() -> Answer:
         'best M': (lambda law, columns: law.optimal_layout(**columns)[1], '{:.2f}'.format),
     }
     for point in points:
-        whole = point['P'] % 1 == 0
-        point['format'] = format_name(*map(int, known.law.best_format(point['P']))) if whole else ''
+        if point['P'] % 1:
+            point['format'] = ''
+        else:
+            E, M = known.value(lambda law, P=point['P']: law.best_format(P))
+            point['format'] = UNKNOWN if np.isnan(E) else format_name(int(E), int(M))
     return tabulate(known, points, quantities, [])
 
 
@@ -284,14 +288,15 @@ def tabulate(
     columns = columns_of(points)
     rows, cells = [dict(point) for point in points], [cells_of(point) for point in points]
     for name, (quantity, write) in quantities.items():
-        ends = known.interval(lambda law, quantity=quantity: quantity(law, columns))
-        for i, value in enumerate(np.broadcast_to(quantity(known.law, columns), len(points))):
-            rows[i][name], cells[i][name] = value, write(value)
+        of_law = lambda law, quantity=quantity: np.broadcast_to(quantity(law, columns), len(points))
+        ends = known.interval(of_law)
+        for i, value in enumerate(known.value(of_law)):
+            rows[i][name], cells[i][name] = value, UNKNOWN if np.isnan(value) else write(value)
             if ends is not None:
                 rows[i][f'{name}, interval'] = [end[i] for end in ends]
                 cells[i][f'95 % interval of {name}'] = interval_text([end[i] for end in ends], write)
     lines = [f'law         {known.origin}', '', *aligned(list(cells[0]), [list(row.values()) for row in cells])]
-    remarks = list(dict.fromkeys(remarks))
+    remarks = list(dict.fromkeys([*remarks, *[known.says_unknown] * any(UNKNOWN in row.values() for row in cells)]))
     return Answer({**known.describe(), 'rows': rows, 'remarks': remarks}, lines + [''] * bool(remarks) + remarks)
 
 

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from experiments import known_laws
-from experiments.known_laws import KnownLaw, Study, human, interval_text
+from experiments.known_laws import UNKNOWN, KnownLaw, Study, human, value_text
 from experiments.quantization_report import COLORS, MARKERS
 from experiments.training_plans import MOST_BITS, format_name
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
@@ -106,7 +106,7 @@ def capybara_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> lis
         *(loss_figure(study, known, [c for c in curves if c.inputs['B'] in (1.0, block)], block) for block in blocks),
         *critical_table(study, known, [curve for curve in curves if curve.inputs['B'] != 1]),
         heading('The best layout of a number of bits', 3),
-        layout_figure(known),
+        *layout_figure(known),
         heading('The best number of bits for a budget', 3),
         *precision_figure(study, known, blocks),
     ]
@@ -263,10 +263,7 @@ def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> li
     ends = known.interval(lambda law: critical_sizes(law, curves, sizes))
     rows = []
     for i, curve in enumerate(curves):
-        cells = [
-            human(value) + ('' if ends is None else f' ({interval_text(ends[:, i, j], human)})')
-            for j, value in enumerate(values[i])
-        ]
+        cells = [value_text(value, None if ends is None else ends[:, i, j], human) for j, value in enumerate(values[i])]
         block = curve.inputs.get('B')
         name = curve.label if block is None else f'{curve.label}, {block if isinstance(block, str) else f"{block:g}"}'
         rows.append([name, *cells])
@@ -275,24 +272,28 @@ def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> li
     return [paragraph(about), table(['', *(f'N = {human(N)}' for N in sizes)], rows)]
 
 
-def layout_figure(known: KnownLaw) -> str:
+def layout_figure(known: KnownLaw) -> list[str]:
     """E and M over P: the best real ones as lines, the best whole ones as points."""
     P = np.arange(3, MOST_BITS + 1)
-    figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
+    best, whole = known.value(lambda law: law.optimal_layout(P)), known.value(lambda law: law.best_format(P))
+    if np.isnan(whole).all():
+        return [paragraph(f'The best format is {known.says_unknown}.', 'warning')]
     ends = known.interval(lambda law: np.array(law.optimal_layout(P)))
-    whole = known.law.best_format(P)
-    for i, (name, real) in enumerate(zip(('exponent bits E', 'mantissa bits M'), known.law.optimal_layout(P))):
+    figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
+    for i, (name, real) in enumerate(zip(('exponent bits E', 'mantissa bits M'), best)):
         panel.plot(P, real, color=COLORS[i], label=f'{name}, best real number')
         if ends is not None:
             panel.fill_between(P, *ends[:, i], color=COLORS[i], alpha=0.2, linewidth=0)
         look = dict(markersize=8, markerfacecolor='none') if i == 0 else dict(markersize=4)  # both are seen where E = M
         panel.plot(P, whole[i], MARKERS[i], color=COLORS[i], label=f'{name}, best whole number', **look)
     for bits, E, M in zip(P, *whole):
+        if np.isnan(E):
+            continue
         where = dict(xytext=(0, 8), textcoords='offset points', ha='center')
         panel.annotate(format_name(int(E), int(M)), (bits, max(E, M)), fontsize=8, **where)
     panel.set(xlabel='bits P = 1 + E + M', ylabel='bits', xticks=P)
     panel.legend(frameon=False)
-    return image(figure, 'best exponent and mantissa bits')
+    return [image(figure, 'best exponent and mantissa bits')]
 
 
 def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> list[str]:
@@ -312,7 +313,7 @@ def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> li
     for i, block in enumerate(blocks):
         name = f'a scale a {block}' if isinstance(block, str) else f'blocks of {block:g}'
         best = lambda law, block=block: law.compute_optimal(C, block).P
-        panel.plot(C, best(known.law), color=COLORS[i], label=name)
+        panel.plot(C, known.value(best), color=COLORS[i], label=name)
         ends = known.interval(best)
         if ends is not None:
             panel.fill_between(C, *ends, color=COLORS[i], alpha=0.2, linewidth=0)
@@ -326,11 +327,12 @@ def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> li
     for block, values in crossings.items():
         ends = known.interval(lambda law, block=block: np.array([crossing(law, block, bits) for bits in BITS_MARKED]))
         cells = [
-            f'{value:.2g}' + ('' if ends is None else f' ({interval_text(ends[:, i], "{:.2g}".format)})')
-            for i, value in enumerate(values)
+            value_text(value, None if ends is None else ends[:, i], '{:.2g}'.format) for i, value in enumerate(values)
         ]
         rows.append([block if isinstance(block, str) else f'{block:g}', *cells])
+    is_open = any(cell == UNKNOWN for row in rows for cell in row)
     return [
+        *[paragraph(f'The best number of bits is {known.says_unknown}.', 'warning')] * is_open,
         paragraph('N, D and P are all free. Bands are 95 % intervals; all but the grey is extrapolated.'),
         image(figure, 'best precision over compute'),
         table(['block', *(f'C at which {bits} bits are best' for bits in BITS_MARKED)], rows),

@@ -8,7 +8,7 @@ import numpy as np
 
 from configs import capybara
 from experiments import methods
-from experiments.known_laws import KnownLaw, aligned, human, interval_text
+from experiments.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text, value_text
 from gaussq_jax.formats import parse_format
 from gaussq_jax.scaling_laws import CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
@@ -46,7 +46,16 @@ class Option(NamedTuple):
     N: float  # weights of the linear layers
     D: float  # tokens
     loss: float
-    interval: tuple[float, float] | None  # of the loss, 95 %; None if the law's errors aren't known
+    interval: (
+        tuple[float, float] | None
+    )  # of the loss, 95 %; None if the law's errors aren't known, NaN if the loss isn't
+
+    @property
+    def is_unknown(self) -> bool:
+        return self.interval is not None and math.isnan(self.interval[0])
+
+    def describe(self) -> dict[str, Any]:
+        return self._asdict() | {'loss': math.nan} if self.is_unknown else self._asdict()
 
 
 class Training(NamedTuple):
@@ -85,7 +94,8 @@ def make_plan(
       D: tokens, if they are.
 
     Raises:
-      ValueError: for a block size or a format that the law or the training doesn't know.
+      ValueError: for a block size or a format that the law or the training doesn't know; if the runs behind the law
+        leave open what is best.
     """
 
     def bits(law):
@@ -99,9 +109,11 @@ def make_plan(
         raise ValueError('B=1 must be above 1: without a penalty the fewest bits are best')
     options = whole_bits(known, compute, block_size, N=N, D=D)
     best = min(options, key=lambda option: option.loss)
+    if best.is_unknown:
+        raise ValueError(f'no plan follows from {known.origin}: what is best is {known.says_unknown}')
     training = nearest_training(known, best.N, compute, block_size, D=D)
     try:
-        best_bits, interval = float(bits(known.law)), known.interval(bits)
+        best_bits, interval = float(known.value(bits)), known.interval(bits)
     except ValueError:  # of no real number of bits
         best_bits, interval = None, None
     interval = None if interval is None else tuple(interval.tolist())
@@ -187,7 +199,7 @@ def nearest_training(
     if steps <= config.optimizer.warmup_steps:
         arguments.append(f'--config.optimizer.warmup_steps={steps // 10}')
     blocks = 1 if best.format == 'bf16' else block_size
-    critical = float(known.law.critical_data_size(best.N, best.E, best.M, blocks))
+    critical = float(known.value(lambda law: law.critical_data_size(best.N, best.E, best.M, blocks)))
     return Training(size, best, steps, critical, shlex.join(['python', '-m', 'experiments.train', *arguments]))
 
 
@@ -218,9 +230,15 @@ def describe(
     remarks.append(
         'the text is the source of Python, in bytes, unless --config.dataset and --config.tokenizer say else'
     )
-    data = plan._asdict() | {'known': known.describe(), 'best': best._asdict(), 'remarks': list(dict.fromkeys(remarks))}
-    data['options'] = [option._asdict() for option in plan.options]
-    data['training'] = training._asdict() | {'option': option._asdict()}
+    if any(option.is_unknown for option in plan.options):
+        remarks.append(f'{known.says_unknown}: so may another format be the best')
+    data = plan._asdict() | {
+        'known': known.describe(),
+        'best': best.describe(),
+        'remarks': list(dict.fromkeys(remarks)),
+    }
+    data['options'] = [option.describe() for option in plan.options]
+    data['training'] = training._asdict() | {'option': option.describe()}
     bits = 'no real number of' if plan.bits is None else f'{plan.bits:.3f}'
     if plan.bits is None:
         remarks.append(
@@ -229,7 +247,7 @@ def describe(
     elif plan.bits_interval is None and known.draws:
         remarks.append('no interval of the best bits: by some of the laws that the runs allow, there is no best number')
     if plan.bits_interval is not None:
-        bits += f' (95 %: {interval_text(plan.bits_interval, "{:.3f}".format)})'
+        bits = value_text(plan.bits, plan.bits_interval, '{:.3f}'.format, '95 %: ')
     lines = [
         f'law         {known.origin}',
         f'budget      {plan.compute:.4g} operations, as 6 N D at 16 bits; scales by {plan.block_size}',
@@ -260,12 +278,12 @@ def options_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     header, rows = ['bits', 'format', 'N', 'tokens', 'loss', '95 % interval', ''], []
     for option in plan.options:
         if abs(option.bits - plan.best.bits) <= 2 or option.bits in USUAL_BITS:
-            cells = [str(option.bits), option.format, human(option.N), human(option.D), f'{option.loss:.4f}']
-            cells.append('unknown' if option.interval is None else interval_text(option.interval, '{:.4f}'.format))
+            cells = [str(option.bits), option.format, human(option.N), human(option.D)]
+            cells.append(UNKNOWN if option.is_unknown else f'{option.loss:.4f}')
+            cells.append(UNKNOWN if option.interval is None else interval_text(option.interval, '{:.4f}'.format))
             rows.append([*cells, '<- best' if option is plan.best else ''])
     return header, rows
 
 
 def loss_text(option: Option) -> str:
-    interval = '' if option.interval is None else f' (95 %: {interval_text(option.interval, "{:.4f}".format)})'
-    return f'{option.loss:.4f}{interval}'
+    return value_text(option.loss, option.interval, '{:.4f}'.format, '95 %: ')

@@ -1,6 +1,7 @@
 """Scaling laws of training, with its precision in them: the laws, their fit to runs, and what they say is best."""
 
 from gaussq_jax.scaling_laws.capybara import PUBLISHED_CAPYBARA, CapybaraLaw, ComputeOptimal
+from gaussq_jax.scaling_laws.determination import Determination
 from gaussq_jax.scaling_laws.fitting import FitResult, fit, fit_capybara, quantile_interval
 from gaussq_jax.scaling_laws.held_out import HeldOut, compare, held_out_error, hold_out
 from gaussq_jax.scaling_laws.laws import (
@@ -21,6 +22,7 @@ __all__ = [
     'CapybaraLaw',
     'ChinchillaLaw',
     'ComputeOptimal',
+    'Determination',
     'FitResult',
     'HeldOut',
     'KaplanLaw',

@@ -7,6 +7,7 @@ that follows from the law, from a bootstrap.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import scipy.optimize
 import scipy.special
 
 from gaussq_jax.scaling_laws.capybara import CapybaraLaw
+from gaussq_jax.scaling_laws.determination import Determination
 from gaussq_jax.scaling_laws.laws import ScalingLaw, at_least, positive
 from gaussq_jax.scaling_laws.runs import read_columns, unseen_constants
 
@@ -28,6 +30,7 @@ FACTOR = 7  # to which a constant is known, at 95 %, at the least
 UNDETERMINED = np.log(FACTOR) / 1.96  # relative standard error
 AS_GOOD = 3.84  # squared standard deviations by which a fit may be worse and yet hold the truth, at 95 %
 NO_EPSILON = 1e-6  # of the mean loss: the search stops short of its bound
+HOLDS = 10.0, 0.1  # standard deviations that a logarithm's distance from a search's start costs it, in turn
 NULL_SHARE = 0.01  # of a constant in such a direction
 NULL = 1e-9  # singular values below this part of the largest are of directions that the runs don't see
 
@@ -59,6 +62,7 @@ class FitResult:
     noise: float
     undetermined: tuple[str, ...]
     _problem: '_Problem' = dataclasses.field(repr=False)
+    _starts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)  # points
 
     @property
     def num_runs(self) -> int:
@@ -70,6 +74,11 @@ class FitResult:
         """Of each fitted constant: the constant times the standard error of its logarithm; epsilon's own."""
         errors = np.sqrt(np.diag(self.covariance)).tolist()
         return {name: _scale(self.law, name) * error for name, error in zip(self.names, errors)}
+
+    @functools.cached_property
+    def determination(self) -> Determination:
+        """What the runs leave open, by the laws that serve as well: searched for where constants are undetermined."""
+        return self._problem.determination(self)
 
     @property
     def correlations(self) -> np.ndarray:
@@ -113,12 +122,16 @@ class FitResult:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The interval of what follows from the law, as `lambda law: law.critical_data_size(1e9, 2, 1, 128)`.
 
+        NaN where the runs say nothing of it, whatever the draws say: they stay where the search happened to end.
+
         Args:
           quantity: from a law to a number or an array.
           draws: of `bootstrap`, if several quantities are to share them.
           level: the part of the draws between the two ends.
         """
-        return quantile_interval(quantity, self.bootstrap() if draws is None else draws, level=level)
+        ends = quantile_interval(quantity, self.bootstrap() if draws is None else draws, level=level)
+        unknown = self.determination.is_unknown(quantity)
+        return tuple(np.where(unknown, np.nan, end) for end in ends)
 
 
 def quantile_interval(
@@ -202,7 +215,7 @@ def fit(
             problem = dataclasses.replace(problem, delta=HUBER * scale)
             solution = problem.solve(solution.x, FINISH)
         solutions = [problem.solve(other.x, SEARCH) for other in solutions]  # by what counts now
-    return problem.result(solution, solutions)
+    return problem.result(solution, solutions, [problem.point(law) for law in starts])
 
 
 def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options) -> FitResult:
@@ -315,30 +328,27 @@ class _Problem:
                 difference = np.full(len(self.loss), FAR)
         return np.sqrt(self.weights) * np.nan_to_num(difference, nan=FAR, posinf=FAR, neginf=-FAR)
 
-    def solve(self, start, how):
+    def solve(self, start, how, hold=None):
+        """From a start, which holds the search: what is minimized has hold^2 (x - start)^2 / 2 beside, hold (p,)."""
         loss = {} if self.delta is None else dict(loss='huber', f_scale=self.delta)
-        with np.errstate(all='ignore'):  # squares of what is far away
-            return scipy.optimize.least_squares(self.residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
 
-    def result(self, solution, solutions):
+        def residuals(x):
+            return self.residuals(x) if hold is None else np.concatenate([self.residuals(x), hold * (x - start)])
+
+        with np.errstate(all='ignore'):  # squares of what is far away
+            return scipy.optimize.least_squares(residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
+
+    def result(self, solution, solutions, starts):
         """With the covariance s^2 (J^T J)^-1, J the Jacobian of the weighted residuals; s^2 by Huber."""
         x = np.where(self.is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
-        residuals, r, p = -self.residuals(x), len(self.loss), len(self.names)
-        delta = np.inf if self.delta is None else self.delta
-        psi = np.clip(residuals, -delta, delta)
-        inside = max(np.mean(psi == residuals), 1 / r)  # the mean of psi'
-        variance = psi @ psi / (r - p) / inside**2
-        undetermined = self._ambiguous(solution, solutions, variance * inside)
-        jacobian = dataclasses.replace(self, delta=None).solve(solution.x, dict(jac='3-point', max_nfev=1)).jac
-        _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
-        seen = values > NULL * values[0]
-        unit = np.where(self.is_epsilon, self.unit, 1.0)
-        covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(unit, unit)
-        unseen = np.any(np.abs(directions[~seen]) > NULL_SHARE, axis=0)
+        variance, by_cost = self._variance(x)
+        covariance, null = self._covariance(solution.x, variance)
+        unseen = np.any(np.abs(null) > NULL_SHARE, axis=0)
         covariance[unseen, unseen] = np.inf
         law = self.law(x)
         with np.errstate(all='ignore'):  # constants that nothing determines may be huge
             predicted = self.predict(x)
+        undetermined = self._ambiguous(solution, solutions, by_cost)
         relative = [getattr(law, name) / _scale(law, name) for name in self.names]
         undetermined |= np.sqrt(np.diag(covariance)) > UNDETERMINED * np.array(relative)
         undetermined |= solution.active_mask != 0
@@ -352,15 +362,63 @@ class _Problem:
             noise=float(np.sqrt(variance) * (self.unit if self.is_log else 1)),
             undetermined=tuple(name for name, out in zip(self.names, undetermined) if out),
             _problem=self,
+            _starts=tuple(starts),
         )
+
+    def determination(self, result):
+        """With the laws that serve as well near the starts of the search.
+
+        A start holds the search by the undetermined constants, all of them or all but one: fast, loosely, not at all.
+        """
+        x = self.point(result.law)
+        variance, by_cost = self._variance(x)
+        covariance, null = self._covariance(x, variance)
+        unit = np.where(self.is_epsilon, self.unit, 1.0)
+        solutions = [self.solve(x, FINISH)]
+        is_open = np.isin(self.names, result.undetermined)
+        for start, free in itertools.product(result._starts if is_open.any() else (), ('', *result.undetermined)):
+            point, is_held = np.where(is_open, start, x), is_open & (np.array(self.names) != free)
+            for hold in HOLDS:
+                point = self.solve(point, SEARCH, hold * np.sqrt(by_cost) * is_held).x
+            solutions.append(self.solve(point, SEARCH))
+        along = null * unit  # in constants' own units, where the search has epsilon in others
+        return Determination(
+            result.law,
+            self.names,
+            along / np.linalg.norm(along, axis=1, keepdims=True),
+            covariance,
+            tuple(self.law(other.x) for other in self._as_good(solutions, by_cost)),
+        )
+
+    def _variance(self, x):
+        """Of a run's residual, and the one by which the objective is to be divided, as chi^2."""
+        residuals, r, p = self.residuals(x), len(self.loss), len(self.names)
+        delta = np.inf if self.delta is None else self.delta
+        psi = np.clip(residuals, -delta, delta)
+        inside = max(np.mean(psi == residuals), 1 / r)  # the mean of psi'
+        variance = psi @ psi / (r - p) / inside**2
+        return variance, variance * inside
+
+    def _covariance(self, x, variance):
+        """In the directions that the runs see, of constants' own units; and the others, (k, p), in the search's."""
+        jacobian = dataclasses.replace(self, delta=None).solve(x, dict(jac='3-point', max_nfev=1)).jac
+        _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
+        seen = values > NULL * values[0]
+        unit = np.where(self.is_epsilon, self.unit, 1.0)
+        covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(unit, unit)
+        return covariance, directions[~seen]
 
     def _ambiguous(self, solution, solutions, variance):
         """Which constants are elsewhere, by more than that factor, in a solution that is about as good.
 
         Twice the objective, divided by `variance`, grows from its least as chi^2 does.
         """
-        best = min(other.cost for other in solutions)
-        others = np.array([other.x for other in solutions if other.cost <= best + AS_GOOD / 2 * variance])
+        others = np.array([other.x for other in self._as_good(solutions, variance)])
         differences, elsewhere = np.abs(others - solution.x), np.log(FACTOR)
         elsewhere = np.where(self.is_epsilon, (1 - 1 / FACTOR) * np.maximum(others, solution.x), elsewhere)
         return np.any(differences > elsewhere, axis=0)
+
+    def _as_good(self, solutions, variance):
+        """Those that are about as good as the best."""
+        best = min(other.cost for other in solutions)
+        return [other for other in solutions if other.cost <= best + AS_GOOD / 2 * variance]

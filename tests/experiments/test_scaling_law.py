@@ -333,6 +333,52 @@ def test_what_the_runs_do_not_determine_is_said_wherever_the_law_speaks(run, tmp
     assert re.search('the runs did not determine .*gamma, delta, nu', printed)
 
 
+@pytest.fixture(scope='module')
+def one_format(tmp_path_factory):
+    """Runs of BF16 and E2M1 alone: gamma, delta and nu can't be told apart."""
+    rows = [row for row in grid(PUBLISHED_CAPYBARA) if (row['E'], row['M'], row['B']) == (2, 1, 32)]
+    rows += [
+        {**row, 'E': 8, 'M': 7, 'B': 1, 'loss': float(PUBLISHED_CAPYBARA.loss(row['N'], row['D'], 8, 7, 1))}
+        for row in rows
+    ]
+    return write(tmp_path_factory.mktemp('one_format') / 'runs.csv', rows)
+
+
+def test_what_the_runs_leave_open_is_unknown_in_every_command(run, one_format, tmp_path, no_comparison):
+    law = f'--law={tmp_path / "law.json"}'
+    run('fit', one_format, f'--output={tmp_path / "law.json"}')
+    for source in (law, f'--runs={one_format}'):
+        lines = lines_of(run('layout', '--bits=4,8', source))
+        assert lines['4'][1:] == lines['8'][1:] == ['unknown'] * 5
+        assert any(line.startswith('unknown: the runs leave it open, with gamma, delta, nu') for line in lines)
+    assert lines_of(run('exchange', '--model=1B', '--bits=8', '--new_bits=4', law))['1B'][-2:] == ['unknown'] * 2
+    points = '--model=1B', '--format=e2m1,e4m3', '--block_size=32'
+    known, unknown = json.loads(run('critical', *points, '--tokens=1000T', law, '--json'))['rows']
+    assert known['critical tokens'] > 0 and None not in known['critical tokens, interval']
+    assert unknown['critical tokens'] is None and unknown['critical tokens, interval'] == [None, None]
+    printed = run('critical', *points, '--tokens=1000T', law)
+    assert 'TOO MANY TOKENS for 1B e2m1' in printed and 'TOO MANY TOKENS for 1B e4m3' not in printed
+    with pytest.raises(
+        SystemExit, match=r'no plan follows from .* unknown: the runs leave it open, with gamma, delta, nu'
+    ):
+        run('plan', '--compute=1e20', '--block_size=32', law)
+
+
+def test_a_law_file_keeps_what_the_runs_leave_open(run, one_format, tmp_path, no_comparison):
+    """And one without it, as version 0.1.0 wrote it, is read: nothing of it is called unknown."""
+    path = tmp_path / 'law.json'
+    run('fit', one_format, f'--output={path}')
+    content, known = json.loads(path.read_text()), known_laws.read_law(path)
+    formats = lambda law: law.critical_data_size(1e9, [2, 4], [1, 3], 32)
+    np.testing.assert_array_equal(np.isnan(known.value(formats)), [False, True])
+    np.testing.assert_array_equal(np.isnan(known.interval(formats)), [[False, True]] * 2)
+    known_laws.write_law(tmp_path / 'again.json', known)
+    assert json.loads((tmp_path / 'again.json').read_text()) == content
+    del content['determination']
+    path.write_text(json.dumps(content))
+    assert np.isfinite(known_laws.read_law(path).value(formats)).all()
+
+
 def test_too_few_runs_are_one_error_and_one_model_size_holds_none_out(run, tmp_path):
     rows = grid(PUBLISHED_CAPYBARA)
     with pytest.raises(SystemExit, match=r'^error: 8 runs are too few for the 9 constants of CapybaraLaw$'):

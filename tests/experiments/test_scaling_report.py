@@ -17,7 +17,7 @@ SIZES, TOKENS = (40894464, 154140672, 679477248), (1.05e10, 3.15e10, 1.05e11)
 
 @pytest.fixture(autouse=True)
 def quick_fits(monkeypatch):
-    monkeypatch.setattr(known_laws, 'NUM_STARTS', 2)
+    monkeypatch.setattr(known_laws, 'NUM_STARTS', 4)
     monkeypatch.setattr(known_laws, 'NUM_DRAWS', 20)
     few = {'capybara': known_laws.LAWS['capybara'], 'chinchilla': known_laws.LAWS['chinchilla']}
     monkeypatch.setattr(known_laws, 'LAWS', {**few, 'bitwidth': known_laws.LAWS['bitwidth']})
@@ -120,6 +120,9 @@ def test_a_table_that_determines_little_says_so(tmp_path):
     assert {'gamma', 'delta', 'nu'} <= set(data['capybara']['undetermined'])
     assert re.search(r'<p class="warning">These runs do not determine .*gamma, delta, nu', page)
     assert cells(page, 'Capybara')[0][4] == 'unknown'  # with one N, none can be held out
+    assert re.search(r'<p class="warning">The best format is unknown: .*gamma, delta, nu', page)
+    assert 'alt="best exponent and mantissa bits"' not in page
+    assert cells(page, 'channel')[0][1:] == ['unknown', 'unknown']  # the budgets at which 4 and 8 bits are best
     assert 'Sampled weights' not in page
 
 

@@ -366,7 +366,7 @@ def test_what_the_runs_do_not_determine_is_named(part, expected, noise):
         assert result.standard_errors[name] > 0 and intervals[name][0] < intervals[name][1]
     assert result.correlations.shape == (len(result.names),) * 2
     low, high = result.interval(lambda law: law.loss(1e8, 2e10, 1, 2, 128), result.bootstrap(5))
-    assert np.isfinite(low) and low <= high
+    assert low <= high if expected == {'gamma', 'delta'} else np.isnan([low, high]).all()  # E = 1 is what the runs have
 
 
 def test_one_block_size_leaves_the_channel_as_published():
