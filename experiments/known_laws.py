@@ -1,13 +1,16 @@
 """Laws with where they are from and how sure they are: published, fitted to a table of runs, or stored."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 
 from experiments.run_tables import RunTable, count, read_runs, seed_noise, select
 from gaussq_jax import scaling_laws
@@ -23,6 +26,7 @@ UNKNOWN = 'unknown'
 UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
 NUM_STARTS = 16  # of a fit
 NUM_DRAWS = 200  # of the bootstrap
+NUM_FOLDS = 5  # of runs held out
 STRONGEST = 5  # correlations that are told
 
 
@@ -107,37 +111,43 @@ class Study(NamedTuple):
 
     @classmethod
     def of(
-        cls, family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool, objective: str
+        cls,
+        family: type[scaling_laws.ScalingLaw],
+        path: str | pathlib.Path,
+        *,
+        exclude_e0: bool,
+        objective: str,
+        held_out: str = 'folds',
     ) -> 'Study':
         """Fits a law, and compares all laws that the same runs serve by their errors on runs held out.
 
         Raises:
-          ValueError: as runs_for and scaling_laws.fit do.
+          ValueError: as runs_for, scaling_laws.fit and ways_to_hold_out do.
         """
         table = runs_for(family, path, exclude_e0=exclude_e0)
         result = fit(family, table, objective=objective)
         others = [other for other in LAWS.values() if other is not family and serves(table, other)]
-        how = dict(objective=objective, num_starts=NUM_STARTS)
+        how = dict(objective=objective, num_starts=NUM_STARTS, progress=_progress)
+        ways = ways_to_hold_out(held_out, table.columns['N'])
         try:
             results = [result, *(fit(other, table, objective=objective) for other in others)]
-            held_out = scaling_laws.hold_out(results, table.columns, **how)
+            errors = {}
+            for name, way in ways.items():
+                try:
+                    held = scaling_laws.hold_out(results, table.columns, **way, **how)
+                except ValueError:
+                    if name != 'size_held_out_error':  # there may be too few sizes
+                        raise
+                    held = []
+                errors[name] = {each.name: each.relative_error for each in held}
         except ValueError as error:
             return cls(table, result, str(error), objective)
-        try:
-            sizes = scaling_laws.hold_out(results, table.columns, groups=table.columns['N'].tolist(), **how)
-        except ValueError:  # there are too few of them
-            sizes = []
-        size_errors = {held.name: held.relative_error for held in sizes}
         comparison = [
-            {
-                'law': held.name,
-                'constants': len(held.result.names),
-                'rmse': held.result.rmse,
-                'held_out_error': held.relative_error,  # of runs of one N and D, held out together
-                'size_held_out_error': size_errors.get(held.name),  # of runs of one N
-            }
-            for held in held_out
+            {'law': other.law.title(), 'constants': len(other.names), 'rmse': other.rmse}
+            | {name: of_laws.get(other.law.title()) for name, of_laws in errors.items()}
+            for other in results
         ]
+        comparison.sort(key=lambda law: law[next(iter(ways), 'rmse')])
         return cls(table, result, comparison, objective)
 
     def describe(self) -> dict[str, Any]:
@@ -175,6 +185,37 @@ class Study(NamedTuple):
             'undetermined': list(result.undetermined),
             'comparison': self.comparison,
         }
+
+
+HELD_OUT = {  # errors on runs held out, and what to call them
+    'held_out_error': 'error on an N and D held out',
+    'size_held_out_error': 'error on an N held out',
+    'largest_held_out_error': 'error on the largest N held out',
+}
+_progress = functools.partial(tqdm.tqdm, desc='runs held out', unit='fit', leave=False, delay=1, disable=None)
+
+
+def ways_to_hold_out(held_out: str, N: np.ndarray) -> dict[str, dict[str, Any]]:
+    """The errors to tell, of HELD_OUT, and the options of `scaling_laws.hold_out` for each.
+
+    Args:
+      held_out: 'none'; 'one', each pair of N and D, and each N, in turn; 'folds', 5 random parts of them; or
+        'largest:K', the runs of the K largest N.
+      N: of the runs.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if match := re.fullmatch(r'largest:([1-9]\d*)', held_out):
+        sizes = np.unique(N)
+        if int(match[1]) >= len(sizes):
+            raise ValueError(f'--held_out={held_out} leaves no run to fit: there are {len(sizes)} model sizes')
+        return {'largest_held_out_error': {'groups': [size >= sizes[-int(match[1])] or None for size in N]}}
+    if held_out not in ('none', 'one', 'folds'):
+        raise ValueError(f'--held_out={held_out!r} must be none, folds, one, or largest:K with a whole number K')
+    num_folds = NUM_FOLDS if held_out == 'folds' else None
+    ways = {'held_out_error': {}, 'size_held_out_error': {'groups': N.tolist()}}
+    return {} if held_out == 'none' else {name: {**way, 'num_folds': num_folds} for name, way in ways.items()}
 
 
 def fit(family: type[scaling_laws.ScalingLaw], table: RunTable, *, objective: str) -> scaling_laws.FitResult:
@@ -307,13 +348,10 @@ def constants_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Se
 
 def comparison_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Header and rows of the laws that Study.describe compares."""
-    header = ('law', 'constants', 'residuals (nats)', 'error on an N and D held out', 'error on an N held out')
-    percent = lambda error: 'unknown' if error is None else f'{error:.2%}'
-    return header, [
-        (
-            *(law['law'], str(law['constants']), f'{law["rmse"]:.4f}'),
-            *(percent(law[name]) for name in ('held_out_error', 'size_held_out_error')),
-        )
+    told = [name for name in HELD_OUT if name in description['comparison'][0]]
+    percent = lambda error: UNKNOWN if error is None else f'{error:.2%}'
+    return ('law', 'constants', 'residuals (nats)', *(HELD_OUT[name] for name in told)), [
+        (law['law'], str(law['constants']), f'{law["rmse"]:.4f}', *(percent(law[name]) for name in told))
         for law in description['comparison']
     ]
 

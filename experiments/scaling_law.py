@@ -45,6 +45,12 @@ OBJECTIVE = flags.DEFINE_enum(
     'What a fit makes least: squares of residuals, or Huber of these or of their logs.',
 )
 ROBUST = flags.DEFINE_bool('robust', False, 'The same as --objective=huber: outliers count less.')
+HELD_OUT = flags.DEFINE_string(
+    'held_out',
+    'folds',
+    'Runs to hold out, by which laws are compared: none; folds, five parts of the pairs of N and D, and of the N; one,'
+    ' each of these in turn; largest:K, those of the K largest N.',
+)
 MODEL = flags.DEFINE_list('model', None, 'N, or a size of configs/capybara.py; several, unless for plan.')
 TOKENS = flags.DEFINE_list('tokens', None, 'D; several, unless for plan.')
 FORMAT = flags.DEFINE_list('format', ['bf16', 'e4m3', 'e3m2', 'e2m1'], 'Formats: ExMy, bf16, or names of ml_dtypes.')
@@ -77,13 +83,13 @@ class Command(NamedTuple):
 HOW_TO_FIT = (LAW_NAME, EXCLUDE_E0, OBJECTIVE, ROBUST)
 WHICH_LAW = (LAW, RUNS, *HOW_TO_FIT)
 COMMANDS = {
-    'fit': Command(True, (), (*HOW_TO_FIT, OUTPUT, JSON)),
+    'fit': Command(True, (), (*HOW_TO_FIT, HELD_OUT, OUTPUT, JSON)),
     'predict': Command(False, (MODEL, TOKENS), (FORMAT, BLOCK_SIZE, BITS, *WHICH_LAW, JSON)),
     'critical': Command(False, (MODEL,), (TOKENS, FORMAT, BLOCK_SIZE, BITS, *WHICH_LAW, JSON)),
     'layout': Command(False, (), (BITS, *WHICH_LAW, JSON)),
     'plan': Command(False, (COMPUTE,), (MODEL, TOKENS, BLOCK_SIZE, GPU, MFU, DAYS, *WHICH_LAW, JSON)),
     'exchange': Command(False, (MODEL, BITS), (NEW_BITS, *WHICH_LAW, JSON)),
-    'report': Command(True, (), (EXCLUDE_E0, OBJECTIVE, ROBUST, OUTPUT, JSON)),
+    'report': Command(True, (), (EXCLUDE_E0, OBJECTIVE, ROBUST, HELD_OUT, OUTPUT, JSON)),
 }
 
 
@@ -134,9 +140,8 @@ def objective() -> str:
 
 def fit(path: str) -> Answer:
     """Fits a law, writes it, and says how good it is."""
-    study = known_laws.Study.of(
-        known_laws.LAWS[LAW_NAME.value], path, exclude_e0=EXCLUDE_E0.value, objective=objective()
-    )
+    how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), held_out=HELD_OUT.value)
+    study = known_laws.Study.of(known_laws.LAWS[LAW_NAME.value], path, **how)
     data = study.describe()
     told = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
     lines = [f'law         {data["law"]}', f'runs        {data["runs"]} of {path}{": " * bool(told)}{told}']
@@ -244,7 +249,8 @@ def report(path: str) -> Answer:
     from experiments import scaling_report  # which draws: the other commands don't wait for matplotlib
 
     output = pathlib.Path(OUTPUT.value or pathlib.Path(path).with_suffix('.html'))
-    data = scaling_report.write(path, output, exclude_e0=EXCLUDE_E0.value, objective=objective())
+    how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), held_out=HELD_OUT.value)
+    data = scaling_report.write(path, output, **how)
     return Answer({'output': str(output), **data}, [f'written to {output}'])
 
 

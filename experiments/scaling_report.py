@@ -67,7 +67,14 @@ class Curve(NamedTuple):
     mask: np.ndarray  # of the runs
 
 
-def write(path: str, output: pathlib.Path, *, exclude_e0: bool = False, objective: str = 'squares') -> dict[str, Any]:
+def write(
+    path: str,
+    output: pathlib.Path,
+    *,
+    exclude_e0: bool = False,
+    objective: str = 'squares',
+    held_out: str = 'folds',
+) -> dict[str, Any]:
     """Fits the laws that the runs serve, and writes the report; returns what it tells, as JSON has it.
 
     Runs that have a format are for the Capybara law, those with sampled weights for the bitwidth law.
@@ -78,7 +85,8 @@ def write(path: str, output: pathlib.Path, *, exclude_e0: bool = False, objectiv
     sections, data, reasons = [], {}, []
     for family, section in ((CapybaraLaw, capybara_section), (BitwidthLaw, bitwidth_section)):
         try:
-            study = Study.of(family, path, exclude_e0=exclude_e0 and family is CapybaraLaw, objective=objective)
+            without = exclude_e0 and family is CapybaraLaw
+            study = Study.of(family, path, exclude_e0=without, objective=objective, held_out=held_out)
         except ValueError as error:
             reasons.append(error)
             continue
@@ -174,10 +182,12 @@ def fit_section(study: Study, data: dict[str, Any]) -> list[str]:
     if isinstance(data['comparison'], str):
         return [*parts, paragraph(f'No errors on runs held out: {data["comparison"]}.')]
     about = (
-        'The runs of one N and D, or of one N, were held out in turn, and predicted by the law fitted to the others.'
-        ' Errors are relative, root mean square. N is the harder: predictions of the least and the largest extrapolate.'
+        'Runs that were held out are predicted by the law fitted to the others; those of one N and D, or of one N, are'
+        ' held out together. Errors are relative, root mean square. N is the harder: predictions of the least and the'
+        ' largest extrapolate.'
     )
-    return [*parts, paragraph(about), table(*known_laws.comparison_table(data))]
+    header, rows = known_laws.comparison_table(data)
+    return [*parts, *[paragraph(about)] * any('held out' in name for name in header), table(header, rows)]
 
 
 def runs_section(study: Study, curves: Sequence[Curve], noise: dict[str, float] | None) -> list[str]:

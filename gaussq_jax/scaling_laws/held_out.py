@@ -1,6 +1,7 @@
 """Which law predicts best what it was not fitted to."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ class HeldOut(NamedTuple):
 
     law: type[ScalingLaw]
     result: FitResult  # of all runs
-    predicted: np.ndarray  # of each run, by the law fitted without its group
+    predicted: np.ndarray  # of each run, by the law fitted without its fold; NaN where it's in none
     relative_error: float  # root mean square of predicted / loss - 1
 
     @property
@@ -29,6 +30,7 @@ def compare(
     runs: Mapping[str, Any],
     *,
     groups: Any = None,
+    num_folds: int | None = None,
     objective: str = 'squares',
     num_starts: int = 16,
     seed: int = 0,
@@ -38,14 +40,14 @@ def compare(
     Args:
       laws: classes.
       runs: with the columns of all of them.
-      groups: as for `hold_out`.
+      groups, num_folds: as for `hold_out`.
       objective, num_starts, seed: as for `fit`.
 
     Raises:
       ValueError: as `fit` and `hold_out` do.
     """
     how = dict(objective=objective, num_starts=num_starts, seed=seed)
-    return hold_out([fit(law, runs, **how) for law in laws], runs, groups=groups, **how)
+    return hold_out([fit(law, runs, **how) for law in laws], runs, groups=groups, num_folds=num_folds, **how)
 
 
 def hold_out(
@@ -53,35 +55,47 @@ def hold_out(
     runs: Mapping[str, Any],
     *,
     groups: Any = None,
+    num_folds: int | None = None,
     objective: str = 'squares',
     num_starts: int = 16,
     seed: int = 0,
+    progress: Callable[[list], Iterable] = iter,
 ) -> list[HeldOut]:
     """Fitted laws by the error of their predictions of runs held out, the best first.
 
-    Each group of runs is held out in turn, and predicted by the law fitted to the others.
+    Each fold is held out in turn, and predicted by the law fitted to the other runs.
 
     Args:
       results: of `fit` to these runs, with these options.
       runs: with the columns of all the laws.
       groups: a label a run. By default runs of one N and one D are a group, in all formats and seeds. With N for
-        labels, predictions are of a model size never seen, the least and the largest too: a harder test.
-      objective, num_starts, seed: as for `fit`. Without a group, the search starts from the law of all runs and a
+        labels, predictions are of a model size never seen, the least and the largest too: a harder test. Runs whose
+        label is None are never held out.
+      num_folds: as many folds, at most, of groups drawn at random of `seed`. By default each group is one: fits without
+        number.
+      objective, num_starts, seed: as for `fit`. Without a fold, the search starts from the law of all runs and a
         quarter of the random starts.
+      progress: is given all fits that there are to do and gives one after the other, as tqdm.tqdm does.
 
     Raises:
-      ValueError: as `fit` does, of the runs without a group; for a single group.
+      ValueError: as `fit` does, of the runs without a fold; if a single group, or none, is all runs; for fewer than 2
+        folds.
     """
-    columns, _ = read_columns(ChinchillaLaw, runs)
-    labels = list(zip(*columns.values()) if groups is None else groups)
-    if len(labels) != len(columns['N']):
-        raise ValueError(f'groups has {len(labels)} labels, for {len(columns["N"])} runs')
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    if len(numbers) < 2:
-        raise ValueError(f'groups has only {list(numbers)}: to hold one out takes another')
-    groups = np.array([numbers[label] for label in labels])
+    columns, loss = read_columns(ChinchillaLaw, runs)
+    folds = _folds(list(zip(*columns.values()) if groups is None else groups), num_folds, seed)
+    if len(folds) != len(loss):
+        raise ValueError(f'groups has {len(folds)} labels, for {len(loss)} runs')
+    results, columns = list(results), {name: np.asarray(runs[name], object) for name in runs}
     how = dict(objective=objective, num_starts=-(-num_starts // 4), seed=seed)
-    return sorted((_held_out(result, runs, groups, how) for result in results), key=lambda held: held.relative_error)
+    predicted = np.full((len(results), len(loss)), np.nan)
+    for (i, result), fold in progress(list(itertools.product(enumerate(results), range(max(folds) + 1)))):
+        law, out = type(result.law), folds == fold
+        fitted = fit(law, _part(columns, ~out), start=result.law, **how).law
+        held, _ = read_columns(law, _part(columns, out))
+        predicted[i, out] = fitted.loss(*held.values())
+    out = folds >= 0
+    held = [HeldOut(type(r.law), r, p, _relative_error(p[out], loss[out])) for r, p in zip(results, predicted)]
+    return sorted(held, key=lambda held: held.relative_error)
 
 
 def held_out_error(law: ScalingLaw, runs: Mapping[str, Any]) -> float:
@@ -90,17 +104,23 @@ def held_out_error(law: ScalingLaw, runs: Mapping[str, Any]) -> float:
     return _relative_error(law.loss(*columns.values()), loss)
 
 
-def _held_out(result, runs, groups, how):
-    law = type(result.law)
-    columns = {name: np.asarray(runs[name], object) for name in runs}
-    predicted = np.empty(len(groups))
-    for group in range(max(groups) + 1):
-        out = groups == group
-        others = {name: column[~out] for name, column in columns.items()}
-        fitted = fit(law, others, start=result.law, **how).law
-        held, _ = read_columns(law, {name: column[out] for name, column in columns.items()})
-        predicted[out] = fitted.loss(*held.values())
-    return HeldOut(law, result, predicted, _relative_error(predicted, result.predicted + result.residuals))
+def _folds(labels, num_folds, seed):
+    """The number of each run's fold, (r,); -1 for none."""
+    groups = [label for label in dict.fromkeys(labels) if label is not None]
+    if len(set(labels)) < 2:
+        raise ValueError(f'groups has only {list(set(labels))}: to hold one out takes another')
+    if num_folds is not None:
+        if num_folds < 2:
+            raise ValueError(f'num_folds={num_folds} must be at least 2')
+        places = np.random.default_rng(seed).permutation(len(groups)) % num_folds
+    else:
+        places = np.arange(len(groups))
+    numbers = dict(zip(groups, places.tolist()))
+    return np.array([numbers.get(label, -1) for label in labels])
+
+
+def _part(columns, chosen):
+    return {name: column[chosen] for name, column in columns.items()}
 
 
 def _relative_error(predicted, loss):

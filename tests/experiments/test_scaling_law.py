@@ -379,6 +379,46 @@ def test_a_law_file_keeps_what_the_runs_leave_open(run, one_format, tmp_path, no
     assert np.isfinite(known_laws.read_law(path).value(formats)).all()
 
 
+@pytest.mark.parametrize(
+    ('held_out', 'errors'),
+    [
+        ('none', []),
+        ('folds', ['held_out_error', 'size_held_out_error']),
+        ('one', ['held_out_error', 'size_held_out_error']),
+        ('largest:1', ['largest_held_out_error']),
+    ],
+)
+def test_runs_are_held_out_as_asked_for(run, runs, held_out, errors):
+    """Laws are in the order of the first error, or of their residuals."""
+    data = json.loads(run('fit', runs, f'--held_out={held_out}', '--json'))
+    for law in data['comparison']:
+        assert list(law) == ['law', 'constants', 'rmse', *errors] and all(law[name] > 0 for name in errors)
+    (capybara,) = [law for law in data['comparison'] if law['law'] == 'Capybara']
+    assert all(capybara[name] < 0.05 for name in errors), capybara
+    key = [law[[*errors, 'rmse'][0]] for law in data['comparison']]
+    assert key == sorted(key) and len(key) == 4
+    if held_out == 'largest:1':
+        table = known_laws.read_runs(runs).columns
+        there = table['N'] == table['N'].max()
+        others = {name: column[~there] for name, column in table.items()}
+        law = gq.scaling_laws.fit(gq.scaling_laws.CapybaraLaw, others).law
+        error = gq.scaling_laws.held_out_error(law, {name: column[there] for name, column in table.items()})
+        assert capybara['largest_held_out_error'] == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('held_out', 'error'),
+    [
+        ('half', "--held_out='half' must be none, folds, one, or largest:K with a whole number K"),
+        ('largest:0', "--held_out='largest:0' must be none, "),
+        ('largest:3', '--held_out=largest:3 leaves no run to fit: there are 3 model sizes'),
+    ],
+)
+def test_what_can_not_be_held_out_is_one_error(run, runs, held_out, error):
+    with pytest.raises(SystemExit, match=f'^error: {error}'):
+        run('fit', runs, f'--held_out={held_out}')
+
+
 def test_too_few_runs_are_one_error_and_one_model_size_holds_none_out(run, tmp_path):
     rows = grid(PUBLISHED_CAPYBARA)
     with pytest.raises(SystemExit, match=r'^error: 8 runs are too few for the 9 constants of CapybaraLaw$'):

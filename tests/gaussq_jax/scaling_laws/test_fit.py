@@ -19,6 +19,7 @@ from gaussq_jax.scaling_laws import (
     fit,
     fit_capybara,
     held_out_error,
+    hold_out,
 )
 
 LAW = PUBLISHED_CAPYBARA
@@ -462,6 +463,42 @@ def test_runs_of_one_size_and_data_are_a_group_by_default():
     by_label = compare([ChinchillaLaw], runs, groups=labels, **options)[0]
     np.testing.assert_allclose(by_label.predicted, by_default.predicted, rtol=1e-6)
     np.testing.assert_array_equal(by_default.predicted[::2], by_default.predicted[1::2])
+
+
+def test_folds_are_groups_drawn_together():
+    """Each run is predicted by the law of the runs that are not in its fold, and those of a group are in one."""
+    runs, how = chinchilla_runs(), dict(num_starts=4)
+    given = []
+    progress = lambda fits: given.append(len(fits)) or iter(fits)
+    results = [fit(law, runs, **FEW) for law in (ChinchillaLaw, KaplanLaw)]
+    by_folds = hold_out(results, runs, groups=runs['N'], num_folds=3, progress=progress, **how)
+    assert given == [6] and [held.law for held in by_folds] == [ChinchillaLaw, KaplanLaw]
+    sizes = np.unique(runs['N'])
+    places = dict(zip(dict.fromkeys(runs['N'].tolist()), np.random.default_rng(0).permutation(len(sizes)) % 3))
+    folds = np.array([places[N] for N in runs['N'].tolist()])
+    assert len(sizes) > 3
+    for fold in range(3):
+        out = folds == fold
+        alone = fit(ChinchillaLaw, rows(runs, ~out), **FEW).law
+        np.testing.assert_allclose(by_folds[0].predicted[out], alone.loss(runs['N'][out], runs['D'][out]), rtol=1e-6)
+    with pytest.raises(ValueError, match='num_folds=1 must be at least 2'):
+        hold_out(results, runs, num_folds=1)
+
+
+def test_runs_without_a_label_are_not_held_out():
+    """As for the largest models, predicted from all others."""
+    runs = chinchilla_runs()
+    out = runs['N'] == runs['N'].max()
+    (held,) = compare([ChinchillaLaw], runs, groups=[True if there else None for there in out], num_starts=4)
+    assert np.isnan(held.predicted[~out]).all()
+    alone = fit(ChinchillaLaw, rows(runs, ~out), **FEW).law
+    expected = alone.loss(runs['N'][out], runs['D'][out])
+    np.testing.assert_allclose(held.predicted[out], expected, rtol=1e-6)
+    error = np.sqrt(np.mean((expected / runs['loss'][out] - 1) ** 2))
+    np.testing.assert_allclose(held.relative_error, error, rtol=1e-3)
+    for groups in ([1] * len(out), [None] * len(out)):
+        with pytest.raises(ValueError, match='groups has only'):
+            compare([ChinchillaLaw], runs, groups=groups, num_starts=1)
 
 
 def test_held_out_error_is_the_relative_error():

@@ -289,4 +289,14 @@ def test_the_laws_need_numpy_and_scipy_and_no_jax():
     ours = {name for name in imported if name.startswith(('gaussq_jax', '.'))}
     assert ours and all(name.startswith('gaussq_jax.scaling_laws') for name in ours)
     others = {name.partition('.')[0] for name in imported - ours}
-    assert others <= {'numpy', 'scipy', 'collections', 'dataclasses', 'functools', 'math', 'numbers', 'typing'}
+    assert others <= {
+        'numpy',
+        'scipy',
+        'collections',
+        'dataclasses',
+        'functools',
+        'itertools',
+        'math',
+        'numbers',
+        'typing',
+    }
