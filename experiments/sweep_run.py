@@ -114,10 +114,11 @@ def read_result(run: Run) -> Result:
     else:
         return Result('missing', {}, '')
     stored = traverse_util.flatten_dict(common.with_added(read_json(run.workdir / 'config.json')), sep='.')
+    present = common.with_added(run.config)
     differences = [
-        f'{field}: stored {stored.get(field)!r}, present {run.config.get(field)!r}'
-        for field in {**stored, **run.config}
-        if field.split('.')[0] not in FREE_FIELDS and stored.get(field) != run.config.get(field)
+        f'{field}: stored {stored.get(field)!r}, present {present.get(field)!r}'
+        for field in {**stored, **present}
+        if field.split('.')[0] not in FREE_FIELDS and stored.get(field) != present.get(field)
     ]
     if differences:
         differences = '\n  '.join(differences)
