@@ -46,9 +46,7 @@ class Option(NamedTuple):
     N: float  # weights of the linear layers
     D: float  # tokens
     loss: float
-    interval: (
-        tuple[float, float] | None
-    )  # of the loss, 95 %; None if the law's errors aren't known, NaN if the loss isn't
+    interval: tuple[float, float] | None  # of the loss, 95 %; None if the law has none, NaN if the loss is unknown
 
     @property
     def is_unknown(self) -> bool:

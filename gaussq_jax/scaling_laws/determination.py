@@ -59,7 +59,8 @@ class Determination:
 
     def _slope(self, quantity, direction):
         """The derivative of a quantity along a direction; 0 where it is infinite on both sides."""
-        low, high = (_value(quantity, self._moved(step * direction)) for step in (-STEP, STEP))
+        of_step = lambda step: quantity(self._moved(step * direction))
+        low, high = (_value(of_step, step) for step in (-STEP, STEP))
         return np.where(low == high, 0.0, (high - low) / (2 * STEP))
 
     def _moved(self, by):
@@ -70,9 +71,9 @@ class Determination:
         return dataclasses.replace(self.law, **constants)
 
 
-def _value(quantity, law):
-    """NaN of a law that has no such thing."""
+def _value(quantity, of):
+    """NaN where there is no such thing."""
     try:
-        return np.asarray(quantity(law), float)
+        return np.asarray(quantity(of), float)
     except (ValueError, ArithmeticError):  # constants that nothing determines may be huge
         return np.float64(np.nan)
