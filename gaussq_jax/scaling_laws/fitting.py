@@ -16,7 +16,7 @@ import scipy.optimize
 import scipy.special
 
 from gaussq_jax.scaling_laws.capybara import CapybaraLaw
-from gaussq_jax.scaling_laws.determination import Determination
+from gaussq_jax.scaling_laws.determination import APART, Determination
 from gaussq_jax.scaling_laws.laws import ScalingLaw, at_least, positive
 from gaussq_jax.scaling_laws.runs import read_columns, unseen_constants
 
@@ -43,7 +43,7 @@ class FitResult:
       law: with the fitted constants.
       names: the constants that were fitted, in the order of `covariance`.
       covariance: of the logarithms of the constants, and of epsilon itself, (p, p); infinite on the diagonal where the
-        runs don't see a constant.
+        runs don't see a constant, or a solution with another one is about as good.
       predicted: the law's loss of each run, (r,), and
       residuals: the runs' losses less that.
       rmse: the root mean square of the residuals.
@@ -343,14 +343,15 @@ class _Problem:
         x = np.where(self.is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
         variance, by_cost = self._variance(x)
         covariance, null = self._covariance(solution.x, variance)
+        ambiguous, distances = self._ambiguous(solution, solutions, by_cost)
         unseen = np.any(np.abs(null) > NULL_SHARE, axis=0)
-        covariance[unseen, unseen] = np.inf
+        unseen |= ambiguous & (distances > APART * np.sqrt(np.diag(covariance)))
+        covariance[unseen, unseen] = np.inf  # the diagonal
         law = self.law(x)
         with np.errstate(all='ignore'):  # constants that nothing determines may be huge
             predicted = self.predict(x)
-        undetermined = self._ambiguous(solution, solutions, by_cost)
         relative = [getattr(law, name) / _scale(law, name) for name in self.names]
-        undetermined |= np.sqrt(np.diag(covariance)) > UNDETERMINED * np.array(relative)
+        undetermined = ambiguous | (np.sqrt(np.diag(covariance)) > UNDETERMINED * np.array(relative))
         undetermined |= solution.active_mask != 0
         return FitResult(
             law=law,
@@ -409,14 +410,15 @@ class _Problem:
         return covariance, directions[~seen]
 
     def _ambiguous(self, solution, solutions, variance):
-        """Which constants are elsewhere, by more than that factor, in a solution that is about as good.
+        """Which constants are elsewhere, by more than that factor, in a solution that is about as good; and how far.
 
         Twice the objective, divided by `variance`, grows from its least as chi^2 does.
         """
         others = np.array([other.x for other in self._as_good(solutions, variance)])
         differences, elsewhere = np.abs(others - solution.x), np.log(FACTOR)
         elsewhere = np.where(self.is_epsilon, (1 - 1 / FACTOR) * np.maximum(others, solution.x), elsewhere)
-        return np.any(differences > elsewhere, axis=0)
+        farthest = np.max(differences, axis=0) * np.where(self.is_epsilon, self.unit, 1.0)
+        return np.any(differences > elsewhere, axis=0), farthest
 
     def _as_good(self, solutions, variance):
         """Those that are about as good as the best."""

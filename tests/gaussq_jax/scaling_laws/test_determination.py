@@ -46,6 +46,8 @@ def test_constants_that_are_open_leave_their_sum_known():
     assert set(result.undetermined) == {'n', 'alpha', 'epsilon'}
     is_unknown = result.determination.is_unknown
     assert is_unknown(lambda law: np.array([law.n, law.alpha, law.epsilon])).all()
+    for name, (low, high) in result.confidence_intervals().items():
+        assert ((low, high) == (0, np.inf)) == np.isinf(result.standard_errors[name]) == (name in result.undetermined)
     assert not is_unknown(lambda law: law.n / np.float64(3e7) ** law.alpha + law.epsilon)
     assert not is_unknown(lambda law: np.array([law.d, law.beta])).any()
 
