@@ -270,7 +270,6 @@ def runs_for(family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *,
 
 def write_law(path: str | pathlib.Path, known: KnownLaw):
     """Writes a law as JSON, for `read_law`."""
-    constants = list(known.law.constants())
     content = {
         'law': known.name,
         'origin': known.origin,
@@ -279,7 +278,7 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
         'undetermined': known.undetermined,
         'determination': known.determination and _determination_as_json(known.determination),
         'ranges': known.ranges,
-        'bootstrap': [[getattr(law, name) for name in constants] for law in known.draws],  # in the order of constants
+        'bootstrap': _laws_as_json(known.draws),
     }
     pathlib.Path(path).write_text(json.dumps(content, indent=1) + '\n')
 
@@ -289,28 +288,37 @@ def read_law(path: str | pathlib.Path) -> KnownLaw:
     text = pathlib.Path(path).read_bytes()
     try:
         content = json.loads(text)
-        family, names = LAWS[content['law']], list(content['constants'])
+        law = LAWS[content['law']](**content['constants'])
         return KnownLaw(
-            family(**content['constants']),
+            law,
             str(content['origin']),
             {column: tuple(map(float, content['ranges'][column])) for column in 'ND'},
-            tuple(family(**dict(zip(names, values, strict=True))) for values in content['bootstrap']),
+            _laws_of_json(law, content['bootstrap']),
             tuple(map(str, content['undetermined'])),
             content['noise'],
-            _determination_of_json(family(**content['constants']), content.get('determination')),
+            _determination_of_json(law, content.get('determination')),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'has no {error}' if isinstance(error, KeyError) else error
         raise ValueError(f'{path} is not a law as `fit --output={path}` writes it: {reason}') from None
 
 
+def _laws_as_json(laws: Iterable[scaling_laws.ScalingLaw]) -> list[list[float]]:
+    """The constants of laws of one family and one choice of constants, in their order."""
+    return [list(law.constants().values()) for law in laws]
+
+
+def _laws_of_json(like: scaling_laws.ScalingLaw, content: Any) -> tuple[scaling_laws.ScalingLaw, ...]:
+    names = list(like.constants())
+    return tuple(type(like)(**dict(zip(names, values, strict=True))) for values in content)
+
+
 def _determination_as_json(known: scaling_laws.Determination) -> dict[str, Any]:
-    constants = list(known.law.constants())
     return {
         'names': known.names,
         'unseen': known.unseen.tolist(),
         'covariance': known.covariance.tolist(),
-        'alternatives': [[getattr(law, name) for name in constants] for law in known.alternatives],
+        'alternatives': _laws_as_json(known.alternatives),
     }
 
 
@@ -318,13 +326,13 @@ def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scalin
     """None where a file has none, as those of version 0.1."""
     if content is None:
         return None
-    names, constants = tuple(map(str, content['names'])), list(law.constants())
+    names = tuple(map(str, content['names']))
     return scaling_laws.Determination(
         law,
         names,
         np.array(content['unseen'], float).reshape(-1, len(names)),
         np.array(content['covariance'], float),
-        tuple(type(law)(**dict(zip(constants, values, strict=True))) for values in content['alternatives']),
+        _laws_of_json(law, content['alternatives']),
     )
 
 

@@ -302,6 +302,11 @@ class _Problem:
     def is_epsilon(self):
         return np.array(self.names) == 'epsilon'
 
+    @functools.cached_property
+    def units(self):
+        """Of a point's numbers, (p,)."""
+        return np.where(self.is_epsilon, self.unit, 1.0)
+
     def _to_point(self, values):
         with np.errstate(divide='ignore'):
             return np.where(self.is_epsilon, values / self.unit, np.log(values))
@@ -374,7 +379,6 @@ class _Problem:
         x = self.point(result.law)
         variance, by_cost = self._variance(x)
         covariance, null = self._covariance(x, variance)
-        unit = np.where(self.is_epsilon, self.unit, 1.0)
         solutions = [self.solve(x, FINISH)]
         is_open = np.isin(self.names, result.undetermined)
         for start, free in itertools.product(result._starts if is_open.any() else (), ('', *result.undetermined)):
@@ -382,7 +386,7 @@ class _Problem:
             for hold in HOLDS:
                 point = self.solve(point, SEARCH, hold * np.sqrt(by_cost) * is_held).x
             solutions.append(self.solve(point, SEARCH))
-        along = null * unit  # in constants' own units, where the search has epsilon in others
+        along = null * self.units  # in constants' own units, where the search has epsilon in others
         return Determination(
             result.law,
             self.names,
@@ -405,8 +409,9 @@ class _Problem:
         jacobian = dataclasses.replace(self, delta=None).solve(x, dict(jac='3-point', max_nfev=1)).jac
         _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
         seen = values > NULL * values[0]
-        unit = np.where(self.is_epsilon, self.unit, 1.0)
-        covariance = (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(unit, unit)
+        covariance = (
+            (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(self.units, self.units)
+        )
         return covariance, directions[~seen]
 
     def _ambiguous(self, solution, solutions, variance):
@@ -417,7 +422,7 @@ class _Problem:
         others = np.array([other.x for other in self._as_good(solutions, variance)])
         differences, elsewhere = np.abs(others - solution.x), np.log(FACTOR)
         elsewhere = np.where(self.is_epsilon, (1 - 1 / FACTOR) * np.maximum(others, solution.x), elsewhere)
-        farthest = np.max(differences, axis=0) * np.where(self.is_epsilon, self.unit, 1.0)
+        farthest = np.max(differences, axis=0) * self.units
         return np.any(differences > elsewhere, axis=0), farthest
 
     def _as_good(self, solutions, variance):
