@@ -68,7 +68,7 @@ def load_tokens(
     tokenizer: Tokenizer,
     *,
     text_feature: str = 'text',
-    invalid: str = INVALID[0],
+    invalid_text: str = INVALID[0],
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> TokenData:
@@ -82,7 +82,7 @@ def load_tokens(
       split: TFDS split, slices allowed: 'train', 'train[:99%]'.
       tokenizer: as from `load_tokenizer`.
       text_feature: the feature that holds the text.
-      invalid: what becomes of documents that are not UTF-8: 'error'; 'replace', what is wrong in them becomes U+FFFD;
+      invalid_text: what becomes of documents that are not UTF-8: 'error'; 'replace', what's wrong becomes U+FFFD;
         or 'skip', they are left out.
       data_dir: root of TFDS datasets. None: where TFDS keeps them (TFDS_DATA_DIR or ~/tensorflow_datasets);
         for `python_stdlib`, `<cache_dir>/tensorflow_datasets`.
@@ -90,15 +90,15 @@ def load_tokens(
 
     Raises:
       ValueError: a dataset that isn't prepared, a split or feature that it lacks, a split without text; another
-        `invalid`; for 'error', a document that is not UTF-8, with its file and row.
+        `invalid_text`; for 'error', a document that is not UTF-8, with its file and row.
 
     Example:
       >>> from experiments.tokenizers import load_tokenizer
       >>> load_tokens('python_stdlib', 'validation', load_tokenizer('bytes')).tokens.dtype
       dtype('uint16')
     """
-    if invalid not in INVALID:
-        raise ValueError(f'invalid={invalid!r}; allowed: {", ".join(INVALID)}.')
+    if invalid_text not in INVALID:
+        raise ValueError(f'invalid_text={invalid_text!r}; allowed: {", ".join(INVALID)}.')
     cache_dir = cache_dir or os.environ.get('GAUSSQ_CACHE') or '~/.cache/gaussq_jax'
     cache_dir = pathlib.Path(cache_dir).expanduser()
     builder = _open_dataset(dataset, data_dir, cache_dir)
@@ -110,13 +110,13 @@ def load_tokens(
     # Two data_dirs may hold different data under one name and version: the sizes, kept in this file, differ.
     info = pathlib.Path(builder.data_path, 'dataset_info.json').read_bytes()
     fields = (split, text_feature, tokenizer.fingerprint, hashlib.sha256(info).hexdigest()[:12])
-    fields += () if invalid == INVALID[0] else (invalid,)
+    fields += () if invalid_text == INVALID[0] else (invalid_text,)
     stem = '-'.join(urllib.parse.quote(field, safe='') for field in fields)
     folder = cache_dir / 'tokens' / builder.info.full_name
     dtype = np.dtype('<u2' if tokenizer.vocab_size <= 2**16 else '<u4')
     data = _read_tokens(folder, stem, dtype)
     if data is None:
-        _write_tokens(folder, stem, dtype, _documents(builder, split, text_feature, invalid), tokenizer)
+        _write_tokens(folder, stem, dtype, _documents(builder, split, text_feature, invalid_text), tokenizer)
         data = _read_tokens(folder, stem, dtype)
     if data is None:
         raise OSError(f'{folder / stem}.tokens was damaged while it was written; is the disk failing?')

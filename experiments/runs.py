@@ -54,7 +54,7 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
             split,
             tokenizer,
             text_feature=config.text_feature,
-            invalid=config.invalid_text,
+            invalid_text=config.invalid_text,
             data_dir=config.data_dir or None,
             cache_dir=config.cache_dir or None,
         )

@@ -115,15 +115,17 @@ def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, sp
 def test_what_becomes_of_documents_that_are_not_utf8(latin1, tmp_path, invalid, texts):
     """Counted, as empty ones are; each choice has tokens of its own."""
     load = lambda: load_tokens(
-        'latin1/plain', 'train', ByteTokenizer(), invalid=invalid, data_dir=latin1, cache_dir=tmp_path
+        'latin1/plain', 'train', ByteTokenizer(), invalid_text=invalid, data_dir=latin1, cache_dir=tmp_path
     )
     for data in load(), load():
         assert data.tokens.tolist() == byte_tokens(texts)
         assert (data.num_documents, data.num_empty, data.num_invalid) == (len(texts), 1, 2)
     with pytest.raises(ValueError, match='invalid_text=replace'):
         load_tokens('latin1/plain', 'train', ByteTokenizer(), data_dir=latin1, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="invalid='ignore'; allowed: error, replace, skip"):
-        load_tokens('latin1/plain', 'train', ByteTokenizer(), invalid='ignore', data_dir=latin1, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="invalid_text='ignore'; allowed: error, replace, skip"):
+        load_tokens(
+            'latin1/plain', 'train', ByteTokenizer(), invalid_text='ignore', data_dir=latin1, cache_dir=tmp_path
+        )
 
 
 def test_tokens_of_version_0_1_are_read(load):
