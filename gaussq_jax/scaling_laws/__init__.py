@@ -2,7 +2,9 @@
 
 from gaussq_jax.scaling_laws.capybara import PUBLISHED_CAPYBARA, CapybaraLaw, ComputeOptimal
 from gaussq_jax.scaling_laws.determination import Determination
-from gaussq_jax.scaling_laws.fitting import FitResult, fit, fit_capybara, quantile_interval
+from gaussq_jax.scaling_laws.errors import ERRORS, Scatter
+from gaussq_jax.scaling_laws.fit_result import FitResult, quantile_interval
+from gaussq_jax.scaling_laws.fitting import fit, fit_capybara
 from gaussq_jax.scaling_laws.held_out import HeldOut, compare, held_out_error, hold_out
 from gaussq_jax.scaling_laws.laws import (
     PUBLISHED_CHINCHILLA,
@@ -15,6 +17,7 @@ from gaussq_jax.scaling_laws.laws import (
 )
 
 __all__ = [
+    'ERRORS',
     'PUBLISHED_CAPYBARA',
     'PUBLISHED_CHINCHILLA',
     'PUBLISHED_KAPLAN',
@@ -28,6 +31,7 @@ __all__ = [
     'KaplanLaw',
     'KumarLaw',
     'ScalingLaw',
+    'Scatter',
     'compare',
     'fit',
     'fit_capybara',

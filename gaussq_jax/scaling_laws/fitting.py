@@ -1,22 +1,23 @@
 """Fit a law to runs, with what the runs say of it and what they don't.
 
 The constants are positive: the search is over their logarithms, by nonlinear least squares from many random starts. It
-is over epsilon itself, which may well be 0. The errors come from the Jacobian at the best solution; those of anything
-that follows from the law, from a bootstrap.
+is over epsilon itself, which may well be 0. The errors of the constants come from the Jacobian at the best solution;
+those of anything that follows from the law, from a bootstrap.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
-import scipy.special
 
 from gaussq_jax.scaling_laws.capybara import CapybaraLaw
 from gaussq_jax.scaling_laws.determination import APART, Determination
+from gaussq_jax.scaling_laws.errors import ERRORS, Scatter, delete_groups, run_groups
+from gaussq_jax.scaling_laws.fit_result import FitResult
 from gaussq_jax.scaling_laws.laws import ScalingLaw, at_least, positive
 from gaussq_jax.scaling_laws.runs import read_columns, unseen_constants
 
@@ -25,6 +26,7 @@ FINISH = dict(jac='3-point', xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=3000)
 FAR = 1e100  # a residual where the law has no value
 OBJECTIVES = ('squares', 'huber', 'log_huber')
 HUBER = 1.345  # standard deviations from which on a residual counts less: 95 % efficient for normal ones
+DEVIATION = 1.4826  # standard deviations in the median absolute one of a normal distribution
 LOG_HUBER = 1e-3  # the same of the logarithm of a loss, in itself
 FACTOR = 7  # to which a constant is known, at 95 %, at the least
 UNDETERMINED = np.log(FACTOR) / 1.96  # relative standard error
@@ -35,115 +37,6 @@ NULL_SHARE = 0.01  # of a constant in such a direction
 NULL = 1e-9  # singular values below this part of the largest are of directions that the runs don't see
 
 
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """A law fitted to runs.
-
-    Attributes:
-      law: with the fitted constants.
-      names: the constants that were fitted, in the order of `covariance`.
-      covariance: of the logarithms of the constants, and of epsilon itself, (p, p); infinite on the diagonal where the
-        runs don't see a constant, or a solution with another one is about as good.
-      predicted: the law's loss of each run, (r,), and
-      residuals: the runs' losses less that.
-      rmse: the root mean square of the residuals.
-      noise: the estimated standard deviation of a loss of weight 1, from r - p degrees of freedom; with log_huber, of
-        one as large as the mean.
-      undetermined: the constants that the runs don't determine, not to a factor of 7 at 95 %: by their standard errors,
-        because they are at a bound, or because another solution found is about as good.
-    """
-
-    law: ScalingLaw
-    names: tuple[str, ...]
-    covariance: np.ndarray
-    predicted: np.ndarray
-    residuals: np.ndarray
-    rmse: float
-    noise: float
-    undetermined: tuple[str, ...]
-    _problem: '_Problem' = dataclasses.field(repr=False)
-    _starts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)  # points
-
-    @property
-    def num_runs(self) -> int:
-        """r, the runs that were fitted."""
-        return len(self.residuals)
-
-    @property
-    def standard_errors(self) -> dict[str, float]:
-        """Of each fitted constant: the constant times the standard error of its logarithm; epsilon's own."""
-        errors = np.sqrt(np.diag(self.covariance)).tolist()
-        return {name: _scale(self.law, name) * error for name, error in zip(self.names, errors)}
-
-    @functools.cached_property
-    def determination(self) -> Determination:
-        """What the runs leave open, by the laws that serve as well: searched for where constants are undetermined."""
-        return self._problem.determination(self)
-
-    @property
-    def correlations(self) -> np.ndarray:
-        """Of what `covariance` is of, (p, p); NaN where the runs don't see a constant."""
-        errors = np.sqrt(np.diag(self.covariance))
-        errors = np.where(np.isfinite(errors), errors, np.nan)
-        return self.covariance / np.outer(errors, errors)
-
-    def confidence_intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Of each fitted constant, by Student's t of r - p degrees of freedom.
-
-        exp(log c ± t standard errors of log c); of epsilon, epsilon ± t standard errors, and not below 0.
-        """
-        t = scipy.special.stdtrit(self.num_runs - len(self.names), 0.5 + _level(level) / 2)
-        with np.errstate(over='ignore'):
-            errors = t * np.sqrt(np.diag(self.covariance))
-            factors = dict(zip(self.names, np.exp(errors).tolist()))
-        constants = {name: getattr(self.law, name) for name in self.names}
-        intervals = {name: (value / factors[name], value * factors[name]) for name, value in constants.items()}
-        if 'epsilon' in intervals:
-            value, error = constants['epsilon'], float(errors[self.names.index('epsilon')])
-            intervals['epsilon'] = max(value - error, 0.0), value + error
-        return intervals
-
-    def bootstrap(self, num_draws: int = 200, *, seed: int = 0) -> list[ScalingLaw]:
-        """Laws fitted to what might as well have been measured: the predicted losses plus residuals drawn from these.
-
-        The residuals are enlarged by sqrt(r / (r - p)), which the fit took from them.
-        """
-        rng, scale = np.random.default_rng(seed), np.sqrt(self.num_runs / (self.num_runs - len(self.names)))
-        weight = np.sqrt(self._problem.weights)
-        weighted, laws = self.residuals * weight, []
-        for _ in range(num_draws):
-            loss = self.predicted + scale * rng.choice(weighted, self.num_runs) / weight
-            problem = dataclasses.replace(self._problem, loss=loss)
-            laws.append(problem.law(problem.solve(problem.point(self.law), SEARCH).x))
-        return laws
-
-    def interval(
-        self, quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw] | None = None, *, level: float = 0.95
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The interval of what follows from the law, as `lambda law: law.critical_data_size(1e9, 2, 1, 128)`.
-
-        NaN where the runs say nothing of it, whatever the draws say: they stay where the search happened to end.
-
-        Args:
-          quantity: from a law to a number or an array.
-          draws: of `bootstrap`, if several quantities are to share them.
-          level: the part of the draws between the two ends.
-        """
-        ends = quantile_interval(quantity, self.bootstrap() if draws is None else draws, level=level)
-        unknown = self.determination.is_unknown(quantity)
-        return tuple(np.where(unknown, np.nan, end) for end in ends)
-
-
-def quantile_interval(
-    quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of what the middle part `level` of the draws says of a quantity, which may be infinite."""
-    tail = (1 - _level(level)) / 2
-    values = [quantity(law) for law in draws]
-    low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')
-    return low, high
-
-
 def fit(
     law: type[ScalingLaw],
     runs: Mapping[str, Any],
@@ -152,6 +45,8 @@ def fit(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     weights: Any = None,
     objective: str = 'squares',
+    errors: str = 'cr3',
+    groups: Sequence[Any] | None = None,
     start: ScalingLaw | None = None,
     num_starts: int = 16,
     seed: int = 0,
@@ -164,6 +59,13 @@ def fit(
 
     where huber(x), of d, is x^2 / 2 up to |x| = d, and d (|x| - d / 2) beyond: so outliers count less.
 
+    The errors of the constants, with J_g the derivatives of the residuals e_g of a group of runs:
+
+        cr3:    the jackknife over groups, sum_g m_g m_g^T with m_g = (J^T J - J_g^T J_g)^-1 J_g^T e_g, the constants'
+                change without the group, to first order: groups are independent, whatever there is within them
+        hc3:    the same, each run a group: runs are independent, their noise of any size
+        plain:  s^2 (J^T J)^-1: runs are independent, with noise of one size s
+
     Args:
       law: its class, as CapybaraLaw.
       runs: columns by name, of one length: those in `law.COLUMNS`, and loss. A dict of arrays, or a DataFrame. P may be
@@ -173,12 +75,17 @@ def fit(
       bounds: the least and the greatest value of a constant.
       weights: a positive number a run, in proportion to 1 / variance of its loss. All alike if not given.
       objective: 'squares', 'huber' or 'log_huber'; the last one is what most published laws were fitted with.
+      errors: 'cr3', 'hc3' or 'plain'. If no group has more than a run, 'cr3' is 'hc3', and called so in the result.
+      groups: a label a run, for 'cr3'. By default runs of one N, D and seed are a group, and so are those of one N and
+        one run: `seed` and `run` are columns of the runs that may be missing, as if they were the same seed and
+        different runs.
       start: a law to start from, beside the random starts.
       num_starts: random starts, of `seed`.
 
     Raises:
       ValueError: for a column that is missing, has text or an impossible value (with the row, from 0), fewer runs than
-        constants + 1, an unknown constant in `fixed` or `bounds`, bounds in the wrong order, another objective.
+        constants + 1, an unknown constant in `fixed` or `bounds`, bounds in the wrong order, another objective, other
+        errors, groups without need.
 
     Example:
       >>> laws = gq.scaling_laws
@@ -188,11 +95,14 @@ def fit(
       >>> round(result.law.alpha, 6), result.undetermined
       (0.34, ())
 
-    Source: log_huber, Hoffmann et al., Training Compute-Optimal Large Language Models (arXiv 2203.15556), appendix D.3.
+    Source: log_huber, Hoffmann et al., Training Compute-Optimal Large Language Models (arXiv 2203.15556), appendix D.3;
+    errors, MacKinnon, Nielsen and Webb, Cluster-robust inference: a guide to empirical practice (Journal of
+    Econometrics 232, 2023).
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f'objective={objective!r} must be one of {", ".join(OBJECTIVES)}')
-    problem = _Problem.create(law, runs, fixed or {}, bounds or {}, weights)
+    for option, given, allowed in (('objective', objective, OBJECTIVES), ('errors', errors, ERRORS)):
+        if given not in allowed:
+            raise ValueError(f'{option}={given!r} must be one of {", ".join(allowed)}')
+    problem = _Problem.create(law, runs, fixed or {}, bounds or {}, weights, errors, groups)
     rng = np.random.default_rng(seed)
     starts = [law.random(rng, problem.columns, problem.loss) for _ in range(num_starts)]
     if start is not None:
@@ -211,7 +121,7 @@ def fit(
     if objective == 'huber':
         for _ in range(10):  # the standard deviation from the fit, and the fit with it, in turn
             deviations = np.abs(problem.residuals(solution.x))
-            scale = max(1.4826 * np.median(deviations), np.finfo(float).eps * problem.loss.mean())
+            scale = max(DEVIATION * np.median(deviations), np.finfo(float).eps * problem.loss.mean())
             problem = dataclasses.replace(problem, delta=HUBER * scale)
             solution = problem.solve(solution.x, FINISH)
         solutions = [problem.solve(other.x, SEARCH) for other in solutions]  # by what counts now
@@ -232,13 +142,10 @@ def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options)
         keep = columns['E'] > 0
         if (weights := options.get('weights')) is not None:
             options |= {'weights': _weights(weights, loss)[keep]}
-        runs = {name: np.asarray(runs[name], object)[keep] for name in (*CapybaraLaw.COLUMNS, 'loss')}
+        if (groups := options.get('groups')) is not None:
+            options |= {'groups': np.asarray(groups, object)[keep]}
+        runs = {name: np.asarray(runs[name], object)[keep] for name in runs}
     return fit(CapybaraLaw, runs, **options)
-
-
-def _scale(law, name):
-    """What a standard error in `covariance` is to be multiplied by."""
-    return 1.0 if name == 'epsilon' else getattr(law, name)
 
 
 def _weights(weights, loss):
@@ -248,10 +155,17 @@ def _weights(weights, loss):
     return weights
 
 
-def _level(level):
-    if not 0 < level < 1:
-        raise ValueError(f'level={level!r} must be between 0 and 1')
-    return level
+def _groups(runs, columns, errors, groups):
+    if errors != 'cr3':
+        if groups is not None:
+            raise ValueError(f"groups are for errors='cr3', not {errors!r}")
+        return np.arange(len(columns['N']))
+    if groups is None:
+        return run_groups(columns['N'], columns['D'], runs.get('seed'), runs.get('run'))
+    if len(groups) != len(columns['N']):
+        raise ValueError(f'groups has {len(groups)} labels, for {len(columns["N"])} runs')
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[label] for label in groups])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +176,8 @@ class _Problem:
     columns: dict[str, Any]  # of the law, in float64, and B as BlockSizes
     loss: np.ndarray
     weights: np.ndarray
+    errors: str
+    groups: np.ndarray  # a number a run, from 0
     names: tuple[str, ...]
     fixed: dict[str, float]
     bounds: tuple[np.ndarray, np.ndarray]  # points
@@ -270,7 +186,7 @@ class _Problem:
     delta: float | None = None  # of Huber's function; None for squares
 
     @classmethod
-    def create(cls, family, runs, fixed, bounds, weights):
+    def create(cls, family, runs, fixed, bounds, weights, errors, groups):
         columns, loss = read_columns(family, runs)
         constants = [field.name for field in dataclasses.fields(family)]
         for option, given in (('fixed', fixed), ('bounds', bounds)):
@@ -295,7 +211,11 @@ class _Problem:
             if not 0 <= low < high:
                 raise ValueError(f'bounds[{name!r}]={given!r} must be two numbers, 0 <= least < greatest')
             ends[names.index(name)] = low, high
-        problem = cls(family, columns, loss, _weights(weights, loss), names, dict(fixed), (), float(loss.mean()))
+        groups = _groups(runs, columns, errors, groups)
+        if groups.max() + 1 == len(loss) and errors == 'cr3':
+            errors = 'hc3'
+        weights, unit = _weights(weights, loss), float(loss.mean())
+        problem = cls(family, columns, loss, weights, errors, groups, names, dict(fixed), (), unit)
         return dataclasses.replace(problem, bounds=tuple(problem._to_point(ends.T)))
 
     @functools.cached_property
@@ -343,29 +263,39 @@ class _Problem:
         with np.errstate(all='ignore'):  # squares of what is far away
             return scipy.optimize.least_squares(residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
 
+    def redrawn(self, point, residuals):
+        """The law found from a point if the losses were those of the point and these weighted residuals."""
+        residuals = residuals / np.sqrt(self.weights)
+        with np.errstate(all='ignore'):  # of constants that nothing determines
+            predicted = self.predict(point)
+        loss = predicted * np.exp(residuals) if self.is_log else predicted + residuals
+        return self.law(dataclasses.replace(self, loss=loss).solve(point, SEARCH).x)
+
     def result(self, solution, solutions, starts):
-        """With the covariance s^2 (J^T J)^-1, J the Jacobian of the weighted residuals; s^2 by Huber."""
+        """The solution with its errors, and what the others say of it."""
         x = np.where(self.is_epsilon & (solution.x < NO_EPSILON), 0.0, solution.x)
-        variance, by_cost = self._variance(x)
-        covariance, null = self._covariance(solution.x, variance)
-        ambiguous, distances = self._ambiguous(solution, solutions, by_cost)
-        unseen = np.any(np.abs(null) > NULL_SHARE, axis=0)
-        unseen |= ambiguous & (distances > APART * np.sqrt(np.diag(covariance)))
+        certainty = self._certainty(solution.x)
+        ambiguous, distances = self._ambiguous(solution, solutions, certainty.chi_squared)
+        covariance = certainty.covariance.copy()
+        unseen = np.any(np.abs(certainty.unseen) > NULL_SHARE, axis=0)
+        unseen |= ambiguous & (distances > APART * np.sqrt(np.diag(certainty.plain)))
         covariance[unseen, unseen] = np.inf  # the diagonal
         law = self.law(x)
         with np.errstate(all='ignore'):  # constants that nothing determines may be huge
             predicted = self.predict(x)
-        relative = [getattr(law, name) / _scale(law, name) for name in self.names]
-        undetermined = ambiguous | (np.sqrt(np.diag(covariance)) > UNDETERMINED * np.array(relative))
-        undetermined |= solution.active_mask != 0
+        most = UNDETERMINED * np.where(self.is_epsilon, law.epsilon, 1.0)
+        undetermined = ambiguous | (np.sqrt(np.diag(covariance)) > most) | (solution.active_mask != 0)
         return FitResult(
             law=law,
             names=self.names,
+            errors=self.errors,
+            groups=self.groups,
             covariance=covariance,
             predicted=predicted,
             residuals=self.loss - predicted,
+            scatter=certainty.scatter,
             rmse=float(np.sqrt(np.mean((self.loss - predicted) ** 2))),
-            noise=float(np.sqrt(variance) * (self.unit if self.is_log else 1)),
+            noise=float(np.sqrt(certainty.variance) * (self.unit if self.is_log else 1)),
             undetermined=tuple(name for name, out in zip(self.names, undetermined) if out),
             _problem=self,
             _starts=tuple(starts),
@@ -377,42 +307,53 @@ class _Problem:
         A start holds the search by the undetermined constants, all of them or all but one: fast, loosely, not at all.
         """
         x = self.point(result.law)
-        variance, by_cost = self._variance(x)
-        covariance, null = self._covariance(x, variance)
+        certainty = self._certainty(x)
         solutions = [self.solve(x, FINISH)]
         is_open = np.isin(self.names, result.undetermined)
         for start, free in itertools.product(result._starts if is_open.any() else (), ('', *result.undetermined)):
             point, is_held = np.where(is_open, start, x), is_open & (np.array(self.names) != free)
             for hold in HOLDS:
-                point = self.solve(point, SEARCH, hold * np.sqrt(by_cost) * is_held).x
+                point = self.solve(point, SEARCH, hold * np.sqrt(certainty.chi_squared) * is_held).x
             solutions.append(self.solve(point, SEARCH))
-        along = null * self.units  # in constants' own units, where the search has epsilon in others
+        along = certainty.unseen * self.units  # in constants' own units, where the search has epsilon in others
         return Determination(
             result.law,
             self.names,
             along / np.linalg.norm(along, axis=1, keepdims=True),
-            covariance,
-            tuple(self.law(other.x) for other in self._as_good(solutions, by_cost)),
+            certainty.plain,
+            tuple(self.law(other.x) for other in self._as_good(solutions, certainty.chi_squared)),
         )
 
-    def _variance(self, x):
-        """Of a run's residual, and the one by which the objective is to be divided, as chi^2."""
+    def _certainty(self, x):
+        """Of a solution, by the derivatives there."""
         residuals, r, p = self.residuals(x), len(self.loss), len(self.names)
-        delta = np.inf if self.delta is None else self.delta
-        psi = np.clip(residuals, -delta, delta)
-        inside = max(np.mean(psi == residuals), 1 / r)  # the mean of psi'
-        variance = psi @ psi / (r - p) / inside**2
-        return variance, variance * inside
-
-    def _covariance(self, x, variance):
-        """In the directions that the runs see, of constants' own units; and the others, (k, p), in the search's."""
         jacobian = dataclasses.replace(self, delta=None).solve(x, dict(jac='3-point', max_nfev=1)).jac
-        _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
+        basis, values, directions = np.linalg.svd(jacobian, full_matrices=False)
         seen = values > NULL * values[0]
-        covariance = (
-            (directions[seen].T / values[seen] ** 2) @ directions[seen] * variance * np.outer(self.units, self.units)
-        )
-        return covariance, directions[~seen]
+        back = directions[seen].T / values[seen]  # from U's coordinates to points
+        delta = np.inf if self.delta is None else self.delta
+        scores = np.clip(residuals, -delta, delta)
+        inside = max(np.mean(scores == residuals), 1 / r)  # the mean of scores' slopes
+        variance = scores @ scores / (r - p) / inside**2
+        deletions = delete_groups(basis[:, seen], residuals, scores, self._slopes(residuals), self.groups)
+        plain, unseen = variance * back @ back.T, directions[~seen]
+        covariance = plain
+        if self.errors != 'plain':
+            changes = deletions.moves @ back.T
+            lone = deletions.lone @ back.T
+            covariance = changes.T @ changes
+            unseen = np.concatenate([unseen, lone / np.linalg.norm(lone, axis=1, keepdims=True)])
+        scales = np.outer(self.units, self.units)
+        scatter = Scatter(-deletions.residuals, self.is_log)
+        return _Certainty(variance, variance * inside, plain * scales, covariance * scales, unseen, scatter)
+
+    def _slopes(self, residuals):
+        """Of the scores, with the 0 and 1 of Huber's function spread out where few residuals are within delta."""
+        if self.delta is None:
+            return np.ones_like(residuals)
+        spread = 1.06 * DEVIATION * np.median(np.abs(residuals)) * len(residuals) ** -0.2  # Silverman's bandwidth
+        within = max(self.delta, spread)
+        return (np.abs(residuals) <= within) * (self.delta / within)
 
     def _ambiguous(self, solution, solutions, variance):
         """Which constants are elsewhere, by more than that factor, in a solution that is about as good; and how far.
@@ -429,3 +370,14 @@ class _Problem:
         """Those that are about as good as the best."""
         best = min(other.cost for other in solutions)
         return [other for other in solutions if other.cost <= best + AS_GOOD / 2 * variance]
+
+
+class _Certainty(NamedTuple):
+    """What the derivatives at a solution say of it."""
+
+    variance: float  # of a run's residual
+    chi_squared: float  # by which twice the objective is to be divided, to be one
+    plain: np.ndarray  # s^2 (J^T J)^-1 in the directions that the runs see, of constants' own units, (p, p)
+    covariance: np.ndarray  # the same by the errors asked for
+    unseen: np.ndarray  # directions of points that the runs don't see, or one group of them alone, (k, p)
+    scatter: Scatter

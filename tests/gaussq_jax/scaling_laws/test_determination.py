@@ -36,7 +36,7 @@ def test_runs_of_one_model_say_nothing_of_another(seed):
     known, unknown = result.determination.is_unknown(lambda law: law.loss(np.array([3e7, 8e8]), 8e10))
     assert not known and unknown
     (low, unknown_low), (high, unknown_high) = result.interval(lambda law: law.loss(np.array([3e7, 8e8]), 8e10))
-    assert low < high < low + 0.02 and np.isnan([unknown_low, unknown_high]).all()
+    assert low < high < low + 0.05 and np.isnan([unknown_low, unknown_high]).all()
     assert abs((low + high) / 2 - PUBLISHED_CHINCHILLA.loss(3e7, 8e10)) < 0.01
 
 

@@ -1,0 +1,300 @@
+"""Errors by what they assume of runs: against fits without each group, and by how often intervals cover the truth."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gaussq_jax.scaling_laws import (
+    PUBLISHED_CAPYBARA,
+    PUBLISHED_CHINCHILLA,
+    CapybaraLaw,
+    ChinchillaLaw,
+    Scatter,
+    fit,
+    fit_capybara,
+    quantile_interval,
+)
+from gaussq_jax.scaling_laws.errors import run_groups
+
+FORMATS = [(8, 7, 1), (4, 3, 32), (3, 2, 32), (2, 1, 32), (1, 1, 32), (4, 3, 128), (2, 1, 128), (1, 2, 64)]
+
+
+def grid(num_sizes, num_tokens):
+    N, D = np.meshgrid(np.geomspace(1e8, 1e10, num_sizes), np.geomspace(1e9, 1e12, num_tokens))
+    return {'N': N.ravel(), 'D': D.ravel()}
+
+
+def formats_grid(num_sizes, num_tokens):
+    """Every format with each N and D."""
+    columns = grid(num_sizes, num_tokens)
+    E, M, B = np.tile(np.transpose(FORMATS), num_sizes * num_tokens).astype(float)
+    return {name: column.repeat(len(FORMATS)) for name, column in columns.items()} | {'E': E, 'M': M, 'B': B}
+
+
+def with_noise(law, columns, noise):
+    return columns | {'loss': law.loss(**{name: columns[name] for name in law.COLUMNS}) + noise}
+
+
+def refit(law, runs, **options):
+    """From the truth: which minimum is found is not what matters here."""
+    return fit(type(law), runs, start=law, num_starts=0, **options)
+
+
+def logarithms(result):
+    return np.array([np.log(value) if name != 'epsilon' else value for name, value in result.law.constants().items()])
+
+
+# What they are
+
+
+@pytest.mark.parametrize('objective', ['squares', 'huber'])
+@pytest.mark.parametrize('errors', ['cr3', 'hc3'])
+def test_they_are_those_of_the_jackknife(errors, objective):
+    """The sum of squares of what the constants change by in fits without each group, where noise is small."""
+    columns = grid(6, 6)
+    seed = np.arange(36) % 12
+    runs = {name: np.tile(column, 2) for name, column in columns.items()} | {'seed': np.tile(seed, 2)}
+    noise = 1e-5 * np.random.default_rng(0).standard_normal(72) * np.geomspace(1, 20, 72)
+    runs = with_noise(PUBLISHED_CHINCHILLA, runs, noise)
+    result = refit(PUBLISHED_CHINCHILLA, runs, errors=errors, objective=objective)
+    assert (result.errors, result.num_groups) == (errors, {'cr3': 36, 'hc3': 72}[errors])
+    # Huber's function counts a run by the scale of all: so it is kept here.
+    problem, start = result._problem, result._problem.point(result.law)
+    changes, deleted = [], np.zeros(72)
+    for group in range(result.num_groups):
+        rest, mine = result.groups != group, result.groups == group
+        part = {name: column[rest] for name, column in problem.columns.items()}
+        without = dataclasses.replace(problem, columns=part, loss=problem.loss[rest], weights=problem.weights[rest])
+        law = without.law(without.solve(start, dict(xtol=1e-15, ftol=1e-15, gtol=1e-15)).x)
+        changes.append(logarithms(dataclasses.replace(result, law=law)) - logarithms(result))
+        deleted[mine] = runs['loss'][mine] - law.loss(runs['N'][mine], runs['D'][mine])
+    errors = np.sqrt(np.sum(np.square(changes), axis=0))
+    rtol = {'squares': 1e-3, 'huber': 0.1}[objective]  # of huber, runs move across delta
+    np.testing.assert_allclose(np.sqrt(np.diag(result.covariance)), errors, rtol=rtol)
+    atol = rtol * np.abs(deleted).max()
+    np.testing.assert_allclose(result.scatter.residuals, deleted, rtol=rtol, atol=atol)
+
+
+def test_they_are_those_of_ordinary_least_squares_where_the_law_is_linear():
+    """Of epsilon alone, the mean: HC3 is sum e^2 / (1 - 1/r)^2 / r^2, CR3 the same of sums over groups."""
+    runs = grid(4, 3)
+    noise = np.random.default_rng(0).normal(0, 0.1, 12)
+    fixed = {name: value for name, value in PUBLISHED_CHINCHILLA.constants().items() if name != 'epsilon'}
+    runs = with_noise(PUBLISHED_CHINCHILLA, runs, noise)
+    residuals = noise - noise.mean()
+    found = fit(ChinchillaLaw, runs, fixed=fixed).standard_errors['epsilon']
+    np.testing.assert_allclose(found**2, np.sum(residuals**2) / (1 - 1 / 12) ** 2 / 144, rtol=1e-6)
+    groups = np.repeat(['a', 'b', 'c'], [2, 4, 6])
+    found = fit(ChinchillaLaw, runs, fixed=fixed, groups=groups)
+    sums = np.array([residuals[groups == group].sum() / (1 - n / 12) / 12 for group, n in zip('abc', (2, 4, 6))])
+    np.testing.assert_allclose(found.standard_errors['epsilon'] ** 2, np.sum(sums**2), rtol=1e-6)
+    assert (found.num_groups, found.degrees_of_freedom) == (3, 2)
+
+
+def test_groups_of_a_run_each_are_hc3():
+    runs = with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), np.random.default_rng(0).normal(0, 0.01, 16))
+    one, other = (refit(PUBLISHED_CHINCHILLA, runs, errors=errors) for errors in ('cr3', 'hc3'))
+    assert one.errors == other.errors == 'hc3' and one.degrees_of_freedom == other.degrees_of_freedom == 11
+    np.testing.assert_array_equal(one.covariance, other.covariance)
+
+
+def test_groups_are_of_the_same_batches_or_of_one_run():
+    N, D = np.array([1e6, 1e6, 1e6, 1e6, 2e6, 2e6]), np.array([1e9, 1e9, 1e9, 2e9, 1e9, 3e9])
+    assert run_groups(N, D, None, None).tolist() == [0, 0, 0, 1, 2, 3]
+    assert run_groups(N, D, [0, 0, 1, 0, 0, 0], None).tolist() == [0, 0, 1, 2, 3, 4]
+    assert run_groups(N, D, [0, 1, 2, 0, 0, 0], list('abcbde')).tolist() == [0, 1, 2, 1, 3, 4]  # b has checkpoints
+    assert run_groups(N, D, [0, 0, 1, 0, 0, 0], list('abcbde')).tolist() == [0, 0, 1, 0, 2, 3]
+    assert run_groups(N, D, [0, 1, 2, 0, 0, 0], ['x'] * 6).tolist() == [0] * 4 + [1, 1]  # a run has one N
+    assert run_groups(N, D, [0, 1, 2, 0, 0, 0], ['', None, '', '', '', '']).tolist() == list(range(6))
+
+
+def test_columns_of_the_runs_make_the_groups():
+    """Also where runs of them are left out."""
+    runs = formats_grid(3, 4)
+    noise = np.random.default_rng(0).normal(0, 0.001, len(runs['N']))
+    runs = with_noise(PUBLISHED_CAPYBARA, runs, noise)
+    assert refit(PUBLISHED_CAPYBARA, runs).num_groups == 12
+    assert refit(PUBLISHED_CAPYBARA, runs | {'seed': np.arange(96) % 2}).num_groups == 24
+    assert refit(PUBLISHED_CAPYBARA, runs | {'seed': np.arange(96), 'run': np.arange(96) // 4}).num_groups == 24
+    runs['E'][:4] = 0
+    how = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
+    result = fit_capybara(runs | {'seed': np.arange(96)}, **how)
+    assert (result.num_runs, result.num_groups) == (92, 92)
+    assert fit_capybara(runs, groups=np.arange(96) // 3, **how).num_groups == 31
+
+
+def test_what_one_group_alone_says_has_no_error():
+    """One run of a channel decides what a channel counts as: how far off that run is, no other can say."""
+    runs = formats_grid(4, 4)
+    B = runs['B'].astype(object)
+    B[7] = 'channel'
+    runs = with_noise(PUBLISHED_CAPYBARA, runs | {'B': B}, 0)
+    runs['loss'] = runs['loss'] + np.random.default_rng(0).normal(0, 0.001, len(B))
+    result = refit(PUBLISHED_CAPYBARA, runs)
+    assert result.undetermined == ('log2_channel',)
+    assert result.standard_errors['log2_channel'] == np.inf > result.standard_errors['gamma']
+    loss = lambda law: law.loss(1e9, 1e11, 1, 2, ['channel', 64])
+    np.testing.assert_array_equal(result.determination.is_unknown(loss), [True, False])
+    np.testing.assert_array_equal(np.isnan(result.interval(loss, [result.law])), [[True, False]] * 2)
+    np.testing.assert_array_equal(np.isnan(result.prediction_interval(loss, [result.law])), [[True, False]] * 2)
+    plain = refit(PUBLISHED_CAPYBARA, runs, errors='plain')
+    assert plain.undetermined == () and not plain.determination.is_unknown(loss).any()
+
+
+def test_runs_of_one_group_say_nothing_of_errors():
+    runs = with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), np.random.default_rng(0).normal(0, 0.01, 16))
+    result = refit(PUBLISHED_CHINCHILLA, runs, groups=['x'] * 16)
+    assert set(result.undetermined) == set(result.names) and np.isinf(list(result.standard_errors.values())).all()
+
+
+def test_weights_are_in_proportion_and_noisier_runs_count_less():
+    columns, rng = grid(6, 6), np.random.default_rng(0)
+    size = rng.uniform(0.001, 0.02, 36)
+    runs = with_noise(PUBLISHED_CHINCHILLA, columns, size * rng.standard_normal(36))
+    one, other = (refit(PUBLISHED_CHINCHILLA, runs, weights=times / size**2) for times in (1, 1e-4))
+    np.testing.assert_allclose(list(one.standard_errors.values()), list(other.standard_errors.values()), rtol=1e-4)
+    alike = refit(PUBLISHED_CHINCHILLA, runs)
+    assert one.standard_errors['beta'] < 0.8 * alike.standard_errors['beta']
+    np.testing.assert_allclose(one.scatter.residuals, other.scatter.residuals * 100, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(errors='hc1'), "errors='hc1' must be one of cr3, hc3, plain"),
+        (dict(errors='hc3', groups=[0] * 16), "groups are for errors='cr3', not 'hc3'"),
+        (dict(groups=[0] * 3), 'groups has 3 labels, for 16 runs'),
+    ],
+)
+def test_impossible_errors_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(ChinchillaLaw, with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), 0), **options)
+
+
+# Draws and predictions
+
+
+@pytest.mark.parametrize('objective', ['squares', 'log_huber'])
+@pytest.mark.parametrize('errors', ['plain', 'hc3', 'cr3'])
+def test_draws_spread_as_errors_say(errors, objective):
+    """Over a law that is as good as linear, by Student's t: its variance is v / (v - 2) times that of the errors."""
+    noise = 1e-4 * np.random.default_rng(3).standard_normal(64)
+    columns = {name: np.tile(column, 4) for name, column in grid(4, 4).items()}
+    columns['seed'] = np.arange(64) % 32 if errors == 'cr3' else np.arange(64)
+    result = refit(PUBLISHED_CHINCHILLA, with_noise(PUBLISHED_CHINCHILLA, columns, noise), objective=objective)
+    result = refit(result.law, with_noise(result.law, columns, noise), errors=errors, objective=objective)
+    draws = np.array([list(law.constants().values()) for law in result.bootstrap(600)])
+    v = result.degrees_of_freedom
+    assert v == (31 if errors == 'cr3' else 59)
+    spread = np.std(draws, axis=0) * np.sqrt((v - 2) / v)
+    np.testing.assert_allclose(spread, list(result.standard_errors.values()), rtol=0.15)
+
+
+def test_runs_lie_about_what_laws_predict_as_they_did():
+    """Every draw's loss with every residual: enumerated."""
+    residuals, predicted = np.array([-0.2, 0.0, 0.1, 0.4]), np.array([[1.0, 10.0], [2.0, 20.0]])
+    low, high = Scatter(residuals, False).interval(predicted, level=0.75)
+    assert low.tolist() == [0.8, 9.8] and np.allclose(high, [2.1, 20.1])
+    low, high = Scatter(residuals, True).interval(predicted, level=0.75)
+    assert np.allclose(low, np.exp(-0.2) * predicted[0]) and np.allclose(high, np.exp(0.1) * predicted[1])
+    low, high = Scatter(residuals, False).interval(predicted[:, 0], level=0.75)
+    assert low.shape == high.shape == () and low == 0.8
+
+
+def test_the_interval_of_a_run_holds_that_of_the_law():
+    runs = with_noise(PUBLISHED_CHINCHILLA, grid(5, 5), np.random.default_rng(0).normal(0, 0.01, 25))
+    result = refit(PUBLISHED_CHINCHILLA, runs)
+    loss, draws = lambda law: law.loss(np.array([1e9, 1e10]), 1e12), result.bootstrap(100)
+    of_law, of_run = result.interval(loss, draws), result.prediction_interval(loss, draws)
+    assert np.all(of_run[0] < of_law[0]) and np.all(of_law[1] < of_run[1])
+    assert np.all(of_run[1] - of_run[0] > 0.015) and np.all(of_run[1] - of_run[0] < 0.08)
+
+
+# How often they cover the truth
+
+SIZES = grid(8, 8)
+BATCHES = np.repeat(np.arange(20), len(FORMATS))
+CHECKPOINTS = {'N': np.repeat(SIZES['N'][:8], 32), 'D': np.tile(np.geomspace(1e9, 1e12, 8), 32)}
+CHECKPOINTS |= {'run': np.arange(256) // 8, 'seed': np.arange(256) // 8}
+
+
+def heteroscedastic(rng):
+    """Short runs are noisier."""
+    return 0.02 * (SIZES['D'] / 1e9) ** -0.3 * rng.standard_normal(64)
+
+
+def with_leverage(rng):
+    """And one is far beyond the others, and noisier than those are."""
+    return np.append(0.01 * rng.standard_normal(63), 0.03 * rng.standard_normal())
+
+
+def with_outlier(rng):
+    """One run is off by 15 standard deviations."""
+    noise = 0.01 * rng.standard_normal(64)
+    noise[rng.integers(64)] += 0.15
+    return noise
+
+
+def of_batches(rng):
+    """What all formats of one N, D and seed share is larger than what is a run's own."""
+    return 0.01 * rng.standard_normal(20)[BATCHES] + 0.004 * rng.standard_normal(len(BATCHES))
+
+
+def of_checkpoints(rng):
+    """A run's checkpoints are off together, the later ones less."""
+    return (0.02 * rng.standard_normal(32)[CHECKPOINTS['run']] + 0.004 * rng.standard_normal(256)) * (
+        CHECKPOINTS['D'] / 1e9
+    ) ** -0.1
+
+
+BEYOND = {'N': np.append(SIZES['N'][:-1], 1e11), 'D': np.append(SIZES['D'][:-1], 1e13)}
+AT = np.array([3e8, 2e9, 2e10]), np.array([3e9, 5e10, 3e12])
+LOSSES = {ChinchillaLaw: lambda law: law.loss(*AT), CapybaraLaw: lambda law: law.loss(*AT, 4, 3, 32)}
+NOISES = {
+    'heteroscedastic': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'squares', 'hc3'),
+    'heteroscedastic, huber': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'huber', 'hc3'),
+    'heteroscedastic, log_huber': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'log_huber', 'hc3'),
+    'a leverage point': (PUBLISHED_CHINCHILLA, BEYOND, with_leverage, 'squares', 'hc3'),
+    'an outlier, huber': (PUBLISHED_CHINCHILLA, SIZES, with_outlier, 'huber', 'hc3'),
+    'an outlier, log_huber': (PUBLISHED_CHINCHILLA, SIZES, with_outlier, 'log_huber', 'hc3'),
+    'clustered: formats': (PUBLISHED_CAPYBARA, formats_grid(4, 5), of_batches, 'squares', 'cr3'),
+    'clustered: checkpoints': (PUBLISHED_CHINCHILLA, CHECKPOINTS, of_checkpoints, 'squares', 'cr3'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('law', 'columns', 'noise', 'objective', 'errors'), NOISES.values(), ids=NOISES)
+def test_intervals_cover_the_truth(law, columns, noise, objective, errors):
+    """95 % intervals of each constant and of what the law predicts, over 300 draws of the noise."""
+    constants, predictions, quantity = [], [], LOSSES[type(law)]
+    for seed in range(300):
+        runs = with_noise(law, columns, noise(np.random.default_rng(seed)))
+        result = refit(law, runs, objective=objective)
+        assert result.errors == errors
+        intervals = result.confidence_intervals()
+        constants.append([low < getattr(law, name) < high for name, (low, high) in intervals.items()])
+        low, high = quantile_interval(quantity, result.bootstrap(100))
+        predictions.append((low < quantity(law)) & (quantity(law) < high))
+    shares = dict(zip(intervals, np.mean(constants, axis=0).tolist()))
+    shares |= dict(zip(('near', 'between', 'far'), np.mean(predictions, axis=0).tolist()))
+    print('\n95 % intervals that cover the truth:', shares)
+    assert all(0.9 <= share <= 0.99 for share in shares.values()), shares
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_sizes', [3, 4, 8])
+def test_intervals_of_runs_cover_other_runs(num_sizes):
+    """95 % intervals of the losses of runs, with noise and with what the law misses, over 300 draws of 9 to 64 runs."""
+    columns, covered = grid(num_sizes, num_sizes), []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        noise = 0.01 * rng.standard_t(5, num_sizes**2 + 3)
+        result = refit(PUBLISHED_CHINCHILLA, with_noise(PUBLISHED_CHINCHILLA, columns, noise[3:]))
+        predicted = np.array([law.loss(*AT) for law in result.bootstrap(50)])
+        low, high = result.scatter.interval(predicted, level=0.95)
+        loss = PUBLISHED_CHINCHILLA.loss(*AT) + noise[:3]
+        covered.append((low < loss) & (loss < high))
+    shares = np.mean(covered, axis=0)
+    print('\n95 % intervals that cover another run:', shares)
+    assert np.all((shares >= 0.9) & (shares <= 0.98)), shares
