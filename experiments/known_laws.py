@@ -1,18 +1,15 @@
 """Laws with where they are from and how sure they are: published, fitted to a table of runs, or stored."""
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import tqdm
 
-from experiments.run_tables import RunTable, count, read_runs, seed_noise, select
+from experiments.run_tables import RunTable, read_runs, select
 from gaussq_jax import scaling_laws
 
 LAWS = {
@@ -26,8 +23,6 @@ UNKNOWN = 'unknown'
 UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
 NUM_STARTS = 16  # of a fit
 NUM_DRAWS = 200  # of the bootstrap
-NUM_FOLDS = 5  # of runs held out
-STRONGEST = 5  # correlations that are told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +36,8 @@ class KnownLaw:
     undetermined: tuple[str, ...] = ()  # constants that the runs did not determine
     noise: float | None = None  # standard deviation of a run's loss about the law
     determination: scaling_laws.Determination | None = None  # what the runs leave open
+    scatter: scaling_laws.Scatter | None = None  # how runs lie about it
+    errors: str | None = None  # what the draws assume, a key of scaling_laws.ERRORS
 
     @property
     def name(self) -> str:
@@ -53,11 +50,16 @@ class KnownLaw:
 
     def interval(self, quantity: Callable[[Any], Any]) -> np.ndarray | None:
         """Both ends of its 95 % interval, NaN where it is; None if not known."""
-        if not self.draws:
-            return None
+        return self._ends(quantity, scaling_laws.quantile_interval) if self.draws else None
+
+    def prediction_interval(self, loss: Callable[[Any], Any]) -> np.ndarray | None:
+        """The same of the loss of a run, which lies about what the law says as those did that it was fitted to."""
+        return self._ends(loss, self.scatter.interval) if self.draws and self.scatter else None
+
+    def _ends(self, quantity, interval):
         try:
             with np.errstate(all='ignore'):  # of laws that are far off, and of what is infinite
-                ends = np.array(scaling_laws.quantile_interval(quantity, self.draws), float)
+                ends = np.array(interval(quantity, self.draws), float)
                 return np.where(np.isnan(self.value(quantity)), np.nan, ends)
         except ValueError:  # a law among them for which there is no such thing
             return None
@@ -70,12 +72,18 @@ class KnownLaw:
             'constants': self.law.constants(),
             'undetermined': self.undetermined,
             'has_intervals': bool(self.draws),
+            'errors': self.errors,
         }
 
     @property
     def says_unknown(self) -> str:
         """What 'unknown' means."""
         return f'unknown: the runs leave it open, with {", ".join(self.undetermined)}; laws that fit alike differ there'
+
+    @property
+    def says_assumed(self) -> str:
+        """What intervals assume."""
+        return f'intervals take it that {scaling_laws.ERRORS[self.errors]}' if self.errors else ''
 
     def remarks(self, *, N: float | None = None, D: float | None = None) -> list[str]:
         """What a reader of its predictions, for this N and D, has to know."""
@@ -101,126 +109,11 @@ PUBLISHED = KnownLaw(
 )
 
 
-class Study(NamedTuple):
-    """A law fitted to a table of runs, and other laws beside it."""
-
-    table: RunTable
-    result: scaling_laws.FitResult
-    comparison: list[dict[str, Any]] | str  # of laws, the best first; or why there is none
-    objective: str  # of the fit
-
-    @classmethod
-    def of(
-        cls,
-        family: type[scaling_laws.ScalingLaw],
-        path: str | pathlib.Path,
-        *,
-        exclude_e0: bool,
-        objective: str,
-        held_out: str = 'folds',
-    ) -> 'Study':
-        """Fits a law, and compares all laws that the same runs serve by their errors on runs held out.
-
-        Raises:
-          ValueError: as runs_for, scaling_laws.fit and ways_to_hold_out do.
-        """
-        table = runs_for(family, path, exclude_e0=exclude_e0)
-        result = fit(family, table, objective=objective)
-        others = [other for other in LAWS.values() if other is not family and serves(table, other)]
-        how = dict(objective=objective, num_starts=NUM_STARTS, progress=_progress)
-        ways = ways_to_hold_out(held_out, table.columns['N'])
-        try:
-            results = [result, *(fit(other, table, objective=objective) for other in others)]
-            errors = {}
-            for name, way in ways.items():
-                try:
-                    held = scaling_laws.hold_out(results, table.columns, **way, **how)
-                except ValueError:
-                    if name != 'size_held_out_error':  # there may be too few sizes
-                        raise
-                    held = []
-                errors[name] = {each.name: each.relative_error for each in held}
-        except ValueError as error:
-            return cls(table, result, str(error), objective)
-        comparison = [
-            {'law': other.law.title(), 'constants': len(other.names), 'rmse': other.rmse}
-            | {name: of_laws.get(other.law.title()) for name, of_laws in errors.items()}
-            for other in results
-        ]
-        comparison.sort(key=lambda law: law[next(iter(ways), 'rmse')])
-        return cls(table, result, comparison, objective)
-
-    def describe(self) -> dict[str, Any]:
-        """All that there is to say of it, as JSON has it."""
-        result, errors = self.result, self.result.standard_errors
-        intervals = result.confidence_intervals()
-        constants = {
-            name: {
-                'value': value,
-                'fitted': name in result.names,
-                'standard_error': errors.get(name),
-                'interval': intervals.get(name),
-                'determined': name not in result.undetermined,
-            }
-            for name, value in result.law.constants().items()
-        }
-        pairs = [
-            (result.names[i], result.names[j], float(result.correlations[i, j]))
-            for i, j in zip(*np.triu_indices(len(result.names), 1))
-        ]
-        pairs = sorted((pair for pair in pairs if math.isfinite(pair[2])), key=lambda pair: -abs(pair[2]))
-        noise = seed_noise(self.table)
-        return {
-            'law': result.law.title(),
-            'table': self.table.path,
-            'runs': result.num_runs,
-            'objective': self.objective,
-            'methods': count(self.table.columns['method']),
-            'left_out': self.table.left_out,
-            'constants': constants,
-            'rmse': result.rmse,
-            'noise': result.noise,
-            'seed_noise': noise and noise._asdict(),
-            'correlations': pairs[:STRONGEST],
-            'undetermined': list(result.undetermined),
-            'comparison': self.comparison,
-        }
-
-
-HELD_OUT = {  # errors on runs held out, and what to call them
-    'held_out_error': 'error on an N and D held out',
-    'size_held_out_error': 'error on an N held out',
-    'largest_held_out_error': 'error on the largest N held out',
-}
-_progress = functools.partial(tqdm.tqdm, desc='runs held out', unit='fit', leave=False, delay=1, disable=None)
-
-
-def ways_to_hold_out(held_out: str, N: np.ndarray) -> dict[str, dict[str, Any]]:
-    """The errors to tell, of HELD_OUT, and the options of `scaling_laws.hold_out` for each.
-
-    Args:
-      held_out: 'none'; 'one', each pair of N and D, and each N, in turn; 'folds', 5 random parts of them; or
-        'largest:K', the runs of the K largest N.
-      N: of the runs.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    if match := re.fullmatch(r'largest:([1-9]\d*)', held_out):
-        sizes = np.unique(N)
-        if int(match[1]) >= len(sizes):
-            raise ValueError(f'--held_out={held_out} leaves no run to fit: there are {len(sizes)} model sizes')
-        return {'largest_held_out_error': {'groups': [size >= sizes[-int(match[1])] or None for size in N]}}
-    if held_out not in ('none', 'one', 'folds'):
-        raise ValueError(f'--held_out={held_out!r} must be none, folds, one, or largest:K with a whole number K')
-    num_folds = NUM_FOLDS if held_out == 'folds' else None
-    ways = {'held_out_error': {}, 'size_held_out_error': {'groups': N.tolist()}}
-    return {} if held_out == 'none' else {name: {**way, 'num_folds': num_folds} for name, way in ways.items()}
-
-
-def fit(family: type[scaling_laws.ScalingLaw], table: RunTable, *, objective: str) -> scaling_laws.FitResult:
+def fit(
+    family: type[scaling_laws.ScalingLaw], table: RunTable, *, objective: str, errors: str
+) -> scaling_laws.FitResult:
     """A law fitted to a table, which `runs_for` has read."""
-    return scaling_laws.fit(family, table.columns, objective=objective, num_starts=NUM_STARTS)
+    return scaling_laws.fit(family, table.columns, objective=objective, errors=errors, num_starts=NUM_STARTS)
 
 
 def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
@@ -233,20 +126,14 @@ def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
         tuple(result.undetermined),
         float(result.noise),
         result.determination,
+        result.scatter,
+        result.errors,
     )
 
 
 def needs(family: type[scaling_laws.ScalingLaw]) -> tuple[str, ...]:
     """The columns of a table of runs that a law is fitted to; P comes from E and M."""
     return tuple(dict.fromkeys(column for name in family.COLUMNS for column in ('EM' if name == 'P' else name)))
-
-
-def serves(table: RunTable, family: type[scaling_laws.ScalingLaw]) -> bool:
-    """Whether every run of the table has what a law needs."""
-    try:
-        return select(table, needs(family)).num_runs == table.num_runs
-    except ValueError:
-        return False
 
 
 def runs_for(family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool) -> RunTable:
@@ -279,6 +166,8 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
         'determination': known.determination and _determination_as_json(known.determination),
         'ranges': known.ranges,
         'bootstrap': _laws_as_json(known.draws),
+        'errors': known.errors,
+        'scatter': known.scatter and {**known.scatter._asdict(), 'residuals': known.scatter.residuals.tolist()},
     }
     pathlib.Path(path).write_text(json.dumps(content, indent=1) + '\n')
 
@@ -297,6 +186,8 @@ def read_law(path: str | pathlib.Path) -> KnownLaw:
             tuple(map(str, content['undetermined'])),
             content['noise'],
             _determination_of_json(law, content.get('determination')),
+            _scatter_of_json(content.get('scatter')),
+            content.get('errors'),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'has no {error}' if isinstance(error, KeyError) else error
@@ -336,32 +227,11 @@ def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scalin
     )
 
 
-def constants_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Header and rows of the constants that Study.describe tells."""
-    rows = []
-    for name, constant in description['constants'].items():
-        cells = [name, f'{constant["value"]:.6g}']
-        if not constant['fitted']:
-            rows.append([*cells, '', '', 'not fitted'])
-        elif not math.isfinite(constant['standard_error']):
-            rows.append([*cells, '', '', 'NOT DETERMINED'])
-        else:
-            error = f'± {constant["standard_error"]:.2g}'
-            if constant['value']:  # epsilon may be 0
-                error += f' ({constant["standard_error"] / constant["value"]:.2g})'
-            known = '' if constant['determined'] else 'NOT DETERMINED'
-            rows.append([*cells, error, interval_text(constant['interval'], '{:.4g}'.format), known])
-    return ('constant', 'value', 'standard error (relative)', '95 % interval', ''), rows
-
-
-def comparison_table(description: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Header and rows of the laws that Study.describe compares."""
-    told = [name for name in HELD_OUT if name in description['comparison'][0]]
-    percent = lambda error: UNKNOWN if error is None else f'{error:.2%}'
-    return ('law', 'constants', 'residuals (nats)', *(HELD_OUT[name] for name in told)), [
-        (law['law'], str(law['constants']), f'{law["rmse"]:.4f}', *(percent(law[name]) for name in told))
-        for law in description['comparison']
-    ]
+def _scatter_of_json(content: Any) -> scaling_laws.Scatter | None:
+    """None where a file has none, as those of version 0.1."""
+    if content is None:
+        return None
+    return scaling_laws.Scatter(np.array(content['residuals'], float), bool(content['is_relative']))
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -27,10 +27,11 @@ NAMES = {
     'method': ('method',),
     'seed': ('seed',),
     'name': ('name',),
+    'run': ('run', 'run_id', 'run_name', 'name'),
     'status': ('status',),
 }
 EVERY_LAW = ('N', 'D', 'loss')
-WORDS = ('format', 'method', 'seed', 'name')
+WORDS = ('format', 'method', 'seed', 'name', 'run')
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
 
 Line = tuple[str, dict[str, Any]]  # where it stands, and its cells
@@ -41,7 +42,7 @@ class RunTable(NamedTuple):
 
     path: str
     # N, D, loss, E, M and b are float64, NaN where a run has none; B has numbers, 'channel', 'tensor' and None, where a
-    # run has none; format, method, seed and name are text, empty where they aren't known.
+    # run has none; format, method, seed, name and run are text, empty where they aren't known.
     columns: dict[str, np.ndarray]
     left_out: dict[str, int]  # why -> how many runs
     names: tuple[str, ...]  # the columns of the file

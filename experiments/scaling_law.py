@@ -9,7 +9,8 @@
     python -m experiments.scaling_law report runs/tiny-law/results.csv --output=report.html
 
 The law is the one that the Capybara paper (arXiv 2501.02423) has published; with --law=law.json one that `fit` wrote;
-with --runs=TABLE one fitted on the spot, as by `fit TABLE`. A fitted law gives 95 % intervals, by a bootstrap.
+with --runs=TABLE one fitted on the spot, as by `fit TABLE`. A fitted law gives 95 % intervals, by a bootstrap over
+groups of runs: those of one N, D and seed, and those of one N and run, if the table has the columns seed and run.
 
 A table of runs is CSV, JSONL or Parquet: the results.csv of experiments.sweep, or one with the columns N (weights of
 the linear layers), D (tokens), E and M (bits of exponent and mantissa) or format, B (block size) and loss; or b, the
@@ -28,10 +29,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import cli, known_laws, training_plans
+from experiments import cli, known_laws, law_studies, training_plans
 from experiments.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text
 from experiments.training_plans import format_name
 from gaussq_jax.formats import parse_format
+from gaussq_jax.scaling_laws import ERRORS as ASSUMED
 from gaussq_jax.scaling_laws.fitting import OBJECTIVES
 
 LAW = flags.DEFINE_string('law', None, 'A law that `fit --output` has written.')
@@ -45,6 +47,13 @@ OBJECTIVE = flags.DEFINE_enum(
     'What a fit makes least: squares of residuals, or Huber of these or of their logs.',
 )
 ROBUST = flags.DEFINE_bool('robust', False, 'The same as --objective=huber: outliers count less.')
+ERRORS = flags.DEFINE_enum(
+    'errors',
+    'cr3',
+    tuple(ASSUMED),
+    'What errors and intervals take for granted: that groups of runs are independent (cr3), that runs are (hc3), or'
+    ' that their residuals are of one size too (plain).',
+)
 HELD_OUT = flags.DEFINE_string(
     'held_out',
     'folds',
@@ -72,6 +81,14 @@ class Answer(NamedTuple):
     lines: list[str]
 
 
+class Quantity(NamedTuple):
+    """A function of a law and columns; how to write what it gives; and whether that is the loss of trainings."""
+
+    of: Callable[[Any, dict[str, np.ndarray]], np.ndarray]
+    write: Callable[[float], str]
+    is_loss: bool = False
+
+
 class Command(NamedTuple):
     """Whether it takes a table of runs; the flags it needs, and those it may have."""
 
@@ -80,7 +97,7 @@ class Command(NamedTuple):
     optional: tuple[flags.FlagHolder, ...]
 
 
-HOW_TO_FIT = (LAW_NAME, EXCLUDE_E0, OBJECTIVE, ROBUST)
+HOW_TO_FIT = (LAW_NAME, EXCLUDE_E0, OBJECTIVE, ROBUST, ERRORS)
 WHICH_LAW = (LAW, RUNS, *HOW_TO_FIT)
 COMMANDS = {
     'fit': Command(True, (), (*HOW_TO_FIT, HELD_OUT, OUTPUT, JSON)),
@@ -89,7 +106,7 @@ COMMANDS = {
     'layout': Command(False, (), (BITS, *WHICH_LAW, JSON)),
     'plan': Command(False, (COMPUTE,), (MODEL, TOKENS, BLOCK_SIZE, GPU, MFU, DAYS, *WHICH_LAW, JSON)),
     'exchange': Command(False, (MODEL, BITS), (NEW_BITS, *WHICH_LAW, JSON)),
-    'report': Command(True, (), (EXCLUDE_E0, OBJECTIVE, ROBUST, HELD_OUT, OUTPUT, JSON)),
+    'report': Command(True, (), (EXCLUDE_E0, OBJECTIVE, ROBUST, ERRORS, HELD_OUT, OUTPUT, JSON)),
 }
 
 
@@ -140,13 +157,14 @@ def objective() -> str:
 
 def fit(path: str) -> Answer:
     """Fits a law, writes it, and says how good it is."""
-    how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), held_out=HELD_OUT.value)
-    study = known_laws.Study.of(known_laws.LAWS[LAW_NAME.value], path, **how)
+    how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), errors=ERRORS.value, held_out=HELD_OUT.value)
+    study = law_studies.Study.of(known_laws.LAWS[LAW_NAME.value], path, **how)
     data = study.describe()
     told = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
     lines = [f'law         {data["law"]}', f'runs        {data["runs"]} of {path}{": " * bool(told)}{told}']
     lines += [f'            left out: {number} {reason}' for reason, number in data['left_out'].items()]
-    lines += ['', *aligned(*known_laws.constants_table(data)), '']
+    lines += ['', *aligned(*law_studies.constants_table(data)), '']
+    lines.append(f'errors      {law_studies.errors_text(data)}')
     lines.append(f'residuals   {data["rmse"]:.3g} nats, root mean square')
     if noise := data['seed_noise']:
         lines.append(
@@ -160,7 +178,7 @@ def fit(path: str) -> Answer:
     if isinstance(data['comparison'], str):
         lines += ['', f'no errors on runs held out: {data["comparison"]}']
     else:
-        lines += ['', *aligned(*known_laws.comparison_table(data))]
+        lines += ['', *aligned(*law_studies.comparison_table(data))]
     if OUTPUT.value:
         known_laws.write_law(OUTPUT.value, known_laws.fitted(study.result, study.table))
         lines += ['', f'written to {OUTPUT.value}; to ask it: --law={OUTPUT.value}']
@@ -172,9 +190,10 @@ def predict() -> Answer:
     known = which_law()
     points = inputs(known, known.law.COLUMNS)
     remarks = [remark for point in points for remark in known.remarks(N=point['N'], D=point['D'])]
-    if known.noise is not None:
+    if known.draws and known.scatter is None:
         remarks.append(f'intervals are of the law; runs scatter about it by {known.noise:.2g} nats')
-    return tabulate(known, points, {'loss': (lambda law, columns: law.loss(**columns), '{:.4f}'.format)}, remarks)
+    loss = Quantity(lambda law, columns: law.loss(**columns), '{:.4f}'.format, is_loss=True)
+    return tabulate(known, points, {'loss': loss}, remarks)
 
 
 def critical() -> Answer:
@@ -193,7 +212,8 @@ def critical() -> Answer:
                 f'TOO MANY TOKENS for {" ".join(cells_of(point).values())}: {human(D)} give a loss of {there:.4f},'
                 f' {human(critical)} one of {least:.4f}'
             )
-    return tabulate(known, points, {'critical tokens': (size, human), 'loss there': (loss, '{:.4f}'.format)}, remarks)
+    quantities = {'critical tokens': Quantity(size, human), 'loss there': Quantity(loss, '{:.4f}'.format, is_loss=True)}
+    return tabulate(known, points, quantities, remarks)
 
 
 def layout() -> Answer:
@@ -201,8 +221,8 @@ def layout() -> Answer:
     known = which_law('capybara')
     points = [{'P': bits} for bits in several(BITS, at_least_two) or np.arange(3.0, 17.0)]
     quantities = {
-        'best E': (lambda law, columns: law.optimal_layout(**columns)[0], '{:.2f}'.format),
-        'best M': (lambda law, columns: law.optimal_layout(**columns)[1], '{:.2f}'.format),
+        'best E': Quantity(lambda law, columns: law.optimal_layout(**columns)[0], '{:.2f}'.format),
+        'best M': Quantity(lambda law, columns: law.optimal_layout(**columns)[1], '{:.2f}'.format),
     }
     for point in points:
         if point['P'] % 1:
@@ -218,7 +238,7 @@ def exchange() -> Answer:
     known = which_law('capybara')
     choices = several(MODEL, model), several(BITS, at_least_two), several(NEW_BITS, at_least_two)
     points = [dict(zip(('N', 'P', 'new_P'), choice)) for choice in itertools.product(*choices)]
-    quantities = {'new N': (lambda law, columns: law.precision_model_exchange(**columns), human)}
+    quantities = {'new N': Quantity(lambda law, columns: law.precision_model_exchange(**columns), human)}
     return tabulate(known, points, quantities, [])
 
 
@@ -249,7 +269,7 @@ def report(path: str) -> Answer:
     from experiments import scaling_report  # which draws: the other commands don't wait for matplotlib
 
     output = pathlib.Path(OUTPUT.value or pathlib.Path(path).with_suffix('.html'))
-    how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), held_out=HELD_OUT.value)
+    how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), errors=ERRORS.value, held_out=HELD_OUT.value)
     data = scaling_report.write(path, output, **how)
     return Answer({'output': str(output), **data}, [f'written to {output}'])
 
@@ -259,7 +279,7 @@ def which_law(*allowed: str) -> KnownLaw:
     if RUNS.value:
         family = known_laws.LAWS[LAW_NAME.value]
         table = known_laws.runs_for(family, RUNS.value, exclude_e0=EXCLUDE_E0.value)
-        known = known_laws.fitted(known_laws.fit(family, table, objective=objective()), table)
+        known = known_laws.fitted(known_laws.fit(family, table, objective=objective(), errors=ERRORS.value), table)
     else:
         known = known_laws.read_law(LAW.value) if LAW.value else known_laws.PUBLISHED
     if allowed and known.name not in allowed:
@@ -287,20 +307,24 @@ def inputs(known: KnownLaw, columns: Sequence[str]) -> list[dict[str, Any]]:
 def tabulate(
     known: KnownLaw,
     points: list[dict[str, Any]],
-    quantities: Mapping[str, tuple[Callable, Callable[[float], str]]],
+    quantities: Mapping[str, Quantity],
     remarks: Sequence[str],
 ) -> Answer:
-    """A row a point, with quantities (a function of law and columns, and how to write it), and their intervals."""
+    """A row a point, with quantities and their intervals."""
     columns = columns_of(points)
     rows, cells = [dict(point) for point in points], [cells_of(point) for point in points]
-    for name, (quantity, write) in quantities.items():
+    for name, (quantity, write, is_loss) in quantities.items():
         of_law = lambda law, quantity=quantity: np.broadcast_to(quantity(law, columns), len(points))
-        ends = known.interval(of_law)
+        intervals = {('interval', f'95 % interval of {name}'): known.interval(of_law)}
+        if is_loss:
+            intervals['prediction interval', '95 % interval of a run'] = known.prediction_interval(of_law)
         for i, value in enumerate(known.value(of_law)):
             rows[i][name], cells[i][name] = value, UNKNOWN if np.isnan(value) else write(value)
-            if ends is not None:
-                rows[i][f'{name}, interval'] = [end[i] for end in ends]
-                cells[i][f'95 % interval of {name}'] = interval_text([end[i] for end in ends], write)
+            for (key, title), ends in intervals.items():
+                if ends is not None:
+                    rows[i][f'{name}, {key}'] = ends[:, i]
+                    cells[i][title] = interval_text(ends[:, i], write)
+    remarks = [*remarks, known.says_assumed] if known.says_assumed else remarks
     lines = [f'law         {known.origin}', '', *aligned(list(cells[0]), [list(row.values()) for row in cells])]
     remarks = list(dict.fromkeys([*remarks, *[known.says_unknown] * any(UNKNOWN in row.values() for row in cells)]))
     return Answer({**known.describe(), 'rows': rows, 'remarks': remarks}, lines + [''] * bool(remarks) + remarks)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from experiments import known_laws
-from experiments.known_laws import UNKNOWN, KnownLaw, Study, human, value_text
+from experiments import known_laws, law_studies
+from experiments.known_laws import UNKNOWN, KnownLaw, human, value_text
+from experiments.law_studies import Study
 from experiments.quantization_report import COLORS, MARKERS
 from experiments.training_plans import MOST_BITS, format_name
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
@@ -73,6 +74,7 @@ def write(
     *,
     exclude_e0: bool = False,
     objective: str = 'squares',
+    errors: str = 'cr3',
     held_out: str = 'folds',
 ) -> dict[str, Any]:
     """Fits the laws that the runs serve, and writes the report; returns what it tells, as JSON has it.
@@ -86,7 +88,8 @@ def write(
     for family, section in ((CapybaraLaw, capybara_section), (BitwidthLaw, bitwidth_section)):
         try:
             without = exclude_e0 and family is CapybaraLaw
-            study = Study.of(family, path, exclude_e0=without, objective=objective, held_out=held_out)
+            how = dict(objective=objective, errors=errors, held_out=held_out)
+            study = Study.of(family, path, exclude_e0=without, **how)
         except ValueError as error:
             reasons.append(error)
             continue
@@ -175,7 +178,8 @@ def fit_section(study: Study, data: dict[str, Any]) -> list[str]:
     if data['undetermined']:
         names = ', '.join(data['undetermined'])
         parts.append(paragraph(f'These runs do not determine {names}: other values fit about as well.', 'warning'))
-    parts += [heading('Constants', 3), table(*known_laws.constants_table(data))]
+    parts += [heading('Constants', 3), table(*law_studies.constants_table(data))]
+    parts.append(paragraph(f'Errors and intervals are {law_studies.errors_text(data)}.'))
     pairs = ', '.join(f'{one} and {other} {value:+.3f}' for one, other, value in data['correlations'])
     parts += [paragraph(f'The strongest correlations: {pairs}.')] * bool(pairs)
     parts.append(heading('Against other laws', 3))
@@ -186,7 +190,7 @@ def fit_section(study: Study, data: dict[str, Any]) -> list[str]:
         ' held out together. Errors are relative, root mean square. N is the harder: predictions of the least and the'
         ' largest extrapolate.'
     )
-    header, rows = known_laws.comparison_table(data)
+    header, rows = law_studies.comparison_table(data)
     return [*parts, *[paragraph(about)] * any('held out' in name for name in header), table(header, rows)]
 
 

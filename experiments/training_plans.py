@@ -1,5 +1,6 @@
 """What a scaling law says to train for a budget: bits, format, model and tokens; the command, and its time on GPUs."""
 
+import itertools
 import math
 import shlex
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class Option(NamedTuple):
     D: float  # tokens
     loss: float
     interval: tuple[float, float] | None  # of the loss, 95 %; None if the law has none, NaN if the loss is unknown
+    prediction_interval: tuple[float, float] | None  # the same of a run's loss, with noise and what the law misses
 
     @property
     def is_unknown(self) -> bool:
@@ -136,12 +138,10 @@ def whole_bits(
     else:
         N, D = N * np.ones_like(products), products / N if D is None else D * np.ones_like(products)
     loss = lambda law: law.loss(N, D, E, M, blocks)
-    ends = known.interval(loss)
-    intervals = [None] * len(E) if ends is None else zip(*ends.tolist())
-    return [
-        Option(1 + E + M, format_name(E, M), E, M, *rest)
-        for E, M, *rest in zip(E.tolist(), M.tolist(), N.tolist(), D.tolist(), loss(law).tolist(), intervals)
-    ]
+    columns = [column.tolist() for column in (E, M, N, D, loss(law))]
+    for ends in (known.interval(loss), known.prediction_interval(loss)):
+        columns.append([None] * len(E) if ends is None else zip(*ends.tolist()))
+    return [Option(1 + E + M, format_name(E, M), E, M, *rest) for E, M, *rest in zip(*columns)]
 
 
 def best_trainable(law: CapybaraLaw, bits: int) -> tuple[int, int]:
@@ -230,6 +230,7 @@ def describe(
     )
     if any(option.is_unknown for option in plan.options):
         remarks.append(f'{known.says_unknown}: so may another format be the best')
+    remarks += [known.says_assumed] if known.says_assumed else []
     data = plan._asdict() | {
         'known': known.describe(),
         'best': best.describe(),
@@ -273,15 +274,22 @@ def describe(
 
 def options_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the best, its neighbours, and the bits that GPUs have."""
-    header, rows = ['bits', 'format', 'N', 'tokens', 'loss', '95 % interval', ''], []
+    has = plan.best.interval is not None, plan.best.prediction_interval is not None
+    titles = itertools.compress(('95 % interval', '95 % of a run'), has)
+    header, rows = ['bits', 'format', 'N', 'tokens', 'loss', *titles, ''], []
     for option in plan.options:
         if abs(option.bits - plan.best.bits) <= 2 or option.bits in USUAL_BITS:
             cells = [str(option.bits), option.format, human(option.N), human(option.D)]
             cells.append(UNKNOWN if option.is_unknown else f'{option.loss:.4f}')
-            cells.append(UNKNOWN if option.interval is None else interval_text(option.interval, '{:.4f}'.format))
+            for ends in itertools.compress((option.interval, option.prediction_interval), has):
+                cells.append(interval_text(ends, '{:.4f}'.format))
             rows.append([*cells, '<- best' if option is plan.best else ''])
     return header, rows
 
 
 def loss_text(option: Option) -> str:
-    return value_text(option.loss, option.interval, '{:.4f}'.format, '95 %: ')
+    write = '{:.4f}'.format
+    if option.prediction_interval is None or option.is_unknown:
+        return value_text(option.loss, option.interval, write, '95 %: ')
+    of_law, of_run = (interval_text(ends, write) for ends in (option.interval, option.prediction_interval))
+    return f'{write(option.loss)} (95 %: {of_law}; of a run {of_run})'

@@ -2,8 +2,8 @@
 
 from gaussq_jax.scaling_laws.capybara import PUBLISHED_CAPYBARA, CapybaraLaw, ComputeOptimal
 from gaussq_jax.scaling_laws.determination import Determination
-from gaussq_jax.scaling_laws.errors import ERRORS, Scatter
-from gaussq_jax.scaling_laws.fit_result import FitResult, quantile_interval
+from gaussq_jax.scaling_laws.errors import ERRORS, Scatter, quantile_interval
+from gaussq_jax.scaling_laws.fit_result import FitResult
 from gaussq_jax.scaling_laws.fitting import fit, fit_capybara
 from gaussq_jax.scaling_laws.held_out import HeldOut, compare, held_out_error, hold_out
 from gaussq_jax.scaling_laws.laws import (

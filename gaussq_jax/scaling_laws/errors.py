@@ -1,15 +1,17 @@
 """What is assumed of the residuals of runs, and how sure a fit is then: of its constants, and of a run to come."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
+from gaussq_jax.scaling_laws.laws import ScalingLaw
+
 LONE = 1e-8  # of what all runs say in a direction: as good as nothing
 
 ERRORS = {
-    'cr3': 'groups of runs are independent; within one, residuals may be of any size and depend on each other',
+    'cr3': 'groups of runs are independent; in one, residuals may be of any size and depend on each other',
     'hc3': 'runs are independent; their residuals may be of any size',
     'plain': 'runs are independent, and their residuals of one size',
 }
@@ -40,20 +42,40 @@ class Scatter(NamedTuple):
     residuals: np.ndarray
     is_relative: bool
 
-    def interval(self, predicted: np.ndarray, *, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Both ends of what the middle part `level` of runs is, by what laws as likely as each other predict.
+    def interval(
+        self, loss: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Both ends of the middle part `level` of the losses of runs, every draw's with every residual.
 
         Args:
-          predicted: losses, (laws, *shape).
+          loss: from a law to a number or an array.
+          draws: laws that are as likely as each other.
         """
-        tail = (1 - level) / 2
-        ends = []
+        tail, ends = (1 - check_level(level)) / 2, []
+        predicted = np.array([loss(law) for law in draws], float)
         for losses in np.reshape(predicted, (len(predicted), -1)).T:
             runs = np.multiply.outer(losses, np.exp(self.residuals)) if self.is_relative else None
             runs = np.add.outer(losses, self.residuals) if runs is None else runs
             ends.append(np.quantile(runs, (tail, 1 - tail), method='closest_observation'))
         low, high = np.reshape(np.transpose(ends), (2, *predicted.shape[1:]))
         return low, high
+
+
+def quantile_interval(
+    quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of what the middle part `level` of the draws says of a quantity, which may be infinite."""
+    tail = (1 - check_level(level)) / 2
+    values = [quantity(law) for law in draws]
+    low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')
+    return low, high
+
+
+def check_level(level: float) -> float:
+    """The level of an interval; ValueError if it is none."""
+    if not 0 < level < 1:
+        raise ValueError(f'level={level!r} must be between 0 and 1')
+    return level
 
 
 def run_groups(N: np.ndarray, D: np.ndarray, seed: Iterable[Any] | None, run: Iterable[Any] | None) -> np.ndarray:

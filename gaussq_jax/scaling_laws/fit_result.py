@@ -9,7 +9,7 @@ import numpy as np
 import scipy.special
 
 from gaussq_jax.scaling_laws.determination import Determination
-from gaussq_jax.scaling_laws.errors import Scatter
+from gaussq_jax.scaling_laws.errors import Scatter, check_level, quantile_interval
 from gaussq_jax.scaling_laws.laws import ScalingLaw
 
 
@@ -86,7 +86,7 @@ class FitResult:
 
         exp(log c ± t standard errors of log c); of epsilon, epsilon ± t standard errors, and not below 0.
         """
-        t = scipy.special.stdtrit(self.degrees_of_freedom, 0.5 + _level(level) / 2)
+        t = scipy.special.stdtrit(self.degrees_of_freedom, 0.5 + check_level(level) / 2)
         with np.errstate(over='ignore'):
             errors = t * np.sqrt(np.diag(self.covariance))
             factors = dict(zip(self.names, np.exp(errors).tolist()))
@@ -147,26 +147,10 @@ class FitResult:
           quantity: from a law to losses, as `lambda law: law.loss(7e9, 2e12, 4, 3, 64)`.
           draws, level: as for `interval`.
         """
-        predicted = np.array([quantity(law) for law in (self.bootstrap() if draws is None else draws)], float)
-        return self._known(quantity, self.scatter.interval(predicted, level=_level(level)))
+        ends = self.scatter.interval(quantity, self.bootstrap() if draws is None else draws, level=level)
+        return self._known(quantity, ends)
 
     def _known(self, quantity, ends):
         """NaN for ends of what the runs leave open."""
         unknown = self.determination.is_unknown(quantity)
         return tuple(np.where(unknown, np.nan, end) for end in ends)
-
-
-def quantile_interval(
-    quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of what the middle part `level` of the draws says of a quantity, which may be infinite."""
-    tail = (1 - _level(level)) / 2
-    values = [quantity(law) for law in draws]
-    low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')
-    return low, high
-
-
-def _level(level):
-    if not 0 < level < 1:
-        raise ValueError(f'level={level!r} must be between 0 and 1')
-    return level

@@ -266,7 +266,7 @@ def test_the_time_of_a_plan(run):
 def test_a_plan_for_people(run):
     printed = run('plan', '--compute=1e24')
     assert 'best        5.005 bits' in printed
-    assert re.search(r'^5 +e2m2 +802B +665B +2\.0698 +unknown +<- best$', printed, re.MULTILINE)
+    assert re.search(r'^5 +e2m2 +802B +665B +2\.0698 +<- best$', printed, re.MULTILINE)
     assert 'whose authors give no errors of its constants: no intervals' in printed
     assert '    python -m experiments.train --config=configs/capybara.py:size=70b,method=fqt,format=e4m3' in printed
     assert 'extrapolated: N is ' in printed
@@ -374,9 +374,72 @@ def test_a_law_file_keeps_what_the_runs_leave_open(run, one_format, tmp_path, no
     np.testing.assert_array_equal(np.isnan(known.interval(formats)), [[False, True]] * 2)
     known_laws.write_law(tmp_path / 'again.json', known)
     assert json.loads((tmp_path / 'again.json').read_text()) == content
-    del content['determination']
+    for name in ('determination', 'scatter', 'errors'):
+        del content[name]
     path.write_text(json.dumps(content))
-    assert np.isfinite(known_laws.read_law(path).value(formats)).all()
+    old = known_laws.read_law(path)
+    assert np.isfinite(old.value(formats)).all() and old.prediction_interval(formats) is None
+    printed = run('predict', '--model=1B', '--tokens=1T', '--format=e2m1', f'--law={path}')
+    assert '95 % interval of loss' in printed and 'of a run' not in printed and 'intervals take it' not in printed
+    assert re.search(r'^intervals are of the law; runs scatter about it by 0\.\d+ nats', printed, re.MULTILINE)
+
+
+def test_errors_say_what_they_assume(run, runs, tmp_path, no_comparison):
+    """By default groups of one N and D, as no seed is told; those of one size are the least, and wrong for these."""
+    found = {}
+    for errors, groups in (('cr3', 9), ('hc3', 72), ('plain', 72)):
+        options = [] if errors == 'cr3' else [f'--errors={errors}']
+        data = found[errors] = json.loads(run('fit', runs, *options, '--json'))
+        assert (data['errors'], data['groups']) == (errors, groups)
+        (line,) = [line for line in run('fit', runs, *options).splitlines() if line.startswith('errors')]
+        assert line.startswith(f'errors      {errors}') and line.endswith(gq.scaling_laws.ERRORS[errors])
+        assert ('9 groups (runs of one N, D and seed, or checkpoints of one)' in line) == (errors == 'cr3')
+        law = f'--law={tmp_path / errors}.json'
+        run('fit', runs, *options, f'--output={tmp_path / errors}.json')
+        printed = run('exchange', '--model=1B', '--bits=8', '--new_bits=4', law)
+        assert f'intervals take it that {gq.scaling_laws.ERRORS[errors]}' in printed.splitlines()
+    interval = lambda errors: found[errors]['constants']['beta']['interval']
+    assert interval('plain') != interval('hc3') != interval('cr3')
+    with pytest.raises(SystemExit, match='--errors is of a fit to --runs, which is not given'):
+        run('layout', '--errors=plain')
+
+
+def test_columns_of_a_table_make_the_groups(run, tmp_path, no_comparison):
+    """Seeds that differ are independent, and checkpoints of one run are not."""
+    rows = grid(PUBLISHED_CAPYBARA)
+    groups = lambda rows: json.loads(run('fit', write(tmp_path / 'table.csv', rows), '--json'))['groups']
+    assert groups([{**row, 'seed': i % 2} for i, row in enumerate(rows)]) == 18
+    assert groups([{**row, 'seed': i} for i, row in enumerate(rows)]) == 72
+    runs_of = [f'{row["N"]} {row["E"]} {row["M"]} {row["B"]}' for row in rows]
+    for column in ('run', 'run_id', 'name'):
+        assert groups([{**row, 'seed': i, column: run} for i, (row, run) in enumerate(zip(rows, runs_of))]) == 24
+
+
+def test_losses_have_the_interval_of_a_run_beside_that_of_the_law(run, runs, tmp_path, no_comparison):
+    """Wider, by as much as the runs scatter; as the library has it; in plans too, and in files."""
+    law = tmp_path / 'law.json'
+    run('fit', runs, f'--output={law}')
+    points = '--model=100M', '--tokens=30B,100B', '--format=e2m1', '--block_size=32'
+    rows = json.loads(run('predict', *points, f'--law={law}', '--json'))['rows']
+    assert rows == json.loads(run('predict', *points, f'--runs={runs}', '--json'))['rows']
+    table = known_laws.read_runs(runs).columns
+    result = gq.scaling_laws.fit(gq.scaling_laws.CapybaraLaw, table, num_starts=2)
+    loss, draws = lambda law: law.loss(1e8, np.array([3e10, 1e11]), 2, 1, 32), result.bootstrap(40)
+    for name, ends in (('interval', result.interval(loss, draws)), ('prediction interval', None)):
+        ends = result.prediction_interval(loss, draws) if ends is None else ends
+        np.testing.assert_allclose([row[f'loss, {name}'] for row in rows], np.transpose(ends), rtol=1e-6)
+    for row in rows:
+        (low, high), (lowest, highest) = row['loss, interval'], row['loss, prediction interval']
+        assert lowest < low < row['loss'] < high < highest and 0.004 < highest - lowest < 0.02
+        assert f'{lowest:.4f} to {highest:.4f}' in run('predict', *points, f'--law={law}')
+    there = json.loads(run('critical', '--model=100M', '--format=e2m1', f'--law={law}', '--json'))['rows'][0]
+    assert there['loss there, prediction interval'][0] < there['loss there, interval'][0]
+    plan = json.loads(run('plan', '--compute=1e20', '--block_size=32', f'--law={law}', '--json'))
+    for option in (plan['training']['option'], *plan['options']):
+        assert option['prediction_interval'][0] < option['interval'][0] < option['loss'] < option['interval'][1]
+    printed = run('plan', '--compute=1e20', '--block_size=32', f'--law={law}')
+    low, high = plan['training']['option']['prediction_interval']
+    assert f'; of a run {low:.4f} to {high:.4f})' in printed and '95 % of a run' in printed
 
 
 @pytest.mark.parametrize(

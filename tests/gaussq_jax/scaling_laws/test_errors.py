@@ -194,11 +194,12 @@ def test_draws_spread_as_errors_say(errors, objective):
 def test_runs_lie_about_what_laws_predict_as_they_did():
     """Every draw's loss with every residual: enumerated."""
     residuals, predicted = np.array([-0.2, 0.0, 0.1, 0.4]), np.array([[1.0, 10.0], [2.0, 20.0]])
-    low, high = Scatter(residuals, False).interval(predicted, level=0.75)
+    draws, loss = [0, 1], lambda draw: predicted[draw]
+    low, high = Scatter(residuals, False).interval(loss, draws, level=0.75)
     assert low.tolist() == [0.8, 9.8] and np.allclose(high, [2.1, 20.1])
-    low, high = Scatter(residuals, True).interval(predicted, level=0.75)
+    low, high = Scatter(residuals, True).interval(loss, draws, level=0.75)
     assert np.allclose(low, np.exp(-0.2) * predicted[0]) and np.allclose(high, np.exp(0.1) * predicted[1])
-    low, high = Scatter(residuals, False).interval(predicted[:, 0], level=0.75)
+    low, high = Scatter(residuals, False).interval(lambda draw: predicted[draw, 0], draws, level=0.75)
     assert low.shape == high.shape == () and low == 0.8
 
 
@@ -274,7 +275,7 @@ def test_intervals_cover_the_truth(law, columns, noise, objective, errors):
         assert result.errors == errors
         intervals = result.confidence_intervals()
         constants.append([low < getattr(law, name) < high for name, (low, high) in intervals.items()])
-        low, high = quantile_interval(quantity, result.bootstrap(100))
+        low, high = quantile_interval(quantity, result.bootstrap())
         predictions.append((low < quantity(law)) & (quantity(law) < high))
     shares = dict(zip(intervals, np.mean(constants, axis=0).tolist()))
     shares |= dict(zip(('near', 'between', 'far'), np.mean(predictions, axis=0).tolist()))
@@ -291,8 +292,7 @@ def test_intervals_of_runs_cover_other_runs(num_sizes):
         rng = np.random.default_rng(seed)
         noise = 0.01 * rng.standard_t(5, num_sizes**2 + 3)
         result = refit(PUBLISHED_CHINCHILLA, with_noise(PUBLISHED_CHINCHILLA, columns, noise[3:]))
-        predicted = np.array([law.loss(*AT) for law in result.bootstrap(50)])
-        low, high = result.scatter.interval(predicted, level=0.95)
+        low, high = result.scatter.interval(lambda law: law.loss(*AT), result.bootstrap(50))
         loss = PUBLISHED_CHINCHILLA.loss(*AT) + noise[:3]
         covered.append((low < loss) & (loss < high))
     shares = np.mean(covered, axis=0)
