@@ -27,8 +27,12 @@ ARGUMENTS = dict(  # of every config
 )
 
 
-# Fields of `base_config` that version 0.1.0 lacks; what it stored is read with their defaults.
-ADDED = ('scan_unroll', 'invalid_text')
+# Fields of `base_config` that version 0.1.0 lacks, and what it did: how what it stored is read.
+ADDED = {
+    'scan_unroll': 1,
+    'invalid_text': 'error',
+    'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},
+}
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -97,6 +101,11 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             data_dir='',  # where TFDS keeps it; '' is TFDS's own default
             cache_dir='',  # for token arrays; '' is $GAUSSQ_CACHE or ~/.cache/gaussq_jax
             tokenizer='bytes',
+            special_tokens=dict(  # by their ids; '' is what the tokenizer's file says, and those of a model beside it
+                bos_token_id='',  # of the beginning of a text; or 'none'
+                eos_token_id='',  # of the end of a document; if several, as '2,32007', any of them ends what is written
+                add_bos_token='',  # 'true' or 'false': whether documents and prompts begin with the first
+            ),
             vocab_size=0,  # of the model; 0 is the tokenizer's, of which it may have more
             init_from='',  # a run's workdir, whose newest weights training starts from; '' is random weights
             batch_size=32,  # sequences a step, over all devices
@@ -140,8 +149,14 @@ def base_config(argument: ConfigDict) -> ConfigDict:
 
 def with_added(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored config of any version since 0.1.0, with the fields that it doesn't have yet."""
-    defaults = base_config(parse('', **ARGUMENTS))
-    return {**{name: defaults[name] for name in ADDED}, **stored}
+    return {**ADDED, **stored}
+
+
+def as_begun(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """A config where what it leaves to the files of a tokenizer is what its run, as stored, found there."""
+    found = with_added(stored)['special_tokens']
+    asked = config['special_tokens']
+    return config | {'special_tokens': {name: value or found.get(name, '') for name, value in asked.items()}}
 
 
 def shrink(config: ConfigDict) -> ConfigDict:

@@ -20,7 +20,7 @@ from configs import common
 
 ARGUMENTS = {name: default for name, default in common.ARGUMENTS.items() if name != 'smoke'}
 # What is that run's.
-MODEL = ('model', 'dtype', 'tokenizer', 'vocab_size', 'sequence_length')
+MODEL = ('model', 'dtype', 'tokenizer', 'special_tokens', 'vocab_size', 'sequence_length')
 TEXT = ('dataset', 'train_split', 'validation_split', 'text_feature', 'invalid_text', 'data_dir', 'cache_dir')
 
 
@@ -51,7 +51,7 @@ def _read(run):
     if not run:
         raise ValueError('config argument run is missing: the workdir of the run to train on from, run=runs/imported')
     try:
-        contents = json.loads((pathlib.Path(run).expanduser() / 'config.json').read_text())
+        contents = common.with_added(json.loads((pathlib.Path(run).expanduser() / 'config.json').read_text()))
         lacking = [name for name in TEXT + MODEL if name not in contents]
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f'config argument run={run!r}: no config.json of a run can be read there: {error}') from None

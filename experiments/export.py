@@ -141,13 +141,22 @@ def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) 
 def write_huggingface(run: runs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
     """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
     tokenizer, folder = pathlib.Path(run.experiment.config.tokenizer).expanduser(), workdir / 'tokenizer'
+    special, eos = run.tokenizer.special, [*run.tokenizer.special.eos]
     with tempfile.TemporaryDirectory() as alone:
         if not folder.is_dir():
             folder = tokenizer.parent if tokenizer.is_file() else None  # of bytes
         if folder and tokenizer.is_file() and tokenizer.name not in huggingface_folder.TOKENIZERS:
             folder = pathlib.Path(alone)  # what lies beside it may be another's
             shutil.copyfile(tokenizer, folder / f'tokenizer{tokenizer.suffix}')
-        huggingface_folder.write(directory, run.experiment.model, weights, tokenizer_directory=folder)
+        huggingface_folder.write(
+            directory,
+            run.experiment.model,
+            weights,
+            folder,
+            longest=run.experiment.config.sequence_length,
+            special={'bos_token_id': special.bos, 'eos_token_id': eos[0] if len(eos) == 1 else eos},
+            tokenizer_config=run.tokenizer.config,
+        )
 
 
 def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:

@@ -4,7 +4,7 @@ python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
 python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ TOKENIZER = flags.DEFINE_string(
     'tokenizer', None, "With --weights, the tokenizer's file, if it is no longer where it was."
 )
 PROMPT = flags.DEFINE_string('prompt', '', 'How the text begins.')
-NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write.', lower_bound=1)
+NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write, if no document ends.', lower_bound=1)
 TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 always takes the likeliest token.', lower_bound=0.0)
 SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
 
@@ -30,7 +30,7 @@ def main(argv):
     with cli.user_errors():
         run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
     tokenizer = run.tokenizer
-    prompt = [tokenizer.end_of_document, *tokenizer.encode(PROMPT.value)]
+    prompt = tokenizer.encode_prompt(PROMPT.value)
     weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
     tokens = generate(
         run.experiment.model,
@@ -41,6 +41,7 @@ def main(argv):
         window=run.experiment.config.sequence_length,
         temperature=TEMPERATURE.value,
         vocab_size=tokenizer.vocab_size,
+        ends=tokenizer.special.eos,
     )
     print(whole_text(tokenizer, prompt, np.asarray(tokens)))
 
@@ -60,8 +61,9 @@ def generate(
     window: int,
     temperature: float,
     vocab_size: int | None = None,
+    ends: Sequence[int] = (),
 ) -> jax.Array:
-    """`num_tokens` tokens that follow the prompt, each drawn from softmax(logits / temperature).
+    """The tokens that follow the prompt, each drawn from softmax(logits / temperature): `num_tokens`, or up to an end.
 
     The model sees the last `window` tokens, anew for each token it writes.
 
@@ -70,15 +72,22 @@ def generate(
       weights: what the model multiplies with.
       prompt: (length,) int32, at least one token.
       key: a JAX PRNG key.
-      num_tokens: how many to write.
+      num_tokens: how many to write, at the most.
       window: the longest sequence that the model was trained on.
       temperature: 0 takes the likeliest token.
       vocab_size: of the tokenizer, where the model has more: those tokens are never written.
+      ends: tokens after which no more is written; they are the last ones given.
     """
     length = prompt.size
     tokens = jnp.zeros(max(length + num_tokens, window), jnp.int32).at[:length].set(prompt)
 
-    def write_token(position, tokens):
+    def is_writing(state):
+        position, tokens = state
+        ended = jnp.isin(tokens[position - 1], jnp.asarray(ends, jnp.int32)) & (position > length)
+        return (position < length + num_tokens) & ~ended
+
+    def write_token(state):
+        position, tokens = state
         start = jnp.maximum(position - window, 0)
         seen = jax.lax.dynamic_slice(tokens, (start,), (window,))
         logits = model.apply({'params': weights}, seen[None])[0, position - start - 1, :vocab_size]
@@ -86,10 +95,10 @@ def generate(
             token = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
         else:
             token = jnp.argmax(logits)
-        return tokens.at[position].set(token.astype(jnp.int32))
+        return position + 1, tokens.at[position].set(token.astype(jnp.int32))
 
-    tokens = jax.jit(lambda tokens: jax.lax.fori_loop(length, length + num_tokens, write_token, tokens))(tokens)
-    return tokens[length : length + num_tokens]
+    stop, tokens = jax.jit(lambda tokens: jax.lax.while_loop(is_writing, write_token, (length, tokens)))(tokens)
+    return tokens[length : int(stop)]
 
 
 if __name__ == '__main__':

@@ -19,11 +19,12 @@ from gaussq_jax import models
 from gaussq_jax.packed_file import save_tensors
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+GENERATION, TOKENIZER_CONFIG, NAMES = 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json'
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model')  # the first that is there is what we read text with
 TOKENIZER_FILES = (
     *TOKENIZERS,
-    *('tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt'),
-    *('chat_template.jinja', 'generation_config.json'),
+    *(TOKENIZER_CONFIG, NAMES, 'added_tokens.json', 'vocab.json', 'merges.txt'),
+    *('chat_template.jinja', GENERATION),
 )
 # Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
 IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
@@ -72,11 +73,11 @@ def read(directory: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
     """
     if not directory.is_dir():
         raise ValueError(f'{directory} is no folder')
-    config = _read_json(directory / CONFIG)
+    config = read_json(directory / CONFIG)
     if (directory / WEIGHTS).is_file():
         return Tensors(dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS)), config
     if (directory / INDEX).is_file():
-        files = _read_json(directory / INDEX).get('weight_map')
+        files = read_json(directory / INDEX).get('weight_map')
         if not isinstance(files, dict) or not files or not all(map(_is_file_name, files.values())):
             raise ValueError(f'{directory / INDEX} has no weight_map of tensor names to files of this folder')
         return Tensors({name: directory / file for name, file in files.items()}), config
@@ -89,7 +90,14 @@ def read(directory: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def write(
-    directory: pathlib.Path, model: Any, params: Any, tokenizer_directory: pathlib.Path | None = None
+    directory: pathlib.Path,
+    model: Any,
+    params: Any,
+    tokenizer_directory: pathlib.Path | None = None,
+    *,
+    longest: int | None = None,
+    special: Mapping[str, Any] | None = None,
+    tokenizer_config: Mapping[str, Any] | None = None,
 ) -> list[pathlib.Path]:
     """Writes a folder that `transformers` loads, in bfloat16; whole or not at all.
 
@@ -99,6 +107,9 @@ def write(
       params: its parameters, of any floating dtypes.
       tokenizer_directory: whose tokenizer files are copied, and whose config.json, if it is of such a model, gives the
         longest sequence and the ids of special tokens.
+      longest: the longest sequence of a Llama, where the folder doesn't say.
+      special: the ids of special tokens by their fields, in place of those of the folder.
+      tokenizer_config: what tokenizer_config.json holds, if the folder has none.
 
     Returns:
       The files.
@@ -108,15 +119,21 @@ def write(
     """
     tensors, config = models.to_huggingface(model, params)
     config['torch_dtype'] = 'bfloat16'
+    if longest is not None and 'max_position_embeddings' in KEPT[config['model_type']]:
+        config['max_position_embeddings'] = longest
     if tokenizer_directory is not None and (tokenizer_directory / CONFIG).is_file():
-        theirs = _read_json(tokenizer_directory / CONFIG)
+        theirs = read_json(tokenizer_directory / CONFIG)
         if theirs.get('model_type') == config['model_type']:
             config |= kept_fields(theirs)
+    config |= special or {}
     with new_directory(directory) as partial:
         _write_json(partial / CONFIG, config)
         _write_tensors(partial, tensors)
         if tokenizer_directory is not None:
             copy_tokenizer(tokenizer_directory, partial)
+            has_tokenizer = any((partial / name).is_file() for name in TOKENIZERS)
+            if tokenizer_config and has_tokenizer and not (partial / TOKENIZER_CONFIG).exists():
+                _write_json(partial / TOKENIZER_CONFIG, tokenizer_config)
     return sorted(directory.iterdir())
 
 
@@ -171,7 +188,8 @@ def _is_file_name(name):
     return isinstance(name, str) and name != '' and pathlib.PurePath(name).name == name
 
 
-def _read_json(path):
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a file holds; ValueError, naming it, if it can't be read or holds something else."""
     try:
         contents = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:

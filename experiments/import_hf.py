@@ -6,13 +6,15 @@
 
 DIR holds config.json and the weights as safetensors, in one file or several with their index. Its tokenizer files are
 copied to WORKDIR/tokenizer; where it has neither tokenizer.json nor tokenizer.model, --tokenizer names such a file, or
-is `bytes`. The run is one of method bf16 that has taken no step. Its text is that of every machine, the Python standard
-library.
+is `bytes`. Which tokens begin and end texts is what config.json, generation_config.json, tokenizer_config.json and the
+tokenizer say, unless --bos_token_id, --eos_token_id or --add_bos_token say else. The run is one of method bf16 that has
+taken no step. Its text is that of every machine, the Python standard library.
 """
 
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import cli, huggingface_folder, runs, tokenizers, training
+from experiments import cli, huggingface_folder, runs, special_tokens, tokenizers, training
 from experiments.checkpointing import Checkpointer, SaveError
 from experiments.new_directory import new_directory
 from gaussq_jax import models
@@ -30,6 +32,12 @@ WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; is not
 TOKENIZER = flags.DEFINE_string('tokenizer', None, "A tokenizer.json or .model instead of the folder's own; or bytes.")
 SEQUENCE_LENGTH = flags.DEFINE_integer(
     'sequence_length', None, "Tokens a sequence; else the checkpoint's longest, or 2048 if less.", lower_bound=1
+)
+
+BOS = flags.DEFINE_string('bos_token_id', '', "The beginning of a text, if not as the checkpoint's files say; or none.")
+EOS = flags.DEFINE_string('eos_token_id', '', 'The end of a document, if not as they say; several with commas.')
+ADD_BOS = flags.DEFINE_enum(
+    'add_bos_token', '', ['', 'true', 'false'], 'Whether texts begin with BOS, if not as they say.'
 )
 
 LONGEST = 2048
@@ -47,8 +55,9 @@ def main(argv):
     workdir = pathlib.Path(WORKDIR.value)
     try:
         with cli.user_errors():
-            settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value)
-            experiment = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
+            special = dict(bos_token_id=BOS.value, eos_token_id=EOS.value, add_bos_token=ADD_BOS.value)
+            settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value, special=special)
+            experiment, tokenizer = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
     except SaveError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
@@ -56,14 +65,20 @@ def main(argv):
     config = experiment.config
     print(f'model     {config.model.family}, {experiment.num_params:,} parameters')
     print(f'tokenizer {config.tokenizer}; the vocabulary of the model is {experiment.vocab_size:,}')
+    print('\n'.join(f'          {line}' for line in (tokenizer.describe(), *tokenizer.remarks)))
     print(f'run       {workdir}; sequences of {config.sequence_length:,} tokens')
     print(f'          next: python -m experiments.evaluate --workdir={workdir}')
 
 
 def import_checkpoint(
-    checkpoint: pathlib.Path, workdir: pathlib.Path, *, tokenizer: str | None = None, sequence_length: int | None = None
-) -> training.Experiment:
-    """Writes the workdir, whole or not at all; what its config means.
+    checkpoint: pathlib.Path,
+    workdir: pathlib.Path,
+    *,
+    tokenizer: str | None = None,
+    sequence_length: int | None = None,
+    special: Mapping[str, str] = special_tokens.ASK,
+) -> tuple[training.Experiment, tokenizers.Tokenizer]:
+    """Writes the workdir, whole or not at all; what its config means, and its tokenizer.
 
     Raises:
       ValueError: a checkpoint, or a tokenizer, that can't be read or that we can't follow; a workdir in use.
@@ -73,23 +88,26 @@ def import_checkpoint(
         tensors, theirs = huggingface_folder.read(checkpoint)
         model = models.model_from_huggingface(theirs)
         source = tokenizer or find_tokenizer(checkpoint)
-        vocab_size = tokenizers.load_tokenizer(source).vocab_size
+        vocab_size = tokenizers.load_vocabulary(source).vocab_size
         if model.vocab_size < vocab_size:
             raise ValueError(
                 f'vocab_size={model.vocab_size} in {checkpoint / huggingface_folder.CONFIG} is less than the'
                 f' {vocab_size} ids of the tokenizer {source}'
             )
+        folder = None if source == 'bytes' else checkpoint  # whose ids are not of bytes
+        loaded = tokenizers.load_tokenizer(source, special, folder=folder, model_vocab_size=model.vocab_size)
         config = make_config(workdir, model, theirs, sequence_length)
+        config.special_tokens.update(loaded.special.settings)
         name = copy_tokenizer(source, checkpoint, partial / 'tokenizer', is_carried=not tokenizer)
         config.tokenizer = name if name == 'bytes' else str(workdir.absolute() / 'tokenizer' / name)
         huggingface_folder.write_kept_fields(partial / 'tokenizer', theirs)
         runs.write_config(partial, config)
-        experiment = training.make_experiment(config, vocab_size)
+        experiment = training.make_experiment(config, loaded.vocab_size)
         _, params = models.from_huggingface(tensors, theirs)
         state = training.init_state(experiment, jax.device_put(params, experiment.shardings.params))
         with Checkpointer(partial / 'checkpoints') as checkpointer:
             checkpointer.save(0, state, {}, {**config.to_dict(), 'corpus': ''})
-    return experiment
+    return experiment, loaded
 
 
 def find_tokenizer(checkpoint: pathlib.Path) -> str:

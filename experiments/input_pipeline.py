@@ -35,7 +35,7 @@ READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenData:
-    """The tokens of one split, each document followed by the tokenizer's end_of_document.
+    """The tokens of one split, each document with what the tokenizer begins and ends it with.
 
     tokens: (num_tokens,) uint16 or uint32, memory-mapped from a file.
     num_bytes: UTF-8 bytes of the text, ends of documents not counted.
@@ -74,8 +74,8 @@ def load_tokens(
 ) -> TokenData:
     """Returns the tokens of one split, tokenising it the first time.
 
-    They are kept in `cache_dir` by dataset, config, version, split, feature and tokenizer, with a SHA-256
-    checked at every load; a damaged file is written anew. A missing `python_stdlib` is written first.
+    They are kept in `cache_dir` by dataset, config, version, split, feature, tokenizer and its special tokens, with a
+    SHA-256 checked at every load; a damaged file is written anew. A missing `python_stdlib` is written first.
 
     Args:
       dataset: TFDS name, as 'python_stdlib' or 'wikipedia/20230601.simple', prepared as array_record.
@@ -111,6 +111,7 @@ def load_tokens(
     info = pathlib.Path(builder.data_path, 'dataset_info.json').read_bytes()
     fields = (split, text_feature, tokenizer.fingerprint, hashlib.sha256(info).hexdigest()[:12])
     fields += () if invalid_text == INVALID[0] else (invalid_text,)
+    fields += (tokenizer.framing,) if tokenizer.framing else ()
     stem = '-'.join(urllib.parse.quote(field, safe='') for field in fields)
     folder = cache_dir / 'tokens' / builder.info.full_name
     dtype = np.dtype('<u2' if tokenizer.vocab_size <= 2**16 else '<u4')
@@ -340,7 +341,7 @@ def _write_tokens(
                 unusual['num_empty'] += text == ''
                 if text is None:
                     continue
-                ids = np.append(tokenizer.encode(text), tokenizer.end_of_document).astype(dtype)
+                ids = tokenizer.encode_document(text).astype(dtype)
                 file.write(ids.data)
                 digest.update(ids.data)
                 counts['num_tokens'] += len(ids)

@@ -39,8 +39,10 @@ class Window(NamedTuple):
 class LowPrecisionModel(TemplateLM):
     """The model of a run, with its weights rounded and no noise.
 
-    Every text follows the token that ends a document, as the texts do in training. What doesn't fit into the window is
-    seen as far as it fits: of a context the end; a longer text to score is scored in windows, each token once. Numbers
+    Texts begin with what they begin with in training: with BOS, or after the end of a document; those of an imported
+    model with what its own tokenizer puts before them. What doesn't fit into the window is seen as far as it fits: of a
+    context the end; a longer text to score is scored in windows, each token once. Of imported models, token ids and
+    log-likelihoods are those of lm-eval's `hf`, which scores BOS too where it scores a whole text. Numbers
     don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor; nor do
     texts, unless a task samples them by a temperature.
 
@@ -49,7 +51,8 @@ class LowPrecisionModel(TemplateLM):
       weights: a packed file.
       tokenizer: with `weights`, the tokenizer's file, if it is no longer where it was.
       window: how many tokens the model sees at once, if not as many as in training.
-      prefix_token_id: the token before every text, if not the one that ends a document.
+      prefix_token_id: the token that a text follows whose first token is scored, too, if not BOS, or EOS without BOS.
+      dtype: of the computation, if not as in training.
       batch_size: sequences at a time.
       max_batch_size: refused.
       device: what lm-eval's program gives to every model, and of no use here: JAX has its own.
@@ -65,6 +68,7 @@ class LowPrecisionModel(TemplateLM):
         tokenizer: str = '',
         window: int | None = None,
         prefix_token_id: int | None = None,
+        dtype: str = '',
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -73,7 +77,7 @@ class LowPrecisionModel(TemplateLM):
         if max_batch_size is not None:
             raise ValueError(f'max_batch_size={max_batch_size!r} has no meaning here: give batch_size as a number')
         self.batch_size = _positive('batch_size', batch_size)
-        run = runs.open_either(workdir, weights, tokenizer)
+        run = runs.open_either(workdir, weights, tokenizer, **({'dtype': dtype} if dtype else {}))
         self.run_tokenizer = run.tokenizer
         self._mesh = run.experiment.mesh
         self._weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
@@ -81,7 +85,7 @@ class LowPrecisionModel(TemplateLM):
         self.max_length = config.sequence_length if window is None else _positive('window', window)
         if self.max_length > config.model.get('max_length', self.max_length):
             raise ValueError(f'window={window}: this model has {config.model.max_length} positions')
-        self._prefix = self.eot_token_id if prefix_token_id is None else prefix_token_id
+        self._prefix = run.tokenizer.special.prefix if prefix_token_id is None else prefix_token_id
         if self._prefix not in range(run.experiment.vocab_size):
             raise ValueError(f'prefix_token_id={prefix_token_id!r}: allowed are 0 to {run.experiment.vocab_size - 1}')
         model, vocab_size = run.experiment.model, run.tokenizer.vocab_size
@@ -115,15 +119,18 @@ class LowPrecisionModel(TemplateLM):
         return self.run_tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """The tokens of a text, after the prefix unless `add_special_tokens=False`."""
-        prefix = [] if add_special_tokens is False else [self.prefix_token_id]
-        return prefix + self.run_tokenizer.encode(string).tolist()
+        """The tokens of a text, after what texts begin with unless `add_special_tokens=False`."""
+        special = self.run_tokenizer.special
+        leads = special.add_bos if add_special_tokens is None else add_special_tokens
+        before = [] if not leads or special.bos is None else [special.bos]
+        return before + self.run_tokenizer.encode(string).tolist()
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
         windows = [
-            split(context + continuation, len(continuation), self.max_length) for _, context, continuation in requests
+            split((context or [self.prefix_token_id]) + continuation, len(continuation), self.max_length)
+            for _, context, continuation in requests
         ]
         scores = self._score_texts(windows, 'loglikelihood', disable_tqdm)
         for (texts, *_), score in zip(requests, scores):
@@ -132,7 +139,8 @@ class LowPrecisionModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """ln p of each whole text, after the prefix."""
-        texts = [self.tok_encode(request.args[0]) for request in requests]
+        before = [self.prefix_token_id, *self.run_tokenizer.special.before_document]
+        texts = [before + self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         windows = [split(tokens, len(tokens) - 1, self.max_length) for tokens in texts]
         scores = [score for score, _ in self._score_texts(windows, 'loglikelihood_rolling', disable_tqdm)]
         for request, score in zip(requests, scores):
@@ -166,7 +174,7 @@ class LowPrecisionModel(TemplateLM):
           ValueError: for sampling other than by a temperature.
         """
         settings = [_generation_settings(request.args[1]) for request in requests]
-        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         texts = [''] * len(requests)
         with tqdm(total=len(requests), desc='generate_until', disable=disable_tqdm) as progress:
             for setting in dict.fromkeys(settings):
@@ -188,7 +196,7 @@ class LowPrecisionModel(TemplateLM):
             key = jax.random.fold_in(jax.random.key(seed), step)
             tokens = np.asarray(self._next_tokens(self._weights, batch, key, setting.temperature))
             for i in sorted(writing):
-                ended = tokens[i] == self.eot_token_id
+                ended = tokens[i] in self.run_tokenizer.special.eos
                 if not ended:
                     rows[i].append(int(tokens[i]))
                 whole = self.run_tokenizer.decode(rows[i][len(prompts[i]) :])

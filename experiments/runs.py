@@ -42,6 +42,24 @@ class Run(NamedTuple):
     packed: Packed | None = None  # the file that it was opened from, if it wasn't from a workdir
 
 
+def load_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a training, whose config then says which tokens begin and end texts: those its run began with.
+
+    Raises:
+      ValueError: as `tokenizers.load_tokenizer` does.
+    """
+    try:
+        begun = load_config(workdir / 'checkpoints')
+    except ValueError:  # there is none
+        begun = None
+    if begun is not None:
+        config.special_tokens.update(common.as_begun(config.to_dict(), begun)['special_tokens'])
+    tokenizer = tokenizers.load_tokenizer(config.tokenizer, config.special_tokens)
+    if begun is None:
+        config.special_tokens.update(tokenizer.special.settings)
+    return tokenizer
+
+
 def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
     """The data of a config, prepared and tokenised at its first use.
 
@@ -108,7 +126,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     )  # by experiments.import_hf; the run may have moved
     if copied.is_file():
         config.tokenizer = str(copied)
-    tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+    tokenizer = tokenizers.load_tokenizer(config.tokenizer, config.special_tokens)
     experiment = training.make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
         restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
@@ -136,7 +154,7 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
         )
     config = _config_to_look_at(path, packed.info['config'], changes | ({'tokenizer': tokenizer} if tokenizer else {}))
     try:
-        loaded = tokenizers.load_tokenizer(config.tokenizer)
+        loaded = tokenizers.load_tokenizer(config.tokenizer, config.special_tokens)
     except ValueError as error:
         raise ValueError(f'{error} If the file has moved, say by --tokenizer where it is') from None
     if loaded.fingerprint != packed.info['tokenizer']:

@@ -113,8 +113,9 @@ def read_result(run: Run) -> Result:
             result = Result('diverged', summary, f'validation/loss is {loss} at the end')
     else:
         return Result('missing', {}, '')
-    stored = traverse_util.flatten_dict(common.with_added(read_json(run.workdir / 'config.json')), sep='.')
-    present = common.with_added(run.config)
+    stored = common.with_added(read_json(run.workdir / 'config.json'))
+    present = common.with_added(traverse_util.unflatten_dict(run.config, sep='.'))
+    present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (common.as_begun(present, stored), stored))
     differences = [
         f'{field}: stored {stored.get(field)!r}, present {present.get(field)!r}'
         for field in {**stored, **present}

@@ -3,54 +3,149 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
+from experiments import special_tokens
+from experiments.special_tokens import USUAL_ENDS, SpecialTokens
+
 ALLOWED = "allowed: 'bytes', a SentencePiece '.model' file, a Hugging Face tokenizers '.json' file"
-
-# What Hugging Face tokenizers call the end of a document; the first that is in the vocabulary is taken.
-END_OF_DOCUMENT_TOKENS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
+OF_FOLDERS = ('tokenizer.json', 'tokenizer.model')  # names by which a file is known to be of the folder it is in
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back.
+class Vocabulary(special_tokens.Vocabulary, Protocol):
+    """Text to token ids and back, with what the file says of special tokens.
 
-    vocab_size: ids are in [0, vocab_size).
-    end_of_document: the id that ends a document; `encode` never returns it, `decode` leaves it out.
-    fingerprint: names the tokenizer, the same on every machine; file contents are hashed into it.
+    fingerprint: names the file, the same on every machine; its contents are hashed into it.
     encode: text to int32 ids, no special tokens added or recognised.
-    decode: ids to text; ids outside of the vocabulary are a ValueError.
+    decode: ids to text.
+    name: of a token; '' of one that the file doesn't have.
     """
 
-    vocab_size: int
-    end_of_document: int
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray: ...
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+    def name(self, token: int) -> str: ...
 
 
-def load_tokenizer(spec: str) -> Tokenizer:
+class Tokenizer:
+    """A vocabulary with the tokens that begin and end texts.
+
+    Attributes:
+      special: these.
+      remarks: on what files say of them that can't be.
+      vocab_size: ids are in [0, vocab_size).
+      fingerprint: names the file, the same on every machine; not the special tokens.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, special: SpecialTokens | None = None, remarks: Iterable[str] = ()):
+        self._vocabulary = vocabulary
+        self.special = special or special_tokens.resolve(vocabulary)[0]
+        self.remarks = tuple(remarks)
+        self.vocab_size = max(vocabulary.vocab_size, *(token + 1 for token in self._special_ids))
+        self.fingerprint = vocabulary.fingerprint
+
+    @property
+    def end_of_document(self) -> int:
+        """The id that ends a document; `encode` never returns it, `decode` leaves it out."""
+        return self.special.eos[0]
+
+    @property
+    def framing(self) -> str:
+        """Names how documents begin and end; empty if as in version 0.1."""
+        before, end = self.special.before_document, self.end_of_document
+        return '' if (before, end) == ((), self._vocabulary.end_by_name) else f'{",".join(map(str, before))}-{end}'
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to int32 ids, no special tokens added or recognised."""
+        return self._vocabulary.encode(text)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """The ids of a document to train on, with those of its beginning, if it has one, and its end."""
+        special = self.special
+        return np.concatenate([special.before_document, self.encode(text), special.eos[:1]]).astype(np.int32)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that is to be continued: at least one."""
+        return [*self.special.before_prompt, *self.encode(text).tolist()] or [self.special.prefix]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text, without the special tokens.
+
+        Raises:
+          ValueError: for ids outside of the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        if foreign := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f'ids holds {foreign[0]}; allowed: 0 to {self.vocab_size - 1}.')
+        return self._vocabulary.decode([i for i in ids if i not in self._special_ids])
+
+    def describe(self) -> str:
+        """Special tokens, for people."""
+        name = lambda token: f'{self._vocabulary.name(token)} ({token})' if self._vocabulary.name(token) else str(token)
+        named = lambda tokens: ' or '.join(map(name, tokens))
+        before, (end, *others) = self.special.before_document, self.special.eos
+        text = f'documents {f"begin with {named(before)} and " if before else ""}end with {named([end])}'
+        return f'{text}; so may what is written, or with {named(others)}' if others else text
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a tokenizer_config.json says of this, for transformers."""
+        special, find = self.special, self._vocabulary.find
+        names = {'bos_token': special.bos, 'eos_token': self.end_of_document}
+        names = {field: None if token is None else self._vocabulary.name(token) for field, token in names.items()}
+        known = {field: name for field, name in names.items() if name is None or find(name) is not None}
+        return {**known, 'add_bos_token': special.add_bos}
+
+    @property
+    def _special_ids(self):
+        special = self.special
+        return {*special.eos, *(() if special.bos is None else (special.bos,))}
+
+
+def load_tokenizer(
+    spec: str,
+    special: Mapping[str, str] = special_tokens.ASK,
+    *,
+    folder: pathlib.Path | None = None,
+    model_vocab_size: int | None = None,
+) -> Tokenizer:
     """Returns the tokenizer that `spec` names.
 
     Args:
       spec: 'bytes', or the path of a SentencePiece '.model' or Hugging Face `tokenizers` '.json' file.
+      special: as `config.special_tokens`: which tokens begin and end texts; by default those that the files say.
+      folder: of the model's config.json and tokenizer_config.json. By default that of the tokenizer's file, if it is
+        called tokenizer.json or tokenizer.model.
+      model_vocab_size: of a model that is given, which has no place for one more token.
 
     Raises:
-      ValueError: another spec, or a file that is missing or isn't what its ending says.
+      ValueError: another spec, a file that is missing or isn't what its ending says; as `special_tokens.resolve` does.
 
     Example:
       >>> tokenizer = load_tokenizer('bytes')
       >>> tokenizer.decode(tokenizer.encode('naïve'))
       'naïve'
     """
-    if spec == 'bytes':
-        return ByteTokenizer()
+    vocabulary = load_vocabulary(spec)
     path = pathlib.Path(spec).expanduser()
-    classes = {'.model': SentencePieceTokenizer, '.json': HuggingFaceTokenizer}
+    if folder is None and path.name in OF_FOLDERS:
+        folder = path.parent
+    found = special_tokens.resolve(vocabulary, special, folder=folder, model_vocab_size=model_vocab_size)
+    return Tokenizer(vocabulary, *found)
+
+
+def load_vocabulary(spec: str) -> Vocabulary:
+    """What a tokenizer's file alone says."""
+    if spec == 'bytes':
+        return Bytes()
+    path = pathlib.Path(spec).expanduser()
+    classes = {'.model': SentencePiece, '.json': HuggingFace}
     if path.suffix not in classes:
         raise ValueError(f'tokenizer={spec!r} is unknown; {ALLOWED}.')
     try:
@@ -66,44 +161,66 @@ def load_tokenizer(spec: str) -> Tokenizer:
         raise ValueError(f"tokenizer={spec!r} isn't a {kind} file: {error}; {ALLOWED}.") from None
 
 
-class ByteTokenizer:
+class Bytes:
     """The bytes of UTF-8: ids 0 to 255, and 256 ends a document."""
 
     vocab_size = 257
-    end_of_document = 256
+    bos = leading = None
+    eos = end_by_name = 256
+    says_leading = True
     fingerprint = 'bytes'
+
+    def find(self, token: str) -> int | None:
+        return None
+
+    def name(self, token: int) -> str:
+        return bytes([token]).decode('latin1') if token < 256 else ''
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """As `Tokenizer.decode`; bytes that are no UTF-8, as a model may write them, become U+FFFD."""
-        return bytes(_without_end_of_document(self, ids)).decode(errors='replace')
+    def decode(self, ids: list[int]) -> str:
+        """Bytes that are no UTF-8, as a model may write them, become U+FFFD."""
+        return bytes(i for i in ids if i < 256).decode(errors='replace')
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece model; its end-of-sentence piece ends a document, or one more id where it has none."""
+class SentencePiece:
+    """A SentencePiece model."""
+
+    leading = None
+    says_leading = False
 
     def __init__(self, contents: bytes):
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(contents)
-        pieces = self._processor.get_piece_size()
-        end_of_sentence = self._processor.eos_id()  # -1: none
-        self.end_of_document = end_of_sentence if end_of_sentence >= 0 else pieces
-        self.vocab_size = max(pieces, self.end_of_document + 1)
+        self.vocab_size = self._processor.get_piece_size()
+        own = self._processor.bos_id(), self._processor.eos_id()  # -1: none
+        self.bos, self.eos = (None if token < 0 else token for token in own)
+        self.end_by_name = self.vocab_size if self.eos is None else self.eos
         self.fingerprint = f'sentencepiece-{hashlib.sha256(contents).hexdigest()[:16]}'
+
+    def find(self, token: str) -> int | None:
+        found = self._processor.piece_to_id(token)  # that of the unknown piece, if there is no such
+        return found if self._processor.id_to_piece(found) == token else None
+
+    def name(self, token: int) -> str:
+        return self._processor.id_to_piece(token) if token < self.vocab_size else ''
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._processor.encode(text, add_bos=False, add_eos=False), np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode(_without_end_of_document(self, ids))
+    def decode(self, ids: list[int]) -> str:
+        """Tokens that only another file has are left out."""
+        return self._processor.decode([i for i in ids if i < self.vocab_size])
 
 
-class HuggingFaceTokenizer:
-    """A `tokenizers` file; an END_OF_DOCUMENT_TOKENS ends a document, or one more id where it has none."""
+class HuggingFace:
+    """A `tokenizers` file."""
+
+    bos = eos = None
+    says_leading = True
 
     def __init__(self, contents: bytes):
         import tokenizers
@@ -114,23 +231,28 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        largest_id = max(vocabulary.values())  # ids may have holes
-        self.end_of_document = next(
-            (vocabulary[token] for token in END_OF_DOCUMENT_TOKENS if token in vocabulary), largest_id + 1
-        )
-        self.vocab_size = max(largest_id, self.end_of_document) + 1
+        self.vocab_size = max(vocabulary.values()) + 1  # ids may have holes
+        self.end_by_name = next((vocabulary[end] for end in USUAL_ENDS if end in vocabulary), self.vocab_size)
+        self.leading = self._leading()
         self.fingerprint = f'huggingface-{hashlib.sha256(contents).hexdigest()[:16]}'
+
+    def find(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def name(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) or ''
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode(_without_end_of_document(self, ids))
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
 
-
-def _without_end_of_document(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
-    ids = [int(i) for i in ids]
-    foreign = [i for i in ids if not 0 <= i < tokenizer.vocab_size]
-    if foreign:
-        raise ValueError(f'ids holds {foreign[0]}; allowed: 0 to {tokenizer.vocab_size - 1}.')
-    return [i for i in ids if i != tokenizer.end_of_document]
+    def _leading(self):
+        """What its post-processor puts before a text."""
+        encoding = self._tokenizer.encode('a', add_special_tokens=True)
+        mask = [*encoding.special_tokens_mask, 0]
+        leading = encoding.ids[: mask.index(0)]
+        if len(leading) > 1:
+            raise ValueError(f"it puts {len(leading)} tokens before a text, and can't be followed: one at the most")
+        return leading[0] if leading else None

@@ -31,7 +31,6 @@ from experiments import (
     methods,
     profiling,
     runs,
-    tokenizers,
     train_loop,
     training,
     workdir_lock,
@@ -42,6 +41,7 @@ from experiments.input_pipeline import TokenData
 from experiments.metrics import MetricWriter, replace_file
 from experiments.preemption import Preempted, Preemption
 from experiments.profiling import Profile
+from experiments.tokenizers import Tokenizer
 
 DEFAULT_CONFIG = 'configs/tiny.py'
 CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.py:name=value,…; else {DEFAULT_CONFIG}')
@@ -67,7 +67,7 @@ def main(argv):
         contextlib.ExitStack() as resources,
     ):
         with cli.user_errors():
-            tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+            tokenizer = runs.load_tokenizer(config, workdir)
             experiment = training.make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
                 data = runs.load_data(config, tokenizer)
@@ -87,7 +87,7 @@ def main(argv):
                 workdir_lock.sign(lock)
                 runs.write_config(workdir, config)
                 (workdir / 'diverged.txt').unlink(missing_ok=True)
-                describe(experiment, data, workdir, start)
+                describe(experiment, data, tokenizer, workdir, start)
             writer = resources.enter_context(
                 MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process)
             )
@@ -133,7 +133,9 @@ def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
         sys.exit(f'error: {error}; once that is mended, the same command continues from {newest()}')
 
 
-def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.Path, start: int | None):
+def describe(
+    experiment: training.Experiment, data: runs.Data, tokenizer: Tokenizer, workdir: pathlib.Path, start: int | None
+):
     """Prints what is about to be trained, on what, and where."""
     config, mesh = experiment.config, experiment.mesh
     blocks = experiment.num_blocks
@@ -150,6 +152,7 @@ def describe(experiment: training.Experiment, data: runs.Data, workdir: pathlib.
         f' tokenizer {config.tokenizer},'
         f' vocabulary {experiment.vocab_size}; D = {experiment.num_tokens:,} tokens in all steps'
     )
+    print('\n'.join(f'          {line}' for line in (tokenizer.describe(), *tokenizer.remarks)))
     device = mesh.devices.flat[0].device_kind
     print(f'devices   {mesh.size} x {device}: ' + ', '.join(f'{name} {size}' for name, size in mesh.shape.items()))
     if config.deterministic and mesh.devices.flat[0].platform == 'gpu':

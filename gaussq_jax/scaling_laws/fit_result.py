@@ -100,22 +100,26 @@ class FitResult:
     def bootstrap(self, num_draws: int = 200, *, seed: int = 0) -> list[ScalingLaw]:
         """Laws fitted to what might as well have been measured: the predicted losses and other residuals.
 
-        Of 'cr3' and 'hc3', a draw turns the signs of the residuals group by group (the wild bootstrap); they are those
-        of the law without the group. Of 'plain', each run gets one of all residuals, enlarged by sqrt(r / (r - p)),
-        which the fit took from them. All residuals of a draw are multiplied by sqrt(v / chi^2), of v degrees of
-        freedom: so laws spread as Student's t, where they are linear in the constants.
+        Of 'cr3' and 'hc3', a draw multiplies the residuals of each group, those by the law without it, by one standard
+        normal number; where outliers count less, by 1 or -1, which leaves them as large as they are. Of 'plain', each
+        run gets one of all residuals, enlarged by sqrt(r / (r - p)), which the fit took from them. All residuals of a
+        draw are multiplied by sqrt(v / chi^2), of v degrees of freedom: so laws spread as Student's t, where they are
+        linear in the constants.
 
-        Source: Cameron, Gelbach and Miller, Bootstrap-based improvements for inference with clustered errors (Review of
-        Economics and Statistics 90, 2008).
+        Source: the wild bootstrap by clusters, Cameron, Gelbach and Miller, Bootstrap-based improvements for inference
+        with clustered errors (Review of Economics and Statistics 90, 2008); its factors for medians, Feng, He and Hu,
+        Wild bootstrap for quantile regression (Biometrika 98, 2011).
         """
         rng, problem, draws = np.random.default_rng(seed), self._problem, []
         point = problem.point(self.law)
         residuals = -problem.residuals(point) * np.sqrt(self.num_runs / (self.num_runs - len(self.names)))
+        signs = lambda number: rng.choice((-1.0, 1.0), number)
+        factors = rng.standard_normal if problem.delta is None else signs
         for _ in range(num_draws):
             if self.errors == 'plain':
                 drawn = rng.choice(residuals, self.num_runs)
             else:
-                drawn = self.scatter.residuals * rng.choice((-1.0, 1.0), self.num_groups)[self.groups]
+                drawn = self.scatter.residuals * factors(self.num_groups)[self.groups]
             drawn *= np.sqrt(self.degrees_of_freedom / rng.chisquare(self.degrees_of_freedom))
             draws.append(problem.redrawn(point, drawn))
         return draws

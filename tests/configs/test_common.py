@@ -70,6 +70,7 @@ def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
     today = common.base_config(common.parse('', **common.ARGUMENTS)).to_dict()
     assert set(common.ADDED) <= set(today)
     stored = {name: value for name, value in today.items() if name not in common.ADDED}
-    assert common.with_added(stored) == today
+    before = {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'}  # what 0.1.0 did
+    assert common.with_added(stored) == today | {'special_tokens': before}
     assert common.with_added({**stored, 'scan_unroll': 3})['scan_unroll'] == 3
     assert set(common.with_added({})) == set(common.ADDED)

@@ -29,7 +29,7 @@ def make_run(argument, **changes):
     """A run in the middle of a training, one kind of its layers quantized."""
     with on_mesh(ONE_DEVICE):
         experiment = training.make_experiment(small_config(f'smoke,{argument}', **changes), 257)
-    return runs.Run(experiment, tokenizers.ByteTokenizer(), random_state(experiment))
+    return runs.Run(experiment, tokenizers.load_tokenizer('bytes'), random_state(experiment))
 
 
 @pytest.fixture(scope='module')
@@ -145,8 +145,10 @@ def test_weights_for_transformers(tmp_path, monkeypatch, capsys, learned):
         export.huggingface_folder, 'write', lambda *arguments, **named: written.append((arguments, named))
     )
     run_export(monkeypatch, learned, tmp_path, TO_HF=str(tmp_path / 'hf'))
-    (((directory, model, weights), named),) = written
-    assert (directory, model, named) == (tmp_path / 'hf', learned.experiment.model, dict(tokenizer_directory=None))
+    (((directory, model, weights, tokenizer_directory), named),) = written
+    assert (directory, model, tokenizer_directory) == (tmp_path / 'hf', learned.experiment.model, None)
+    assert named['longest'] == learned.experiment.config.sequence_length
+    assert named['special'] == {'bos_token_id': 256, 'eos_token_id': 256}
     assert_identical_trees(
         jax.tree.map(np.asarray, weights), gq.load_packed(tmp_path / 'learned.safetensors', like=weights)
     )
@@ -172,7 +174,7 @@ def test_transformers_get_the_tokenizer_of_the_run(tmp_path, monkeypatch, learne
         (tmp_path / 'tokenizer' / 'tokenizer.json').write_text('imported')
     carried = {}
 
-    def write(directory, model, weights, tokenizer_directory):
+    def write(directory, model, weights, tokenizer_directory, **_):
         for name in huggingface_folder.TOKENIZER_FILES:
             if (tokenizer_directory / name).is_file():
                 carried[name] = (tokenizer_directory / name).read_text()

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from programs import import_program
 
-from experiments.tokenizers import SentencePieceTokenizer
+from experiments.tokenizers import SentencePiece, Tokenizer
 from gaussq_jax import models
 
 program = import_program('generate')
@@ -80,13 +80,30 @@ def test_tokens_that_the_tokenizer_does_not_have(temperature):
     assert set(tokens.tolist()) == {0}
 
 
+@pytest.mark.parametrize('ends', [(0,), (2,), (1, 2)])
+def test_an_end_is_the_last_token_written(ends):
+    """Any of them; one in the prompt ends nothing."""
+    draw = lambda **arguments: generate(
+        *(Coin(), 0.0, jnp.array([2, 0, 1, 2])),
+        key=jax.random.key(0),
+        num_tokens=50,
+        window=4,
+        temperature=1.0,
+        **arguments,
+    )
+    endless = draw().tolist()
+    first = next(i for i, token in enumerate(endless) if token in ends)
+    assert draw(ends=ends).tolist() == endless[: first + 1]
+    assert draw(ends=(1,)).tolist() == endless
+
+
 def test_spaces_between_prompt_and_continuation_are_kept():
     """Of a SentencePiece model as they usually are, whose pieces begin with their space."""
     contents, text = io.BytesIO(), 'def foo(bar): return foo'
     lines = inspect.getsource(inspect).splitlines()
     options = dict(vocab_size=400, model_type='bpe', byte_fallback=True, minloglevel=2)
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=contents, **options)
-    tokenizer = SentencePieceTokenizer(contents.getvalue())
+    tokenizer = Tokenizer(SentencePiece(contents.getvalue()))
     ids = tokenizer.encode(text).tolist()
     begins_with_space = lambda at: tokenizer.decode(ids[:at]) + ' ' + tokenizer.decode(ids[at:]) == text
     assert any(begins_with_space(at) for at in range(1, len(ids))), 'else this test holds nothing'

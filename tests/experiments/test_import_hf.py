@@ -63,8 +63,8 @@ def test_what_the_arguments_set(checkpoints, tmp_path):
     with on_mesh(ONE_DEVICE), pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(import_hf.Checkpointer, 'save', lambda *_: True)
         file = dict(tokenizer=str(tmp_path / 'other.json'), sequence_length=16)
-        config = import_hf.import_checkpoint(checkpoints['llama'], tmp_path / 'file', **file).config
-        of_bytes = import_hf.import_checkpoint(checkpoints['llama'], tmp_path / 'bytes', tokenizer='bytes').config
+        config = import_hf.import_checkpoint(checkpoints['llama'], tmp_path / 'file', **file)[0].config
+        of_bytes = import_hf.import_checkpoint(checkpoints['llama'], tmp_path / 'bytes', tokenizer='bytes')[0].config
     assert config.sequence_length == 16
     assert config.tokenizer == str(tmp_path / 'file' / 'tokenizer' / 'tokenizer.json')
     assert {path.name for path in (tmp_path / 'file' / 'tokenizer').iterdir()} == {'tokenizer.json', 'config.json'}

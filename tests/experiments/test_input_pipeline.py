@@ -12,7 +12,7 @@ from etils import epath
 
 from experiments.datasets import python_stdlib
 from experiments.input_pipeline import load_tokens
-from experiments.tokenizers import ByteTokenizer
+from experiments.tokenizers import Bytes, Tokenizer
 
 DOCUMENTS = {
     'train': [f'document {i}: {"naïve 日本 " * (i % 7)}' for i in range(300)],
@@ -55,7 +55,7 @@ def load(data_dir, tmp_path):
 
     def load(split='train', tokenizer=None, **options):
         options = {'text_feature': 'document', 'data_dir': data_dir, 'cache_dir': tmp_path / 'cache', **options}
-        return load_tokens('tiny_text/plain', split, tokenizer or ByteTokenizer(), **options)
+        return load_tokens('tiny_text/plain', split, tokenizer or Tokenizer(Bytes()), **options)
 
     return load
 
@@ -101,7 +101,7 @@ def latin1(tmp_path_factory):
 )
 def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, split, place):
     with pytest.raises(ValueError, match=f'{place}.*--config.invalid_text=replace'):
-        load_tokens('latin1/plain', split, ByteTokenizer(), data_dir=latin1, cache_dir=tmp_path)
+        load_tokens('latin1/plain', split, Tokenizer(Bytes()), data_dir=latin1, cache_dir=tmp_path)
     assert not list(tmp_path.rglob('*.json')), 'nothing half written is left'
 
 
@@ -115,16 +115,16 @@ def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, sp
 def test_what_becomes_of_documents_that_are_not_utf8(latin1, tmp_path, invalid, texts):
     """Counted, as empty ones are; each choice has tokens of its own."""
     load = lambda: load_tokens(
-        'latin1/plain', 'train', ByteTokenizer(), invalid_text=invalid, data_dir=latin1, cache_dir=tmp_path
+        'latin1/plain', 'train', Tokenizer(Bytes()), invalid_text=invalid, data_dir=latin1, cache_dir=tmp_path
     )
     for data in load(), load():
         assert data.tokens.tolist() == byte_tokens(texts)
         assert (data.num_documents, data.num_empty, data.num_invalid) == (len(texts), 1, 2)
     with pytest.raises(ValueError, match='invalid_text=replace'):
-        load_tokens('latin1/plain', 'train', ByteTokenizer(), data_dir=latin1, cache_dir=tmp_path)
+        load_tokens('latin1/plain', 'train', Tokenizer(Bytes()), data_dir=latin1, cache_dir=tmp_path)
     with pytest.raises(ValueError, match="invalid_text='ignore'; allowed: error, replace, skip"):
         load_tokens(
-            'latin1/plain', 'train', ByteTokenizer(), invalid_text='ignore', data_dir=latin1, cache_dir=tmp_path
+            'latin1/plain', 'train', Tokenizer(Bytes()), invalid_text='ignore', data_dir=latin1, cache_dir=tmp_path
         )
 
 
@@ -135,11 +135,11 @@ def test_tokens_of_version_0_1_are_read(load):
     contents = json.loads(file.read_text())
     assert contents.pop('num_empty') == DOCUMENTS['train'].count('') and contents.pop('num_invalid') == 0
     file.write_text(json.dumps(contents))
-    again = load(tokenizer=CountingTokenizer())
+    again = load()
     assert again.sha256 == data.sha256 and again.num_empty is None
 
 
-class CountingTokenizer(ByteTokenizer):
+class CountingBytes(Bytes):
     """Bytes, and how many documents were tokenised."""
 
     count = 0
@@ -149,11 +149,11 @@ class CountingTokenizer(ByteTokenizer):
         return super().encode(text)
 
 
-class WideTokenizer(ByteTokenizer):
+class WideBytes(Bytes):
     """More ids than uint16 holds."""
 
     vocab_size = 70_000
-    end_of_document = 69_999
+    eos = end_by_name = 69_999
     fingerprint = 'wide'
 
     def encode(self, text):
@@ -178,7 +178,7 @@ def test_tokens_are_the_documents_in_order(load, split):
 
 
 def test_large_vocabulary_is_uint32(load):
-    data = load('test', WideTokenizer())
+    data = load('test', Tokenizer(WideBytes()))
     assert data.tokens.dtype == np.uint32
     assert data.tokens.tolist() == [t + 65_500 if t < 256 else 69_999 for t in byte_tokens(DOCUMENTS['test'])]
 
@@ -189,9 +189,10 @@ def test_split_slices(load):
 
 
 def test_tokenised_once(load):
-    tokenizer = CountingTokenizer()
+    counting = CountingBytes()
+    tokenizer = Tokenizer(counting)
     first, second = load('train', tokenizer), load('train', tokenizer)
-    assert tokenizer.count == 300
+    assert counting.count == 300
     np.testing.assert_array_equal(first.tokens, second.tokens)
     assert (first.num_bytes, first.num_documents) == (second.num_bytes, second.num_documents)
 
@@ -242,34 +243,35 @@ def test_damaged_cache_is_written_anew(load, tmp_path, damage):
     load()
     (tokens,), (metadata,) = ((tmp_path / 'cache').rglob(f'train*.{kind}') for kind in ('tokens', 'json'))
     damage(tokens, metadata)
-    tokenizer = CountingTokenizer()
+    counting = CountingBytes()
+    tokenizer = Tokenizer(counting)
     data = load('train', tokenizer)
-    assert tokenizer.count == 300
+    assert counting.count == 300
     assert data.tokens.tolist() == byte_tokens(DOCUMENTS['train'])
     assert data.num_bytes == sum(len(text.encode()) for text in DOCUMENTS['train'])
 
 
 def test_interrupted_tokenisation_leaves_nothing(load, tmp_path):
-    class Interrupted(CountingTokenizer):
+    class Interrupted(CountingBytes):
         def encode(self, text):
             if self.count == 100:
                 raise KeyboardInterrupt
             return super().encode(text)
 
     with pytest.raises(KeyboardInterrupt):
-        load('train', Interrupted())
+        load('train', Tokenizer(Interrupted()))
     assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == []
     assert load().tokens.tolist() == byte_tokens(DOCUMENTS['train'])
 
 
 def test_files_are_whole_before_they_have_their_names(load, tmp_path):
     # What a process finds that is killed, or looks, at any moment: no tokens by their name before they are complete.
-    class Watching(CountingTokenizer):
+    class Watching(CountingBytes):
         def encode(self, text):
             assert not list((tmp_path / 'cache').rglob('*.tokens'))
             return super().encode(text)
 
-    load('train', Watching())
+    load('train', Tokenizer(Watching()))
     assert len(list((tmp_path / 'cache').rglob('*.tokens'))) == 1
 
 
@@ -283,7 +285,7 @@ def test_python_stdlib_is_written_when_missing(tmp_path, monkeypatch, data_dir_g
     monkeypatch.setenv('GAUSSQ_CACHE', str(tmp_path / 'cache'))
     data_dir = tmp_path / 'data' if data_dir_given else None
     splits = {
-        split: load_tokens('python_stdlib', split, ByteTokenizer(), data_dir=data_dir)
+        split: load_tokens('python_stdlib', split, Tokenizer(Bytes()), data_dir=data_dir)
         for split in ('train', 'validation')
     }
     assert sum(data.num_documents for data in splits.values()) == 40
@@ -309,7 +311,7 @@ def test_python_stdlib_is_written_when_missing(tmp_path, monkeypatch, data_dir_g
 )
 def test_missing_dataset_is_one_error(data_dir, tmp_path, dataset, remedy):
     with pytest.raises(ValueError, match=remedy) as error:
-        load_tokens(dataset, 'train', ByteTokenizer(), data_dir=data_dir, cache_dir=tmp_path)
+        load_tokens(dataset, 'train', Tokenizer(Bytes()), data_dir=data_dir, cache_dir=tmp_path)
     assert str(error.value).startswith(f"dataset='{dataset}' is not prepared in data_dir='{data_dir}'")
     assert len(str(error.value)) < 600
     assert '\n' not in str(error.value)

@@ -52,7 +52,7 @@ def make_run(sizes):
     halved = training.UNCHANGED._replace(apply=lambda key, params, state: jax.tree.map(lambda leaf: leaf / 2, params))
     experiment = types.SimpleNamespace(config=config, vocab_size=257, mesh=mesh, model=model, transform=halved)
     state = training.TrainState(0, jax.device_put(params, NamedSharding(mesh, PartitionSpec())), {}, ())
-    return runs.Run(experiment, tokenizers.ByteTokenizer(), state)
+    return runs.Run(experiment, tokenizers.load_tokenizer('bytes'), state)
 
 
 @pytest.fixture(scope='module')

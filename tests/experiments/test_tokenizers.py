@@ -1,54 +1,18 @@
 """Tokenizers: text comes back exactly, ids mean the same everywhere, and a wrong file is one clear error."""
 
-import inspect
-import io
 import json
 import shutil
-import typing
 
 import hypothesis
 import numpy as np
 import pytest
-import sentencepiece
 import tokenizers
+from small_tokenizers import REAL_TEXT, write_huggingface, write_sentencepiece
 
+from experiments.special_tokens import ASK
 from experiments.tokenizers import load_tokenizer
 
-REAL_TEXT = inspect.getsource(typing)
 FOREIGN_TEXT = 'naïve façade — 日本語, Ελληνικά, 🙂\u200d👩 e\u0301\r\n\ttabs  and   spaces \x00 end\n\n'
-
-
-def write_sentencepiece(path, **options):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(REAL_TEXT.splitlines()),
-        model_writer=model,
-        vocab_size=400,
-        model_type='bpe',
-        byte_fallback=True,
-        normalization_rule_name='identity',
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-        **options,
-    )
-    path.write_bytes(model.getvalue())
-    return path
-
-
-def write_huggingface(path, special_tokens=('<|endoftext|>',)):
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(special_tokens),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(REAL_TEXT.splitlines(keepends=True), trainer)
-    tokenizer.save(str(path))
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +57,7 @@ def test_special_tokens_in_the_text_are_text(tmp_path, files, text):
     # A document that talks about '</s>' must not be cut in two there.
     special = write_huggingface(tmp_path / 'special.json', ['<|endoftext|>', '</s>', '<s>', '<unk>', '<pad>'])
     for spec in (*files.values(), special):
-        tokenizer = load_tokenizer(str(spec))
+        tokenizer = load_tokenizer(str(spec), ASK | ({'eos_token_id': '1'} if spec == special else {}))
         ids = tokenizer.encode(f'a{text}b')
         assert tokenizer.end_of_document not in ids
         assert tokenizer.decode(ids) == f'a{text}b'

@@ -1,0 +1,307 @@
+"""Tokens that begin and end texts: those that a model's files say, or that are asked for, and no others."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from programs import import_program, run_program
+from small_checkpoints import write_checkpoint
+from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
+from small_tokenizers import write_huggingface, write_sentencepiece
+
+from configs import common, from_run
+from experiments import runs, training
+from experiments.input_pipeline import load_tokens
+from experiments.special_tokens import ASK, SpecialTokens
+from experiments.tokenizers import load_tokenizer
+
+export, import_hf = import_program('export'), import_program('import_hf')
+
+NAMES = ('<unk>', '<s>', '</s>', '<|im_end|>')  # ids 0 to 3
+BEFORE = common.ADDED['special_tokens']
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory):
+    """Tokenizer files: SentencePiece with BOS 1 and EOS 2, and without; BPE with NAMES, one of which leads texts."""
+    folder = tmp_path_factory.mktemp('sources')
+    files = {
+        'sentencepiece': write_sentencepiece(folder / 'a.model'),
+        'without': write_sentencepiece(folder / 'b.model', bos_id=-1, eos_id=-1),
+        'bpe': write_huggingface(folder / 'a.json', NAMES),
+        'unnamed': write_huggingface(folder / 'b.json', ['<x>']),
+    }
+    leading = tokenizers.Tokenizer.from_file(str(files['bpe']))
+    template = dict(single='<s> $A </s>', pair='<s> $A <s> $B', special_tokens=[('<s>', 1), ('</s>', 2)])
+    leading.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    leading.save(str(folder / 'c.json'))
+    return {name: path.read_bytes() for name, path in files.items()} | {'leading': (folder / 'c.json').read_bytes()}
+
+
+@pytest.fixture
+def folder(tmp_path, sources):
+    """Writes a folder with a tokenizer and what its files say; the path of the tokenizer."""
+
+    def write(source, config=None, generation=None, tokenizer=None, names=None):
+        path = tmp_path / ('tokenizer.json' if sources[source].startswith(b'{') else 'tokenizer.model')
+        path.write_bytes(sources[source])
+        files = {'config': config, 'generation_config': generation, 'tokenizer_config': tokenizer}
+        for name, contents in (files | {'special_tokens_map': names}).items():
+            if contents is not None:
+                (tmp_path / f'{name}.json').write_text(json.dumps(contents))
+        return str(path)
+
+    return write
+
+
+def special(path, of_model=400, **asked):
+    return load_tokenizer(path, ASK | asked, model_vocab_size=of_model).special
+
+
+IDS = {'bos_token_id': 1, 'eos_token_id': 2}
+FILES = {
+    'SentencePiece alone': (('sentencepiece',), SpecialTokens(1, (2,), True)),
+    'and what it says is said again': (('sentencepiece', IDS, IDS), SpecialTokens(1, (2,), True)),
+    'with a tokenizer that adds no BOS': (
+        ('sentencepiece', IDS, None, {'add_bos_token': False, 'bos_token': '<s>', 'eos_token': '</s>'}),
+        SpecialTokens(1, (2,), False),
+    ),
+    'without BOS, by null': (('sentencepiece', IDS, None, {'bos_token': None}), SpecialTokens(None, (2,), False)),
+    'without its own': (('without', IDS), SpecialTokens(1, (2,), True)),
+    'BPE that leads texts': (('leading', IDS), SpecialTokens(1, (2,), True)),
+    'whatever is said of it': (
+        ('leading', IDS, None, {'add_bos_token': False, 'bos_token': None, 'eos_token': '</s>'}),
+        SpecialTokens(1, (2,), True),
+    ),
+    'BPE that does not': (('bpe', IDS, None, {'add_bos_token': True}), SpecialTokens(1, (2,), False)),
+    'an EOS of another name': (('bpe', {}, None, {'eos_token': '<|im_end|>'}), SpecialTokens(None, (3,), False)),
+    'a name with its settings': (
+        ('bpe', {}, None, {'eos_token': {'content': '<|im_end|>', 'lstrip': False}, 'bos_token': {'content': '<s>'}}),
+        SpecialTokens(1, (3,), False),
+    ),
+    'names in a map': (('bpe', {}, None, {}, {'eos_token': '</s>', 'bos_token': '<s>'}), SpecialTokens(1, (2,), False)),
+    'a name that only tokenizer_config.json has': (
+        *[('sentencepiece', IDS, None, {'eos_token': '<end>', 'added_tokens_decoder': {'399': {'content': '<end>'}}})],
+        SpecialTokens(1, (399, 2), True),
+    ),
+    'several EOS': (
+        ('bpe', {'eos_token_id': [2, 3]}, {'eos_token_id': [3, 50]}, {'eos_token': '<|im_end|>'}),
+        SpecialTokens(None, (3, 2, 50), False),
+    ),
+    'EOS in generation_config.json alone': (
+        ('bpe', {'eos_token_id': None}, {'eos_token_id': 7}),
+        SpecialTokens(None, (7,), False),
+    ),
+}
+
+
+@pytest.mark.parametrize(('files', 'expected'), FILES.values(), ids=FILES)
+def test_what_the_files_say(folder, files, expected):
+    """Of a model that is given: no id that it doesn't have, and no token by its name alone."""
+    assert special(folder(*files)) == expected
+
+
+def test_what_is_asked_for_comes_first(folder):
+    path = folder('leading', IDS, IDS, {'eos_token': '</s>'})
+    assert special(path, eos_token_id='3, 7') == SpecialTokens(1, (3, 7), True)
+    assert special(path, bos_token_id='none') == SpecialTokens(None, (2,), False)
+    assert special(path, bos_token_id='5') == SpecialTokens(5, (2,), True)
+    assert special(path, add_bos_token='false') == SpecialTokens(1, (2,), False)
+    assert special(folder('bpe', IDS), bos_token_id='1') == SpecialTokens(1, (2,), True)
+    for found in (special(path), special(path, bos_token_id='none', eos_token_id='3,7')):
+        assert special(folder('unnamed', {}), **found.settings) == found
+
+
+def test_ids_that_a_model_does_not_have_are_told(folder):
+    """A small GPT-2 keeps the ids of a large one in its config.json."""
+    large = {'bos_token_id': 50256, 'eos_token_id': 50256}
+    path = folder('bpe', large, {'eos_token_id': [50256, 2, -1, 'x']}, {'bos_token': '<none>', 'eos_token': '</s>'})
+    tokenizer = load_tokenizer(path, model_vocab_size=400)
+    assert tokenizer.special == SpecialTokens(None, (2,), False)
+    assert [remark.rsplit('/', 1)[1] for remark in tokenizer.remarks] == [
+        'config.json: eos_token_id=50256 is none of 400 ids, and is not used',
+        'generation_config.json: eos_token_id=50256 is none of 400 ids, and is not used',
+        'generation_config.json: eos_token_id=-1 is none of 400 ids, and is not used',
+        "generation_config.json: eos_token_id='x' is none of 400 ids, and is not used",
+        "tokenizer_config.json: bos_token='<none>' is not in the vocabulary, and is not used",
+        'config.json: bos_token_id=50256 is none of 400 ids, and is not used',
+    ]
+
+
+REFUSED = {
+    'nothing says what ends': (('unnamed', {}), {}, 'no file says which token ends a document: say it by eos_token_id'),
+    'a usual name is none either': (('bpe', {}), {}, 'no file says which token ends a document'),
+    'EOS beyond': (('bpe', IDS), {'eos_token_id': '2,400'}, r"eos_token_id='2,400' must be ids .* of 0 to 399"),
+    'EOS of text': (('bpe', IDS), {'eos_token_id': '</s>'}, "eos_token_id='</s>' must be ids with commas between"),
+    'several BOS': (('bpe', IDS), {'bos_token_id': '1,2'}, "bos_token_id='1,2' must be an id, or 'none'"),
+    'BOS that is none': (('bpe', {'eos_token_id': 2}), {'add_bos_token': 'true'}, 'add_bos_token=true has no token'),
+    'neither true nor false': (('bpe', IDS), {'add_bos_token': 'yes'}, "add_bos_token='yes' must be true or false"),
+}
+
+
+@pytest.mark.parametrize(('files', 'asked', 'message'), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(folder, files, asked, message):
+    with pytest.raises(ValueError, match=message):
+        special(folder(*files), **asked)
+
+
+@pytest.mark.parametrize('contents', ['{', '[]', '\xff'])
+@pytest.mark.parametrize('name', ['config.json', 'generation_config.json', 'tokenizer_config.json'])
+def test_a_damaged_file_is_named(folder, tmp_path, name, contents):
+    path = folder('leading', IDS)
+    (tmp_path / name).write_bytes(contents.encode('latin1'))
+    with pytest.raises(ValueError, match=f'{name} (is no JSON|must hold a JSON object)'):
+        special(path)
+    assert special(path, bos_token_id='1', eos_token_id='2', add_bos_token='true') == SpecialTokens(1, (2,), True)
+
+
+# Training from scratch
+
+
+def test_a_new_model_has_a_place_for_an_end(folder):
+    """By a usual name, if there is one of them, or by one more id; and prompts follow it where nothing else leads."""
+    assert special(folder('unnamed'), None) == SpecialTokens(400, (400,), True)
+    assert load_tokenizer(folder('unnamed')).vocab_size == 401
+    assert special(folder('bpe'), None) == SpecialTokens(2, (2,), True)
+    assert special(folder('leading'), None) == SpecialTokens(1, (2,), True)
+    assert special(folder('sentencepiece'), None) == SpecialTokens(1, (2,), True)
+    assert special(folder('without'), None) == SpecialTokens(400, (400,), True)
+    assert special('bytes', None) == SpecialTokens(256, (256,), True)
+
+
+def test_usual_names_that_are_several_are_not_guessed(folder, tmp_path):
+    path = write_huggingface(tmp_path / 'both.json', ['</s>', '<|endoftext|>'])
+    with pytest.raises(ValueError, match=r'has <\|endoftext\|> and </s>, any of which may end a document'):
+        load_tokenizer(str(path))
+    assert load_tokenizer(str(path), ASK | {'eos_token_id': '1'}).end_of_document == 1
+    assert load_tokenizer(str(path), BEFORE).special == SpecialTokens(1, (1,), True)  # as version 0.1
+
+
+def test_files_beside_a_tokenizer_of_another_name_are_not_its(folder, tmp_path):
+    path = folder('bpe', None, None, {'eos_token': '<|im_end|>'})
+    (tmp_path / 'mine.json').write_bytes((tmp_path / 'tokenizer.json').read_bytes())
+    assert special(path, None).eos == (3,) and special(str(tmp_path / 'mine.json'), None).eos == (2,)
+
+
+# Texts
+
+
+def test_documents_and_prompts(folder):
+    """With BOS; without; and where the end of one document is the beginning of the next."""
+    path = folder('leading', IDS)
+    text, ids = 'def f', load_tokenizer(path).encode('def f').tolist()
+    tokenizer = load_tokenizer(path)
+    assert (
+        tokenizer.encode_document(text).tolist() == [1, *ids, 2] and tokenizer.encode_document(text).dtype == np.int32
+    )
+    assert tokenizer.encode_prompt(text) == [1, *ids] and tokenizer.encode_prompt('') == [1]
+    without = load_tokenizer(path, ASK | {'add_bos_token': 'false'})
+    assert without.encode_document(text).tolist() == [*ids, 2]
+    assert without.encode_prompt(text) == ids and without.encode_prompt('') == [1]
+    before = load_tokenizer(path, BEFORE)
+    assert before.encode_document(text).tolist() == [*ids, 2] and before.encode_prompt(text) == [2, *ids]
+    none = load_tokenizer(path, ASK | {'bos_token_id': 'none', 'eos_token_id': '2,3'})
+    assert none.encode_prompt(text) == ids and none.encode_prompt('') == [2]
+    for each in (tokenizer, without, before, none):
+        assert each.decode([*each.encode_document(text), *each.encode_document('(x)')]) == 'def f(x)'
+    assert none.decode([*ids, 3]) == 'def f'  # any of them
+
+
+def test_tokens_are_kept_by_how_documents_begin_and_end(folder):
+    """As in version 0.1 by the same name."""
+    path = folder('leading', IDS)
+    assert load_tokenizer(path, BEFORE).framing == load_tokenizer('bytes').framing == ''
+    asked = ({}, {'add_bos_token': 'false'}, {'eos_token_id': '3'}, {'bos_token_id': '5'})
+    framings = [load_tokenizer(path, ASK | each).framing for each in asked]
+    assert framings == ['1-2', '', '1-3', '5-2']
+
+
+def test_special_tokens_are_told(folder):
+    path = folder('leading', {'eos_token_id': [2, 3]})
+    assert load_tokenizer(path).describe() == (
+        'documents begin with <s> (1) and end with </s> (2); so may what is written, or with <|im_end|> (3)'
+    )
+    assert load_tokenizer('bytes').describe() == 'documents end with 256'
+
+
+# Runs
+
+
+def test_a_run_keeps_its_special_tokens(folder, tmp_path, monkeypatch):
+    """Found once, at its start; a run of version 0.1 has stored none, and keeps those that it had."""
+    path, workdir = folder('leading', {'eos_token_id': [2, 3]}), tmp_path / 'run'
+    found = {'bos_token_id': '1', 'eos_token_id': '2,3', 'add_bos_token': 'true'}
+
+    def started(stored, **asked):
+        def load_config(directory):
+            assert directory == workdir / 'checkpoints'
+            if stored is None:
+                raise ValueError('there is no whole checkpoint')
+            return stored
+
+        monkeypatch.setattr(runs, 'load_config', load_config)
+        config = small_config(tokenizer=path, **{f'special_tokens__{name}': value for name, value in asked.items()})
+        tokenizer = runs.load_tokenizer(config, workdir)
+        return tokenizer.special, config.special_tokens.to_dict()
+
+    assert started(None) == (SpecialTokens(1, (2, 3), True), found)
+    assert started(None, eos_token_id='3') == (SpecialTokens(1, (3,), True), found | {'eos_token_id': '3'})
+    kept = {'bos_token_id': '7', 'eos_token_id': '8', 'add_bos_token': 'false'}
+    assert started({'special_tokens': kept}) == (SpecialTokens(7, (8,), False), kept)
+    assert started({}) == (SpecialTokens(2, (2,), True), BEFORE)
+
+
+def test_documents_of_a_training_begin_with_bos(folder):
+    new, old = (load_tokenizer(folder('leading', IDS), settings) for settings in (ASK, BEFORE))
+    ours, before = (load_tokens('python_stdlib', 'validation', tokenizer) for tokenizer in (new, old))
+    tokens = np.asarray(ours.tokens)
+    assert tokens[0] == 1 and tokens[-1] == 2
+    np.testing.assert_array_equal(np.flatnonzero(tokens == 1)[1:], np.flatnonzero(tokens == 2)[:-1] + 1)
+    np.testing.assert_array_equal(tokens[tokens != 1], before.tokens)
+    assert ours.num_bytes == before.num_bytes and ours.num_tokens == before.num_tokens + ours.num_documents
+
+
+def test_a_training_from_a_run_has_its_special_tokens(folder, tmp_path):
+    run = small_config(tokenizer=folder('leading', IDS), special_tokens__eos_token_id='3').to_dict()
+    (tmp_path / 'config.json').write_text(json.dumps(run))
+    config = from_run.get_config(f'run={tmp_path}')
+    assert config.special_tokens.to_dict() == ASK | {'eos_token_id': '3'}
+    for name in common.ADDED:
+        del run[name]
+    (tmp_path / 'config.json').write_text(json.dumps(run))
+    assert from_run.get_config(f'run={tmp_path}').special_tokens.to_dict() == BEFORE
+
+
+def test_an_import_finds_them_and_an_export_tells_them(tmp_path, capsys):
+    """EOS is of tokenizer_config.json, and any of config.json; BOS is asked for; the longest sequence is theirs."""
+    checkpoint = write_checkpoint(tmp_path / 'theirs')
+    arguments = dict(CHECKPOINT=str(checkpoint), WORKDIR=str(tmp_path / 'run'), TOKENIZER=None, SEQUENCE_LENGTH=None)
+    run_program(import_hf, **arguments, BOS='4', EOS='', ADD_BOS='')
+    printed = capsys.readouterr().out
+    assert 'begin with % (4) and end with </s> (258); so may what is written, or with ( (7)' in printed
+    with on_mesh(ONE_DEVICE):
+        run = runs.open_run(tmp_path / 'run')
+        assert run.tokenizer.special == SpecialTokens(4, (258, 7), True)
+        export.write_huggingface(run, tmp_path / 'run', run.state.params, tmp_path / 'again')
+    config = json.loads((tmp_path / 'again' / 'config.json').read_text())
+    told = {'bos_token_id': 4, 'eos_token_id': [258, 7], 'max_position_embeddings': 40, 'pad_token_id': None}
+    assert told.items() <= ({'pad_token_id': None} | config).items()
+    assert json.loads((tmp_path / 'again' / 'tokenizer_config.json').read_text()) == {'eos_token': '</s>'}
+
+
+def test_a_run_of_our_own_tells_transformers_all(folder, tmp_path):
+    """A Llama's longest sequence is that of training; tokenizer_config.json says what leads texts."""
+    config = small_config(tokenizer=folder('sentencepiece'))
+    tokenizer = load_tokenizer(config.tokenizer)
+    with on_mesh(ONE_DEVICE):
+        experiment = training.make_experiment(config, tokenizer.vocab_size)
+        run = runs.Run(experiment, tokenizer, random_state(experiment))
+        export.write_huggingface(run, tmp_path / 'workdir', run.state.params, tmp_path / 'folder')
+    written = json.loads((tmp_path / 'folder' / 'config.json').read_text())
+    assert written['max_position_embeddings'] == config.sequence_length
+    assert (written['bos_token_id'], written['eos_token_id']) == (1, 2)
+    told = json.loads((tmp_path / 'folder' / 'tokenizer_config.json').read_text())
+    assert told == {'bos_token': '<s>', 'eos_token': '</s>', 'add_bos_token': True}
+    again = load_tokenizer(str(tmp_path / 'folder' / 'tokenizer.model'), model_vocab_size=400)
+    assert again.special == tokenizer.special
