@@ -1,6 +1,7 @@
 """How a program starts, and one line for what its user can mend."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +32,12 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
             _be_quiet()
         if len(argv) > 1 and not takes_arguments:
             sys.exit(f'error: {" ".join(argv[1:])!r} is not understood; settings are given as --name=value')
-        main(argv)
+        try:
+            main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads it has seen enough, as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
     def parse_flags(argv):
         try:
@@ -58,6 +64,8 @@ def user_errors() -> Iterator[None]:
     """Ends the program with one line for what its user can mend; --verbosity=0 shows where it arose."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         logging.info('raised here:', exc_info=True)
         sys.exit(f'error: {error}')

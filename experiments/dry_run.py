@@ -19,8 +19,8 @@ from experiments import (
     device_specs,
     memory_advice,
     partitioning,
+    runs,
     step_costs,
-    tokenizers,
     training,
 )
 
@@ -60,7 +60,7 @@ def main(config: ConfigDict):
         raise ValueError(
             f'--vocab_size={VOCAB_SIZE.value}: the config says already that vocab_size={config.vocab_size}'
         )
-    vocab_size = VOCAB_SIZE.value or tokenizers.load_tokenizer(config.tokenizer, config.special_tokens).vocab_size
+    vocab_size = VOCAB_SIZE.value or runs.load_tokenizer(config).vocab_size
     experiment = training.make_experiment(config, vocab_size)
     report(experiment, device, MFU.value)
 

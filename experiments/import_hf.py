@@ -95,7 +95,7 @@ def import_checkpoint(
                 f' {vocab_size} ids of the tokenizer {source}'
             )
         folder = None if source == 'bytes' else checkpoint  # whose ids are not of bytes
-        loaded = tokenizers.load_tokenizer(source, special, folder=folder, model_vocab_size=model.vocab_size)
+        loaded = tokenizers.load_tokenizer(source, special, folder=folder, vocab_size=model.vocab_size, is_given=True)
         config = make_config(workdir, model, theirs, sequence_length)
         config.special_tokens.update(loaded.special.settings)
         name = copy_tokenizer(source, checkpoint, partial / 'tokenizer', is_carried=not tokenizer)

@@ -42,7 +42,12 @@ class Run(NamedTuple):
     packed: Packed | None = None  # the file that it was opened from, if it wasn't from a workdir
 
 
-def load_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
+def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+    """The tokenizer of a config; ValueError as `tokenizers.load_tokenizer`."""
+    return tokenizers.load_tokenizer(config.tokenizer, config.special_tokens, vocab_size=config.vocab_size)
+
+
+def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
     """The tokenizer of a training, whose config then says which tokens begin and end texts: those its run began with.
 
     Raises:
@@ -54,7 +59,7 @@ def load_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Toke
         begun = None
     if begun is not None:
         config.special_tokens.update(common.as_begun(config.to_dict(), begun)['special_tokens'])
-    tokenizer = tokenizers.load_tokenizer(config.tokenizer, config.special_tokens)
+    tokenizer = load_tokenizer(config)
     if begun is None:
         config.special_tokens.update(tokenizer.special.settings)
     return tokenizer
@@ -126,7 +131,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     )  # by experiments.import_hf; the run may have moved
     if copied.is_file():
         config.tokenizer = str(copied)
-    tokenizer = tokenizers.load_tokenizer(config.tokenizer, config.special_tokens)
+    tokenizer = load_tokenizer(config)
     experiment = training.make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
         restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
@@ -154,7 +159,7 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
         )
     config = _config_to_look_at(path, packed.info['config'], changes | ({'tokenizer': tokenizer} if tokenizer else {}))
     try:
-        loaded = tokenizers.load_tokenizer(config.tokenizer, config.special_tokens)
+        loaded = load_tokenizer(config)
     except ValueError as error:
         raise ValueError(f'{error} If the file has moved, say by --tokenizer where it is') from None
     if loaded.fingerprint != packed.info['tokenizer']:

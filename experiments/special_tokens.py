@@ -75,7 +75,8 @@ def resolve(
     settings: Mapping[str, str] = ASK,
     *,
     folder: pathlib.Path | None = None,
-    model_vocab_size: int | None = None,
+    vocab_size: int = 0,
+    is_given: bool = False,
 ) -> tuple[SpecialTokens, tuple[str, ...]]:
     """The special tokens, and remarks on what the files say that can't be.
 
@@ -85,15 +86,16 @@ def resolve(
         add_bos_token, 'true' or 'false'; '' for what the files say. Of runs of version 0.1, bos_token_id is 'eos', the
         same, and eos_token_id is 'by_name', the first of USUAL_ENDS.
       folder: where the model's files are; None if there are none.
-      model_vocab_size: of a model that is given. None: it will have what the tokenizer takes, and texts begin with the
-        end of the document before where nothing else leads them.
+      vocab_size: of the model; 0: as many as it takes.
+      is_given: whether that model has been trained already, elsewhere, on texts that begin and end as its files say.
+        Those of a new one follow the end of a document where nothing else leads them.
 
     Raises:
       ValueError: naming what is wrong with a setting or a file; if nothing says what ends a document.
     """
-    limit = vocabulary.vocab_size + 1 if model_vocab_size is None else model_vocab_size
+    limit = vocab_size or vocabulary.vocab_size + 1
     files = _Files.read(folder if '' in settings.values() else None, vocabulary, limit)
-    eos = _eos(vocabulary, settings['eos_token_id'], files, model_vocab_size, limit)
+    eos = _eos(vocabulary, settings['eos_token_id'], files, limit, is_given)
     asked = settings['bos_token_id']
     if asked in ('none', 'eos'):
         bos = eos[0] if asked == 'eos' else None
@@ -108,12 +110,12 @@ def resolve(
         raise ValueError('add_bos_token=true has no token to add: bos_token_id says which')
     if leads is None:
         leads = bos is not None if asked else _leads(vocabulary, files, bos)
-        if not leads and not asked and model_vocab_size is None:
+        if not leads and not asked and not is_given:
             bos, leads = eos[0], True
     return SpecialTokens(bos, eos, leads), files.remarks
 
 
-def _eos(vocabulary, asked, files, model_vocab_size, limit):
+def _eos(vocabulary, asked, files, limit, is_given):
     if asked == 'by_name':
         return (vocabulary.end_by_name,)
     if asked:
@@ -122,7 +124,7 @@ def _eos(vocabulary, asked, files, model_vocab_size, limit):
     if found := tuple(dict.fromkeys((*files.eos, *own))):
         return found
     remedy = 'say it by eos_token_id, its id, or several with commas'
-    if model_vocab_size is not None:
+    if is_given or vocabulary.end_by_name >= limit:
         raise ValueError(f'no file says which token ends a document: {remedy}')
     if len(usual := [token for token in USUAL_ENDS if vocabulary.find(token) is not None]) > 1:
         raise ValueError(f'the tokenizer has {" and ".join(usual)}, any of which may end a document: {remedy}')

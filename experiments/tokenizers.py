@@ -113,7 +113,8 @@ def load_tokenizer(
     special: Mapping[str, str] = special_tokens.ASK,
     *,
     folder: pathlib.Path | None = None,
-    model_vocab_size: int | None = None,
+    vocab_size: int = 0,
+    is_given: bool = False,
 ) -> Tokenizer:
     """Returns the tokenizer that `spec` names.
 
@@ -122,7 +123,8 @@ def load_tokenizer(
       special: as `config.special_tokens`: which tokens begin and end texts; by default those that the files say.
       folder: of the model's config.json and tokenizer_config.json. By default that of the tokenizer's file, if it is
         called tokenizer.json or tokenizer.model.
-      model_vocab_size: of a model that is given, which has no place for one more token.
+      vocab_size: of the model, which may have more than the tokenizer; 0: as many as it takes.
+      is_given: whether the model has been trained already, elsewhere.
 
     Raises:
       ValueError: another spec, a file that is missing or isn't what its ending says; as `special_tokens.resolve` does.
@@ -136,7 +138,7 @@ def load_tokenizer(
     path = pathlib.Path(spec).expanduser()
     if folder is None and path.name in OF_FOLDERS:
         folder = path.parent
-    found = special_tokens.resolve(vocabulary, special, folder=folder, model_vocab_size=model_vocab_size)
+    found = special_tokens.resolve(vocabulary, special, folder=folder, vocab_size=vocab_size, is_given=is_given)
     return Tokenizer(vocabulary, *found)
 
 

@@ -67,7 +67,7 @@ def main(argv):
         contextlib.ExitStack() as resources,
     ):
         with cli.user_errors():
-            tokenizer = runs.load_tokenizer(config, workdir)
+            tokenizer = runs.settle_tokenizer(config, workdir)
             experiment = training.make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
                 data = runs.load_data(config, tokenizer)

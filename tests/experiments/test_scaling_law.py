@@ -4,8 +4,11 @@ import csv
 import dataclasses
 import importlib
 import json
+import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +34,7 @@ def import_program():
 
 scaling_law, own_flags = import_program()
 
+REPOSITORY = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
 
 
@@ -554,3 +558,14 @@ def test_a_law_is_fitted_to_one_method(tmp_path):
     (tmp_path / 'runs.csv').write_text(rows)
     with pytest.raises(ValueError, match=r'runs\.csv has runs of fqt and qat: a law is of one method'):
         known_laws.runs_for(known_laws.LAWS['capybara'], tmp_path / 'runs.csv', exclude_e0=False)
+
+
+def test_who_has_read_enough_is_no_error():
+    """As `head`, which closes the pipe before all is printed: a MiB, more than a pipe holds."""
+    points = '--model=1e9,' + ','.join(map(str, range(1000, 3000))), '--tokens=1e9,2e9', '--format=e2m1,e4m3'
+    command = sys.executable, '-m', 'experiments.scaling_law', 'predict', *points
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=REPOSITORY) as process:
+        assert process.stdout.readline().startswith('law ')
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ('', 1)

@@ -55,8 +55,10 @@ def folder(tmp_path, sources):
     return write
 
 
-def special(path, of_model=400, **asked):
-    return load_tokenizer(path, ASK | asked, model_vocab_size=of_model).special
+def special(path, vocab_size=400, *, is_given=None, **asked):
+    """Of a model that is given, with a vocabulary of this size, or of a new one, for 0."""
+    is_given = vocab_size > 0 if is_given is None else is_given
+    return load_tokenizer(path, ASK | asked, vocab_size=vocab_size, is_given=is_given).special
 
 
 IDS = {'bos_token_id': 1, 'eos_token_id': 2}
@@ -113,11 +115,23 @@ def test_what_is_asked_for_comes_first(folder):
         assert special(folder('unnamed', {}), **found.settings) == found
 
 
+def test_tokens_beyond_those_of_the_tokenizer_are_found_again(folder):
+    """As those of a chat that tokenizer_config.json alone has: a model has a place for them, and they are no text."""
+    path = folder(
+        'sentencepiece', IDS, None, {'eos_token': '<end>', 'added_tokens_decoder': {'420': {'content': '<end>'}}}
+    )
+    found = special(path, 432)
+    assert found == SpecialTokens(1, (420, 2), True)
+    again = load_tokenizer(path, found.settings, vocab_size=432)
+    assert again.special == found and again.vocab_size == 421
+    assert again.decode([*again.encode('def f'), 410, 420]) == 'def f'
+
+
 def test_ids_that_a_model_does_not_have_are_told(folder):
     """A small GPT-2 keeps the ids of a large one in its config.json."""
     large = {'bos_token_id': 50256, 'eos_token_id': 50256}
     path = folder('bpe', large, {'eos_token_id': [50256, 2, -1, 'x']}, {'bos_token': '<none>', 'eos_token': '</s>'})
-    tokenizer = load_tokenizer(path, model_vocab_size=400)
+    tokenizer = load_tokenizer(path, vocab_size=400, is_given=True)
     assert tokenizer.special == SpecialTokens(None, (2,), False)
     assert [remark.rsplit('/', 1)[1] for remark in tokenizer.remarks] == [
         'config.json: eos_token_id=50256 is none of 400 ids, and is not used',
@@ -132,6 +146,7 @@ def test_ids_that_a_model_does_not_have_are_told(folder):
 REFUSED = {
     'nothing says what ends': (('unnamed', {}), {}, 'no file says which token ends a document: say it by eos_token_id'),
     'a usual name is none either': (('bpe', {}), {}, 'no file says which token ends a document'),
+    'no place for one more': (('unnamed', {}), {'is_given': False}, 'no file says which token ends a document'),
     'EOS beyond': (('bpe', IDS), {'eos_token_id': '2,400'}, r"eos_token_id='2,400' must be ids .* of 0 to 399"),
     'EOS of text': (('bpe', IDS), {'eos_token_id': '</s>'}, "eos_token_id='</s>' must be ids with commas between"),
     'several BOS': (('bpe', IDS), {'bos_token_id': '1,2'}, "bos_token_id='1,2' must be an id, or 'none'"),
@@ -161,13 +176,13 @@ def test_a_damaged_file_is_named(folder, tmp_path, name, contents):
 
 def test_a_new_model_has_a_place_for_an_end(folder):
     """By a usual name, if there is one of them, or by one more id; and prompts follow it where nothing else leads."""
-    assert special(folder('unnamed'), None) == SpecialTokens(400, (400,), True)
+    assert special(folder('unnamed'), 0) == SpecialTokens(400, (400,), True)
     assert load_tokenizer(folder('unnamed')).vocab_size == 401
-    assert special(folder('bpe'), None) == SpecialTokens(2, (2,), True)
-    assert special(folder('leading'), None) == SpecialTokens(1, (2,), True)
-    assert special(folder('sentencepiece'), None) == SpecialTokens(1, (2,), True)
-    assert special(folder('without'), None) == SpecialTokens(400, (400,), True)
-    assert special('bytes', None) == SpecialTokens(256, (256,), True)
+    assert special(folder('bpe'), 0) == SpecialTokens(2, (2,), True)
+    assert special(folder('leading'), 0) == SpecialTokens(1, (2,), True)
+    assert special(folder('sentencepiece'), 0) == SpecialTokens(1, (2,), True)
+    assert special(folder('without'), 0) == SpecialTokens(400, (400,), True)
+    assert special('bytes', 0) == SpecialTokens(256, (256,), True)
 
 
 def test_usual_names_that_are_several_are_not_guessed(folder, tmp_path):
@@ -181,7 +196,7 @@ def test_usual_names_that_are_several_are_not_guessed(folder, tmp_path):
 def test_files_beside_a_tokenizer_of_another_name_are_not_its(folder, tmp_path):
     path = folder('bpe', None, None, {'eos_token': '<|im_end|>'})
     (tmp_path / 'mine.json').write_bytes((tmp_path / 'tokenizer.json').read_bytes())
-    assert special(path, None).eos == (3,) and special(str(tmp_path / 'mine.json'), None).eos == (2,)
+    assert special(path, 0).eos == (3,) and special(str(tmp_path / 'mine.json'), 0).eos == (2,)
 
 
 # Texts
@@ -242,7 +257,7 @@ def test_a_run_keeps_its_special_tokens(folder, tmp_path, monkeypatch):
 
         monkeypatch.setattr(runs, 'load_config', load_config)
         config = small_config(tokenizer=path, **{f'special_tokens__{name}': value for name, value in asked.items()})
-        tokenizer = runs.load_tokenizer(config, workdir)
+        tokenizer = runs.settle_tokenizer(config, workdir)
         return tokenizer.special, config.special_tokens.to_dict()
 
     assert started(None) == (SpecialTokens(1, (2, 3), True), found)
@@ -303,5 +318,5 @@ def test_a_run_of_our_own_tells_transformers_all(folder, tmp_path):
     assert (written['bos_token_id'], written['eos_token_id']) == (1, 2)
     told = json.loads((tmp_path / 'folder' / 'tokenizer_config.json').read_text())
     assert told == {'bos_token': '<s>', 'eos_token': '</s>', 'add_bos_token': True}
-    again = load_tokenizer(str(tmp_path / 'folder' / 'tokenizer.model'), model_vocab_size=400)
+    again = load_tokenizer(str(tmp_path / 'folder' / 'tokenizer.model'), vocab_size=400, is_given=True)
     assert again.special == tokenizer.special
