@@ -44,7 +44,8 @@ def finished(tmp_path_factory):
 
 
 def test_files_of_a_run(finished):
-    assert json.loads((finished / 'config.json').read_text()) == run_config().to_dict()
+    found = {'bos_token_id': '256', 'eos_token_id': '256', 'add_bos_token': 'true'}  # by the tokenizer
+    assert json.loads((finished / 'config.json').read_text()) == run_config().to_dict() | {'special_tokens': found}
     assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['12', '4', '8']
     assert list((finished / 'tensorboard').iterdir())
     lines = read_metrics(finished / 'metrics.jsonl')
