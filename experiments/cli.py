@@ -35,9 +35,13 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
         try:
             main(argv)
             sys.stdout.flush()
-        except BrokenPipeError:  # who reads it has seen enough, as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except BrokenPipeError:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:  # who reads it has seen enough, as `head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
+            raise
 
     def parse_flags(argv):
         try:

@@ -28,6 +28,7 @@ import jax
 from absl import flags
 
 import gaussq_jax as gq
+from configs import common
 from experiments import cli, huggingface_folder, runs
 from experiments import quantization_report as report
 from gaussq_jax.packed_file import header_bytes
@@ -141,22 +142,36 @@ def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) 
 def write_huggingface(run: runs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
     """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
     tokenizer, folder = pathlib.Path(run.experiment.config.tokenizer).expanduser(), workdir / 'tokenizer'
-    special, eos = run.tokenizer.special, [*run.tokenizer.special.eos]
+    is_imported = (folder / huggingface_folder.CONFIG).is_file()
     with tempfile.TemporaryDirectory() as alone:
         if not folder.is_dir():
             folder = tokenizer.parent if tokenizer.is_file() else None  # of bytes
         if folder and tokenizer.is_file() and tokenizer.name not in huggingface_folder.TOKENIZERS:
             folder = pathlib.Path(alone)  # what lies beside it may be another's
             shutil.copyfile(tokenizer, folder / f'tokenizer{tokenizer.suffix}')
-        huggingface_folder.write(
-            directory,
-            run.experiment.model,
-            weights,
-            folder,
-            longest=run.experiment.config.sequence_length,
-            special={'bos_token_id': special.bos, 'eos_token_id': eos[0] if len(eos) == 1 else eos},
-            tokenizer_config=run.tokenizer.config,
-        )
+        said = what_files_say(run, folder, is_imported)
+        huggingface_folder.write(directory, run.experiment.model, weights, folder, said=said)
+
+
+def what_files_say(run: runs.Run, folder: pathlib.Path | None, is_imported: bool) -> dict[str, Any]:
+    """What the files of a run's folder for transformers say that its tokenizer's folder doesn't, by their names."""
+    config, special, eos = run.experiment.config, run.tokenizer.special, [*run.tokenizer.special.eos]
+    if is_imported and config.special_tokens.to_dict() == common.ADDED['special_tokens']:
+        return {}  # by version 0.1, which knew nothing of them: they are the checkpoint's
+    ids = {'bos_token_id': special.bos, 'eos_token_id': eos[0] if len(eos) == 1 else eos}
+    own = {'pad_token_id': None}
+    if config.model.family == 'llama':
+        own['max_position_embeddings'] = config.sequence_length
+    said = {huggingface_folder.CONFIG: ids | ({} if is_imported else own)}
+    has = lambda *names: folder is not None and any((folder / name).is_file() for name in names)
+    is_said = has(huggingface_folder.TOKENIZER_CONFIG) and run.tokenizer.is_said_by(folder)
+    if has(*huggingface_folder.TOKENIZERS) and not is_said:
+        said |= run.tokenizer.files()
+        if config.model.family == 'gpt2' and has('tokenizer.model'):
+            said[huggingface_folder.TOKENIZER_CONFIG]['tokenizer_class'] = 'TokenizersBackend'  # GPT-2's own is BPE
+        if has(huggingface_folder.GENERATION):
+            said[huggingface_folder.GENERATION] = ids
+    return said
 
 
 def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:

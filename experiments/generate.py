@@ -43,7 +43,8 @@ def main(argv):
         vocab_size=tokenizer.vocab_size,
         ends=tokenizer.special.eos,
     )
-    print(whole_text(tokenizer, prompt, np.asarray(tokens)))
+    written = [token for token in np.asarray(tokens).tolist() if token not in tokenizer.special.eos]
+    print(whole_text(tokenizer, prompt, written))
 
 
 def whole_text(tokenizer: Tokenizer, prompt: Iterable[int], tokens: Iterable[int]) -> str:

@@ -20,10 +20,11 @@ from gaussq_jax.packed_file import save_tensors
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 GENERATION, TOKENIZER_CONFIG, NAMES = 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json'
+ADDED_TOKENS = 'added_tokens.json'
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model')  # the first that is there is what we read text with
 TOKENIZER_FILES = (
     *TOKENIZERS,
-    *(TOKENIZER_CONFIG, NAMES, 'added_tokens.json', 'vocab.json', 'merges.txt'),
+    *(TOKENIZER_CONFIG, NAMES, ADDED_TOKENS, 'vocab.json', 'merges.txt'),
     *('chat_template.jinja', GENERATION),
 )
 # Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
@@ -95,9 +96,7 @@ def write(
     params: Any,
     tokenizer_directory: pathlib.Path | None = None,
     *,
-    longest: int | None = None,
-    special: Mapping[str, Any] | None = None,
-    tokenizer_config: Mapping[str, Any] | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> list[pathlib.Path]:
     """Writes a folder that `transformers` loads, in bfloat16; whole or not at all.
 
@@ -107,9 +106,7 @@ def write(
       params: its parameters, of any floating dtypes.
       tokenizer_directory: whose tokenizer files are copied, and whose config.json, if it is of such a model, gives the
         longest sequence and the ids of special tokens.
-      longest: the longest sequence of a Llama, where the folder doesn't say.
-      special: the ids of special tokens by their fields, in place of those of the folder.
-      tokenizer_config: what tokenizer_config.json holds, if the folder has none.
+      said: what the files of this one say beside or instead, by their names: fields of JSON, or a text.
 
     Returns:
       The files.
@@ -119,21 +116,20 @@ def write(
     """
     tensors, config = models.to_huggingface(model, params)
     config['torch_dtype'] = 'bfloat16'
-    if longest is not None and 'max_position_embeddings' in KEPT[config['model_type']]:
-        config['max_position_embeddings'] = longest
     if tokenizer_directory is not None and (tokenizer_directory / CONFIG).is_file():
         theirs = read_json(tokenizer_directory / CONFIG)
         if theirs.get('model_type') == config['model_type']:
             config |= kept_fields(theirs)
-    config |= special or {}
     with new_directory(directory) as partial:
         _write_json(partial / CONFIG, config)
         _write_tensors(partial, tensors)
         if tokenizer_directory is not None:
             copy_tokenizer(tokenizer_directory, partial)
-            has_tokenizer = any((partial / name).is_file() for name in TOKENIZERS)
-            if tokenizer_config and has_tokenizer and not (partial / TOKENIZER_CONFIG).exists():
-                _write_json(partial / TOKENIZER_CONFIG, tokenizer_config)
+        for name, contents in (said or {}).items():
+            if isinstance(contents, str):
+                (partial / name).write_text(contents, encoding='utf-8')
+            else:
+                _write_json(partial / name, (read_json(partial / name) if (partial / name).exists() else {}) | contents)
     return sorted(directory.iterdir())
 
 
@@ -194,7 +190,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         contents = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no JSON: {error}') from None
     if not isinstance(contents, dict):
         raise ValueError(f'{path} must hold a JSON object')

@@ -34,7 +34,7 @@ SEQUENCE_LENGTH = flags.DEFINE_integer(
     'sequence_length', None, "Tokens a sequence; else the checkpoint's longest, or 2048 if less.", lower_bound=1
 )
 
-BOS = flags.DEFINE_string('bos_token_id', '', "The beginning of a text, if not as the checkpoint's files say; or none.")
+BOS = flags.DEFINE_string('bos_token_id', '', "What texts begin with, if not as the checkpoint's files say; or none.")
 EOS = flags.DEFINE_string('eos_token_id', '', 'The end of a document, if not as they say; several with commas.')
 ADD_BOS = flags.DEFINE_enum(
     'add_bos_token', '', ['', 'true', 'false'], 'Whether texts begin with BOS, if not as they say.'

@@ -114,7 +114,7 @@ def load_tokens(
     fields += (tokenizer.framing,) if tokenizer.framing else ()
     stem = '-'.join(urllib.parse.quote(field, safe='') for field in fields)
     folder = cache_dir / 'tokens' / builder.info.full_name
-    dtype = np.dtype('<u2' if tokenizer.vocab_size <= 2**16 else '<u4')
+    dtype = np.dtype('<u2' if tokenizer.num_document_ids <= 2**16 else '<u4')
     data = _read_tokens(folder, stem, dtype)
     if data is None:
         _write_tokens(folder, stem, dtype, _documents(builder, split, text_feature, invalid_text), tokenizer)

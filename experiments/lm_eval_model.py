@@ -42,7 +42,8 @@ class LowPrecisionModel(TemplateLM):
     Texts begin with what they begin with in training: with BOS, or after the end of a document; those of an imported
     model with what its own tokenizer puts before them. What doesn't fit into the window is seen as far as it fits: of a
     context the end; a longer text to score is scored in windows, each token once. Of imported models, token ids and
-    log-likelihoods are those of lm-eval's `hf`, which scores BOS too where it scores a whole text. Numbers
+    log-likelihoods are those of lm-eval's `hf` with transformers 5, which scores BOS too where it scores a whole text;
+    but text that looks like a special token is text here, and SentencePiece keeps a space at the beginning. Numbers
     don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor; nor do
     texts, unless a task samples them by a temperature.
 
@@ -139,7 +140,7 @@ class LowPrecisionModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """ln p of each whole text, after the prefix."""
-        before = [self.prefix_token_id, *self.run_tokenizer.special.before_document]
+        before = [self.prefix_token_id, *self.run_tokenizer.before_whole_text]
         texts = [before + self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         windows = [split(tokens, len(tokens) - 1, self.max_length) for tokens in texts]
         scores = [score for score, _ in self._score_texts(windows, 'loglikelihood_rolling', disable_tqdm)]

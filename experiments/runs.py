@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments import input_pipeline, partitioning, tokenizers, training
-from experiments.checkpointing import Checkpointer, Restored, load_config
+from experiments.checkpointing import Checkpointer, Restored, load_config, newest_step
+from experiments.huggingface_folder import read_json
 from experiments.metrics import replace_file
 from gaussq_jax.export import Packed, read_packed
 
@@ -53,15 +54,11 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     Raises:
       ValueError: as `tokenizers.load_tokenizer` does.
     """
-    try:
-        begun = load_config(workdir / 'checkpoints')
-    except ValueError:  # there is none
-        begun = None
-    if begun is not None:
-        config.special_tokens.update(common.as_begun(config.to_dict(), begun)['special_tokens'])
+    if newest_step(workdir / 'checkpoints') is not None:
+        config.special_tokens.update(common.as_begun(config.to_dict(), _begun(workdir))['special_tokens'])
     tokenizer = load_tokenizer(config)
-    if begun is None:
-        config.special_tokens.update(tokenizer.special.settings)
+    asked = config.special_tokens
+    asked.update({name: asked[name] or found for name, found in tokenizer.special.settings.items()})
     return tokenizer
 
 
@@ -229,6 +226,12 @@ def make_validation(
         return metrics
 
     return validate
+
+
+def _begun(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a run as it began, from its config.json, or else from its newest checkpoint."""
+    path = workdir / 'config.json'
+    return read_json(path) if path.is_file() else load_config(workdir / 'checkpoints')
 
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:

@@ -9,9 +9,10 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from experiments.huggingface_folder import CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG, read_json
+from experiments.huggingface_folder import ADDED_TOKENS, CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG, read_json
 
 ASK = {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''}  # '': as the files say
+NAMELESS = ('PreTrainedTokenizerFast', 'TokenizersBackend')  # classes without special tokens that aren't given
 USUAL_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
 
 
@@ -20,8 +21,7 @@ class Vocabulary(Protocol):
 
     vocab_size: ids are in [0, vocab_size).
     bos, eos: ids of its own; None if it says nothing of them.
-    leading: the id that it puts before every text; None if none; always None if the file doesn't say.
-    says_leading: whether it does.
+    leading: the ids that it puts before every text; None if the file doesn't say.
     end_by_name: the first of USUAL_ENDS that it has; `vocab_size`, one more, if none.
     find: the id of a token, None if it isn't there.
     """
@@ -29,8 +29,7 @@ class Vocabulary(Protocol):
     vocab_size: int
     bos: int | None
     eos: int | None
-    leading: int | None
-    says_leading: bool
+    leading: tuple[int, ...] | None
     end_by_name: int
 
     def find(self, token: str) -> int | None: ...
@@ -96,7 +95,7 @@ def resolve(
     limit = vocab_size or vocabulary.vocab_size + 1
     files = _Files.read(folder if '' in settings.values() else None, vocabulary, limit)
     eos = _eos(vocabulary, settings['eos_token_id'], files, limit, is_given)
-    asked = settings['bos_token_id']
+    asked, remarks = settings['bos_token_id'], list(files.remarks)
     if asked in ('none', 'eos'):
         bos = eos[0] if asked == 'eos' else None
     elif asked:
@@ -110,9 +109,14 @@ def resolve(
         raise ValueError('add_bos_token=true has no token to add: bos_token_id says which')
     if leads is None:
         leads = bos is not None if asked else _leads(vocabulary, files, bos)
+        if not asked and files.add_bos is not None and files.add_bos != leads:
+            remarks.append(
+                f'{folder / TOKENIZER_CONFIG}: add_bos_token={files.add_bos}, but what counts is the tokenizer itself,'
+                f' which puts {"a" if leads else "no"} token before texts'
+            )
         if not leads and not asked and not is_given:
             bos, leads = eos[0], True
-    return SpecialTokens(bos, eos, leads), files.remarks
+    return SpecialTokens(bos, eos, leads), tuple(remarks)
 
 
 def _eos(vocabulary, asked, files, limit, is_given):
@@ -120,28 +124,33 @@ def _eos(vocabulary, asked, files, limit, is_given):
         return (vocabulary.end_by_name,)
     if asked:
         return _ids('eos_token_id', asked, limit, several=True)
-    own = () if vocabulary.eos is None else (vocabulary.eos,)
-    if found := tuple(dict.fromkeys((*files.eos, *own))):
+    if found := files.eos or (() if vocabulary.eos is None else (vocabulary.eos,)):
         return found
     remedy = 'say it by eos_token_id, its id, or several with commas'
     if is_given or vocabulary.end_by_name >= limit:
-        raise ValueError(f'no file says which token ends a document: {remedy}')
+        told = ''.join(f'; {remark}' for remark in files.remarks)
+        raise ValueError(f'no file says which token ends a document: {remedy}{told}')
     if len(usual := [token for token in USUAL_ENDS if vocabulary.find(token) is not None]) > 1:
         raise ValueError(f'the tokenizer has {" and ".join(usual)}, any of which may end a document: {remedy}')
     return (vocabulary.end_by_name,)
 
 
 def _bos(vocabulary, files):
-    if vocabulary.leading is not None:
-        return vocabulary.leading
+    leading = vocabulary.leading or ()
+    if len(leading) > 1:
+        raise ValueError(
+            f'the tokenizer puts {len(leading)} tokens before a text: say by bos_token_id which one to take'
+        )
+    if leading:
+        return leading[0]
     if files.bos is not ...:
         return files.bos
     return files.config_bos if vocabulary.bos is None else vocabulary.bos
 
 
 def _leads(vocabulary, files, bos):
-    if vocabulary.says_leading:
-        return vocabulary.leading is not None
+    if vocabulary.leading is not None:
+        return bool(vocabulary.leading)
     return bos is not None and files.add_bos is not False
 
 
@@ -161,9 +170,10 @@ class _Files(NamedTuple):
     def read(cls, folder, vocabulary, limit):
         if folder is None:
             return cls()
-        paths = {name: folder / name for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, NAMES)}
+        paths = {name: folder / name for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, NAMES, ADDED_TOKENS)}
         contents = {name: read_json(path) if path.is_file() else {} for name, path in paths.items()}
-        remarks, names = [], {**contents[NAMES], **contents[TOKENIZER_CONFIG]}
+        remarks, tokenizer_config = [], contents[TOKENIZER_CONFIG]
+        names = {**contents[NAMES], **tokenizer_config}
 
         def ids_of(name: str, field: str) -> Iterator[int]:
             given = contents[name].get(field)
@@ -173,42 +183,50 @@ class _Files(NamedTuple):
                 elif value is not None:
                     remarks.append(f'{folder / name}: {field}={value!r} is none of {limit} ids, and is not used')
 
-        def id_of(field: str) -> int | None:
-            token = names.get(field)
+        def id_of(field: str) -> Any:
+            """Of a token by its name; None if there is none, `...` if they don't say one that is there."""
+            if field not in names:
+                return None if tokenizer_config.get('tokenizer_class') in NAMELESS else ...
+            token = names[field]
             token = token.get('content') if isinstance(token, dict) else token
             if token is None:
                 return None
-            found = _find(token, vocabulary, contents[TOKENIZER_CONFIG])
+            found = _find(token, vocabulary, tokenizer_config, contents[ADDED_TOKENS])
             if found is None or found >= limit:
-                remarks.append(
-                    f'{folder / TOKENIZER_CONFIG}: {field}={token!r} is not in the vocabulary, and is not used'
-                )
-                return None
+                where = folder / (TOKENIZER_CONFIG if field in tokenizer_config else NAMES)
+                remarks.append(f'{where}: {field}={token!r} is not in the vocabulary, and is not used')
+                return ...
             return found
 
-        of_tokenizer = id_of('eos_token')
-        eos = [] if of_tokenizer is None else [of_tokenizer]
+        of_tokenizer, add_bos = id_of('eos_token'), tokenizer_config.get('add_bos_token')
+        eos = [] if of_tokenizer in (None, ...) else [of_tokenizer]
         eos += [*ids_of(CONFIG, 'eos_token_id'), *ids_of(GENERATION, 'eos_token_id')]
-        bos = id_of('bos_token') if 'bos_token' in names else ...
-        config_bos = next(ids_of(CONFIG, 'bos_token_id'), None)
-        add_bos = contents[TOKENIZER_CONFIG].get('add_bos_token')
-        return cls(bos, config_bos, tuple(eos), add_bos if isinstance(add_bos, bool) else None, tuple(remarks))
+        bos, config_bos = id_of('bos_token'), next(ids_of(CONFIG, 'bos_token_id'), None)
+        add_bos = add_bos if isinstance(add_bos, bool) else None
+        return cls(bos, config_bos, tuple(dict.fromkeys(eos)), add_bos, tuple(remarks))
 
 
-def _find(token, vocabulary, tokenizer_config):
-    """The id of a token, which may stand in tokenizer_config.json alone."""
-    if (found := vocabulary.find(str(token))) is not None:
+def _find(token, vocabulary, tokenizer_config, added_tokens):
+    """The id of a token, which may stand in tokenizer_config.json or added_tokens.json alone."""
+    if not isinstance(token, str) or any('\ud800' <= letter <= '\udfff' for letter in token):
+        return None
+    if (found := vocabulary.find(token)) is not None:
         return found
     added = tokenizer_config.get('added_tokens_decoder')
     for number, entry in added.items() if isinstance(added, dict) else ():
-        if isinstance(entry, dict) and entry.get('content') == token and str(number).isdecimal():
+        if isinstance(entry, dict) and entry.get('content') == token and _is_number(number):
             return int(number)
-    return None
+    found = added_tokens.get(token)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
 
 
 def _ids(name, text, limit, *, several):
     parts = [part.strip() for part in str(text).split(',')]
-    if not all(part.isdecimal() and int(part) < limit for part in parts) or (len(parts) > 1 and not several):
+    if not all(_is_number(part) and int(part) < limit for part in parts) or (len(parts) > 1 and not several):
         what = 'ids with commas between' if several else "an id, or 'none'"
         raise ValueError(f'{name}={text!r} must be {what}, of 0 to {limit - 1}')
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _is_number(text):
+    return len(text) < 10 and text.isascii() and text.isdecimal()

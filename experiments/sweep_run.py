@@ -5,6 +5,7 @@ loss or a gradient wasn't finite, error.txt why it failed. While it trains, it h
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -19,7 +20,9 @@ from flax import traverse_util
 
 from configs import common
 from experiments import runs, workdir_lock
+from experiments.special_tokens import ASK
 from experiments.sweep_plan import Run
+from experiments.tokenizers import load_tokenizer
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
 FREE_FIELDS = set(runs.FREE_FIELDS) - {'eval_batches', 'tokenizer', 'data_dir', 'divergence'}
@@ -115,7 +118,8 @@ def read_result(run: Run) -> Result:
         return Result('missing', {}, '')
     stored = common.with_added(read_json(run.workdir / 'config.json'))
     present = common.with_added(traverse_util.unflatten_dict(run.config, sep='.'))
-    present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (common.as_begun(present, stored), stored))
+    present['special_tokens'], stored['special_tokens'] = _special_tokens(present, stored)
+    present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (present, stored))
     differences = [
         f'{field}: stored {stored.get(field)!r}, present {present.get(field)!r}'
         for field in {**stored, **present}
@@ -128,6 +132,28 @@ def read_result(run: Run) -> Result:
             'Use another --workdir for this config, or give the stored values.'
         )
     return result
+
+
+def _special_tokens(present: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Those of two configs, in one spelling: as the tokenizer's files say, where they are left to these."""
+    settings = [config['special_tokens'] for config in (present, stored)]
+    found = [
+        _settings(
+            present.get('tokenizer', ''), present.get('vocab_size', 0), *(of_config.get(name, '') for name in ASK)
+        )
+        for of_config in settings
+    ]
+    now, then = settings if None in found else found
+    return (then if now == ASK else now), then  # where the tokenizer is no longer there, what it said is not known
+
+
+@functools.cache
+def _settings(tokenizer: str, vocab_size: int, *settings: str) -> dict[str, str] | None:
+    """All of them, of a tokenizer; None if it can't be read."""
+    try:
+        return load_tokenizer(tokenizer, dict(zip(ASK, settings)), vocab_size=vocab_size).special.settings
+    except ValueError:
+        return None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tokenizers: bytes, a local SentencePiece model, or a local Hugging Face `tokenizers` file."""
 
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -9,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments import special_tokens
+from experiments.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
 from experiments.special_tokens import USUAL_ENDS, SpecialTokens
 
 ALLOWED = "allowed: 'bytes', a SentencePiece '.model' file, a Hugging Face tokenizers '.json' file"
-OF_FOLDERS = ('tokenizer.json', 'tokenizer.model')  # names by which a file is known to be of the folder it is in
 
 
 class Vocabulary(special_tokens.Vocabulary, Protocol):
@@ -22,6 +23,7 @@ class Vocabulary(special_tokens.Vocabulary, Protocol):
     encode: text to int32 ids, no special tokens added or recognised.
     decode: ids to text.
     name: of a token; '' of one that the file doesn't have.
+    led_by: a tokenizer.json that puts these tokens before every text, by its name; empty if none has to be written.
     """
 
     fingerprint: str
@@ -31,6 +33,8 @@ class Vocabulary(special_tokens.Vocabulary, Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
     def name(self, token: int) -> str: ...
+
+    def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]: ...
 
 
 class Tokenizer:
@@ -47,13 +51,27 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self.special = special or special_tokens.resolve(vocabulary)[0]
         self.remarks = tuple(remarks)
-        self.vocab_size = max(vocabulary.vocab_size, *(token + 1 for token in self._special_ids))
+        bos = () if self.special.bos is None else (self.special.bos,)
+        self.vocab_size = max(vocabulary.vocab_size, *(token + 1 for token in (*self.special.eos, *bos)))
         self.fingerprint = vocabulary.fingerprint
 
     @property
     def end_of_document(self) -> int:
-        """The id that ends a document; `encode` never returns it, `decode` leaves it out."""
+        """The id that ends a document; `decode` leaves it out."""
         return self.special.eos[0]
+
+    @property
+    def num_document_ids(self) -> int:
+        """One more than the largest id that a document may hold."""
+        ends = *self.special.before_document, self.end_of_document
+        return max(self._vocabulary.vocab_size, *(token + 1 for token in ends))
+
+    @property
+    def before_whole_text(self) -> tuple[int, ...]:
+        """What belongs to a text that is scored from its beginning on: the token that its own tokenizer puts there."""
+        special = self.special
+        is_own = special.before_prompt == (self._vocabulary.leading or ())
+        return special.before_prompt if is_own else special.before_document
 
     @property
     def framing(self) -> str:
@@ -75,7 +93,7 @@ class Tokenizer:
         return [*self.special.before_prompt, *self.encode(text).tolist()] or [self.special.prefix]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text, without the special tokens.
+        """Ids to text, without what begins and ends documents; special tokens of the vocabulary have no text.
 
         Raises:
           ValueError: for ids outside of the vocabulary.
@@ -83,7 +101,8 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         if foreign := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise ValueError(f'ids holds {foreign[0]}; allowed: 0 to {self.vocab_size - 1}.')
-        return self._vocabulary.decode([i for i in ids if i not in self._special_ids])
+        left_out = {self.end_of_document, *self.special.before_prompt}
+        return self._vocabulary.decode([i for i in ids if i not in left_out])
 
     def describe(self) -> str:
         """Special tokens, for people."""
@@ -93,19 +112,23 @@ class Tokenizer:
         text = f'documents {f"begin with {named(before)} and " if before else ""}end with {named([end])}'
         return f'{text}; so may what is written, or with {named(others)}' if others else text
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """What a tokenizer_config.json says of this, for transformers."""
-        special, find = self.special, self._vocabulary.find
-        names = {'bos_token': special.bos, 'eos_token': self.end_of_document}
-        names = {field: None if token is None else self._vocabulary.name(token) for field, token in names.items()}
-        known = {field: name for field, name in names.items() if name is None or find(name) is not None}
-        return {**known, 'add_bos_token': special.add_bos}
+    def files(self) -> dict[str, Any]:
+        """What a folder for transformers says of this, by file: fields of JSON, and the text of a tokenizer.json."""
+        special, vocabulary = self.special, self._vocabulary
+        tokens = {'bos_token': special.bos, 'eos_token': self.end_of_document}
+        names = {field: None if token is None else vocabulary.name(token) or None for field, token in tokens.items()}
+        return {
+            TOKENIZER_CONFIG: names | {'add_bos_token': special.add_bos},
+            **vocabulary.led_by(special.before_prompt),
+        }
 
-    @property
-    def _special_ids(self):
-        special = self.special
-        return {*special.eos, *(() if special.bos is None else (special.bos,))}
+    def is_said_by(self, folder: pathlib.Path | None) -> bool:
+        """Whether the files of a folder say of this vocabulary what this tokenizer does."""
+        try:
+            said, _ = special_tokens.resolve(self._vocabulary, folder=folder, vocab_size=self.vocab_size, is_given=True)
+        except ValueError:
+            return False
+        return said == self.special
 
 
 def load_tokenizer(
@@ -136,7 +159,7 @@ def load_tokenizer(
     """
     vocabulary = load_vocabulary(spec)
     path = pathlib.Path(spec).expanduser()
-    if folder is None and path.name in OF_FOLDERS:
+    if folder is None and path.name in TOKENIZERS:
         folder = path.parent
     found = special_tokens.resolve(vocabulary, special, folder=folder, vocab_size=vocab_size, is_given=is_given)
     return Tokenizer(vocabulary, *found)
@@ -167,9 +190,9 @@ class Bytes:
     """The bytes of UTF-8: ids 0 to 255, and 256 ends a document."""
 
     vocab_size = 257
-    bos = leading = None
+    bos = None
     eos = end_by_name = 256
-    says_leading = True
+    leading = ()
     fingerprint = 'bytes'
 
     def find(self, token: str) -> int | None:
@@ -177,6 +200,9 @@ class Bytes:
 
     def name(self, token: int) -> str:
         return bytes([token]).decode('latin1') if token < 256 else ''
+
+    def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
+        return {}
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
@@ -190,7 +216,6 @@ class SentencePiece:
     """A SentencePiece model."""
 
     leading = None
-    says_leading = False
 
     def __init__(self, contents: bytes):
         import sentencepiece
@@ -210,6 +235,9 @@ class SentencePiece:
     def name(self, token: int) -> str:
         return self._processor.id_to_piece(token) if token < self.vocab_size else ''
 
+    def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
+        return {}
+
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._processor.encode(text, add_bos=False, add_eos=False), np.int32)
 
@@ -222,12 +250,11 @@ class HuggingFace:
     """A `tokenizers` file."""
 
     bos = eos = None
-    says_leading = True
 
     def __init__(self, contents: bytes):
         import tokenizers
 
-        json.loads(contents)  # its errors say more than those of `tokenizers`
+        self._contents = json.loads(contents)  # its errors say more than those of `tokenizers`
         self._tokenizer = tokenizers.Tokenizer.from_str(contents.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -235,7 +262,7 @@ class HuggingFace:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1  # ids may have holes
         self.end_by_name = next((vocabulary[end] for end in USUAL_ENDS if end in vocabulary), self.vocab_size)
-        self.leading = self._leading()
+        self.leading = tuple(_leading(self._contents.get('post_processor')))
         self.fingerprint = f'huggingface-{hashlib.sha256(contents).hexdigest()[:16]}'
 
     def find(self, token: str) -> int | None:
@@ -250,11 +277,30 @@ class HuggingFace:
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
 
-    def _leading(self):
-        """What its post-processor puts before a text."""
-        encoding = self._tokenizer.encode('a', add_special_tokens=True)
-        mask = [*encoding.special_tokens_mask, 0]
-        leading = encoding.ids[: mask.index(0)]
-        if len(leading) > 1:
-            raise ValueError(f"it puts {len(leading)} tokens before a text, and can't be followed: one at the most")
-        return leading[0] if leading else None
+    def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
+        if tokens == self.leading or not all(map(self.name, tokens)):
+            return {}
+        names = {self.name(token): token for token in tokens}
+        single, other = (
+            [
+                *({'SpecialToken': {'id': name, 'type_id': 0}} for name in names),
+                {'Sequence': {'id': text, 'type_id': 0}},
+            ]
+            for text in 'AB'
+        )
+        special = {name: {'id': name, 'ids': [token], 'tokens': [name]} for name, token in names.items()}
+        processor = dict(type='TemplateProcessing', single=single, pair=single + other, special_tokens=special)
+        return {TOKENIZERS[0]: json.dumps({**self._contents, 'post_processor': processor}, ensure_ascii=False)}
+
+
+def _leading(processor):
+    """The ids that a post-processor puts before a text."""
+    match processor:
+        case {'type': 'TemplateProcessing', 'single': pieces, 'special_tokens': special}:
+            pieces = itertools.takewhile(lambda piece: 'SpecialToken' in piece, pieces)
+            return [token for piece in pieces for token in special[piece['SpecialToken']['id']]['ids']]
+        case {'type': 'BertProcessing' | 'RobertaProcessing', 'cls': [_, token]}:
+            return [token]
+        case {'type': 'Sequence', 'processors': parts}:
+            return [token for part in reversed(parts) for token in _leading(part)]
+    return []

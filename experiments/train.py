@@ -121,6 +121,8 @@ def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        raise
     except Preempted:
         print(f'preempted; the same command continues from {newest()}', file=sys.stderr)
         sys.exit(exit_codes.PREEMPTED)

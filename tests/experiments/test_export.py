@@ -147,8 +147,9 @@ def test_weights_for_transformers(tmp_path, monkeypatch, capsys, learned):
     run_export(monkeypatch, learned, tmp_path, TO_HF=str(tmp_path / 'hf'))
     (((directory, model, weights, tokenizer_directory), named),) = written
     assert (directory, model, tokenizer_directory) == (tmp_path / 'hf', learned.experiment.model, None)
-    assert named['longest'] == learned.experiment.config.sequence_length
-    assert named['special'] == {'bos_token_id': 256, 'eos_token_id': 256}
+    ids = {'bos_token_id': 256, 'eos_token_id': 256, 'pad_token_id': None}
+    longest = {'max_position_embeddings': learned.experiment.config.sequence_length}
+    assert named == {'said': {'config.json': ids | longest}}
     assert_identical_trees(
         jax.tree.map(np.asarray, weights), gq.load_packed(tmp_path / 'learned.safetensors', like=weights)
     )

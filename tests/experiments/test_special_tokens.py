@@ -43,11 +43,11 @@ def sources(tmp_path_factory):
 def folder(tmp_path, sources):
     """Writes a folder with a tokenizer and what its files say; the path of the tokenizer."""
 
-    def write(source, config=None, generation=None, tokenizer=None, names=None):
+    def write(source, config=None, generation=None, tokenizer=None, names=None, added=None):
         path = tmp_path / ('tokenizer.json' if sources[source].startswith(b'{') else 'tokenizer.model')
         path.write_bytes(sources[source])
         files = {'config': config, 'generation_config': generation, 'tokenizer_config': tokenizer}
-        for name, contents in (files | {'special_tokens_map': names}).items():
+        for name, contents in (files | {'special_tokens_map': names, 'added_tokens': added}).items():
             if contents is not None:
                 (tmp_path / f'{name}.json').write_text(json.dumps(contents))
         return str(path)
@@ -86,6 +86,22 @@ FILES = {
     'a name that only tokenizer_config.json has': (
         *[('sentencepiece', IDS, None, {'eos_token': '<end>', 'added_tokens_decoder': {'399': {'content': '<end>'}}})],
         SpecialTokens(1, (399, 2), True),
+    ),
+    'a name that only added_tokens.json has': (
+        ('sentencepiece', IDS, None, {'eos_token': '<end>'}, {}, {'<end>': 399}),
+        SpecialTokens(1, (399, 2), True),
+    ),
+    'an EOS that is not its own': (
+        ('sentencepiece', {'eos_token_id': 7}, IDS | {'eos_token_id': 7}),
+        SpecialTokens(1, (7,), True),
+    ),
+    'names that are none': (
+        ('sentencepiece', {}, None, {'bos_token': '', 'eos_token': 2, 'add_bos_token': True}),
+        SpecialTokens(1, (2,), True),
+    ),
+    'a class whose tokens have no names': (
+        ('bpe', IDS, None, {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '</s>'}),
+        SpecialTokens(None, (2,), False),
     ),
     'several EOS': (
         ('bpe', {'eos_token_id': [2, 3]}, {'eos_token_id': [3, 50]}, {'eos_token': '<|im_end|>'}),
@@ -161,7 +177,7 @@ def test_what_is_refused(folder, files, asked, message):
         special(folder(*files), **asked)
 
 
-@pytest.mark.parametrize('contents', ['{', '[]', '\xff'])
+@pytest.mark.parametrize('contents', ['{', '[]', '\xff', '[' * 100_000])
 @pytest.mark.parametrize('name', ['config.json', 'generation_config.json', 'tokenizer_config.json'])
 def test_a_damaged_file_is_named(folder, tmp_path, name, contents):
     path = folder('leading', IDS)
@@ -169,6 +185,41 @@ def test_a_damaged_file_is_named(folder, tmp_path, name, contents):
     with pytest.raises(ValueError, match=f'{name} (is no JSON|must hold a JSON object)'):
         special(path)
     assert special(path, bos_token_id='1', eos_token_id='2', add_bos_token='true') == SpecialTokens(1, (2,), True)
+
+
+def test_templates_of_tokenizers(folder, tmp_path):
+    """Whatever letters there are, and what is behind a text; of several tokens before it, one has to be said."""
+    path = folder('bpe', IDS)
+    contents = json.loads((tmp_path / 'tokenizer.json').read_text())
+    text, tokens = {'Sequence': {'id': 'A', 'type_id': 0}}, {'<s>': [1], '</s>': [2], '<|im_end|>': [3]}
+    piece = lambda name: {'SpecialToken': {'id': name, 'type_id': 0}}
+    special_tokens = {name: {'id': name, 'ids': ids, 'tokens': [name]} for name, ids in tokens.items()}
+    pair = [text, {'Sequence': {'id': 'B', 'type_id': 1}}]
+    template = dict(type='TemplateProcessing', pair=pair, special_tokens=special_tokens)
+
+    def leads(processor, **asked):
+        (tmp_path / 'tokenizer.json').write_text(json.dumps(contents | {'post_processor': processor}))
+        return special(path, **asked)
+
+    assert leads(template | {'single': [text, piece('</s>')]}) == SpecialTokens(1, (2,), False)
+    led = template | {'single': [piece('<|im_end|>'), text, piece('</s>')]}
+    assert leads(led) == SpecialTokens(3, (2,), True)
+    byte_level = dict(type='ByteLevel', add_prefix_space=True, trim_offsets=False, use_regex=True)
+    assert leads(dict(type='Sequence', processors=[byte_level, led])) == SpecialTokens(3, (2,), True)
+    roberta = dict(type='RobertaProcessing', sep=['</s>', 2], cls=['<s>', 1], trim_offsets=True, add_prefix_space=False)
+    assert leads(roberta) == SpecialTokens(1, (2,), True)
+    several = template | {'single': [piece('<s>'), piece('<|im_end|>'), text]}
+    with pytest.raises(ValueError, match='puts 2 tokens before a text: say by bos_token_id which one to take'):
+        leads(several)
+    assert leads(several, bos_token_id='1') == SpecialTokens(1, (2,), True)
+    assert load_tokenizer(path, BEFORE).special == SpecialTokens(2, (2,), True)
+
+
+def test_what_a_tokenizer_and_its_config_disagree_about_is_told(folder):
+    for source, says, does in (('leading', False, 'a'), ('bpe', True, 'no')):
+        path = folder(source, IDS, None, {'add_bos_token': says, 'bos_token': '<s>', 'eos_token': '</s>'})
+        (remark,) = load_tokenizer(path, vocab_size=400, is_given=True).remarks
+        assert f'add_bos_token={says}' in remark and remark.endswith(f'puts {does} token before texts')
 
 
 # Training from scratch
@@ -232,6 +283,20 @@ def test_tokens_are_kept_by_how_documents_begin_and_end(folder):
     assert framings == ['1-2', '', '1-3', '5-2']
 
 
+def test_further_ends_that_are_text_stay_text(folder):
+    """A line's end ends what is written, not what is read."""
+    tokenizer = load_tokenizer('bytes', ASK | {'eos_token_id': '256,10'})
+    assert tokenizer.decode(tokenizer.encode_document('a\nb')) == 'a\nb'
+    assert tokenizer.special.eos == (256, 10)
+
+
+def test_the_size_of_tokens_is_that_of_what_documents_hold(folder):
+    """Whatever else ends what is written: the same tokens, of the same name."""
+    one, other = (load_tokenizer('bytes', ASK | {'eos_token_id': ids}) for ids in ('256', '256,257'))
+    assert (one.num_document_ids, other.num_document_ids, other.vocab_size) == (257, 257, 258)
+    assert load_tokenizer(folder('bpe', IDS), ASK | {'eos_token_id': '400'}).num_document_ids == 401
+
+
 def test_special_tokens_are_told(folder):
     path = folder('leading', {'eos_token_id': [2, 3]})
     assert load_tokenizer(path).describe() == (
@@ -249,13 +314,9 @@ def test_a_run_keeps_its_special_tokens(folder, tmp_path, monkeypatch):
     found = {'bos_token_id': '1', 'eos_token_id': '2,3', 'add_bos_token': 'true'}
 
     def started(stored, **asked):
-        def load_config(directory):
-            assert directory == workdir / 'checkpoints'
-            if stored is None:
-                raise ValueError('there is no whole checkpoint')
-            return stored
-
-        monkeypatch.setattr(runs, 'load_config', load_config)
+        monkeypatch.setattr(runs, 'newest_step', lambda directory: None if stored is None else 4)
+        workdir.mkdir(exist_ok=True)
+        (workdir / 'config.json').write_text(json.dumps(stored))
         config = small_config(tokenizer=path, **{f'special_tokens__{name}': value for name, value in asked.items()})
         tokenizer = runs.settle_tokenizer(config, workdir)
         return tokenizer.special, config.special_tokens.to_dict()
@@ -265,6 +326,8 @@ def test_a_run_keeps_its_special_tokens(folder, tmp_path, monkeypatch):
     kept = {'bos_token_id': '7', 'eos_token_id': '8', 'add_bos_token': 'false'}
     assert started({'special_tokens': kept}) == (SpecialTokens(7, (8,), False), kept)
     assert started({}) == (SpecialTokens(2, (2,), True), BEFORE)
+    assert started(None, eos_token_id=' 3, 3') == (SpecialTokens(1, (3,), True), found | {'eos_token_id': ' 3, 3'})
+    assert started(None, **BEFORE) == (SpecialTokens(2, (2,), True), BEFORE)  # as from a run of version 0.1
 
 
 def test_documents_of_a_training_begin_with_bos(folder):
@@ -302,7 +365,23 @@ def test_an_import_finds_them_and_an_export_tells_them(tmp_path, capsys):
     config = json.loads((tmp_path / 'again' / 'config.json').read_text())
     told = {'bos_token_id': 4, 'eos_token_id': [258, 7], 'max_position_embeddings': 40, 'pad_token_id': None}
     assert told.items() <= ({'pad_token_id': None} | config).items()
-    assert json.loads((tmp_path / 'again' / 'tokenizer_config.json').read_text()) == {'eos_token': '</s>'}
+    names = json.loads((tmp_path / 'again' / 'tokenizer_config.json').read_text())
+    assert names == {'eos_token': '</s>', 'bos_token': '%', 'add_bos_token': True}
+    again = load_tokenizer(str(tmp_path / 'again' / 'tokenizer.json'), vocab_size=264, is_given=True)
+    assert again.special == run.tokenizer.special
+
+
+def test_an_import_of_version_0_1_tells_what_its_checkpoint_does(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / 'theirs')
+    with on_mesh(ONE_DEVICE):
+        import_hf.import_checkpoint(checkpoint, tmp_path / 'run')
+        run = runs.open_run(tmp_path / 'run')
+        run.experiment.config.special_tokens.update(BEFORE)
+        old = run._replace(tokenizer=load_tokenizer(run.experiment.config.tokenizer, BEFORE))
+        assert old.tokenizer.special == SpecialTokens(258, (258,), True)
+        export.write_huggingface(old, tmp_path / 'run', run.state.params, tmp_path / 'again')
+    config = json.loads((tmp_path / 'again' / 'config.json').read_text())
+    assert (config['bos_token_id'], config['eos_token_id']) == (None, [258, 7])
 
 
 def test_a_run_of_our_own_tells_transformers_all(folder, tmp_path):

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+from ml_collections import ConfigDict
 from programs import import_program
-from small_experiments import ONE_DEVICE, on_mesh
+from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 from small_tokenizers import write_huggingface, write_sentencepiece
 
-from experiments import runs
+from experiments import runs, training
 from experiments.tokenizers import load_tokenizer
 
 torch = pytest.importorskip('torch')
@@ -69,7 +70,17 @@ def bpe_of_gpt2(folder):
     return {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': '<|endoftext|>', 'eos_token': '<|endoftext|>'}
 
 
-KINDS = (sentencepiece_as_llama, sentencepiece_without_bos, bpe, bpe_with_bos, bpe_of_gpt2)
+def bpe_led_by_its_end(folder):
+    """One token is both, and leads texts."""
+    contents = bpe_of_gpt2(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    template = dict(single='<|endoftext|> $A', pair='<|endoftext|> $A $B', special_tokens=[('<|endoftext|>', 0)])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    return contents
+
+
+KINDS = (sentencepiece_as_llama, sentencepiece_without_bos, bpe, bpe_with_bos, bpe_of_gpt2, bpe_led_by_its_end)
 
 
 def write_model(folder, kind):
@@ -172,3 +183,54 @@ def test_texts_are_written_as_by_transformers(imported):
     seen = dict(input_ids=torch.tensor([prompt]), attention_mask=torch.ones((1, len(prompt))))
     theirs = model.generate(**seen, max_new_tokens=20, do_sample=False, pad_token_id=0)
     assert np.asarray(tokens).tolist() == theirs[0, len(prompt) :].tolist()
+
+
+OWN = [
+    ('sentencepiece', {}),
+    ('sentencepiece', {'add_bos_token': 'false', 'eos_token_id': '5'}),
+    ('sentencepiece', {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'}),  # of version 0.1
+    ('bpe', {}),
+    ('bpe', {'bos_token_id': '1'}),
+    ('bpe_with_bos', {'add_bos_token': 'false'}),
+    ('bpe_with_bos', {'bos_token_id': '2', 'eos_token_id': '1,2'}),
+]
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt2'])
+@pytest.mark.parametrize(('kind', 'asked'), OWN)
+def test_transformers_read_what_a_run_of_our_own_was_trained_on(tmp_path, kind, asked, family):
+    """Also where the files beside its tokenizer say something else."""
+    export = import_program('export')
+    source = tmp_path / 'source'
+    source.mkdir()
+    if kind == 'sentencepiece':
+        path = write_sentencepiece(source / 'tokenizer.model')
+    else:
+        {'bpe': bpe, 'bpe_with_bos': bpe_with_bos}[kind](source)
+        path = source / 'tokenizer.json'
+    (source / 'generation_config.json').write_text('{"bos_token_id": 7, "eos_token_id": 8}')
+    (source / 'config.json').write_text(
+        '{"model_type": "llama", "max_position_embeddings": 4096, "pad_token_id": 9999}'
+    )
+    if asked:
+        (source / 'tokenizer_config.json').write_text(
+            '{"bos_token": "</s>", "eos_token": "<s>", "add_bos_token": true}'
+        )
+    config = small_config(tokenizer=str(path))
+    config.special_tokens.update({'eos_token_id': '' if kind == 'sentencepiece' else '2'} | asked)
+    if family == 'gpt2':
+        sizes = dict(num_layers=1, hidden_size=32, num_heads=2, mlp_size=128, max_length=24)
+        config.model = ConfigDict({'family': 'gpt2', **sizes, 'norm_epsilon': 1e-5})
+    with on_mesh(ONE_DEVICE):
+        tokenizer = runs.settle_tokenizer(config, tmp_path / 'run')
+        experiment = training.make_experiment(config, tokenizer.vocab_size)
+        run = runs.Run(experiment, tokenizer, random_state(experiment))
+        export.write_huggingface(run, tmp_path / 'run', run.state.params, tmp_path / 'folder')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'folder')
+    for text in (text for text in TEXTS if text):
+        assert theirs(text).input_ids == tokenizer.encode_prompt(text), text
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'folder')
+    ends = model.generation_config.eos_token_id
+    assert tuple(ends if isinstance(ends, list) else [ends]) == tokenizer.special.eos
+    assert theirs.eos_token_id == tokenizer.end_of_document
+    assert model.config.max_position_embeddings == 24

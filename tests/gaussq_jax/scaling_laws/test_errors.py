@@ -282,7 +282,7 @@ def test_intervals_cover_the_truth(law, columns, noise, objective, errors):
     if predictions:
         shares |= dict(zip(('near', 'between', 'far'), np.mean(predictions, axis=0).tolist()))
     print('\n95 % intervals that cover the truth:', shares)
-    assert all(0.9 <= share <= 0.99 for share in shares.values()), shares
+    assert all(0.9 <= share <= 0.985 for share in shares.values()), shares  # of 98 %, 300 draws may be off by that
 
 
 @pytest.mark.slow
@@ -299,4 +299,5 @@ def test_intervals_of_runs_cover_other_runs(num_sizes):
         covered.append((low < loss) & (loss < high))
     shares = np.mean(covered, axis=0)
     print('\n95 % intervals that cover another run:', shares)
-    assert np.all((shares >= 0.9) & (shares <= 0.98)), shares
+    most = 0.995 if num_sizes == 3 else 0.98  # of so few runs it is on the safe side, most of all far from them
+    assert np.all((shares >= 0.9) & (shares <= most)), shares
