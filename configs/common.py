@@ -104,7 +104,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             special_tokens=dict(  # by their ids; '' is what the tokenizer's file says, and those of a model beside it
                 bos_token_id='',  # of the beginning of a text; or 'none'
                 eos_token_id='',  # of the end of a document; if several, as '2,32007', any of them ends what is written
-                add_bos_token='',  # 'true' or 'false': whether texts begin with the first; documents not, if it is an end
+                add_bos_token='',  # 'true' or 'false': whether texts begin with it; no document does that follows it
             ),
             vocab_size=0,  # of the model; 0 is the tokenizer's, of which it may have more
             init_from='',  # a run's workdir, whose newest weights training starts from; '' is random weights

@@ -11,7 +11,7 @@ from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 from small_tokenizers import write_huggingface, write_sentencepiece
 
 from configs import common, from_run
-from experiments import runs, training
+from experiments import runs, sweep_run, training
 from experiments.input_pipeline import load_tokens
 from experiments.special_tokens import ASK, SpecialTokens
 from experiments.tokenizers import load_tokenizer
@@ -328,6 +328,24 @@ def test_a_run_keeps_its_special_tokens(folder, tmp_path, monkeypatch):
     assert started({}) == (SpecialTokens(2, (2,), True), BEFORE)
     assert started(None, eos_token_id=' 3, 3') == (SpecialTokens(1, (3,), True), found | {'eos_token_id': ' 3, 3'})
     assert started(None, **BEFORE) == (SpecialTokens(2, (2,), True), BEFORE)  # as from a run of version 0.1
+
+
+def test_a_sweep_compares_what_texts_begin_and_end_with(folder):
+    """Not how it is spelled, or who said it; a run of version 0.1 is another, if its documents began otherwise."""
+    path = folder('leading', IDS)
+
+    def are_one(present, stored, tokenizer=path):
+        both = ({'tokenizer': tokenizer, 'vocab_size': 0, 'special_tokens': asked} for asked in (present, stored))
+        one, other = sweep_run._special_tokens(*both)
+        return one == other
+
+    found = {'bos_token_id': '1', 'eos_token_id': '2', 'add_bos_token': 'true'}
+    assert are_one(ASK, found) and are_one(found | {'eos_token_id': ' 2,2'}, found)
+    assert not are_one(ASK | {'eos_token_id': '3'}, found) and not are_one(ASK, found | {'eos_token_id': '3'})
+    assert not are_one(ASK, BEFORE) and are_one(BEFORE, BEFORE)
+    assert are_one(ASK, BEFORE, 'bytes')
+    # Of a tokenizer that is no longer there, what is said counts.
+    assert are_one(ASK, found, 'gone.json') and not are_one(ASK | {'eos_token_id': '3'}, found, 'gone.json')
 
 
 def test_documents_of_a_training_begin_with_bos(folder):
