@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterator
 
@@ -36,12 +37,10 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
             main(argv)
             sys.stdout.flush()
         except BrokenPipeError:
-            try:
-                sys.stdout.flush()
-            except BrokenPipeError:  # who reads it has seen enough, as `head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(1)
-            raise
+            if not _has_no_reader(sys.stdout.fileno()):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)  # who reads it has seen enough, as `head`
 
     def parse_flags(argv):
         try:
@@ -53,6 +52,13 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
             sys.exit(f'error: the config has no field {" ".join(str(reason).split())}')
 
     app.run(main_without_log, argv=argv, flags_parser=parse_flags)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    """Whether it is of a pipe that was closed at its other end."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _be_quiet():
