@@ -22,7 +22,7 @@ LAWS = {
 UNKNOWN = 'unknown'
 UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
 NUM_STARTS = 16  # of a fit
-NUM_DRAWS = 200  # of the bootstrap
+NUM_DRAWS = 1000  # of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ def read_law(path: str | pathlib.Path) -> KnownLaw:
             content['noise'],
             _determination_of_json(law, content.get('determination')),
             _scatter_of_json(content.get('scatter')),
-            content.get('errors'),
+            _errors_of_json(content.get('errors')),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'has no {error}' if isinstance(error, KeyError) else error
@@ -231,7 +231,16 @@ def _scatter_of_json(content: Any) -> scaling_laws.Scatter | None:
     """None where a file has none, as those of version 0.1."""
     if content is None:
         return None
-    return scaling_laws.Scatter(np.array(content['residuals'], float), bool(content['is_relative']))
+    residuals = np.array(content['residuals'], float)
+    if residuals.ndim != 1 or not residuals.size or not np.all(np.isfinite(residuals)):
+        raise ValueError('scatter must have residuals, finite numbers')
+    return scaling_laws.Scatter(residuals, bool(content['is_relative']))
+
+
+def _errors_of_json(errors: Any) -> str | None:
+    if errors is not None and errors not in scaling_laws.ERRORS:
+        raise ValueError(f'errors={errors!r} must be one of {", ".join(scaling_laws.ERRORS)}')
+    return errors
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -27,10 +27,11 @@ NAMES = {
     'method': ('method',),
     'seed': ('seed',),
     'name': ('name',),
-    'run': ('run', 'run_id', 'run_name', 'name'),
+    'run': ('run', 'run_id', 'run_name'),
     'status': ('status',),
 }
 EVERY_LAW = ('N', 'D', 'loss')
+NO_LABELS = ('nan', 'none', 'null', 'na', '<na>')  # as other programs write an empty cell
 WORDS = ('format', 'method', 'seed', 'name', 'run')
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
 
@@ -165,6 +166,7 @@ def missing_column(table: RunTable, column: str) -> ValueError:
 def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] | str:
     """The columns of a run, or why it is left out."""
     words = {column: _word(cells[column]) for column in (*WORDS, 'status')}
+    words |= {column: '' for column in ('seed', 'run') if words[column].lower() in NO_LABELS}
     if words['status'] not in ('', 'done'):
         return f'with status {words["status"]}'
     if blank := [column for column in ('loss', 'N', 'D') if _word(cells[column]) == '']:

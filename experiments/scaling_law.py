@@ -10,7 +10,8 @@
 
 The law is the one that the Capybara paper (arXiv 2501.02423) has published; with --law=law.json one that `fit` wrote;
 with --runs=TABLE one fitted on the spot, as by `fit TABLE`. A fitted law gives 95 % intervals, by a bootstrap over
-groups of runs: those of one N, D and seed, and those of one N and run, if the table has the columns seed and run.
+groups of runs: those of one N, D and seed, and those of one N and run, if the table says seed and run (or run_id, or
+run_name).
 
 A table of runs is CSV, JSONL or Parquet: the results.csv of experiments.sweep, or one with the columns N (weights of
 the linear layers), D (tokens), E and M (bits of exponent and mantissa) or format, B (block size) and loss; or b, the
@@ -212,7 +213,7 @@ def critical() -> Answer:
                 f'TOO MANY TOKENS for {" ".join(cells_of(point).values())}: {human(D)} give a loss of {there:.4f},'
                 f' {human(critical)} one of {least:.4f}'
             )
-    quantities = {'critical tokens': Quantity(size, human), 'loss there': Quantity(loss, '{:.4f}'.format, is_loss=True)}
+    quantities = {'critical tokens': Quantity(size, human), 'loss there': Quantity(loss, '{:.4f}'.format)}
     return tabulate(known, points, quantities, remarks)
 
 

@@ -231,13 +231,6 @@ def describe(
     if any(option.is_unknown for option in plan.options):
         remarks.append(f'{known.says_unknown}: so may another format be the best')
     remarks += [known.says_assumed] if known.says_assumed else []
-    data = plan._asdict() | {
-        'known': known.describe(),
-        'best': best.describe(),
-        'remarks': list(dict.fromkeys(remarks)),
-    }
-    data['options'] = [option.describe() for option in plan.options]
-    data['training'] = training._asdict() | {'option': option.describe()}
     bits = 'no real number of' if plan.bits is None else f'{plan.bits:.3f}'
     if plan.bits is None:
         remarks.append(
@@ -245,6 +238,13 @@ def describe(
         )
     elif plan.bits_interval is None and known.draws:
         remarks.append('no interval of the best bits: by some of the laws that the runs allow, there is no best number')
+    data = plan._asdict() | {
+        'known': known.describe(),
+        'best': best.describe(),
+        'remarks': list(dict.fromkeys(remarks)),
+    }
+    data['options'] = [option.describe() for option in plan.options]
+    data['training'] = training._asdict() | {'option': option.describe()}
     if plan.bits_interval is not None:
         bits = value_text(plan.bits, plan.bits_interval, '{:.3f}'.format, '95 %: ')
     lines = [

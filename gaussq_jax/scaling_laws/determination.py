@@ -22,8 +22,8 @@ class Determination:
     Attributes:
       law: the fitted one.
       names: the constants that were fitted, p of them.
-      unseen: directions along which the runs' predictions don't move, (k, p), orthonormal.
-      covariance: of the point in all other directions, (p, p).
+      unseen: directions of length 1, (k, p): along which the runs' predictions don't move, or those of one group alone.
+      covariance: of the point in all directions in which predictions move, by plain errors, (p, p).
       alternatives: laws that serve the runs about as well, as far as the search has come upon them.
     """
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
+import scipy.special
 
 from gaussq_jax.scaling_laws.laws import ScalingLaw
 
@@ -35,7 +36,7 @@ class Scatter(NamedTuple):
     """How runs lie about a law that was not fitted to them: their noise, and what the law doesn't describe.
 
     Attributes:
-      residuals: loss - law, of each run by the law without its group, (r,); or
+      residuals: loss - law, of each run by the law without its group, times the root of its weight, (r,); or
       is_relative: log(loss / law).
     """
 
@@ -45,7 +46,9 @@ class Scatter(NamedTuple):
     def interval(
         self, loss: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Both ends of the middle part `level` of the losses of runs, every draw's with every residual.
+        """Both ends of the middle part `level` of the losses of runs of weight 1, every draw's with every residual.
+
+        No end is inside those of the draws alone.
 
         Args:
           loss: from a law to a number or an array.
@@ -56,7 +59,10 @@ class Scatter(NamedTuple):
         for losses in np.reshape(predicted, (len(predicted), -1)).T:
             runs = np.multiply.outer(losses, np.exp(self.residuals)) if self.is_relative else None
             runs = np.add.outer(losses, self.residuals) if runs is None else runs
-            ends.append(np.quantile(runs, (tail, 1 - tail), method='closest_observation'))
+            of_law, of_run = (
+                np.quantile(values, (tail, 1 - tail), method='closest_observation') for values in (losses, runs)
+            )
+            ends.append((min(of_law[0], of_run[0]), max(of_law[1], of_run[1])))
         low, high = np.reshape(np.transpose(ends), (2, *predicted.shape[1:]))
         return low, high
 
@@ -78,7 +84,44 @@ def check_level(level: float) -> float:
     return level
 
 
-def run_groups(N: np.ndarray, D: np.ndarray, seed: Iterable[Any] | None, run: Iterable[Any] | None) -> np.ndarray:
+def student_t(degrees: int, level: float = 0.95) -> float:
+    """Standard errors from the middle of the middle part `level` of Student's t to its ends."""
+    return float(scipy.special.stdtrit(degrees, 0.5 + check_level(level) / 2))
+
+
+def degrees_of_freedom(num_runs: int, num_constants: int, groups: np.ndarray) -> int:
+    """r - p, or g - 1 if there are so few groups; at least 1."""
+    return max(min(num_runs - num_constants, int(groups.max())), 1)
+
+
+def number_labels(name: str, labels: Iterable[Any], length: int, *, may_lack: bool = True) -> np.ndarray:
+    """A number for each label, the same for the same, (length,); -1 for None, NaN, '' and what pandas has for them.
+
+    Raises:
+      ValueError: for another number of labels; if one lacks, and may not.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise ValueError(f'{name}={labels!r} must be a label a run')
+    labels = [tuple(label) if isinstance(label, list | np.ndarray) else label for label in labels]
+    if len(labels) != length:
+        raise ValueError(f'{name} has {len(labels)} labels, for {length} runs')
+    numbers: dict[Any, int] = {}
+    found = np.array([-1 if _is_missing(label) else numbers.setdefault(label, len(numbers)) for label in labels])
+    if not may_lack and np.any(found < 0):
+        raise ValueError(f'{name} has no label for row {int(np.argmin(found))} of the runs')
+    return found
+
+
+def _is_missing(label):
+    if label is None or (isinstance(label, str) and not label):
+        return True
+    try:
+        return bool(label != label)  # NaN
+    except TypeError:  # pandas.NA
+        return True
+
+
+def run_groups(N: np.ndarray, D: np.ndarray, seed: np.ndarray | None, run: np.ndarray | None) -> np.ndarray:
     """The number of each run's group, (r,), of those whose residuals may depend on each other.
 
     Runs of one N, D and seed see the same batches from the same initial weights, in whatever format; rows of one N and
@@ -86,14 +129,13 @@ def run_groups(N: np.ndarray, D: np.ndarray, seed: Iterable[Any] | None, run: It
 
     Args:
       N, D: (r,).
-      seed: a label a run; all alike if not known.
-      run: a label a run, '' or None where it has none.
+      seed: a number a run, by `number_labels`; -1, which is one too, where it is not known.
+      run: a number a run, by `number_labels`; -1 where it has none.
     """
-    seed = [''] * len(N) if seed is None else seed
-    run = [''] * len(N) if run is None else run
+    seed, run = (np.full(len(N), -1) if labels is None else labels for labels in (seed, run))
     firsts, links = {}, []
-    for i, (*batches, of_run) in enumerate(zip(N.tolist(), D.tolist(), map(str, seed), run)):
-        for label in [tuple(batches)] + [('run', N[i], str(of_run))] * (of_run not in ('', None)):
+    for i, (n, d, of_seed, of_run) in enumerate(zip(N.tolist(), D.tolist(), seed.tolist(), run.tolist(), strict=True)):
+        for label in [(n, d, of_seed)] + [('run', n, of_run)] * (of_run >= 0):
             links.append((i, firsts.setdefault(label, i)))
     links = scipy.sparse.coo_array((np.ones(len(links)), np.transpose(links)), shape=(len(N), len(N)))
     return scipy.sparse.csgraph.connected_components(links, directed=False)[1]

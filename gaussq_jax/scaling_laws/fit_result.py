@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from gaussq_jax.scaling_laws.determination import Determination
-from gaussq_jax.scaling_laws.errors import Scatter, check_level, quantile_interval
+from gaussq_jax.scaling_laws.errors import Scatter, degrees_of_freedom, quantile_interval, student_t
 from gaussq_jax.scaling_laws.laws import ScalingLaw
 
 
@@ -26,7 +25,7 @@ class FitResult:
         runs don't see a constant, or one group of them alone, or a solution with another one is about as good.
       predicted: the law's loss of each run, (r,), and
       residuals: the runs' losses less that.
-      scatter: the same of each run by the law without its group.
+      scatter: the same of each run by the law without its group, times the root of its weight.
       rmse: the root mean square of the residuals.
       noise: the estimated standard deviation of a loss of weight 1, from r - p degrees of freedom; with log_huber, of
         one as large as the mean.
@@ -61,7 +60,7 @@ class FitResult:
     @property
     def degrees_of_freedom(self) -> int:
         """Of Student's t: r - p; of 'cr3', g - 1 if that is less."""
-        return max(min(self.num_runs - len(self.names), self.num_groups - 1), 1)
+        return degrees_of_freedom(self.num_runs, len(self.names), self.groups)
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -86,7 +85,7 @@ class FitResult:
 
         exp(log c ± t standard errors of log c); of epsilon, epsilon ± t standard errors, and not below 0.
         """
-        t = scipy.special.stdtrit(self.degrees_of_freedom, 0.5 + check_level(level) / 2)
+        t = student_t(self.degrees_of_freedom, level)
         with np.errstate(over='ignore'):
             errors = t * np.sqrt(np.diag(self.covariance))
             factors = dict(zip(self.names, np.exp(errors).tolist()))

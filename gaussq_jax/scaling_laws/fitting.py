@@ -16,7 +16,15 @@ import scipy.optimize
 
 from gaussq_jax.scaling_laws.capybara import CapybaraLaw
 from gaussq_jax.scaling_laws.determination import APART, Determination
-from gaussq_jax.scaling_laws.errors import ERRORS, Scatter, delete_groups, run_groups
+from gaussq_jax.scaling_laws.errors import (
+    ERRORS,
+    Scatter,
+    degrees_of_freedom,
+    delete_groups,
+    number_labels,
+    run_groups,
+    student_t,
+)
 from gaussq_jax.scaling_laws.fit_result import FitResult
 from gaussq_jax.scaling_laws.laws import ScalingLaw, at_least, positive
 from gaussq_jax.scaling_laws.runs import read_columns, unseen_constants
@@ -29,7 +37,6 @@ HUBER = 1.345  # standard deviations from which on a residual counts less: 95 % 
 DEVIATION = 1.4826  # standard deviations in the median absolute one of a normal distribution
 LOG_HUBER = 1e-3  # the same of the logarithm of a loss, in itself
 FACTOR = 7  # to which a constant is known, at 95 %, at the least
-UNDETERMINED = np.log(FACTOR) / 1.96  # relative standard error
 AS_GOOD = 3.84  # squared standard deviations by which a fit may be worse and yet hold the truth, at 95 %
 NO_EPSILON = 1e-6  # of the mean loss: the search stops short of its bound
 HOLDS = 10.0, 0.1  # standard deviations that a logarithm's distance from a search's start costs it, in turn
@@ -51,13 +58,14 @@ def fit(
     num_starts: int = 16,
     seed: int = 0,
 ) -> FitResult:
-    """The constants of a law for which the sum over the runs of weight times what a residual counts is least.
+    """The constants of a law for which the sum over the runs of what a residual counts is least.
 
         squares:   (loss - law)^2 / 2
         huber:     huber(loss - law), of 1.345 standard deviations, which are taken from the residuals' median
         log_huber: huber(log loss - log law), of 1e-3
 
-    where huber(x), of d, is x^2 / 2 up to |x| = d, and d (|x| - d / 2) beyond: so outliers count less.
+    where huber(x), of d, is x^2 / 2 up to |x| = d, and d (|x| - d / 2) beyond: so outliers count less. With weights,
+    x is the residual times the root of its run's weight.
 
     The errors of the constants, with J_g the derivatives of the residuals e_g of a group of runs:
 
@@ -65,6 +73,9 @@ def fit(
                 change without the group, to first order: groups are independent, whatever there is within them
         hc3:    the same, each run a group: runs are independent, their noise of any size
         plain:  s^2 (J^T J)^-1: runs are independent, with noise of one size s
+
+    With Huber's functions, e_g are the derivatives of what residuals count, and J^T J is weighted by the second ones:
+    of few runs, or one of which nothing is left without some group, 'cr3' and 'hc3' say that constants have no error.
 
     Args:
       law: its class, as CapybaraLaw.
@@ -143,8 +154,10 @@ def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options)
         if (weights := options.get('weights')) is not None:
             options |= {'weights': _weights(weights, loss)[keep]}
         if (groups := options.get('groups')) is not None:
-            options |= {'groups': np.asarray(groups, object)[keep]}
-        runs = {name: np.asarray(runs[name], object)[keep] for name in runs}
+            options |= {'groups': number_labels('groups', groups, len(loss))[keep]}
+        labels = {name: number_labels(name, runs[name], len(loss)) for name in ('seed', 'run') if name in runs}
+        runs = labels | {name: np.asarray(runs[name], object) for name in (*CapybaraLaw.COLUMNS, 'loss')}
+        runs = {name: column[keep] for name, column in runs.items()}
     return fit(CapybaraLaw, runs, **options)
 
 
@@ -155,17 +168,15 @@ def _weights(weights, loss):
     return weights
 
 
-def _groups(runs, columns, errors, groups):
+def _groups(runs, columns, num_runs, errors, groups):
+    if errors != 'cr3' and groups is not None:
+        raise ValueError(f"groups are for errors='cr3', not {errors!r}")
+    if groups is not None:
+        return number_labels('groups', groups, num_runs, may_lack=False)
     if errors != 'cr3':
-        if groups is not None:
-            raise ValueError(f"groups are for errors='cr3', not {errors!r}")
-        return np.arange(len(columns['N']))
-    if groups is None:
-        return run_groups(columns['N'], columns['D'], runs.get('seed'), runs.get('run'))
-    if len(groups) != len(columns['N']):
-        raise ValueError(f'groups has {len(groups)} labels, for {len(columns["N"])} runs')
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[label] for label in groups])
+        return np.arange(num_runs)
+    seed, run = (number_labels(name, runs[name], num_runs) if name in runs else None for name in ('seed', 'run'))
+    return run_groups(*(columns.get(name, np.arange(num_runs)) for name in 'ND'), seed, run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +222,7 @@ class _Problem:
             if not 0 <= low < high:
                 raise ValueError(f'bounds[{name!r}]={given!r} must be two numbers, 0 <= least < greatest')
             ends[names.index(name)] = low, high
-        groups = _groups(runs, columns, errors, groups)
+        groups = _groups(runs, columns, len(loss), errors, groups)
         if groups.max() + 1 == len(loss) and errors == 'cr3':
             errors = 'hc3'
         weights, unit = _weights(weights, loss), float(loss.mean())
@@ -269,7 +280,8 @@ class _Problem:
         with np.errstate(all='ignore'):  # of constants that nothing determines
             predicted = self.predict(point)
         loss = predicted * np.exp(residuals) if self.is_log else predicted + residuals
-        return self.law(dataclasses.replace(self, loss=loss).solve(point, SEARCH).x)
+        how = SEARCH if self.delta is None else FINISH  # which ends early where there are kinks
+        return self.law(dataclasses.replace(self, loss=loss).solve(point, how).x)
 
     def result(self, solution, solutions, starts):
         """The solution with its errors, and what the others say of it."""
@@ -283,8 +295,9 @@ class _Problem:
         law = self.law(x)
         with np.errstate(all='ignore'):  # constants that nothing determines may be huge
             predicted = self.predict(x)
-        most = UNDETERMINED * np.where(self.is_epsilon, law.epsilon, 1.0)
-        undetermined = ambiguous | (np.sqrt(np.diag(covariance)) > most) | (solution.active_mask != 0)
+        t = student_t(degrees_of_freedom(len(self.loss), len(self.names), self.groups))
+        least = np.log(FACTOR) * np.where(self.is_epsilon, getattr(law, 'epsilon', 1.0), 1.0)
+        undetermined = ambiguous | (t * np.sqrt(np.diag(covariance)) > least) | (solution.active_mask != 0)
         return FitResult(
             law=law,
             names=self.names,
@@ -333,9 +346,10 @@ class _Problem:
         back = directions[seen].T / values[seen]  # from U's coordinates to points
         delta = np.inf if self.delta is None else self.delta
         scores = np.clip(residuals, -delta, delta)
-        inside = max(np.mean(scores == residuals), 1 / r)  # the mean of scores' slopes
+        slopes = self._slopes(residuals)
+        inside = max(np.mean(slopes), 1 / r)
         variance = scores @ scores / (r - p) / inside**2
-        deletions = delete_groups(basis[:, seen], residuals, scores, self._slopes(residuals), self.groups)
+        deletions = delete_groups(basis[:, seen], residuals, scores, slopes, self.groups)
         plain, unseen = variance * back @ back.T, directions[~seen]
         covariance = plain
         if self.errors != 'plain':

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gaussq_jax.scaling_laws.fitting import FitResult, fit
+from gaussq_jax.scaling_laws.errors import number_labels, run_groups
+from gaussq_jax.scaling_laws.fit_result import FitResult
+from gaussq_jax.scaling_laws.fitting import fit
 from gaussq_jax.scaling_laws.laws import ChinchillaLaw, ScalingLaw
 from gaussq_jax.scaling_laws.runs import read_columns
 
@@ -68,7 +70,8 @@ def hold_out(
     Args:
       results: of `fit` to these runs, with these options.
       runs: with the columns of all the laws.
-      groups: a label a run. By default runs of one N and one D are a group, in all formats and seeds. With N for
+      groups: a label a run. By default runs of one N and one D are a group, in all formats and seeds, with all
+        checkpoints of a run, where `runs` says `run`. With N for
         labels, predictions are of a model size never seen, the least and the largest too: a harder test. Runs whose
         label is None are never held out.
       num_folds: as many folds, at most, of groups drawn at random of `seed`. By default each group is one: fits without
@@ -82,7 +85,10 @@ def hold_out(
         folds.
     """
     columns, loss = read_columns(ChinchillaLaw, runs)
-    folds = _folds(list(zip(*columns.values()) if groups is None else groups), num_folds, seed)
+    if groups is None:
+        run = number_labels('run', runs['run'], len(loss)) if 'run' in runs else None
+        groups = run_groups(*columns.values(), None, run).tolist()
+    folds = _folds(list(groups), num_folds, seed)
     if len(folds) != len(loss):
         raise ValueError(f'groups has {len(folds)} labels, for {len(loss)} runs')
     results, columns = list(results), {name: np.asarray(runs[name], object) for name in runs}

@@ -415,8 +415,28 @@ def test_columns_of_a_table_make_the_groups(run, tmp_path, no_comparison):
     assert groups([{**row, 'seed': i % 2} for i, row in enumerate(rows)]) == 18
     assert groups([{**row, 'seed': i} for i, row in enumerate(rows)]) == 72
     runs_of = [f'{row["N"]} {row["E"]} {row["M"]} {row["B"]}' for row in rows]
-    for column in ('run', 'run_id', 'name'):
+    for column in ('run', 'run_id', 'run_name'):
         assert groups([{**row, 'seed': i, column: run} for i, (row, run) in enumerate(zip(rows, runs_of))]) == 24
+        assert groups([{**row, 'seed': i, column: ['', 'NaN', 'None'][i % 3]} for i, row in enumerate(rows)]) == 72
+    assert groups([{**row, 'seed': i, 'name': 'ours'} for i, row in enumerate(rows)]) == 72
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'errors': 'cv1'}, "errors='cv1' must be one of cr3, hc3, plain"),
+        ({'scatter': {'residuals': [], 'is_relative': False}}, 'scatter must have residuals, finite numbers'),
+        ({'scatter': {'residuals': [0.1, float('nan')], 'is_relative': False}}, 'scatter must have residuals'),
+        ({'scatter': {'residuals': [[0.1]], 'is_relative': False}}, 'scatter must have residuals'),
+        ({'scatter': {'residuals': [0.1]}}, "has no 'is_relative'"),
+    ],
+)
+def test_a_law_file_with_errors_that_are_none(run, runs, tmp_path, no_comparison, change, message):
+    run('fit', runs, f'--output={tmp_path / "law.json"}')
+    content = json.loads((tmp_path / 'law.json').read_text())
+    (tmp_path / 'law.json').write_text(json.dumps(content | change))
+    with pytest.raises(SystemExit, match=message):
+        run('layout', f'--law={tmp_path / "law.json"}')
 
 
 def test_losses_have_the_interval_of_a_run_beside_that_of_the_law(run, runs, tmp_path, no_comparison):
@@ -436,8 +456,6 @@ def test_losses_have_the_interval_of_a_run_beside_that_of_the_law(run, runs, tmp
         (low, high), (lowest, highest) = row['loss, interval'], row['loss, prediction interval']
         assert lowest < low < row['loss'] < high < highest and 0.004 < highest - lowest < 0.02
         assert f'{lowest:.4f} to {highest:.4f}' in run('predict', *points, f'--law={law}')
-    there = json.loads(run('critical', '--model=100M', '--format=e2m1', f'--law={law}', '--json'))['rows'][0]
-    assert there['loss there, prediction interval'][0] < there['loss there, interval'][0]
     plan = json.loads(run('plan', '--compute=1e20', '--block_size=32', f'--law={law}', '--json'))
     for option in (plan['training']['option'], *plan['options']):
         assert option['prediction_interval'][0] < option['interval'][0] < option['loss'] < option['interval'][1]

@@ -10,12 +10,15 @@ from gaussq_jax.scaling_laws import (
     PUBLISHED_CHINCHILLA,
     CapybaraLaw,
     ChinchillaLaw,
+    ScalingLaw,
     Scatter,
     fit,
     fit_capybara,
+    held_out,
+    hold_out,
     quantile_interval,
 )
-from gaussq_jax.scaling_laws.errors import run_groups
+from gaussq_jax.scaling_laws.errors import number_labels, run_groups
 
 FORMATS = [(8, 7, 1), (4, 3, 32), (3, 2, 32), (2, 1, 32), (1, 1, 32), (4, 3, 128), (2, 1, 128), (1, 2, 64)]
 
@@ -101,12 +104,110 @@ def test_groups_of_a_run_each_are_hc3():
 
 def test_groups_are_of_the_same_batches_or_of_one_run():
     N, D = np.array([1e6, 1e6, 1e6, 1e6, 2e6, 2e6]), np.array([1e9, 1e9, 1e9, 2e9, 1e9, 3e9])
-    assert run_groups(N, D, None, None).tolist() == [0, 0, 0, 1, 2, 3]
-    assert run_groups(N, D, [0, 0, 1, 0, 0, 0], None).tolist() == [0, 0, 1, 2, 3, 4]
-    assert run_groups(N, D, [0, 1, 2, 0, 0, 0], list('abcbde')).tolist() == [0, 1, 2, 1, 3, 4]  # b has checkpoints
-    assert run_groups(N, D, [0, 0, 1, 0, 0, 0], list('abcbde')).tolist() == [0, 0, 1, 0, 2, 3]
-    assert run_groups(N, D, [0, 1, 2, 0, 0, 0], ['x'] * 6).tolist() == [0] * 4 + [1, 1]  # a run has one N
-    assert run_groups(N, D, [0, 1, 2, 0, 0, 0], ['', None, '', '', '', '']).tolist() == list(range(6))
+
+    def groups(seed, run):
+        seed, run = (labels and number_labels('label', labels, 6) for labels in (seed, run))
+        return run_groups(N, D, seed, run).tolist()
+
+    assert groups(None, None) == [0, 0, 0, 1, 2, 3]
+    assert groups([0, 0, 1, 0, 0, 0], None) == groups([0.0, 0, 1, 0, 0, 0], None) == [0, 0, 1, 2, 3, 4]
+    assert groups([0, 1, 2, 0, 0, 0], list('abcbde')) == [0, 1, 2, 1, 3, 4]  # b has checkpoints
+    assert groups([0, 0, 1, 0, 0, 0], list('abcbde')) == [0, 0, 1, 0, 2, 3]
+    assert groups([0, 1, 2, 0, 0, 0], ['x'] * 6) == [0] * 4 + [1, 1]  # a run has one N
+    assert groups([0, 1, 2, 0, 0, 0], ['', None, '', np.nan, '', '']) == list(range(6))
+
+
+class NotAvailable:
+    """As pandas.NA, whose comparisons are neither true nor false."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError('boolean value of NA is ambiguous')
+
+    __hash__ = None
+
+
+def test_labels_are_numbered():
+    assert number_labels('run', ['b', None, 'a', np.nan, '', 'b', NotAvailable()], 7).tolist() == [
+        0,
+        -1,
+        1,
+        -1,
+        -1,
+        0,
+        -1,
+    ]
+    assert number_labels('groups', zip([1, 1, 2], [0, 0, 0]), 3).tolist() == [0, 0, 1]
+    assert number_labels('groups', np.array([[1, 0], [1, 0], [2, 0]]), 3).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ('columns', 'message'),
+    [
+        (dict(seed=[0] * 3), 'seed has 3 labels, for 16 runs'),
+        (dict(seed=[]), 'seed has 0 labels'),
+        (dict(run=0), 'run=0 must be a label a run'),
+        (dict(run='0' * 16), 'must be a label a run'),
+    ],
+)
+def test_columns_of_another_length_are_named(columns, message):
+    with pytest.raises(ValueError, match=message):
+        fit(ChinchillaLaw, with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), 0) | columns)
+
+
+def test_other_columns_are_no_concern(monkeypatch):
+    """Also where runs are left out."""
+    runs = with_noise(PUBLISHED_CAPYBARA, formats_grid(3, 4), 0) | {'source': 'my sweep', 'notes': [1, 2]}
+    how = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
+    assert fit_capybara(runs, **how).num_runs == 96
+    assert fit_capybara(runs, groups=list(zip(runs['N'], runs['D'])), **how).num_groups == 12
+
+
+def test_a_law_of_ones_own_needs_neither_sizes_nor_epsilon():
+    @dataclasses.dataclass(frozen=True)
+    class Power(ScalingLaw):
+        scale: float
+        power: float
+
+        COLUMNS = ('D',)
+
+        @classmethod
+        def random(cls, rng, columns, loss):
+            return cls(float(np.exp(rng.normal())), float(rng.uniform(0.1, 0.9)))
+
+        def _loss(self, D):
+            return self.scale * D**-self.power
+
+    D = np.geomspace(1, 100, 12)
+    runs = {'D': D, 'loss': 3 * D**-0.5 * np.exp(np.random.default_rng(0).normal(0, 0.01, 12))}
+    result = fit(Power, runs)
+    assert result.num_groups == 12 and abs(result.law.power - 0.5) < 4 * result.standard_errors['power'] < 0.1
+
+
+def test_undetermined_is_by_students_t():
+    """By groups that are few: a factor of 7 at 95 %."""
+    runs = with_noise(PUBLISHED_CHINCHILLA, grid(6, 6), np.random.default_rng(2).normal(0, 0.03, 36))
+    for groups in (np.arange(36) // 6, np.arange(36) // 9):
+        result = refit(PUBLISHED_CHINCHILLA, runs, groups=groups)
+        wide = {name for name, (low, high) in result.confidence_intervals().items() if not high < 49 * low}
+        assert wide - {'epsilon'} <= set(result.undetermined)
+        assert result.degrees_of_freedom == max(groups)
+
+
+def test_checkpoints_of_a_run_are_held_out_together():
+    runs = {'N': np.repeat([1e8, 1e9, 1e10], 8), 'D': np.tile(np.geomspace(1e9, 1e12, 4), 6)}
+    runs['run'] = np.arange(24) // 4
+    runs = with_noise(PUBLISHED_CHINCHILLA, runs, np.random.default_rng(0).normal(0, 0.01, 24))
+    folds = held_out._folds(
+        run_groups(runs['N'], runs['D'], None, number_labels('run', runs['run'], 24)).tolist(), None, 0
+    )
+    assert folds.tolist() == np.repeat([0, 1, 2], 8).tolist()  # two runs of one N share each N and D
+    result = fit(ChinchillaLaw, runs, start=PUBLISHED_CHINCHILLA, num_starts=0)
+    (by_run,) = hold_out([result], runs, num_starts=2)
+    (by_hand,) = hold_out([result], runs, groups=folds.tolist(), num_starts=2)
+    np.testing.assert_array_equal(by_run.predicted, by_hand.predicted)
 
 
 def test_columns_of_the_runs_make_the_groups():
@@ -165,6 +266,7 @@ def test_weights_are_in_proportion_and_noisier_runs_count_less():
         (dict(errors='hc1'), "errors='hc1' must be one of cr3, hc3, plain"),
         (dict(errors='hc3', groups=[0] * 16), "groups are for errors='cr3', not 'hc3'"),
         (dict(groups=[0] * 3), 'groups has 3 labels, for 16 runs'),
+        (dict(groups=[0] * 15 + [np.nan]), 'groups has no label for row 15 of the runs'),
     ],
 )
 def test_impossible_errors_are_named(options, message):
