@@ -587,3 +587,17 @@ def test_who_has_read_enough_is_no_error():
         assert process.stdout.readline().startswith('law ')
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ('', 1)
+
+
+@pytest.mark.slow
+def test_the_readme_says_what_the_plan_does(run, no_comparison, monkeypatch, tmp_path):
+    """The plan of the tiny law, with its intervals: whoever changes a fit or its draws, changes the README."""
+    monkeypatch.setattr(known_laws, 'NUM_STARTS', 16)
+    monkeypatch.setattr(known_laws, 'NUM_DRAWS', 1000)
+    run('fit', str(REPOSITORY / 'benchmarks' / 'tiny_law.csv'), f'--output={tmp_path / "law.json"}')
+    told = json.loads(run('plan', '--compute=4e11', '--block_size=16', f'--law={tmp_path / "law.json"}', '--json'))
+    option = told['training']['option']
+    ends = ' to '.join(f'{end:.3f}' for end in option['interval'])
+    ends += '; of a run ' + ' to '.join(f'{end:.3f}' for end in option['prediction_interval'])
+    readme = ' '.join((REPOSITORY / 'README.md').read_text().split())
+    assert f'with a loss of {option["loss"]:.3f} (95 %: {ends})' in readme
