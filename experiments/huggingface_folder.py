@@ -53,7 +53,11 @@ class Tensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             return self._open[self._files[name]].get_tensor(name)
-        except (safetensors.SafetensorError, TypeError) as error:  # the latter of dtypes that NumPy doesn't have
+        except (
+            safetensors.SafetensorError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the latter of dtypes that NumPy lacks
             raise ValueError(f"{self._files[name]}: the tensor {name} can't be read: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -134,10 +138,20 @@ def write(
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path):
-    """Copies the tokenizer files that there are."""
+    """Copies the tokenizer files that there are.
+
+    Raises:
+      ValueError: for one that is a link out of the folder, to what nobody meant to copy, and maybe to publish. Those of
+        the hub's cache, `snapshots/REVISION`, may lead to its `blobs`.
+    """
+    root = source.resolve()
+    allowed = [root, *[root.parent.parent / 'blobs'] * (root.parent.name == 'snapshots')]
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            path = (source / name).resolve()
+            if not any(path.is_relative_to(directory) for directory in allowed):
+                raise ValueError(f'{source / name} is a link to {path}, out of its folder: put the file itself there')
+            shutil.copyfile(path, target / name)
 
 
 def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -26,6 +27,7 @@ from experiments import cli, huggingface_folder, runs, special_tokens, tokenizer
 from experiments.checkpointing import Checkpointer, SaveError
 from experiments.new_directory import new_directory
 from gaussq_jax import models
+from gaussq_jax.packed_layout import leaves_by_path
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The folder.', required=True)
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; is not there yet, or empty.", required=True)
@@ -57,7 +59,7 @@ def main(argv):
         with cli.user_errors():
             special = dict(bos_token_id=BOS.value, eos_token_id=EOS.value, add_bos_token=ADD_BOS.value)
             settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value, special=special)
-            experiment, tokenizer = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
+            experiment, tokenizer, not_finite = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
     except SaveError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
@@ -66,6 +68,8 @@ def main(argv):
     print(f'model     {config.model.family}, {experiment.num_params:,} parameters')
     print(f'tokenizer {config.tokenizer}; the vocabulary of the model is {experiment.vocab_size:,}')
     print('\n'.join(f'          {line}' for line in (tokenizer.describe(), *tokenizer.remarks)))
+    for path, count in not_finite.items():
+        print(f'NOT FINITE {count:,} values of {path}')
     print(f'run       {workdir}; sequences of {config.sequence_length:,} tokens')
     print(f'          next: python -m experiments.evaluate --workdir={workdir}')
 
@@ -77,8 +81,8 @@ def import_checkpoint(
     tokenizer: str | None = None,
     sequence_length: int | None = None,
     special: Mapping[str, str] = special_tokens.ASK,
-) -> tuple[training.Experiment, tokenizers.Tokenizer]:
-    """Writes the workdir, whole or not at all; what its config means, and its tokenizer.
+) -> tuple[training.Experiment, tokenizers.Tokenizer, dict[str, int]]:
+    """Writes the workdir, whole or not at all; what its config means, its tokenizer, and leaves that aren't finite.
 
     Raises:
       ValueError: a checkpoint, or a tokenizer, that can't be read or that we can't follow; a workdir in use.
@@ -104,10 +108,11 @@ def import_checkpoint(
         runs.write_config(partial, config)
         experiment = training.make_experiment(config, loaded.vocab_size)
         _, params = models.from_huggingface(tensors, theirs)
+        not_finite = {path: int(np.sum(~np.isfinite(leaf))) for path, leaf in leaves_by_path(params).items()}
         state = training.init_state(experiment, jax.device_put(params, experiment.shardings.params))
         with Checkpointer(partial / 'checkpoints') as checkpointer:
             checkpointer.save(0, state, {}, {**config.to_dict(), 'corpus': ''})
-    return experiment, loaded
+    return experiment, loaded, {path: count for path, count in not_finite.items() if count}
 
 
 def find_tokenizer(checkpoint: pathlib.Path) -> str:

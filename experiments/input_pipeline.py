@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from experiments.datasets import python_stdlib
+from experiments.datasets import feature_classes, python_stdlib
 from experiments.tokenizers import Tokenizer
 
 INVALID = ('error', 'replace', 'skip')  # what becomes of documents that are not UTF-8
@@ -89,8 +89,9 @@ def load_tokens(
       cache_dir: None: the environment variable GAUSSQ_CACHE, or else ~/.cache/gaussq_jax.
 
     Raises:
-      ValueError: a dataset that isn't prepared, a split or feature that it lacks, a split without text; another
-        `invalid_text`; for 'error', a document that is not UTF-8, with its file and row.
+      ValueError: a dataset that isn't prepared, or whose features are of classes that are not TFDS's own; a split or
+        feature that it lacks, a split without text; another `invalid_text`; for 'error', a document that is not UTF-8,
+        with its file and row.
 
     Example:
       >>> from experiments.tokenizers import load_tokenizer
@@ -250,10 +251,12 @@ def _open_dataset(
     dataset: str, data_dir: str | os.PathLike | None, cache_dir: pathlib.Path
 ) -> tfds.core.DatasetBuilder:
     """The builder of a prepared dataset; any way in which TFDS can't give it becomes one ValueError."""
-    is_python_stdlib = dataset.split('/')[0].split(':')[0] == python_stdlib.NAME
+    name = dataset.split('/')[0].split(':')[0]
+    is_python_stdlib = name == python_stdlib.NAME
     if data_dir is None:
         data_dir = cache_dir / 'tensorflow_datasets' if is_python_stdlib else tfds.core.constants.DATA_DIR
     data_dir = pathlib.Path(data_dir).expanduser()
+    feature_classes.check(data_dir / name)
     if dataset in (python_stdlib.NAME, f'{python_stdlib.NAME}/{python_stdlib.CONFIG}'):
         return python_stdlib.prepare(data_dir)
     reason = ''

@@ -29,7 +29,8 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
 
     Raises:
       ValueError: a model_type other than llama and gpt2; a configuration our models can't follow, naming the
-        field; missing, unexpected, misshapen or non-floating tensors, naming them.
+        field; missing, unexpected, misshapen or non-floating tensors, one that is there by two names, and values
+        that are finite in float64 only, naming them.
 
     Example:
       >>> from transformers import AutoModelForCausalLM                                      # doctest: +SKIP
@@ -41,7 +42,7 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
     """
     model = model_from_huggingface(config)
     family = FAMILIES[config['model_type']]
-    names = {name.removeprefix(family.prefix): name for name in state_dict if not _DERIVED_BUFFERS.search(name)}
+    names = _by_short_name(family.prefix, state_dict)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
 
     def tensor_names(path):
@@ -56,7 +57,10 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
             array = family.sources[path].leaf(tensor) if tensor.ndim else tensor
             if array.shape != target.shape:
                 raise ValueError(f'{name}: shape {tensor.shape} does not fit {path} {target.shape}')
-            target[...] = array
+            with np.errstate(over='ignore'):
+                target[...] = array
+            if array.dtype.itemsize > 4 and np.sum(np.isfinite(target)) != np.sum(np.isfinite(array)):
+                raise ValueError(f'{name}: some of its values, of {tensor.dtype}, are infinite in float32')
         return params
 
     paths = [_join(key_path) for key_path, _ in jax.tree.leaves_with_path(shapes)]
@@ -70,9 +74,19 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
 def model_from_huggingface(config: Mapping[str, Any]) -> Llama | GPT2:
     """The model of a Hugging Face configuration; takes it, and refuses it, as `from_huggingface` does."""
     model_type = config.get('model_type')
-    if model_type not in _BUILDERS:
+    if not isinstance(model_type, str) or model_type not in _BUILDERS:
         raise ValueError(f'model_type={model_type!r} must be one of {", ".join(_BUILDERS)}')
     return _BUILDERS[model_type](config)
+
+
+def _by_short_name(prefix, state_dict):
+    """The names of tensors by what follows the prefix, which may be missing."""
+    names = {}
+    for name in state_dict:
+        short = name.removeprefix(prefix)
+        if not _DERIVED_BUFFERS.search(name) and names.setdefault(short, name) != name:
+            raise ValueError(f'state_dict: {names[short]} and {name} are the same tensor by two names')
+    return names
 
 
 def _join(key_path):

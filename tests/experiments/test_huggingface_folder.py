@@ -220,3 +220,30 @@ def test_transformers_has_the_logits_of_the_rounded_weights(tmp_path, name, smal
         for _ in ('bfloat16', 'float32'):
             assert torch.equal(theirs(tokens).logits, ours(tokens).logits)
             theirs, ours = theirs.float(), ours.float()
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'chat_template.jinja'])
+def test_links_out_of_a_folder_are_not_followed(tmp_path, name):
+    """To another file of the folder they are, and in the hub's cache to its blobs; else a secret would be published."""
+    source = write_checkpoint(tmp_path / 'source')
+    (source / name).unlink(missing_ok=True)
+    (tmp_path / 'secret').write_text('{}')
+    (source / name).symlink_to(tmp_path / 'secret')
+    with pytest.raises(ValueError, match=rf'{name} is a link to .*secret, out of its folder'):
+        huggingface_folder.write(tmp_path / 'written', LLAMA, random_params(LLAMA), source)
+    assert not (tmp_path / 'written').exists()
+    (source / name).unlink()
+    (source / 'file').write_text('within')
+    (source / name).symlink_to('file')
+    huggingface_folder.write(tmp_path / 'written', LLAMA, random_params(LLAMA), source)
+    assert (tmp_path / 'written' / name).read_text() == 'within' and not (tmp_path / 'written' / name).is_symlink()
+
+    snapshot, blobs = tmp_path / 'models--a--b' / 'snapshots' / '0123', tmp_path / 'models--a--b' / 'blobs'
+    snapshot.parent.mkdir(parents=True)
+    source.rename(snapshot)
+    blobs.mkdir()
+    (blobs / 'abcd').write_text('blob')
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to('../../blobs/abcd')
+    huggingface_folder.write(tmp_path / 'of_the_hub', LLAMA, random_params(LLAMA), snapshot)
+    assert (tmp_path / 'of_the_hub' / name).read_text() == 'blob'

@@ -6,8 +6,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from parameter_trees import assert_identical_trees
-from programs import import_program
+from programs import import_program, run_program
 from small_checkpoints import GPT2, LLAMA, change_json, random_params, write_checkpoint, write_tokenizer
 from small_experiments import ONE_DEVICE, on_mesh
 
@@ -125,3 +126,29 @@ def test_an_interrupted_import_leaves_nothing(checkpoints, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         import_checkpoint(checkpoints['llama'], tmp_path / 'imported')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_are_counted_and_said(tmp_path, capsys):
+    checkpoint = write_checkpoint(tmp_path / 'theirs')
+    file = checkpoint / 'model.safetensors'
+    tensors = safetensors.numpy.load_file(file)
+    tensors['model.norm.weight'][:3] = [np.nan, np.inf, -np.inf]
+    safetensors.numpy.save_file(tensors, file, {'format': 'pt'})
+    arguments = dict(CHECKPOINT=str(checkpoint), WORKDIR=str(tmp_path / 'run'), TOKENIZER=None, SEQUENCE_LENGTH=None)
+    run_program(import_hf, **arguments, BOS='', EOS='', ADD_BOS='')
+    assert 'NOT FINITE 3 values of final_norm/scale\n' in capsys.readouterr().out
+
+
+def test_tensors_of_eight_bits_are_refused_by_name(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / 'theirs')
+    file = checkpoint / 'model.safetensors'
+    contents = bytearray(file.read_bytes())
+    length = int.from_bytes(contents[:8], 'little')
+    header = json.loads(contents[8 : 8 + length])
+    name = 'model.norm.weight'
+    header[name]['dtype'] = 'F8_E4M3'
+    header[name]['shape'] = [2 * n for n in header[name]['shape']]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(contents[8 + length :]))
+    with pytest.raises(ValueError, match=r"the tensor model\.norm\.weight can't be read"):
+        import_checkpoint(checkpoint, tmp_path / 'run')

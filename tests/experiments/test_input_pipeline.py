@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import shutil
+import sys
 import sysconfig
 
 import numpy as np
@@ -338,3 +340,28 @@ def test_dataset_in_another_file_format(load, tmp_path):
 
 
 # Training batches. The tokens are 0, 1, 2, …, so that a sequence's first token says which sequence it is.
+
+
+def named(name, spelling):
+    """A features.json with a feature of this class."""
+    of_dict, of_text = (f'tensorflow_datasets.core.features.{kind}' for kind in ('FeaturesDict', 'Text'))
+    if spelling == 'before 4.6':
+        return {'type': of_dict, 'content': {'document': {'type': name}}}
+    feature = {spelling: name, 'text': {}}
+    if spelling == 'JSON in JSON':
+        feature = {'pythonClassName': of_text, 'jsonFeature': {'json': json.dumps({'type': name})}}
+    return {'pythonClassName': of_dict, 'featuresDict': {'features': {'document': feature}}}
+
+
+@pytest.mark.parametrize('spelling', ['pythonClassName', 'python_class_name', 'before 4.6', 'JSON in JSON'])
+def test_a_dataset_runs_no_code(data_dir, tmp_path, monkeypatch, spelling):
+    """The module of a class that features.json names is not imported, even if it is there."""
+    shutil.copytree(data_dir, tmp_path / 'data')
+    (path,) = (tmp_path / 'data').rglob('features.json')
+    path.write_text(json.dumps(named('stranger.Feature', spelling)))
+    (tmp_path / 'stranger.py').write_text(f'open({str(tmp_path / "ran")!r}, "w").close()\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    how = dict(data_dir=tmp_path / 'data', cache_dir=tmp_path / 'cache', text_feature='document')
+    with pytest.raises(ValueError, match=r"features\.json names the class 'stranger\.Feature', which TFDS"):
+        load_tokens('tiny_text/plain', 'train', Tokenizer(Bytes()), **how)
+    assert not (tmp_path / 'ran').exists() and 'stranger' not in sys.modules

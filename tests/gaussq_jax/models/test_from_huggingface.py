@@ -211,6 +211,31 @@ def test_tensors_that_do_not_fit_are_named():
         models.from_huggingface(state_dict, config | {'num_hidden_layers': 4})
 
 
+def test_a_tensor_by_two_names_is_refused():
+    """Which of them counts would be anyone's guess."""
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    with pytest.raises(ValueError, match=r'state_dict: model\.norm\.weight and norm\.weight are the same tensor'):
+        models.from_huggingface(state_dict | {'norm.weight': state_dict['model.norm.weight'] + 1}, config)
+
+
+def test_values_that_float32_does_not_have_are_refused():
+    """Those that are not finite to begin with stay what they are."""
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    norm = state_dict['model.norm.weight'].astype(np.float64)
+    norm[0] = 1e300
+    with pytest.raises(ValueError, match=r'norm\.weight: some of its values, of float64, are infinite in float32'):
+        models.from_huggingface(state_dict | {'model.norm.weight': norm}, config)
+    norm[:2] = np.inf, np.nan
+    _, params = models.from_huggingface(state_dict | {'model.norm.weight': norm}, config)
+    assert np.sum(~np.isfinite(params['final_norm']['scale'])) == 2
+
+
+@pytest.mark.parametrize('model_type', [None, ['llama'], {}, 3])
+def test_a_model_type_that_is_no_text_is_refused(model_type):
+    with pytest.raises(ValueError, match=r'model_type=.* must be one of llama, gpt2'):
+        models.from_huggingface({}, {'model_type': model_type})
+
+
 def test_untied_head_of_a_tied_configuration_is_refused():
     config, state_dict, _, _ = read_stored('gpt2')
     state_dict['lm_head.weight'] = state_dict['transformer.wte.weight'] + np.float16(1)

@@ -1,0 +1,51 @@
+"""The classes that a prepared dataset's features.json names: TFDS imports them, from wherever they are.
+
+So a folder of data could run code, such as a module beside the program that is started. Those of TFDS itself are all
+that text needs.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.huggingface_folder import read_json
+
+ALLOWED = 'tensorflow_datasets.core.features.'
+NAMING = ('pythonClassName', 'python_class_name', 'type')  # the last by TFDS before 4.6
+
+
+def check(directory: pathlib.Path):
+    """Refuses a dataset, in all its configs and versions, whose features are of other classes.
+
+    Args:
+      directory: `data_dir/name`; one that isn't there has none.
+
+    Raises:
+      ValueError: naming file and class.
+    """
+    for path in sorted(directory.rglob('features.json')):
+        for name in _class_names(read_json(path)):
+            if not name.startswith(ALLOWED) or not name.isascii():
+                raise ValueError(f'{path} names the class {name!r}, which TFDS would import; allowed: {ALLOWED}*')
+
+
+def _class_names(contents: Any) -> Iterator[str]:
+    if isinstance(contents, list):
+        for item in contents:
+            yield from _class_names(item)
+    elif isinstance(contents, dict):
+        for key, value in contents.items():
+            if key in NAMING and isinstance(value, str):
+                yield value
+            elif key in ('json', 'content') and isinstance(value, str):  # JSON in JSON
+                yield from _class_names(_parse(value))
+            else:
+                yield from _class_names(value)
+
+
+def _parse(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
