@@ -15,10 +15,10 @@ from experiments.huggingface_folder import read_json
 from experiments.metrics import replace_file
 from gaussq_jax.export import Packed, read_packed
 
-# Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges. (The
-# tokens' digest stands for the tokenizer, whose file may have moved.)
+# Fields in which two starts of one run may differ: they change nothing of what is learned, but for the rounding of sums
+# over other `microbatches`, unless it diverges. (The tokens' digest stands for the tokenizer, whose file may have moved.)
 FREE_FIELDS = (
-    *('mesh', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),
+    *('mesh', 'microbatches', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),
     *('data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
     *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'divergence'),
 )
@@ -60,6 +60,14 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     asked = config.special_tokens
     asked.update({name: asked[name] or found for name, found in tokenizer.special.settings.items()})
     return tokenizer
+
+
+def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """What a run goes on with that changes the order of its sums, and so its bits; empty if nothing does."""
+    before = _begun(workdir).get('microbatches')
+    if before == config.microbatches:
+        return ''
+    return f'microbatches={config.microbatches}, before {before}: the same steps, but for rounding'
 
 
 def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:

@@ -25,7 +25,7 @@ from experiments.sweep_plan import Run
 from experiments.tokenizers import load_tokenizer
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
-FREE_FIELDS = set(runs.FREE_FIELDS) - {'eval_batches', 'tokenizer', 'data_dir', 'divergence'}
+FREE_FIELDS = set(runs.FREE_FIELDS) - {'microbatches', 'eval_batches', 'tokenizer', 'data_dir', 'divergence'}
 
 
 class Result(NamedTuple):

@@ -85,9 +85,12 @@ def main(argv):
             profile_steps = profiling.parse_steps(PROFILE.value, start or 0, config.total_steps)
             if is_main_process:
                 workdir_lock.sign(lock)
+                rounding = '' if start is None else runs.of_other_rounding(config, workdir)
                 runs.write_config(workdir, config)
                 (workdir / 'diverged.txt').unlink(missing_ok=True)
                 describe(experiment, data, tokenizer, workdir, start)
+                if rounding:
+                    print(f'          {rounding}', flush=True)
             writer = resources.enter_context(
                 MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process)
             )

@@ -226,6 +226,19 @@ def test_what_a_run_is_watched_by_may_change(finished, tmp_path):
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['12']
 
 
+def test_more_microbatches_are_the_same_run_but_for_rounding(finished, tmp_path, capsys):
+    """As memory may ask for, and it is said."""
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(SystemExit, match='continues from step 4'):
+        interrupt(monkeypatch, 7)
+        start(tmp_path, run_config())
+    assert 'microbatches=' not in capsys.readouterr().out
+    start(tmp_path, run_config(microbatches=2))
+    assert 'microbatches=2, before 1: the same steps, but for rounding' in capsys.readouterr().out
+    ours, theirs = (jax.tree.leaves(final_state(workdir).params) for workdir in (tmp_path, finished))
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=3e-3)  # of steps of 6e-4
+
+
 def test_a_workdir_that_cannot_be(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(SystemExit, match=r'error: .*file'):
