@@ -15,8 +15,9 @@ from experiments.huggingface_folder import read_json
 from experiments.metrics import replace_file
 from gaussq_jax.export import Packed, read_packed
 
-# Fields in which two starts of one run may differ: they change nothing of what is learned, but for the rounding of sums
-# over other `microbatches`, unless it diverges. (The tokens' digest stands for the tokenizer, whose file may have moved.)
+# Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges; but for
+# `microbatches`, by which sums are rounded otherwise. (The tokens' digest stands for the tokenizer, whose file may have
+# moved.)
 FREE_FIELDS = (
     *('mesh', 'microbatches', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),
     *('data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),

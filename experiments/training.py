@@ -16,8 +16,9 @@ import gaussq_jax as gq
 from experiments import methods, optimizers, partitioning
 from experiments.divergence import DivergenceDetector
 from gaussq_jax import models
+from gaussq_jax.packed_layout import leaves_by_path
 from gaussq_jax.param_reading import matrix_rules
-from gaussq_jax.param_tree import leaf_path
+from gaussq_jax.param_tree import is_floating, leaf_path
 
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
 LAYERS = 'layers'  # the models' stacked layers
@@ -151,6 +152,8 @@ def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> t
     shapes = jax.tree.map(lambda leaf: leaf.shape, experiment.abstract_state.params)
     if jax.tree.map(jnp.shape, weights) != shapes:
         raise ValueError('these weights are of another model: the shapes or the names of their leaves differ')
+    if wrong := [path for path, leaf in leaves_by_path(weights).items() if not is_floating(leaf)]:
+        raise ValueError(f'these weights are of no model: {wrong[0]} is {leaves_by_path(weights)[wrong[0]].dtype}')
     state = TrainState(jnp.int32(step), jax.device_put(weights, experiment.shardings.params), {}, ())
     abstract_state = TrainState(*(jax.tree.map(jax.typeof, part) for part in state))
     return dataclasses.replace(experiment, transform=UNCHANGED, abstract_state=abstract_state), state

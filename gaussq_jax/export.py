@@ -23,6 +23,7 @@ from gaussq_jax import bit_packing, packed_file
 from gaussq_jax.block_scaling import Quantizer, fake_quantize, scale_exponents
 from gaussq_jax.formats import FloatFormat, parse_format
 from gaussq_jax.packed_layout import (
+    STORABLE,
     Layout,
     LeafLayout,
     ModelSize,
@@ -159,7 +160,7 @@ def load_packed(path: str | os.PathLike, *, like: Any = None) -> Any:
 
     Raises:
       ValueError: naming the file, if it is damaged, foreign, or of a version that isn't known; if its leaves are not
-        those of `like`.
+        those of `like`, by their paths, shapes, and dtypes: one that is floating may be of any, others of the same.
       OSError: if it can't be read.
 
     Example: see `save_packed`.
@@ -263,6 +264,8 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
     if differ := (set(unread) ^ set(contents['other_leaves'])) | (set(unread) & set(leaves)):
         raise ValueError(f'{min(differ)!r} is not the one leaf of its tensor, or not the one tensor of its leaf')
     others = {name: file.get_tensor(name) for name in unread}
+    if strange := [name for name, leaf in others.items() if leaf.dtype.name not in STORABLE]:
+        raise ValueError(f'{strange[0]!r} is {others[strange[0]].dtype}, which is not stored')
     rounded = {name: leaf for name, leaf in others.items() if is_floating(leaf) and name not in layout.kept}
     if wide := [name for name, leaf in rounded.items() if leaf.dtype != jnp.bfloat16]:
         raise ValueError(f'{wide[0]!r} is {others[wide[0]].dtype}, and not bfloat16')
@@ -346,11 +349,17 @@ def _nest(file, leaves):
 
 def _arrange(file, leaves, like):
     wanted = leaves_by_path(like)
+    kind = lambda leaf: 'floating' if is_floating(leaf) else leaf.dtype.name
     differences = [
         f'{path}: {np.shape(leaves.get(path)) if path in leaves else "not there"} in the file,'
         f' {wanted[path].shape if path in wanted else "not there"} in `like`'
         for path in {**wanted, **leaves}
         if path not in leaves or path not in wanted or leaves[path].shape != wanted[path].shape
+    ]
+    differences = differences or [
+        f'{path}: {leaves[path].dtype} in the file, {wanted[path].dtype} in `like`'
+        for path in wanted
+        if kind(leaves[path]) != kind(wanted[path])
     ]
     if differences:
         raise ValueError(f'{file} holds other leaves than `like`: ' + '; '.join(differences[:5]))

@@ -317,3 +317,12 @@ def test_gpt2_learns_in_bfloat16_in_microbatches_on_a_mesh(caplog):
 def test_refuses_a_config_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         make_experiment(small_config(**changes), (2, 2, 2))
+
+
+def test_fixed_weights_that_are_no_numbers_of_a_model():
+    """As a packed file holds whose header was changed: bits of bfloat16 as integers."""
+    experiment = make_experiment(small_config())
+    weights = jax.tree.map(np.asarray, random_state(experiment).params)
+    weights['final_norm']['scale'] = weights['final_norm']['scale'].view(np.int32)
+    with pytest.raises(ValueError, match=r'these weights are of no model: final_norm/scale is int32'):
+        training.with_fixed_weights(experiment, weights)

@@ -89,7 +89,8 @@ def rewritten(data, change_contents=lambda contents: None, change_tensors=lambda
     contents['sha256'] = '0' * 64
     header, payload = {'__metadata__': {'gaussq_jax': json.dumps(contents)}}, b''
     for name, tensor in tensors.items():
-        dtype = {'uint8': 'U8', 'uint16': 'BF16', 'float32': 'F32'}[tensor.dtype.name]
+        dtypes = {'uint8': 'U8', 'uint16': 'BF16', 'float32': 'F32', 'int16': 'I16', 'complex64': 'C64'}
+        dtype = dtypes[tensor.dtype.name]
         end = len(payload) + tensor.nbytes
         header[name] = {'dtype': dtype, 'shape': tensor.shape, 'data_offsets': [len(payload), end]}
         payload += tensor.tobytes()
@@ -353,6 +354,7 @@ TENSOR_CHANGES = {
     'a tensor more': put('more', np.zeros(3, np.float32)),
     'a weight not there': lambda tensors: tensors.pop('bias'),
     'a weight packed and not packed': put('kernel', np.zeros(3, np.float32)),
+    'a weight of a type that is not stored': put('bias', np.zeros(3, np.complex64)),
 }
 
 
@@ -522,3 +524,16 @@ def test_the_header_is_what_is_before_the_tensors(path, whole):
     packed = read_packed(path)
     assert packed.size.total_bytes == len(whole) - header_length(whole)
     assert jnp.isnan(packed.size.mean_bitwidth)
+
+
+def test_a_weight_that_was_retyped(path, whole):
+    """Its bits as integers, with the right digest: refused where `like` says what it is."""
+    data = rewritten(whole, change_tensors=lambda tensors: tensors.update(bias=tensors['bias'].view(np.int16)))
+    path.write_bytes(data)
+    like = {**{name: np.zeros((2, 7, 9), np.float32) for name in LAYOUT}, 'bias': np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match='holds other leaves than `like`: bias: int16 in the file, float32 in `like`'):
+        gq.load_packed(path, like=like)
+    path.write_bytes(whole)
+    gq.load_packed(path, like=like)
+    with pytest.raises(ValueError, match='bias: bfloat16 in the file, int16 in `like`'):
+        gq.load_packed(path, like=like | {'bias': np.zeros(3, np.int16)})
