@@ -22,7 +22,7 @@ TOKENIZER = flags.DEFINE_string(
 PROMPT = flags.DEFINE_string('prompt', '', 'How the text begins.')
 NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write, if no document ends.', lower_bound=1)
 TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 always takes the likeliest token.', lower_bound=0.0)
-SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.')
+SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.', lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main(argv):

@@ -51,6 +51,7 @@ def draw(runs_by_name: dict[str, list[dict]], output: str):
             loss.plot(*series(lines, 'train/loss'), color=color, alpha=0.35, linewidth=0.9)
             steps, values = series(lines, 'validation/loss')
             last = f'{name}: {values[-1]:.3f}' if len(values) else name
+            last = last.replace('$', r'\$')  # a name is no formula
             loss.plot(steps, values, style, color=color, marker='o', markersize=4, linewidth=1.6, label=last)
             bits.plot(*series(lines, 'bits/mean'), style, color=color, linewidth=1.6)
         loss.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')

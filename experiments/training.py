@@ -22,6 +22,7 @@ from gaussq_jax.param_tree import is_floating, leaf_path
 
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
 LAYERS = 'layers'  # the models' stacked layers
+SEEDS = 2**32
 UNCHANGED = gq.ParamTransform(
     init=lambda params: {}, apply=lambda key, params, state, **_: params, bitwidths=lambda state: {}
 )
@@ -334,6 +335,8 @@ def _check_config(config: ConfigDict):
             " the backward pass; 'full' is what saves most"
         )
     DivergenceDetector(config.divergence)  # which refuses what it can't be
+    if not 0 <= config.seed < SEEDS:
+        raise ValueError(f'config.seed={config.seed} must be of 0 to {SEEDS - 1}: JAX takes a seed by its last 32 bits')
     positive = ('batch_size', 'microbatches', 'sequence_length', 'total_steps')
     positive += ('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
     for name in positive:

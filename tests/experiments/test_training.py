@@ -304,6 +304,8 @@ def test_gpt2_learns_in_bfloat16_in_microbatches_on_a_mesh(caplog):
         (dict(batch_size=6), 'config.batch_size=6 must be a multiple of config.microbatches=1 times the 4 shard'),
         (dict(microbatches=4), 'config.batch_size=8 must be a multiple of config.microbatches=4 times the 4 shard'),
         (dict(microbatches=0), 'config.microbatches=0 must be at least 1'),
+        (dict(seed=2**32), 'config.seed=4294967296 must be of 0 to 4294967295'),
+        (dict(seed=-1), 'config.seed=-1 must be of 0 to 4294967295'),
         (dict(total_steps=0), 'config.total_steps=0 must be at least 1'),
         (dict(checkpoint_every=0), 'config.checkpoint_every=0 must be at least 1'),
         (dict(remat_policy='some'), "remat_policy='some' must be None or one of full"),
