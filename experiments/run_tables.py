@@ -31,6 +31,7 @@ NAMES = {
     'status': ('status',),
 }
 EVERY_LAW = ('N', 'D', 'loss')
+MOST_RUNS = 100_000  # of a Parquet file, which may say of any number of rows in a few bytes what they are
 NO_LABELS = ('nan', 'none', 'null', 'na', '<na>')  # as other programs write an empty cell
 WORDS = ('format', 'method', 'seed', 'name', 'run')
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
@@ -268,9 +269,12 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install pyarrow') from None
+        raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install "pyarrow>=14.0.1"') from None
     try:
         with open(path, 'rb') as file:
+            if (num_rows := parquet.ParquetFile(file).metadata.num_rows) > MOST_RUNS:
+                raise ValueError(f'{path} has {num_rows:,} rows; allowed are {MOST_RUNS:,}')
+            file.seek(0)
             rows = parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f'{path} is damaged, or not Parquet: {str(error).splitlines()[0]}') from None

@@ -101,14 +101,6 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
-    (tmp_path / 'written.writing').mkdir()
-    (tmp_path / 'written.writing' / 'model-00001-of-00009.safetensors').write_bytes(b'half')
-    (tmp_path / 'written').mkdir()
-    huggingface_folder.write(tmp_path / 'written', GPT2, random_params(GPT2))
-    assert {path.name for path in (tmp_path / 'written').iterdir()} == {'config.json', 'model.safetensors'}
-
-
 WHOLE, SHARDED = 'whole', 'sharded'
 
 

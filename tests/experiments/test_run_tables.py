@@ -246,10 +246,22 @@ def test_text_in_a_number_of_parquet_names_the_row(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
     (tmp_path / 'runs.parquet').write_text('')
-    with pytest.raises(ValueError, match='needs pyarrow: pip install pyarrow'):
+    with pytest.raises(ValueError, match=r'needs pyarrow: pip install "pyarrow>=14\.0\.1"'):
         read_runs(tmp_path / 'runs.parquet')
 
 
 def test_a_file_that_is_not_there_is_told_as_such(tmp_path):
     with pytest.raises(FileNotFoundError, match='nothing'):
         run_tables.read_runs(tmp_path / 'nothing.csv')
+
+
+def test_parquet_of_too_many_rows_is_not_read(tmp_path):
+    """A file of some kB that says a gigabyte."""
+    pyarrow = pytest.importorskip('pyarrow')
+    from pyarrow import parquet
+
+    rows = 2_000_000
+    parquet.write_table(pyarrow.table({name: np.ones(rows) for name in ('N', 'D', 'loss')}), tmp_path / 'runs.parquet')
+    assert (tmp_path / 'runs.parquet').stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r'runs\.parquet has 2,000,000 rows; allowed are 100,000'):
+        read_runs(tmp_path / 'runs.parquet')
