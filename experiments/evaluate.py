@@ -18,6 +18,8 @@ they were packed, and their loss. No workdir is needed. With --quantization it r
 to the file, as .csv and .png.
 
     python -m experiments.evaluate --weights=runs/tiny-gaussws/learned.safetensors
+
+Which text that is, is yours to say by --dataset and --data_dir, unless it is python_stdlib, which every machine has.
 """
 
 import json
@@ -27,12 +29,15 @@ import pathlib
 from absl import flags
 
 from experiments import cli, quantization_report, runs, training
+from experiments.datasets import python_stdlib
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
 TOKENIZER = flags.DEFINE_string(
     'tokenizer', None, "With --weights, the tokenizer's file, if it is no longer where it was."
 )
+DATASET = flags.DEFINE_string('dataset', None, 'With --weights, a TFDS dataset like that of training.')
+DATA_DIR = flags.DEFINE_string('data_dir', None, 'With --weights, where TFDS keeps it, if not where it usually does.')
 EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1 is all.', lower_bound=-1)
 QUANTIZATION = flags.DEFINE_bool('quantization', False, 'Report on the quantization of the weights, not on the loss.')
 FORMAT = flags.DEFINE_string('format', None, "With --quantization, a format instead of the run's own, such as e2m1.")
@@ -45,7 +50,9 @@ def main(argv):
     with cli.user_errors():
         check_flags()
         changes = {} if QUANTIZATION.value else {'eval_batches': EVAL_BATCHES.value}
+        changes |= {flag.name: flag.value for flag in (DATASET, DATA_DIR) if flag.present}
         run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
+        check_dataset(run)
     if QUANTIZATION.value or run.packed:
         report_quantization(run)
     if not QUANTIZATION.value:
@@ -63,9 +70,25 @@ def check_flags():
         if flag.present:
             only = 'without' if QUANTIZATION.value else 'with'
             raise ValueError(f'--{flag.name} has a meaning only {only} --quantization')
+    for flag in (DATASET, DATA_DIR):
+        if flag.present and (QUANTIZATION.value or not WEIGHTS.value):
+            raise ValueError(f'--{flag.name} has a meaning only with --weights, and without --quantization')
     for flag in (FORMAT, BLOCK_SIZE, SCALE):
         if flag.present and WEIGHTS.value:
             raise ValueError(f'--{flag.name} has no meaning with --weights, which are quantized already')
+
+
+def check_dataset(run: runs.Run):
+    """Refuses to open data that a packed file names, and nobody else.
+
+    Raises:
+      ValueError: saying how to name it.
+    """
+    dataset = run.experiment.config.dataset
+    if run.packed and not QUANTIZATION.value and not DATASET.present and dataset != python_stdlib.NAME:
+        raise ValueError(
+            f'--weights={WEIGHTS.value} is of a training on {dataset!r}: say --dataset, and maybe --data_dir'
+        )
 
 
 def evaluate(run: runs.Run):

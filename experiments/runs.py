@@ -163,7 +163,9 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
             f'{path} was not written by experiments.export: it lacks {", ".join(wrong)}, or has another such. It can be'
             ' read, by gaussq_jax.load_packed, and no more'
         )
-    config = _config_to_look_at(path, packed.info['config'], changes | ({'tokenizer': tokenizer} if tokenizer else {}))
+    nowhere = {'data_dir': '', 'cache_dir': ''}  # who opens a file says where text is read and written, not the file
+    changes = nowhere | changes | ({'tokenizer': tokenizer} if tokenizer else {})
+    config = _config_to_look_at(path, packed.info['config'], changes)
     try:
         loaded = load_tokenizer(config)
     except ValueError as error:

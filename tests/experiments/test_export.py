@@ -279,7 +279,30 @@ def test_weights_of_another_model(tmp_path, file, learned):
         runs.open_packed(tmp_path / 'file')
 
 
+def test_a_file_does_not_choose_where_text_is(tmp_path, file, learned):
+    config = read_packed(file).info['config'] | {'data_dir': '/stranger/data', 'cache_dir': '/stranger/cache'}
+    with on_mesh(ONE_DEVICE):
+        opened = runs.open_packed(save(file, learned, tmp_path, config=config)).experiment.config
+        assert (opened.data_dir, opened.cache_dir) == ('', '')
+        opened = runs.open_packed(tmp_path / 'file', data_dir='ours').experiment.config
+    assert (opened.data_dir, opened.cache_dir) == ('ours', '')
+
+
 # --- the programs that read it ----------------------------------------------------------------------
+
+
+def test_a_file_does_not_choose_what_text_is_read(tmp_path, file, learned, monkeypatch, capsys):
+    """Whoever evaluates it does, unless it is the text that every machine has."""
+    monkeypatch.setattr(runs, 'load_data', lambda config, tokenizer: (config.dataset, config.data_dir))
+    monkeypatch.setattr(runs, 'make_validation', lambda _, data: lambda state: {'data': data})
+    config = read_packed(file).info['config'] | {'dataset': 'stranger', 'data_dir': '/stranger'}
+    weights = str(save(file, learned, tmp_path, config=config))
+    with pytest.raises(SystemExit, match=r"is of a training on 'stranger': say --dataset, and maybe --data_dir"):
+        run_program(evaluate, WEIGHTS=weights, EVAL_BATCHES=3)
+    run_program(evaluate, WEIGHTS=weights, EVAL_BATCHES=3, DATASET='ours', DATA_DIR='here')
+    assert '"ours",\n    "here"' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='--dataset has a meaning only with --weights'):
+        run_program(evaluate, WORKDIR='a', DATASET='ours')
 
 
 def test_evaluation(file, monkeypatch, capsys, learned):

@@ -321,7 +321,8 @@ def test_picture(tmp_path, monkeypatch, num_layers):
 
 
 def run_evaluate(monkeypatch, workdir, **given):
-    names = ('EVAL_BATCHES', 'QUANTIZATION', 'FORMAT', 'BLOCK_SIZE', 'SCALE', 'WEIGHTS', 'TOKENIZER')
+    names = 'EVAL_BATCHES', 'QUANTIZATION', 'FORMAT', 'BLOCK_SIZE', 'SCALE'
+    names += 'WEIGHTS', 'TOKENIZER', 'DATASET', 'DATA_DIR'
     for name in names:
         flag = types.SimpleNamespace(name=name.lower(), value=given.get(name), present=int(name in given))
         monkeypatch.setattr(evaluate, name, flag)

@@ -18,6 +18,7 @@ from small_runs import start, without_seconds
 
 import gaussq_jax as gq
 from configs import tiny
+from gaussq_jax.export import read_packed
 
 evaluate = import_program('evaluate')
 
@@ -73,7 +74,9 @@ def test_a_run_evaluates_to_the_same_numbers(capsys):
 @pytest.mark.optimized
 @pytest.mark.parametrize('name', PACKED)
 def test_a_packed_file_evaluates_to_the_same_numbers(name, capsys):
-    metrics = evaluated(capsys, WEIGHTS=str(FILES / 'packed' / name))
+    config = read_packed(FILES / 'packed' / name).info['config']
+    where = dict(DATASET=config['dataset'], DATA_DIR=config['data_dir'])
+    metrics = evaluated(capsys, WEIGHTS=str(FILES / 'packed' / name), **where)
     assert_same_numbers(metrics, EVALUATIONS[name])
 
 
