@@ -181,7 +181,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
         (dict(eval_batches=0), 'max_batches=0; allowed: None or a positive integer'),
         (dict(stall_timeout=-1.0), 'config.stall_timeout=-1: allowed are seconds, or 0 for no limit'),
         (dict(divergence__spike_window=1), 'config.divergence.spike_window=1: allowed are 2 and more steps'),
-        (dict(seed=-1), 'seed=-1; allowed: non-negative integers'),
+        (dict(seed=-1), 'config.seed=-1 must be of 0 to 4294967295'),
     ],
 )
 def test_a_mistake_is_one_error_before_the_first_step(tmp_path, changes, message):
