@@ -54,14 +54,10 @@ class Scatter(NamedTuple):
           loss: from a law to a number or an array.
           draws: laws that are as likely as each other.
         """
-        tail, ends = (1 - check_level(level)) / 2, []
-        predicted = np.array([loss(law) for law in draws], float)
-        for losses in np.reshape(predicted, (len(predicted), -1)).T:
-            runs = np.multiply.outer(losses, np.exp(self.residuals)) if self.is_relative else None
-            runs = np.add.outer(losses, self.residuals) if runs is None else runs
-            of_law, of_run = (
-                np.quantile(values, (tail, 1 - tail), method='closest_observation') for values in (losses, runs)
-            )
+        predicted, ends = np.array([loss(law) for law in draws], float), []
+        for losses in np.reshape(predicted, (len(predicted), -1, 1)).swapaxes(0, 1):
+            runs = losses * np.exp(self.residuals) if self.is_relative else losses + self.residuals
+            of_law, of_run = (_middle(values.ravel(), level) for values in (losses, runs))
             ends.append((min(of_law[0], of_run[0]), max(of_law[1], of_run[1])))
         low, high = np.reshape(np.transpose(ends), (2, *predicted.shape[1:]))
         return low, high
@@ -71,10 +67,14 @@ def quantile_interval(
     quantity: Callable[[Any], np.ndarray], draws: Iterable[ScalingLaw], *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of what the middle part `level` of the draws says of a quantity, which may be infinite."""
-    tail = (1 - check_level(level)) / 2
-    values = [quantity(law) for law in draws]
-    low, high = np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')
+    low, high = _middle([quantity(law) for law in draws], level)
     return low, high
+
+
+def _middle(values, level):
+    """Both ends of the middle part of values, (n, *shape)."""
+    tail = (1 - check_level(level)) / 2
+    return np.quantile(values, (tail, 1 - tail), axis=0, method='closest_observation')
 
 
 def check_level(level: float) -> float:

@@ -154,10 +154,11 @@ def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options)
         if (weights := options.get('weights')) is not None:
             options |= {'weights': _weights(weights, loss)[keep]}
         if (groups := options.get('groups')) is not None:
-            options |= {'groups': number_labels('groups', groups, len(loss))[keep]}
-        labels = {name: number_labels(name, runs[name], len(loss)) for name in ('seed', 'run') if name in runs}
-        runs = labels | {name: np.asarray(runs[name], object) for name in (*CapybaraLaw.COLUMNS, 'loss')}
-        runs = {name: column[keep] for name, column in runs.items()}
+            options |= {'groups': number_labels('groups', groups, len(loss), may_lack=False)[keep]}
+        labels = [name for name in ('seed', 'run') if name in runs]
+        for name in labels:
+            number_labels(name, runs[name], len(loss))  # which refuses another number of them
+        runs = {name: list(itertools.compress(runs[name], keep)) for name in (*CapybaraLaw.COLUMNS, 'loss', *labels)}
     return fit(CapybaraLaw, runs, **options)
 
 

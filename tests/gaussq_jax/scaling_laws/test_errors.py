@@ -222,6 +222,8 @@ def test_columns_of_the_runs_make_the_groups():
     how = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
     result = fit_capybara(runs | {'seed': np.arange(96)}, **how)
     assert (result.num_runs, result.num_groups) == (92, 92)
+    result = fit_capybara(runs | {'seed': np.arange(96), 'run': [''] * 94 + ['a', 'a']}, **how)
+    assert (result.num_runs, result.num_groups) == (92, 91)
     assert fit_capybara(runs, groups=np.arange(96) // 3, **how).num_groups == 31
 
 
