@@ -53,11 +53,7 @@ class Tensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             return self._open[self._files[name]].get_tensor(name)
-        except (
-            safetensors.SafetensorError,
-            TypeError,
-            AttributeError,
-        ) as error:  # the latter of dtypes that NumPy lacks
+        except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the others of dtypes NumPy lacks
             raise ValueError(f"{self._files[name]}: the tensor {name} can't be read: {error}") from None
 
     def __iter__(self) -> Iterator[str]:

@@ -240,7 +240,7 @@ def make_validation(
 
 
 def _begun(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run as it began, from its config.json, or else from its newest checkpoint."""
+    """The config with which a run was last started, from its config.json, or else from its newest checkpoint."""
     path = workdir / 'config.json'
     return read_json(path) if path.is_file() else load_config(workdir / 'checkpoints')
 

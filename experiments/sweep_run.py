@@ -137,12 +137,8 @@ def read_result(run: Run) -> Result:
 def _special_tokens(present: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Those of two configs, in one spelling: as the tokenizer's files say, where they are left to these."""
     settings = [config['special_tokens'] for config in (present, stored)]
-    found = [
-        _settings(
-            present.get('tokenizer', ''), present.get('vocab_size', 0), *(of_config.get(name, '') for name in ASK)
-        )
-        for of_config in settings
-    ]
+    which = present.get('tokenizer', ''), present.get('vocab_size', 0)
+    found = [_settings(*which, *(of_config.get(name, '') for name in ASK)) for of_config in settings]
     now, then = settings if None in found else found
     return (then if now == ASK else now), then  # where the tokenizer is no longer there, what it said is not known
 
