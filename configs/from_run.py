@@ -11,12 +11,12 @@ For less memory there are `--config.microbatches=32`, `--config.remat_policy=ful
 `--config.sequence_length`.
 """
 
-import json
 import pathlib
 
 from ml_collections import ConfigDict
 
 from configs import common
+from experiments import json_files
 
 ARGUMENTS = {name: default for name, default in common.ARGUMENTS.items() if name != 'smoke'}
 # What is that run's.
@@ -51,9 +51,9 @@ def _read(run):
     if not run:
         raise ValueError('config argument run is missing: the workdir of the run to train on from, run=runs/imported')
     try:
-        contents = common.with_added(json.loads((pathlib.Path(run).expanduser() / 'config.json').read_text()))
+        contents = common.with_added(json_files.read(pathlib.Path(run).expanduser() / 'config.json'))
         lacking = [name for name in TEXT + MODEL if name not in contents]
-    except (OSError, ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f'config argument run={run!r}: no config.json of a run can be read there: {error}') from None
     if lacking:
         raise ValueError(f'config argument run={run!r}: its config.json lacks {", ".join(lacking)}')

@@ -28,6 +28,7 @@ import jax
 from absl import flags
 
 from experiments import cli, timing
+from experiments.atomic_files import replace_file
 from kernels_pallas import arg_specs
 
 try:
@@ -234,7 +235,7 @@ def print_table(title: str, header: Sequence[str], rows):
 
 def write(results: dict[str, Any]):
     if OUTPUT.value:
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n')
+        replace_file(pathlib.Path(OUTPUT.value), json.dumps(results, indent=2) + '\n')
 
 
 def _kernel_cells(row) -> Sequence[str]:

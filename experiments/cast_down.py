@@ -10,8 +10,6 @@ WORKDIR/cast_down.csv: what is there for the same checkpoint is not measured aga
 minutes on two busy cores; the whole validation split, without --eval_batches, is 3.2 times as much.
 """
 
-import csv
-import io
 import json
 import pathlib
 import sys
@@ -23,10 +21,9 @@ from typing import Any
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import cast_down_report, cli, methods, runs, training
+from experiments import cast_down_report, cli, csv_files, methods, runs, training
 from experiments.cast_down_report import LEARNED, UNQUANTIZED, Cast
 from experiments.checkpointing import load_contents
-from experiments.metrics import replace_file
 from gaussq_jax.packed_layout import Layout
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
@@ -73,8 +70,7 @@ def read_sweep(path: pathlib.Path) -> tuple[list[str], list[str]]:
     Raises:
       ValueError: if it is no table of a sweep, or no run is done.
     """
-    with open(path, newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in csv_files.read(path)]
     done = [row['name'] for row in rows if row.get('status') == 'done' and row.get('name')]
     if not done:
         raise ValueError(f'{path} has no run that is done; its columns are {", ".join(rows[0]) if rows else "none"}')
@@ -164,19 +160,16 @@ def what_evaluation_depends_on(config: Any) -> str:
 
 def read_casts(path: pathlib.Path) -> list[Cast]:
     """What `write_casts` wrote; ValueError for another table."""
-    with open(path, newline='') as file:
-        lines = list(csv.reader(file))
-    if not lines or tuple(lines[0]) != Cast._fields or any(len(line) != len(Cast._fields) for line in lines):
-        raise ValueError(f'{path} is not of this program, or damaged; delete it to measure again')
-    kinds = Cast.__annotations__.values()
-    return [Cast(*(kind(cell) for kind, cell in zip(kinds, line))) for line in lines[1:]]
+    try:
+        rows = [row for _, row in csv_files.read(path)]
+        return [Cast(**{name: kind(row[name]) for name, kind in Cast.__annotations__.items()}) for row in rows]
+    except (ValueError, KeyError):
+        raise ValueError(f'{path} is not of this program, or damaged; delete it to measure again') from None
 
 
 def write_casts(path: pathlib.Path, casts: list[Cast]):
     """Writes the table in one step."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([Cast._fields, *casts])
-    replace_file(path, text.getvalue())
+    csv_files.write(path, Cast._fields, casts)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from scipy.special import stdtrit
 
+from experiments.atomic_files import new_file
+
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
 
@@ -128,7 +130,8 @@ def draw(trainings: dict[str, Training], output: str | pathlib.Path):
         figure.legend(
             [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
         )
-        figure.savefig(output, dpi=150)
+        with new_file(pathlib.Path(output)) as partial:
+            figure.savefig(partial, dpi=150)
         plt.close(figure)
 
 

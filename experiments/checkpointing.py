@@ -35,6 +35,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from experiments import json_files
 from experiments.manifests import MANIFEST, find_damage, write_manifest
 
 CONTENTS = 'checkpoint.json'
@@ -196,7 +197,7 @@ class Checkpointer:
         if step is None:
             return None
         directory = self._directory / str(step)
-        contents = json.loads((directory / CONTENTS).read_text())
+        contents = _read_contents(directory)
         _check_identity(directory, complete(contents['config']), config, identity)
         leaves = _leaves_by_name(abstract_state)
         _check_leaves(directory, contents['leaves'], leaves)
@@ -240,7 +241,7 @@ class Checkpointer:
         if jax.process_index() != 0:
             return
         directory = self._directory / str(step)
-        (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1))
+        (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1), encoding='utf-8')
         write_manifest(self._writing(step))
         if directory.exists():  # damaged, or `save` would have left it alone
             shutil.rmtree(directory)
@@ -260,8 +261,12 @@ def load_contents(directory: str | os.PathLike) -> dict[str, Any]:
     step = _newest_whole_step(directory)
     if step < 0:
         raise ValueError(f'{directory} holds no checkpoint')
-    contents = json.loads((directory / str(step) / CONTENTS).read_text())
-    return contents | {'sha256': _manifest_sha256(directory / str(step))}
+    return _read_contents(directory / str(step)) | {'sha256': _manifest_sha256(directory / str(step))}
+
+
+def _read_contents(directory: pathlib.Path) -> dict[str, Any]:
+    """What `save` wrote of a step beside its arrays; ValueError if it is something else."""
+    return json_files.read(directory / CONTENTS, step=int, leaves=dict, data_state=dict, config=dict)
 
 
 def load_config(directory: str | os.PathLike) -> dict[str, Any]:

@@ -8,7 +8,6 @@ by seed, and those within two standard errors of nothing are marked as not separ
 and counted.
 """
 
-import csv
 import math
 import pathlib
 import sys
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, csv_files
 from experiments.methods import unused_settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
@@ -54,8 +53,7 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     Raises:
       ValueError: if there is no such column, or no run that is done.
     """
-    with open(path, newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in csv_files.read(path)]
     if not rows or not {'status', 'seconds', metric} <= set(rows[0]) or all(row['status'] != 'done' for row in rows):
         columns = ', '.join(rows[0]) if rows else 'none'
         raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from experiments.new_directory import new_directory
+from experiments import json_files
+from experiments.atomic_files import new_directory
 from gaussq_jax import models
 from gaussq_jax.packed_file import save_tensors
 
@@ -74,11 +75,11 @@ def read(directory: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
     """
     if not directory.is_dir():
         raise ValueError(f'{directory} is no folder')
-    config = read_json(directory / CONFIG)
+    config = json_files.read(directory / CONFIG)
     if (directory / WEIGHTS).is_file():
         return Tensors(dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS)), config
     if (directory / INDEX).is_file():
-        files = read_json(directory / INDEX).get('weight_map')
+        files = json_files.read(directory / INDEX).get('weight_map')
         if not isinstance(files, dict) or not files or not all(map(_is_file_name, files.values())):
             raise ValueError(f'{directory / INDEX} has no weight_map of tensor names to files of this folder')
         return Tensors({name: directory / file for name, file in files.items()}), config
@@ -117,7 +118,7 @@ def write(
     tensors, config = models.to_huggingface(model, params)
     config['torch_dtype'] = 'bfloat16'
     if tokenizer_directory is not None and (tokenizer_directory / CONFIG).is_file():
-        theirs = read_json(tokenizer_directory / CONFIG)
+        theirs = json_files.read(tokenizer_directory / CONFIG)
         if theirs.get('model_type') == config['model_type']:
             config |= kept_fields(theirs)
     with new_directory(directory) as partial:
@@ -129,7 +130,8 @@ def write(
             if isinstance(contents, str):
                 (partial / name).write_text(contents, encoding='utf-8')
             else:
-                _write_json(partial / name, (read_json(partial / name) if (partial / name).exists() else {}) | contents)
+                before = json_files.read(partial / name) if (partial / name).exists() else {}
+                _write_json(partial / name, before | contents)
     return sorted(directory.iterdir())
 
 
@@ -192,19 +194,6 @@ def _open(path):
 
 def _is_file_name(name):
     return isinstance(name, str) and name != '' and pathlib.PurePath(name).name == name
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object that a file holds; ValueError, naming it, if it can't be read or holds something else."""
-    try:
-        contents = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
-    if not isinstance(contents, dict):
-        raise ValueError(f'{path} must hold a JSON object')
-    return contents
 
 
 def _write_json(path, contents):

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments import cli, huggingface_folder, runs, special_tokens, tokenizers, training
+from experiments.atomic_files import new_directory
 from experiments.checkpointing import Checkpointer, SaveError
-from experiments.new_directory import new_directory
 from gaussq_jax import models
 from gaussq_jax.packed_layout import leaves_by_path
 

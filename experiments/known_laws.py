@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments import json_files
+from experiments.atomic_files import replace_file
 from experiments.run_tables import RunTable, read_runs, select
 from gaussq_jax import scaling_laws
 
@@ -169,14 +171,14 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
         'errors': known.errors,
         'scatter': known.scatter and {**known.scatter._asdict(), 'residuals': known.scatter.residuals.tolist()},
     }
-    pathlib.Path(path).write_text(json.dumps(content, indent=1) + '\n')
+    replace_file(pathlib.Path(path), json.dumps(content, indent=1) + '\n')
 
 
 def read_law(path: str | pathlib.Path) -> KnownLaw:
     """Reads what `write_law` has written; ValueError if it is something else."""
     text = pathlib.Path(path).read_bytes()
     try:
-        content = json.loads(text)
+        content = json_files.parse(text, path)
         law = LAWS[content['law']](**content['constants'])
         return KnownLaw(
             law,

@@ -1,6 +1,5 @@
 """What a run reports: metrics.jsonl, TensorBoard events, a progress bar or plain lines, and summary.json."""
 
-import contextlib
 import json
 import math
 import numbers
@@ -9,13 +8,16 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import tqdm
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
+
+from experiments import json_files
+from experiments.atomic_files import named_errors, open_own, replace_file
 
 RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|device_memory)/.*')  # not in lines
 WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
@@ -106,7 +108,7 @@ class MetricWriter:
         if 'step' in metrics:
             raise ValueError("metrics: 'step' is the name of the step itself")
         values = {name: _to_number(name, value) for name, value in metrics.items()}
-        with _named_errors(self._metrics_path), open(self._metrics_path, 'a') as file:
+        with named_errors(self._metrics_path), open_own(self._metrics_path, 'a') as file:
             file.write(_to_line({'step': int(step), **values}))
         self._events.write(int(step), values)
         if self._bar is not None and 'train/loss' in values:
@@ -184,11 +186,11 @@ class _Events:
         self._add(Event(wall_time=time.time(), step=step, session_log=start))
 
     def close(self) -> None:
-        with _named_errors(self._path):
+        with named_errors(self._path):
             self._file.close()
 
     def _add(self, event: Event) -> None:
-        with _named_errors(self._path):
+        with named_errors(self._path):
             self._file.write(event.SerializeToString())
             self._file.flush()
 
@@ -202,16 +204,25 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     Example:
       losses = [(line['step'], line['train/loss']) for line in read_metrics(path) if 'train/loss' in line]
     """
-    lines = pathlib.Path(path).read_text().splitlines()
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
     metrics = []
     for number, line in enumerate(lines, start=1):
+        where = f'{path}, line {number}'
         try:
-            values = json.loads(line)
-            metrics.append({name: float(v) if isinstance(v, str) else v for name, v in values.items()})
-        except (ValueError, AttributeError) as error:
+            values = json_files.require(json_files.parse(line, where), where, {'step': int})
+            metrics.append({name: _of_line(name, value) for name, value in values.items()})
+        except ValueError as error:
             if number < len(lines):
-                raise ValueError(f'{path}, line {number} is no line of metrics: {line!r}') from error
+                raise ValueError(f'{where} is no line of metrics, {line[:80]!r}: {error}') from None
     return metrics
+
+
+def _of_line(name: str, value: Any) -> int | float:
+    if json_files.is_a(value, str):
+        value = float(value)
+    if not json_files.is_a(value, float):
+        raise ValueError(f'{name[:80]!r} must be a number')
+    return value
 
 
 def _to_number(name: str, value: Any) -> int | float:
@@ -265,24 +276,3 @@ def _waits(values: Mapping[str, float]) -> list[str]:
     """Which shares of the time since the last log the loop has waited, if they are large."""
     shares = {name: values.get(f'seconds/{name}', 0) / values.get('seconds/total', math.inf) for name in WAITS}
     return [f'{name} wait {share:.0%}' for name, share in shares.items() if share >= LEAST_WAIT]
-
-
-def replace_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one step: a reader, or a kill, finds the old text or the new."""
-    partial = path.with_name(path.name + '.writing')
-    try:
-        with _named_errors(path):
-            partial.write_text(text)
-            partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _named_errors(path: pathlib.Path) -> Iterator[None]:
-    """Errors of the operating system name the file: of their own, those of writing to it don't."""
-    try:
-        yield
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error

@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.atomic_files import new_file
 from experiments.metrics import read_metrics
 
 matplotlib.use('agg')
@@ -61,7 +62,8 @@ def draw(runs_by_name: dict[str, list[dict]], output: str):
         loss.legend(frameon=False, title='validation at the end', alignment='left')
         bits.set(xlabel='step', ylabel='mean bitwidth (bits)')
         bits.set_title('learned bitwidths', fontsize=10)
-        figure.savefig(output, dpi=150)
+        with new_file(pathlib.Path(output)) as partial:
+            figure.savefig(partial, dpi=150)
         plt.close(figure)
 
 

@@ -1,6 +1,5 @@
 """What quantization does to each weight matrix of a run: its bits, and what is lost; table, CSV and picture."""
 
-import csv
 import itertools
 import math
 import pathlib
@@ -14,7 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from experiments import methods, runs
+from experiments import csv_files, methods, runs
+from experiments.atomic_files import new_file
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed_layout import Layout, LeafLayout, spread
@@ -250,13 +250,12 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def write_csv(rows: Sequence[Row], file: pathlib.Path):
     """The table in full: shares as fractions; the last line, whose path is 'all', has no layer."""
-    with file.open('w', newline='') as stream:
-        writer = csv.writer(stream)
-        writer.writerow(['path', 'layer', 'weights', *PANELS, 'formats'])
-        for path, layer, measurement, formats in [*rows, ('all', '', total(rows), total_formats(rows))]:
-            numbers = ' '.join(f'{name}:{number}' for name, number in formats.items())
-            values = (getattr(measurement, name) for name in PANELS)
-            writer.writerow([path, layer, measurement.values, *values, numbers])
+    lines = []
+    for path, layer, measurement, formats in [*rows, ('all', '', total(rows), total_formats(rows))]:
+        numbers = ' '.join(f'{name}:{number}' for name, number in formats.items())
+        values = (getattr(measurement, name) for name in PANELS)
+        lines.append([path, layer, measurement.values, *values, numbers])
+    csv_files.write(file, ['path', 'layer', 'weights', *PANELS, 'formats'], lines)
 
 
 def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
@@ -292,7 +291,8 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False)
         figure.suptitle(title, fontsize=10)
-        figure.savefig(file, dpi=150)
+        with new_file(file) as partial:
+            figure.savefig(partial, dpi=150)
         plt.close(figure)
 
 

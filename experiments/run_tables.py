@@ -1,8 +1,6 @@
 """Tables of runs, as scaling laws are fitted to them: CSV, JSONL and Parquet, among them the results.csv of a sweep."""
 
 import collections
-import csv
-import json
 import math
 import pathlib
 import re
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import csv_files, json_files
 from experiments.methods import DEFAULT_FORMAT, QUANTIZING, SAMPLING
 from gaussq_jax.formats import parse_format
 
@@ -30,8 +29,11 @@ NAMES = {
     'run': ('run', 'run_id', 'run_name'),
     'status': ('status',),
 }
+READ = {*(name for names in NAMES.values() for name in names), 'quantization.b_init', 'quantization.b_target'}
 EVERY_LAW = ('N', 'D', 'loss')
-MOST_RUNS = 100_000  # of a Parquet file, which may say of any number of rows in a few bytes what they are
+# Of a Parquet file, which may say in a few bytes of any number of rows what they are, and of any length.
+MOST_PARQUET_BYTES = 2**28
+MOST_LETTERS = 10_000
 NO_LABELS = ('nan', 'none', 'null', 'na', '<na>')  # as other programs write an empty cell
 WORDS = ('format', 'method', 'seed', 'name', 'run')
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
@@ -232,36 +234,13 @@ def _block_size(value: Any) -> float | str | None:
     return size
 
 
-def _read_csv(path: pathlib.Path) -> Iterator[Line]:
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
-                raise ValueError(f'{path} has more than one column {repeated[0]!r}')
-            for cells in reader:
-                if cells and len(cells) != len(names):
-                    raise ValueError(
-                        f'{path}, line {reader.line_num}: it has {len(cells)} cells, and the table {len(names)} columns'
-                    )
-                if cells:
-                    yield f'line {reader.line_num}', dict(zip(names, map(str.strip, cells)))
-        except csv.Error as error:
-            raise ValueError(f'{path}, line {reader.line_num}: it is damaged: {error}') from None
-
-
 def _read_jsonl(path: pathlib.Path) -> Iterator[Line]:
     with open(path, encoding='utf-8-sig') as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                cells = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f'{path}, line {number}: it is damaged: {error}') from None
-            if not isinstance(cells, dict):
-                raise ValueError(f'{path}, line {number}: {line.strip()[:40]!r} is not a JSON object')
-            yield f'line {number}', cells
+            where = f'line {number}'
+            yield where, json_files.require(json_files.parse(line, f'{path}, {where}'), f'{path}, {where}', {})
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
@@ -271,15 +250,34 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
     except ImportError:
         raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install "pyarrow>=14.0.1"') from None
     try:
-        with open(path, 'rb') as file:
-            if (num_rows := parquet.ParquetFile(file).metadata.num_rows) > MOST_RUNS:
-                raise ValueError(f'{path} has {num_rows:,} rows; allowed are {MOST_RUNS:,}')
-            file.seek(0)
-            rows = parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f'{path} is damaged, or not Parquet: {str(error).splitlines()[0]}') from None
+        with open(path, 'rb') as stream:
+            names, rows = _parquet_rows(path, stream, pyarrow, parquet)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f'{path} is damaged, or not Parquet: {[*str(error).splitlines(), ""][0]}') from None
+    unread = dict.fromkeys(names)
     for number, cells in enumerate(rows, 1):
-        yield f'row {number}', cells
+        yield f'row {number}', unread | cells
 
 
-READERS = {'.csv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
+def _parquet_rows(path, stream, pyarrow, parquet) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of all columns, and the cells of those that are read."""
+    schema = parquet.read_schema(stream)
+    read = [field for field in schema if field.name in READ]
+    texts = [field.name for field in read if pyarrow.types.is_string(field.type) or pyarrow.types.is_binary(field.type)]
+    if nested := [field.name for field in read if pyarrow.types.is_nested(field.type)]:
+        raise ValueError(f'{path}: the column {nested[0]!r} has several values in a cell')
+    file = parquet.ParquetFile(stream, read_dictionary=texts)  # a text that many rows have is in memory once
+    metadata = file.metadata
+    if metadata.num_rows > csv_files.MOST_ROWS:
+        raise ValueError(f'{path} has {metadata.num_rows:,} rows; allowed are {csv_files.MOST_ROWS:,}')
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if size > MOST_PARQUET_BYTES:
+        raise ValueError(f'{path} would take {size:,} bytes; allowed are {MOST_PARQUET_BYTES:,}')
+    table = file.read([field.name for field in read])
+    for column in map(table.column, texts):
+        if any(len(text or '') > MOST_LETTERS for chunk in column.chunks for text in chunk.dictionary.to_pylist()):
+            raise ValueError(f'{path} has a text of more than {MOST_LETTERS:,} letters')
+    return schema.names, table.to_pylist()
+
+
+READERS = {'.csv': csv_files.read, '.jsonl': _read_jsonl, '.parquet': _read_parquet}

@@ -9,10 +9,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import input_pipeline, partitioning, tokenizers, training
+from experiments import input_pipeline, json_files, partitioning, tokenizers, training
+from experiments.atomic_files import replace_file
 from experiments.checkpointing import Checkpointer, Restored, load_config, newest_step
-from experiments.huggingface_folder import read_json
-from experiments.metrics import replace_file
 from gaussq_jax.export import Packed, read_packed
 
 # Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges; but for
@@ -242,7 +241,7 @@ def make_validation(
 def _begun(workdir: pathlib.Path) -> dict[str, Any]:
     """The config with which a run was last started, from its config.json, or else from its newest checkpoint."""
     path = workdir / 'config.json'
-    return read_json(path) if path.is_file() else load_config(workdir / 'checkpoints')
+    return json_files.read(path) if path.is_file() else load_config(workdir / 'checkpoints')
 
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:

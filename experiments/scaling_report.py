@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 from experiments import known_laws, law_studies
+from experiments.atomic_files import replace_file
 from experiments.known_laws import UNKNOWN, KnownLaw, human, value_text
 from experiments.law_studies import Study
 from experiments.quantization_report import COLORS, MARKERS
@@ -100,7 +101,7 @@ def write(
     if not data:
         raise reasons[0]
     title = f'Scaling laws of {pathlib.Path(path).name}'
-    output.write_text(PAGE.format(title=html.escape(title), body='\n'.join(sections)), encoding='utf-8')
+    replace_file(output, PAGE.format(title=html.escape(title), body='\n'.join(sections)))
     return data
 
 

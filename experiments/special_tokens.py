@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from experiments.huggingface_folder import ADDED_TOKENS, CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG, read_json
+from experiments import json_files
+from experiments.huggingface_folder import ADDED_TOKENS, CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG
 
 ASK = {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''}  # '': as the files say
 NAMELESS = ('PreTrainedTokenizerFast', 'TokenizersBackend')  # classes without special tokens that aren't given
@@ -171,7 +172,7 @@ class _Files(NamedTuple):
         if folder is None:
             return cls()
         paths = {name: folder / name for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, NAMES, ADDED_TOKENS)}
-        contents = {name: read_json(path) if path.is_file() else {} for name, path in paths.items()}
+        contents = {name: json_files.read(path) if path.is_file() else {} for name, path in paths.items()}
         remarks, tokenizer_config = [], contents[TOKENIZER_CONFIG]
         names = {**contents[NAMES], **tokenizer_config}
 

@@ -29,10 +29,8 @@ Any number of these may be at work in one WORKDIR, from machines that share it: 
 and the table has them all.
 """
 
-import csv
 import fcntl
 import heapq
-import io
 import os
 import pathlib
 import re
@@ -46,8 +44,8 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, sweep_run
-from experiments.metrics import replace_file
+from experiments import cli, csv_files, sweep_run
+from experiments.atomic_files import open_own
 from experiments.sweep_plan import Run, make_runs
 from experiments.sweep_run import Result
 
@@ -193,7 +191,7 @@ def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Resul
 
     Whatever other processes train of the sweep: before, `results` are brought up to date with the directories.
     """
-    with open(path.parent / '.lock', 'w') as lock:
+    with open_own(path.parent / '.lock', 'r+') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         results |= {run.name: sweep_run.look(run) for run in sweep if not results[run.name].is_final}
         rows = []
@@ -205,13 +203,11 @@ def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Resul
         columns = {'name': None, 'status': None, **fields, 'seconds': None}
         columns |= {name: None for row in rows for name in row}
         del columns['error']
-        table = io.StringIO()
-        writer = csv.DictWriter(table, [*(name.lstrip(':') for name in columns), 'error'])
-        writer.writeheader()
         for run, row in zip(sweep, rows):
             row |= {field: run.config.get(field, run.fields.get(field, '')) for field in fields}
-            writer.writerow({name.lstrip(':'): value for name, value in row.items()})
-        replace_file(path, table.getvalue())
+        columns = [*columns, 'error']
+        lines = [[row.get(column, '') for column in columns] for row in rows]
+        csv_files.write(path, [name.lstrip(':') for name in columns], lines)
 
 
 def time_left(durations: list[float], starts: list[float], num_waiting: int, num_slots: int) -> str:

@@ -6,7 +6,6 @@ loss or a gradient wasn't finite, error.txt why it failed. While it trains, it h
 
 import contextlib
 import functools
-import json
 import math
 import os
 import pathlib
@@ -19,7 +18,8 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 
 from configs import common
-from experiments import runs, workdir_lock
+from experiments import json_files, runs, workdir_lock
+from experiments.atomic_files import open_own, replace_file
 from experiments.special_tokens import ASK
 from experiments.sweep_plan import Run
 from experiments.tokenizers import load_tokenizer
@@ -55,7 +55,7 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen | None:
         if look(run).is_final:
             return None
         (run.workdir / 'error.txt').unlink(missing_ok=True)
-        with open(run.workdir / 'log.txt', 'w') as log:
+        with open_own(run.workdir / 'log.txt', 'w') as log:
             return subprocess.Popen(
                 run.command,
                 env={**os.environ, **environment, workdir_lock.INHERITED: str(lock.fileno())},
@@ -79,7 +79,7 @@ def finish(run: Run, exit_status: int) -> Result:
 def fail(run: Run, error: str) -> Result:
     """The result of a run that failed, which its directory tells, unless another process is trying it again already."""
     with contextlib.suppress(workdir_lock.WorkdirLocked), workdir_lock.acquire(run.workdir):
-        (run.workdir / 'error.txt').write_text(error + '\n')
+        replace_file(run.workdir / 'error.txt', error + '\n')
     return Result('failed', {}, error)
 
 
@@ -109,14 +109,14 @@ def read_result(run: Run) -> Result:
     if (path := run.workdir / 'diverged.txt').exists():
         result = Result('diverged', {}, path.read_text().strip())
     elif (path := run.workdir / 'summary.json').exists():
-        summary = read_json(path)
-        loss = float(summary['validation/loss'])  # it may be the text "NaN"
+        summary = _read(path, **{'validation/loss': (float, str)})
+        loss = _loss(path, summary['validation/loss'])
         result = Result('done', summary, '')
         if not math.isfinite(loss):
             result = Result('diverged', summary, f'validation/loss is {loss} at the end')
     else:
         return Result('missing', {}, '')
-    stored = common.with_added(read_json(run.workdir / 'config.json'))
+    stored = common.with_added(_read(run.workdir / 'config.json'))
     present = common.with_added(traverse_util.unflatten_dict(run.config, sep='.'))
     present['special_tokens'], stored['special_tokens'] = _special_tokens(present, stored)
     present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (present, stored))
@@ -152,9 +152,17 @@ def _settings(tokenizer: str, vocab_size: int, *settings: str) -> dict[str, str]
         return None
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """ValueError naming the file if it is damaged."""
+def _read(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
+    """As json_files.read; says what to do."""
     try:
-        return json.loads(path.read_text())
+        return json_files.read(path, **kinds)
     except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}); delete its directory to run it again') from error
+        raise ValueError(f'{error}; delete its directory to run it again') from None
+
+
+def _loss(path: pathlib.Path, value: float | str) -> float:
+    """A number, or the text "NaN"."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f'{path}: validation/loss is {value[:80]!r}; delete its directory to run it again') from None

@@ -1,18 +1,23 @@
 """Tokenizers: bytes, a local SentencePiece model, or a local Hugging Face `tokenizers` file."""
 
+import contextlib
 import hashlib
 import itertools
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from experiments import special_tokens
+from experiments import json_files, special_tokens
 from experiments.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
 from experiments.special_tokens import USUAL_ENDS, SpecialTokens
 
+MOST_GROWTH = 1000
+MOST_HOLES = 2**16  # between ids, beside one a token
 ALLOWED = "allowed: 'bytes', a SentencePiece '.model' file, a Hugging Face tokenizers '.json' file"
 
 
@@ -178,7 +183,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
     except OSError as error:
         raise ValueError(f"tokenizer={spec!r} can't be read: {error.strerror}; {ALLOWED}.") from None
     try:
-        return classes[path.suffix](contents)
+        with _panics_as_errors():
+            return classes[path.suffix](contents)
     except ImportError:
         raise
     except Exception as error:  # `tokenizers` raises bare Exceptions
@@ -254,15 +260,22 @@ class HuggingFace:
     def __init__(self, contents: bytes):
         import tokenizers
 
-        self._contents = json.loads(contents)  # its errors say more than those of `tokenizers`
+        self._contents = json_files.parse(contents, 'it')  # its errors say more than those of `tokenizers`
+        for part in ('normalizer', 'decoder'):
+            if (growth := _growth(self._contents.get(part))) > MOST_GROWTH:
+                raise ValueError(f'its {part} may make a letter {growth:.3g}; allowed are {MOST_GROWTH}')
         self._tokenizer = tokenizers.Tokenizer.from_str(contents.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1  # ids may have holes
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have holes
+        if not 0 < self.vocab_size <= 2 * len(vocabulary) + MOST_HOLES:
+            raise ValueError(f'it has {len(vocabulary):,} tokens, and ids up to {self.vocab_size - 1:,}')
         self.end_by_name = next((vocabulary[end] for end in USUAL_ENDS if end in vocabulary), self.vocab_size)
         self.leading = tuple(_leading(self._contents.get('post_processor')))
+        if foreign := [token for token in self.leading if not self.name(token)]:
+            raise ValueError(f'its post-processor puts {foreign[0]!r} before a text, which is no token')
         self.fingerprint = f'huggingface-{hashlib.sha256(contents).hexdigest()[:16]}'
 
     def find(self, token: str) -> int | None:
@@ -272,10 +285,12 @@ class HuggingFace:
         return self._tokenizer.id_to_token(token) or ''
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        with _panics_as_errors():
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
+        with _panics_as_errors():
+            return self._tokenizer.decode(ids)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         if tokens == self.leading or not all(map(self.name, tokens)):
@@ -291,6 +306,39 @@ class HuggingFace:
         special = {name: {'id': name, 'ids': [token], 'tokens': [name]} for name, token in names.items()}
         processor = dict(type='TemplateProcessing', single=single, pair=single + other, special_tokens=special)
         return {TOKENIZERS[0]: json.dumps({**self._contents, 'post_processor': processor}, ensure_ascii=False)}
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of Rust, in `tokenizers`, is an exception that no `except Exception` catches."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != 'PanicException':
+            raise
+        raise ValueError(f'tokenizers panicked: {" ".join(str(error).split())[:200]}') from None
+
+
+def _growth(part) -> float:
+    """How many letters the replacements of a normalizer or a decoder may make of one."""
+    match part:
+        case {'type': 'Sequence'}:
+            return math.prod(_growth(inner) for inner in part.get('normalizers', part.get('decoders', ())))
+        case {'type': 'Replace', 'pattern': {'String': str(text)}, 'content': str(content)}:
+            return max(1, len(content) / max(1, len(text)))
+        case {'type': 'Replace', 'pattern': {'Regex': str(text)}, 'content': str(content)}:
+            return max(1, len(content) + _matches_nothing(text))
+        case {'type': 'Precompiled'}:
+            return 16
+    return 1
+
+
+def _matches_nothing(pattern: str) -> bool:
+    """Whether a regex may match between any two letters, as far as Python's own knows."""
+    try:
+        return re.search(pattern, '') is not None
+    except (re.error, RecursionError, OverflowError):
+        return True
 
 
 def _leading(processor):

@@ -35,10 +35,11 @@ from experiments import (
     training,
     workdir_lock,
 )
+from experiments.atomic_files import replace_file
 from experiments.checkpointing import Checkpointer, SaveError
 from experiments.divergence import Diverged
 from experiments.input_pipeline import TokenData
-from experiments.metrics import MetricWriter, replace_file
+from experiments.metrics import MetricWriter
 from experiments.preemption import Preempted, Preemption
 from experiments.profiling import Profile
 from experiments.tokenizers import Tokenizer

@@ -12,6 +12,8 @@ import socket
 import warnings
 from typing import TextIO
 
+from experiments.atomic_files import open_own
+
 INHERITED = 'GAUSSQ_WORKDIR_LOCK'  # the environment variable with the number of an inherited descriptor
 CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -29,7 +31,7 @@ def acquire(workdir: pathlib.Path) -> TextIO:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / '.lock'
-    file = _inherited(path) or os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+')
+    file = _inherited(path) or open_own(path, 'r+')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,12 +4,11 @@ So a folder of data could run code, such as a module beside the program that is 
 that text needs.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.huggingface_folder import read_json
+from experiments import json_files
 
 ALLOWED = 'tensorflow_datasets.core.features.'
 NAMING = ('pythonClassName', 'python_class_name', 'type')  # the last by TFDS before 4.6
@@ -25,7 +24,7 @@ def check(directory: pathlib.Path):
       ValueError: naming file and class.
     """
     for path in sorted(directory.rglob('features.json')):
-        for name in _class_names(read_json(path)):
+        for name in _class_names(json_files.read(path)):
             if not name.startswith(ALLOWED) or not name.isascii():
                 raise ValueError(f'{path} names the class {name!r}, which TFDS would import; allowed: {ALLOWED}*')
 
@@ -46,6 +45,6 @@ def _class_names(contents: Any) -> Iterator[str]:
 
 def _parse(text):
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_files.parse(text, '')
+    except ValueError:
         return None

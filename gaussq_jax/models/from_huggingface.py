@@ -1,6 +1,7 @@
 """Weights and configuration of Hugging Face's Llama and GPT-2 -> a model of ours and its parameters."""
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from gaussq_jax.models.gpt2 import GPT2
 from gaussq_jax.models.huggingface_tensors import FAMILIES, HEAD
 from gaussq_jax.models.llama import Llama
+
+LARGEST = 2**24  # size of a model that a config may say
 
 
 def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
@@ -43,6 +46,8 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
     model = model_from_huggingface(config)
     family = FAMILIES[config['model_type']]
     names = _by_short_name(family.prefix, state_dict)
+    if model.num_layers > len(names):
+        raise ValueError(f'the config has {model.num_layers:,} layers, and state_dict {len(names)} tensors')
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
 
     def tensor_names(path):
@@ -51,12 +56,15 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
     def convert(key_path, leaf):
         path = _join(key_path)
         stacked = path.startswith('layers/')
-        params = np.empty(leaf.shape, np.float32)
-        for name, target in zip(tensor_names(path), params if stacked else [params]):
+        shape, params = leaf.shape[stacked:], None
+        for layer, name in enumerate(tensor_names(path)):
             tensor = _to_numpy(name, state_dict[names[name]])
             array = family.sources[path].leaf(tensor) if tensor.ndim else tensor
-            if array.shape != target.shape:
-                raise ValueError(f'{name}: shape {tensor.shape} does not fit {path} {target.shape}')
+            if array.shape != shape:
+                raise ValueError(f'{name}: shape {tensor.shape} does not fit {path} {shape}')
+            if params is None:  # what the config says has been seen to fit a tensor, before it is made
+                params = np.empty(leaf.shape, np.float32)
+            target = params[layer] if stacked else params
             with np.errstate(over='ignore'):
                 target[...] = array
             if array.dtype.itemsize > 4 and np.sum(np.isfinite(target)) != np.sum(np.isfinite(array)):
@@ -175,8 +183,9 @@ def _field(config, name):
 
 
 def _size(config, name):
-    if not isinstance(size := _field(config, name), int) or size < 1:
-        raise ValueError(f'{name}={size!r} must be a positive integer')
+    size = _field(config, name)
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
+        raise ValueError(f'{name}={size!r} must be an integer of 1 to {LARGEST:,}')
     return size
 
 
@@ -185,7 +194,8 @@ def _size_or_none(config, name):
 
 
 def _positive(config, name):
-    if not isinstance(number := _field(config, name), int | float) or not number > 0:
+    number = _field(config, name)
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= sys.float_info.max:
         raise ValueError(f'{name}={number!r} must be a positive number')
     return float(number)
 

@@ -151,7 +151,7 @@ def test_the_program_leaves_out_what_is_not_done(sweep, casts, monkeypatch, caps
 
 @pytest.mark.parametrize(
     'text, error',
-    [('name,status\na,missing\n', 'no run that is done; its columns are name, status'), ('', 'its columns are none')],
+    [('name,status\na,missing\n', 'no run that is done; its columns are name, status'), ('', 'has no header')],
 )
 def test_a_table_without_finished_runs_is_an_error(tmp_path, text, error):
     (tmp_path / 'results.csv').write_text(text)

@@ -13,6 +13,7 @@ import pytest
 from compilation import xla_flags
 from small_runs import assert_ends_as, change_steps, run_config, run_stubbed, start, stub_steps
 
+from experiments import atomic_files, metrics
 from experiments.manifests import find_damage
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def test_in_the_middle_of_a_save(expected, make_disk):
     assert len(failures) > 1
 
 
-def full_events(workdir):
+def full_events(workdir, monkeypatch):
     """The events' file is open: writes to it go to a full disk from now on."""
     with FULL.open('w') as full:
         for descriptor in pathlib.Path('/proc/self/fd').iterdir():
@@ -123,9 +124,12 @@ def full_events(workdir):
                 os.dup2(full.fileno(), int(descriptor.name))
 
 
-def full_metrics(workdir):
-    (workdir / 'metrics.jsonl').rename(workdir / 'before')
-    (workdir / 'metrics.jsonl').symlink_to(FULL)
+def writable(path):
+    return os.fdopen(path if isinstance(path, int) else os.open(path, os.O_RDWR | os.O_CREAT), 'w')
+
+
+def full_metrics(workdir, monkeypatch):
+    monkeypatch.setattr(metrics, 'open_own', lambda path, mode: writable(FULL))
 
 
 @pytest.mark.parametrize('fill', [full_events, full_metrics])
@@ -135,7 +139,7 @@ def test_while_metrics_are_written(expected, tmp_path, monkeypatch, fill):
 
     def change(step, state, batch):
         if int(state.step) == 7:
-            fill(workdir)
+            fill(workdir, context)
         return step(state, batch)
 
     with monkeypatch.context() as context, pytest.raises(SystemExit) as error:
@@ -146,22 +150,21 @@ def test_while_metrics_are_written(expected, tmp_path, monkeypatch, fill):
         ' the same command continues from step 8',
         error.value.code,
     )
-    if (workdir / 'before').exists():
-        (workdir / 'before').replace(workdir / 'metrics.jsonl')
     assert_ends_as(workdir, expected)
 
 
-@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'summary.json'])
-def test_while_a_file_is_replaced(expected, tmp_path, name):
+@pytest.mark.parametrize('name', ['config.json', 'summary.json'])
+def test_while_a_file_is_replaced(expected, tmp_path, monkeypatch, name):
     """The one that was there, if any, stays, and nothing is left beside it."""
     workdir = tmp_path / 'run'
     workdir.mkdir()
-    (workdir / f'{name}.writing').symlink_to(FULL)
-    with pytest.raises(SystemExit) as error:
+    with monkeypatch.context() as context, pytest.raises(SystemExit) as error:
+        opened = lambda path, *_, **how: writable(FULL if str(path).endswith(f'.{name}') else path)
+        context.setattr(atomic_files, 'open', opened, raising=False)
         start(workdir, run_config())
     assert re.match(f"error: .Errno 28. No space left on device: '{workdir / name}'", error.value.code)
     assert '\n' not in error.value.code
-    assert not list(workdir.glob('*.writing')) and not (workdir / 'summary.json').exists()
+    assert not list(workdir.glob('.*.writing.*')) and not (workdir / 'summary.json').exists()
     assert_ends_as(workdir, expected)
 
 

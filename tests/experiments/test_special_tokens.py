@@ -182,7 +182,7 @@ def test_what_is_refused(folder, files, asked, message):
 def test_a_damaged_file_is_named(folder, tmp_path, name, contents):
     path = folder('leading', IDS)
     (tmp_path / name).write_bytes(contents.encode('latin1'))
-    with pytest.raises(ValueError, match=f'{name} (is no JSON|must hold a JSON object)'):
+    with pytest.raises(ValueError, match=rf'{name} (is no JSON|must hold a JSON object|.* more than 64 levels)'):
         special(path)
     assert special(path, bos_token_id='1', eos_token_id='2', add_bos_token='true') == SpecialTokens(1, (2,), True)
 

@@ -156,7 +156,7 @@ def test_a_damaged_file_is_named(run_sweep, tmp_path):
     summary = tmp_path / 'sweep' / 'seed=0' / 'summary.json'
     summary.write_text('{"loss": ')
     status, started, _ = run_sweep(grids)
-    assert started == [] and status.startswith(f'error: {summary} is damaged') and summary.read_text() == '{"loss": '
+    assert started == [] and status.startswith(f'error: {summary} is no JSON') and summary.read_text() == '{"loss": '
 
 
 def test_a_base_config_edited_while_the_sweep_runs(run_sweep, base, tmp_path):
