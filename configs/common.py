@@ -4,6 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import json_files
+
 PARTS = ('all', 'qkv', 'out', 'up', 'down')
 SETTINGS = {  # which arguments each method has a use for
     'gaussws': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
@@ -147,9 +149,15 @@ def base_config(argument: ConfigDict) -> ConfigDict:
     )
 
 
-def with_added(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored config of any version since 0.1.0, with the fields that it doesn't have yet."""
-    return {**ADDED, **stored}
+def with_added(stored: dict[str, Any], source: Any = 'a stored config') -> dict[str, Any]:
+    """A stored config of any version since 0.1.0, with the fields that it doesn't have yet.
+
+    Raises:
+      ValueError: for a field of another type than a config's; begins with `source`.
+    """
+    config = {**ADDED, **stored}
+    _check_types(config, {**base_config(parse('', **ARGUMENTS)).to_dict(), 'model': {'family': ''}}, source)
+    return config
 
 
 def as_begun(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +182,16 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.total_steps, config.optimizer.warmup_steps = 20, 5
     config.log_every, config.eval_every, config.eval_batches, config.checkpoint_every = 5, 10, 2, 10
     return config
+
+
+def _check_types(config, like, source, prefix=''):
+    for name in like.keys() & config.keys():
+        value, kind = config[name], type(like[name])
+        if not json_files.is_a(value, kind):
+            field, kind = f'{prefix}{name}', json_files.KINDS[kind]
+            raise ValueError(f'{source}: the field {field} must be {kind}, not {value!r:.80}')
+        if kind is dict:
+            _check_types(value, like[name], source, f'{prefix}{name}.')
 
 
 def _convert(name, text, default):

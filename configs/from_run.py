@@ -11,12 +11,10 @@ For less memory there are `--config.microbatches=32`, `--config.remat_policy=ful
 `--config.sequence_length`.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import json_files
+from experiments import json_files, paths, tokenizer_files
 
 ARGUMENTS = {name: default for name, default in common.ARGUMENTS.items() if name != 'smoke'}
 # What is that run's.
@@ -28,15 +26,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The model of the run in the workdir `run`, and its newest weights to start from."""
     parsed = common.parse(argument, run='', **ARGUMENTS)
     run = _read(parsed.run)
-    workdir = pathlib.Path(parsed.run)
+    workdir = paths.parse(parsed.run, 'run')
     config = common.base_config(parsed)
     config.name = f'{workdir.resolve().name}-{parsed.method}'
     config.update({name: run[name] for name in TEXT + MODEL if name != 'model'})
     config.model = ConfigDict(run['model'])
     config.init_from = str(workdir)
-    copied = workdir.expanduser() / 'tokenizer' / pathlib.Path(config.tokenizer).name  # of an imported run
-    if copied.is_file():
-        config.tokenizer = str(copied.absolute())
+    config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir.absolute()) or config.tokenizer
     config.microbatches = 4
     config.total_steps = 1000
     config.optimizer.learning_rate = 1e-4
@@ -51,7 +47,8 @@ def _read(run):
     if not run:
         raise ValueError('config argument run is missing: the workdir of the run to train on from, run=runs/imported')
     try:
-        contents = common.with_added(json_files.read(pathlib.Path(run).expanduser() / 'config.json'))
+        path = paths.parse(run, 'run') / 'config.json'
+        contents = common.with_added(json_files.read(path, model=dict), path)
         lacking = [name for name in TEXT + MODEL if name not in contents]
     except ValueError as error:
         raise ValueError(f'config argument run={run!r}: no config.json of a run can be read there: {error}') from None

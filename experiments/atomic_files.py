@@ -1,6 +1,6 @@
 """Files and directories that are there whole, or as they were: written under another name, then renamed.
 
-That name, `.<random>.writing.<name>`, is no other's: what is there is neither written into nor followed, if it is a
+That name, `.<name>.<random>.writing`, is no other's: what is there is neither written into nor followed, if it is a
 link, and two writers don't mix. A killed process leaves its own.
 """
 
@@ -22,7 +22,7 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     Example:
       with new_file(pathlib.Path('picture.png')) as partial:
-          figure.savefig(partial)
+          figure.savefig(partial, format='png')
     """
     partial = _partial(path)
     try:
@@ -92,7 +92,7 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 def _partial(path):
-    return path.with_name(f'.{secrets.token_hex(8)}.writing.{path.name}')
+    return path.with_name(f'.{path.name}.{secrets.token_hex(8)}.writing')
 
 
 def _check_is_free(path):

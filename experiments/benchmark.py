@@ -18,7 +18,6 @@ PyTorch come with the extras `peers` and `parity`; what isn't installed is liste
 """
 
 import json
-import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, timing
+from experiments import cli, paths, timing
 from experiments.atomic_files import replace_file
 from kernels_pallas import arg_specs
 
@@ -235,7 +234,7 @@ def print_table(title: str, header: Sequence[str], rows):
 
 def write(results: dict[str, Any]):
     if OUTPUT.value:
-        replace_file(pathlib.Path(OUTPUT.value), json.dumps(results, indent=2) + '\n')
+        replace_file(paths.parse(OUTPUT.value, '--output'), json.dumps(results, indent=2) + '\n')
 
 
 def _kernel_cells(row) -> Sequence[str]:

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import cast_down_report, cli, csv_files, methods, runs, training
+from experiments import cast_down_report, cli, csv_files, methods, paths, runs, training
 from experiments.cast_down_report import LEARNED, UNQUANTIZED, Cast
 from experiments.checkpointing import load_contents
 from gaussq_jax.packed_layout import Layout
@@ -42,11 +42,11 @@ Validate = Callable[[training.TrainState], dict[str, float]]
 
 def main(argv):
     del argv
-    workdir = pathlib.Path(WORKDIR.value)
-    output = OUTPUT.value or workdir / 'cast_down.png'
     start = time.perf_counter()
     with cli.user_errors():
-        check_output(pathlib.Path(output))
+        workdir = paths.parse(WORKDIR.value, '--workdir')
+        output = paths.parse(OUTPUT.value, '--output') if OUTPUT.value else workdir / 'cast_down.png'
+        check_output(output)
         done, left_out = read_sweep(workdir / 'results.csv')
         formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
         casts = cast_runs(workdir, done, list(dict.fromkeys(formats)), EVAL_BATCHES.value)

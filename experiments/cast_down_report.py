@@ -119,7 +119,7 @@ def rises(training: Training, cast: str) -> list[float]:
     return differences(training[cast], training[UNQUANTIZED])
 
 
-def draw(trainings: dict[str, Training], output: str | pathlib.Path):
+def draw(trainings: dict[str, Training], output: pathlib.Path):
     """Left: loss over stored bits; right: what each cast adds, the smallest last. Learned formats are hollow."""
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[5, 7], layout='constrained')
@@ -130,8 +130,8 @@ def draw(trainings: dict[str, Training], output: str | pathlib.Path):
         figure.legend(
             [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
         )
-        with new_file(pathlib.Path(output)) as partial:
-            figure.savefig(partial, dpi=150)
+        with new_file(output) as partial:
+            figure.savefig(partial, format=output.suffix[1:], dpi=150)
         plt.close(figure)
 
 

@@ -186,7 +186,8 @@ class Checkpointer:
             an np.ndarray or a Python number, any other such.
           config: the present run's config.
           identity: the keys of `config` whose values define the state, and so must equal the stored ones.
-          complete: a function of the stored config that adds the keys which an earlier version lacks.
+          complete: a function of the stored config that adds the keys which an earlier version lacks, and raises
+            ValueError for what is none.
           at_most: the newest step to consider; None is the newest there is.
 
         Raises:
@@ -198,11 +199,14 @@ class Checkpointer:
             return None
         directory = self._directory / str(step)
         contents = _read_contents(directory)
-        _check_identity(directory, complete(contents['config']), config, identity)
+        with json_files.naming(directory / CONTENTS):
+            stored = complete(contents['config'])
+        _check_identity(directory, stored, config, identity)
         leaves = _leaves_by_name(abstract_state)
         _check_leaves(directory, contents['leaves'], leaves)
         targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}
-        restored = self._orbax.restore(directory / 'state', targets)
+        with _damage_of(directory):
+            restored = self._orbax.restore(directory / 'state', targets)
         abstract_leaves, treedef = jax.tree.flatten(abstract_state)
         values = [
             restored[name] if hasattr(leaf, 'dtype') else restored[name].item()
@@ -264,6 +268,16 @@ def load_contents(directory: str | os.PathLike) -> dict[str, Any]:
     return _read_contents(directory / str(step)) | {'sha256': _manifest_sha256(directory / str(step))}
 
 
+@contextlib.contextmanager
+def _damage_of(directory: pathlib.Path) -> Iterator[None]:
+    """Whatever Orbax raises of files that are what the manifest says, and yet not what Orbax writes."""
+    try:
+        yield
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise ValueError(f"{directory / 'state'} can't be restored: {type(error).__name__}: {reason}") from error
+
+
 def _read_contents(directory: pathlib.Path) -> dict[str, Any]:
     """What `save` wrote of a step beside its arrays; ValueError if it is something else."""
     return json_files.read(directory / CONTENTS, step=int, leaves=dict, data_state=dict, config=dict)
@@ -289,7 +303,7 @@ def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, a
     targets = {f'{name}/{leaf}': _restore_target(part) for leaf, part in _leaves_by_name(abstract_part).items()}
     restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
     arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _damage_of(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(directory / 'state', args=arguments)
     return jax.tree.unflatten(jax.tree.structure(abstract_part), [restored[leaf] for leaf in targets])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import re
 import select
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 
 from experiments import host_memory
+
+CHECKOUT = pathlib.Path(__file__).parents[1]
+LONGEST = 8000  # letters of an error
 
 
 def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
@@ -24,9 +28,11 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
       takes_arguments: whether there may be such arguments.
     """
     host_memory.keep_freed_memory()
+    _mend_streams()
     argv = list(sys.argv)
     if default_config and not any(re.match('--?config(=|$)', argument) for argument in argv):
         argv.insert(1, f'--config={default_config}')
+    argv = [f'--config={config_file(text[9:])}' if text.startswith('--config=') else text for text in argv]
 
     def main_without_log(argv):
         if not flags.FLAGS['verbosity'].present:
@@ -54,6 +60,21 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
     app.run(main_without_log, argv=argv, flags_parser=parse_flags)
 
 
+def config_file(text: str) -> str:
+    """A `file.py:arguments`; of this checkout, where the current directory has no such file."""
+    path, *arguments = text.split(':', 1)
+    ours = CHECKOUT / path
+    return ':'.join([str(ours), *arguments]) if not pathlib.Path(path).exists() and ours.is_file() else text
+
+
+def _mend_streams():
+    """What can't be written to is nowhere; what its encoding lacks is written as Python does in its strings."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # it was closed before the program began
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
+        getattr(sys, name).reconfigure(errors='backslashreplace')
+
+
 def _has_no_reader(descriptor: int) -> bool:
     """Whether it is of a pipe that was closed at its other end."""
     poll = select.poll()
@@ -78,4 +99,10 @@ def user_errors() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         logging.info('raised here:', exc_info=True)
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {printable(str(error))}')
+
+
+def printable(text: str) -> str:
+    """What a terminal gets to see of others' words: no control characters, and not without end."""
+    text = ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text[:LONGEST])
+    return text if len(text) < LONGEST else f'{text[:LONGEST]}…'

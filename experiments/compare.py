@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import cli, csv_files
+from configs.common import METHODS
+from experiments import cli, csv_files, paths
 from experiments.methods import unused_settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 def main(argv):
     del argv
     with cli.user_errors():
-        settings = read_settings(pathlib.Path(WORKDIR.value) / 'results.csv', METRIC.value)
+        settings = read_settings(paths.parse(WORKDIR.value, '--workdir') / 'results.csv', METRIC.value)
     print(markdown(settings, METRIC.value))
     if diverged := [name for setting in settings for name in setting.diverged]:
         print(f'\ndiverged, and left out: {", ".join(diverged)}')
@@ -53,22 +54,34 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     Raises:
       ValueError: if there is no such column, or no run that is done.
     """
-    rows = [row for _, row in csv_files.read(path)]
-    if not rows or not {'status', 'seconds', metric} <= set(rows[0]) or all(row['status'] != 'done' for row in rows):
+    lines = list(csv_files.read(path))
+    rows = [row for _, row in lines]
+    if (
+        not rows
+        or not {'name', 'status', 'seconds', metric} <= set(rows[0])
+        or all(row['status'] != 'done' for row in rows)
+    ):
         columns = ', '.join(rows[0]) if rows else 'none'
         raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')
     names = list(rows[0])
     fields = [name for name in names[names.index('status') + 1 : names.index('seconds')] if name != 'seed']
     settings = {}
-    for row in rows:
-        unused = unused_settings(row['method']) if 'method' in row else ()
+    for where, row in lines:
+        unused = unused_settings(row['method']) if row.get('method') in METHODS else ()
         key = tuple('' if field.rpartition('.')[2] in unused else row[field] for field in fields)
         setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}, [], []))
         if row['status'] == 'done':
-            setting.by_seed[row.get('seed', '')] = float(row[metric])
+            setting.by_seed[row.get('seed', '')] = _number(f'{path}, {where}', metric, row[metric])
         else:
             (setting.diverged if row['status'] == 'diverged' else setting.missing).append(row['name'])
     return list(settings.values())
+
+
+def _number(where: str, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'{where}: {name} is {text[:80]!r}, and no number') from None
 
 
 def markdown(settings: list[Setting], metric: str) -> str:

@@ -24,17 +24,16 @@ Which text that is, is yours to say by --dataset and --data_dir, unless it is py
 
 import json
 import math
-import pathlib
 
 from absl import flags
 
-from experiments import cli, quantization_report, runs, training
+from experiments import cli, json_files, paths, quantization_report, runs, training
 from experiments.datasets import python_stdlib
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
 TOKENIZER = flags.DEFINE_string(
-    'tokenizer', None, "With --weights, the tokenizer's file, if it is no longer where it was."
+    'tokenizer', None, "With --weights, the tokenizer's file, if it isn't beside them or in the folder tokenizer there."
 )
 DATASET = flags.DEFINE_string('dataset', None, 'With --weights, a TFDS dataset like that of training.')
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'With --weights, where TFDS keeps it, if not where it usually does.')
@@ -110,13 +109,13 @@ def report_quantization(run: runs.Run):
     """Prints the table; with --quantization, also writes it and its picture to the workdir, or next to the file."""
     config, step = run.experiment.config, int(run.state.step)
     if run.packed:
-        source = pathlib.Path(WEIGHTS.value)
+        source = paths.parse(WEIGHTS.value, '--weights')
         files = source.with_suffix('')
-        with cli.user_errors():
+        with cli.user_errors(), json_files.naming(source):
             what = quantization_report.describe_layout(run.packed.info, run.packed.layout)
             rows = quantization_report.from_json(run.packed.info['report'])
     else:
-        source = pathlib.Path(WORKDIR.value)
+        source = paths.parse(WORKDIR.value, '--workdir')
         files = source / 'quantization'
         with cli.user_errors():
             quantizer = quantization_report.choose_quantizer(

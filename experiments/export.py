@@ -29,13 +29,14 @@ from absl import flags
 
 import gaussq_jax as gq
 from configs import common
-from experiments import cli, huggingface_folder, runs
+from experiments import cli, huggingface_folder, paths, runs
 from experiments import quantization_report as report
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
 from gaussq_jax.param_tree import is_floating
 
 LEARNED, BFLOAT16 = 'learned', 'bfloat16'
+PLACES = ('data_dir', 'cache_dir', 'init_from')  # of this machine, which a file that is handed on doesn't tell
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
 FORMAT = flags.DEFINE_string('format', LEARNED, f"{LEARNED}, {BFLOAT16}, or a format's name, such as float6_e3m2fn.")
@@ -48,7 +49,8 @@ TO_HF = flags.DEFINE_string('to_hf', None, 'A folder for transformers, which is 
 def main(argv):
     del argv
     with cli.user_errors():
-        workdir = pathlib.Path(WORKDIR.value)
+        workdir = paths.parse(WORKDIR.value, '--workdir')
+        directory = TO_HF.value and paths.parse(TO_HF.value, '--to_hf')
         check_settings(FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         file = output_file(workdir)
         run = runs.open_run(workdir)
@@ -58,8 +60,8 @@ def main(argv):
         header, on_disk = header_bytes(file), file.stat().st_size
         if on_disk != header + promised.total_bytes:
             raise ValueError(f'{file} has {on_disk} bytes, not {promised.total_bytes} and a header of {header}')
-        if TO_HF.value:
-            write_huggingface(run, workdir, gq.load_packed(file, like=run.state.params), pathlib.Path(TO_HF.value))
+        if directory:
+            write_huggingface(run, workdir, gq.load_packed(file, like=run.state.params), directory)
     print(f'{workdir.name}, step {info["step"]}: {report.describe_layout(info, layout)}')
     print(table(run.state.params, layout, promised))
     share = 100 * on_disk / (4 * num_weights(run.state.params))
@@ -67,8 +69,8 @@ def main(argv):
         f'written to {file}: {on_disk:,} bytes, {promised.total_bytes:,} as promised and a header of {header:,};'
         f' {share:.1f} % of float32'
     )
-    if TO_HF.value:
-        print(f'written to {TO_HF.value}: the same weights in bfloat16, for transformers')
+    if directory:
+        print(f'written to {directory}: the same weights in bfloat16, for transformers')
 
 
 def check_settings(fmt: str, budget: float | None, block_size: int | None):
@@ -96,7 +98,9 @@ def output_file(workdir: pathlib.Path) -> pathlib.Path:
       ValueError: if no file can be there.
     """
     numbers = [f'{number:g}' for number in (BUDGET.value, BLOCK_SIZE.value) if number is not None]
-    file = pathlib.Path(OUTPUT.value or workdir / ('-'.join([FORMAT.value, *numbers]) + '.safetensors'))
+    file = workdir / ('-'.join([FORMAT.value, *numbers]) + '.safetensors')
+    if OUTPUT.value:
+        file = paths.parse(OUTPUT.value, '--output')
     if OUTPUT.value and not file.parent.is_dir():
         raise ValueError(f'--output={file}: there is no folder {file.parent}')
     if file.is_dir():
@@ -128,8 +132,9 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
 
 def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:
     """What a file keeps of its run: what `runs.open_packed` takes, and what quantization did to the weights."""
+    config = run.experiment.config.to_dict()
     return {
-        'config': {**run.experiment.config.to_dict(), 'cache_dir': '', 'init_from': ''},
+        'config': {**config, 'tokenizer': pathlib.Path(config['tokenizer']).name, **dict.fromkeys(PLACES, '')},
         'step': int(run.state.step),
         'vocab_size': run.experiment.vocab_size,
         'tokenizer': run.tokenizer.fingerprint,
@@ -141,7 +146,7 @@ def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) 
 
 def write_huggingface(run: runs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
     """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
-    tokenizer, folder = pathlib.Path(run.experiment.config.tokenizer).expanduser(), workdir / 'tokenizer'
+    tokenizer, folder = paths.parse(run.experiment.config.tokenizer, 'tokenizer'), workdir / 'tokenizer'
     is_imported = (folder / huggingface_folder.CONFIG).is_file()
     with tempfile.TemporaryDirectory() as alone:
         if not folder.is_dir():

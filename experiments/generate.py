@@ -17,7 +17,7 @@ from experiments.tokenizers import Tokenizer
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
 TOKENIZER = flags.DEFINE_string(
-    'tokenizer', None, "With --weights, the tokenizer's file, if it is no longer where it was."
+    'tokenizer', None, "With --weights, the tokenizer's file, if it isn't beside them or in the folder tokenizer there."
 )
 PROMPT = flags.DEFINE_string('prompt', '', 'How the text begins.')
 NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write, if no document ends.', lower_bound=1)

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from experiments import json_files
-from experiments.atomic_files import new_directory
+from experiments.atomic_files import new_directory, new_file
 from gaussq_jax import models
 from gaussq_jax.packed_file import save_tensors
 
@@ -149,7 +149,8 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path):
             path = (source / name).resolve()
             if not any(path.is_relative_to(directory) for directory in allowed):
                 raise ValueError(f'{source / name} is a link to {path}, out of its folder: put the file itself there')
-            shutil.copyfile(path, target / name)
+            with new_file(target / name) as partial:
+                shutil.copyfile(path, partial)
 
 
 def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):
@@ -193,7 +194,7 @@ def _open(path):
 
 
 def _is_file_name(name):
-    return isinstance(name, str) and name != '' and pathlib.PurePath(name).name == name
+    return isinstance(name, str) and name.isprintable() and name != '' and pathlib.PurePath(name).name == name
 
 
 def _write_json(path, contents):

@@ -12,6 +12,7 @@ taken no step. Its text is that of every machine, the Python standard library.
 """
 
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import cli, huggingface_folder, runs, special_tokens, tokenizers, training
+from experiments import cli, huggingface_folder, json_files, paths, runs, special_tokens, tokenizers, training
 from experiments.atomic_files import new_directory
 from experiments.checkpointing import Checkpointer, SaveError
 from gaussq_jax import models
@@ -54,12 +55,13 @@ ARCHITECTURE = {  # what a config says of a model
 
 def main(argv):
     del argv
-    workdir = pathlib.Path(WORKDIR.value)
     try:
         with cli.user_errors():
+            workdir = paths.parse(WORKDIR.value, '--workdir')
+            checkpoint = paths.parse(CHECKPOINT.value, '--checkpoint')
             special = dict(bos_token_id=BOS.value, eos_token_id=EOS.value, add_bos_token=ADD_BOS.value)
             settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value, special=special)
-            experiment, tokenizer, not_finite = import_checkpoint(pathlib.Path(CHECKPOINT.value), workdir, **settings)
+            experiment, tokenizer, not_finite = import_checkpoint(checkpoint, workdir, **settings)
     except SaveError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
@@ -71,7 +73,7 @@ def main(argv):
     for path, count in not_finite.items():
         print(f'NOT FINITE {count:,} values of {path}')
     print(f'run       {workdir}; sequences of {config.sequence_length:,} tokens')
-    print(f'          next: python -m experiments.evaluate --workdir={workdir}')
+    print(f'          next: python -m experiments.evaluate --workdir={shlex.quote(str(workdir))}')
 
 
 def import_checkpoint(
@@ -90,7 +92,8 @@ def import_checkpoint(
     """
     with new_directory(workdir) as partial:
         tensors, theirs = huggingface_folder.read(checkpoint)
-        model = models.model_from_huggingface(theirs)
+        with json_files.naming(checkpoint / huggingface_folder.CONFIG):
+            model = models.model_from_huggingface(theirs)
         source = tokenizer or find_tokenizer(checkpoint)
         vocab_size = tokenizers.load_vocabulary(source).vocab_size
         if model.vocab_size < vocab_size:
@@ -106,8 +109,9 @@ def import_checkpoint(
         config.tokenizer = name if name == 'bytes' else str(workdir.absolute() / 'tokenizer' / name)
         huggingface_folder.write_kept_fields(partial / 'tokenizer', theirs)
         runs.write_config(partial, config)
-        experiment = training.make_experiment(config, loaded.vocab_size)
-        _, params = models.from_huggingface(tensors, theirs)
+        with json_files.naming(checkpoint):
+            experiment = training.make_experiment(config, loaded.vocab_size)
+            _, params = models.from_huggingface(tensors, theirs)
         not_finite = {path: int(np.sum(~np.isfinite(leaf))) for path, leaf in leaves_by_path(params).items()}
         state = training.init_state(experiment, jax.device_put(params, experiment.shardings.params))
         with Checkpointer(partial / 'checkpoints') as checkpointer:
@@ -132,7 +136,7 @@ def copy_tokenizer(source: str, checkpoint: pathlib.Path, directory: pathlib.Pat
         return pathlib.Path(source).name
     if source == 'bytes':
         return source
-    path = pathlib.Path(source).expanduser()
+    path = paths.parse(source, '--tokenizer')
     name = f'tokenizer{path.suffix}'
     shutil.copyfile(path, directory / name)
     return name

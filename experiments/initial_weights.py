@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import checkpointing, training
+from experiments import checkpointing, paths, training
 from gaussq_jax.param_tree import leaf_path
 
 UNSEEN = ('num_heads', 'rope_theta', 'norm_epsilon')  # of a model, in the shapes of its weights
@@ -47,7 +47,7 @@ def load(experiment: training.Experiment, source: dict[str, Any]) -> Any:
 
 
 def _directory(init_from):
-    return pathlib.Path(init_from).expanduser() / 'checkpoints'
+    return paths.parse(init_from, 'config.init_from') / 'checkpoints'
 
 
 def _differences(contents, experiment):

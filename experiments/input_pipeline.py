@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import urllib.parse
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from experiments import json_files, paths
+from experiments.atomic_files import new_file, replace_file
 from experiments.datasets import feature_classes, python_stdlib
 from experiments.tokenizers import Tokenizer
 
@@ -101,7 +102,7 @@ def load_tokens(
     if invalid_text not in INVALID:
         raise ValueError(f'invalid_text={invalid_text!r}; allowed: {", ".join(INVALID)}.')
     cache_dir = cache_dir or os.environ.get('GAUSSQ_CACHE') or '~/.cache/gaussq_jax'
-    cache_dir = pathlib.Path(cache_dir).expanduser()
+    cache_dir = paths.parse(cache_dir, 'cache_dir')
     builder = _open_dataset(dataset, data_dir, cache_dir)
     if text_feature not in builder.info.features:
         raise ValueError(
@@ -255,7 +256,7 @@ def _open_dataset(
     is_python_stdlib = name == python_stdlib.NAME
     if data_dir is None:
         data_dir = cache_dir / 'tensorflow_datasets' if is_python_stdlib else tfds.core.constants.DATA_DIR
-    data_dir = pathlib.Path(data_dir).expanduser()
+    data_dir = paths.parse(data_dir, 'data_dir')
     feature_classes.check(data_dir / name)
     if dataset in (python_stdlib.NAME, f'{python_stdlib.NAME}/{python_stdlib.CONFIG}'):
         return python_stdlib.prepare(data_dir)
@@ -265,7 +266,7 @@ def _open_dataset(
         if builder.data_path.exists() and builder.is_prepared():
             return builder
     except Exception as error:  # TFDS raises ValueError, AssertionError, RuntimeError, ImportError, …
-        reason = f' ({str(error).strip().splitlines()[0]})' if str(error).strip() else ''
+        reason = f' ({str(error).strip().splitlines()[0][:200]})' if str(error).strip() else ''
     if is_python_stdlib:
         remedy = f'This Python writes {python_stdlib.NAME}/{python_stdlib.CONFIG} and no other.'
     else:
@@ -296,7 +297,13 @@ def _documents(builder: tfds.core.DatasetBuilder, split: str, text_feature: str,
         splits = sorted(builder.info.splits)
         raise ValueError(f'split={split!r}: {name} has {splits}, and slices of them.') from None
     for start in range(0, len(source), 128):
-        for index, example in enumerate(source.__getitems__(range(start, min(start + 128, len(source)))), start):
+        rows = range(start, min(start + 128, len(source)))
+        try:
+            examples = source.__getitems__(rows)
+        except Exception as error:  # ArrayRecord raises RuntimeErrors
+            reason = ' '.join(str(error).split())[:200]
+            raise ValueError(f'{_place(builder, split, start)} and after it: damaged, {reason}') from None
+        for index, example in enumerate(examples, start):
             text = example[text_feature]
             if not isinstance(text, bytes | str):
                 kind = type(text).__name__
@@ -336,28 +343,22 @@ def _write_tokens(
     counts = dict.fromkeys(COUNTS, 0)
     unusual = dict.fromkeys(UNUSUAL, 0)
     digest = hashlib.sha256()
-    incomplete = folder / f'{stem}.{uuid.uuid4().hex}.incomplete'
-    try:
-        with incomplete.open('xb') as file:
-            for text, is_valid in documents:
-                unusual['num_invalid'] += not is_valid
-                unusual['num_empty'] += text == ''
-                if text is None:
-                    continue
-                ids = tokenizer.encode_document(text).astype(dtype)
-                file.write(ids.data)
-                digest.update(ids.data)
-                counts['num_tokens'] += len(ids)
-                counts['num_bytes'] += len(text.encode())
-                counts['num_documents'] += 1
+    with new_file(folder / f'{stem}.tokens') as partial, partial.open('xb') as file:
+        for text, is_valid in documents:
+            unusual['num_invalid'] += not is_valid
+            unusual['num_empty'] += text == ''
+            if text is None:
+                continue
+            ids = tokenizer.encode_document(text).astype(dtype)
+            file.write(ids.data)
+            digest.update(ids.data)
+            counts['num_tokens'] += len(ids)
+            counts['num_bytes'] += len(text.encode())
+            counts['num_documents'] += 1
         if not counts['num_bytes']:
             raise ValueError(f'{folder / stem}: there is no text in this split; allowed: splits with text.')
-        incomplete.replace(folder / f'{stem}.tokens')
-        contents = {**counts, **unusual, 'sha256': _finish(digest, counts)}
-        incomplete.write_text(json.dumps(contents, indent=2) + '\n')
-        incomplete.replace(folder / f'{stem}.json')
-    finally:
-        incomplete.unlink(missing_ok=True)
+    contents = {**counts, **unusual, 'sha256': _finish(digest, counts)}
+    replace_file(folder / f'{stem}.json', json.dumps(contents, indent=2) + '\n')
 
 
 def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData | None:
@@ -366,7 +367,7 @@ def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData 
     if not json_file.exists():
         return None
     try:
-        contents = json.loads(json_file.read_text())
+        contents = json_files.read(json_file, sha256=str, **dict.fromkeys(COUNTS, int))
         sha256, counts = contents['sha256'], {name: contents[name] for name in COUNTS}
         with tokens_file.open('rb') as file:
             digest = hashlib.file_digest(file, 'sha256')
@@ -374,8 +375,10 @@ def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData 
             raise ValueError('its SHA-256 is another')
         tokens = np.memmap(tokens_file, dtype, mode='r', shape=(counts['num_tokens'],))
         unusual = {name: contents.get(name) for name in UNUSUAL}
+        if not all(count is None or json_files.is_a(count, int) for count in unusual.values()):
+            raise ValueError(f'its {" and ".join(UNUSUAL)} are no numbers')
         return TokenData(tokens, counts['num_bytes'], counts['num_documents'], sha256, **unusual)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         logging.warning('%s is damaged (%s) and will be written anew', tokens_file, error)
         return None
 

@@ -1,11 +1,12 @@
 """JSON as it is read from disk, whoever wrote it: bounded, and of the types that its reader asks for."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MOST_BYTES = 2**26  # the largest tokenizers have half of it
@@ -75,6 +76,15 @@ def require(value: Any, where: Any, kinds: Mapping[str, type | tuple[type, ...]]
             kinds_allowed = ' or '.join(map(KINDS.get, allowed))
             raise ValueError(f'{where}: {name!r} must be {kinds_allowed}, not {_kind(value[name])}')
     return value
+
+
+@contextlib.contextmanager
+def naming(source: Any) -> Iterator[None]:
+    """ValueErrors of what was read from `source` name it, whoever raises them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(source) in str(error) else f'{source}: {error}') from None
 
 
 def is_a(value: Any, kind: type) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import json_files
+from experiments import json_files, paths
 from experiments.atomic_files import replace_file
 from experiments.run_tables import RunTable, read_runs, select
 from gaussq_jax import scaling_laws
@@ -171,28 +171,28 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
         'errors': known.errors,
         'scatter': known.scatter and {**known.scatter._asdict(), 'residuals': known.scatter.residuals.tolist()},
     }
-    replace_file(pathlib.Path(path), json.dumps(content, indent=1) + '\n')
+    replace_file(paths.parse(path, '--output'), json.dumps(content, indent=1) + '\n')
 
 
 def read_law(path: str | pathlib.Path) -> KnownLaw:
     """Reads what `write_law` has written; ValueError if it is something else."""
-    text = pathlib.Path(path).read_bytes()
+    text = paths.parse(path, '--law').read_bytes()
     try:
         content = json_files.parse(text, path)
-        law = LAWS[content['law']](**content['constants'])
+        law = LAWS[content['law']](**dict(zip(content['constants'], _numbers(content['constants'].values()))))
         return KnownLaw(
             law,
             str(content['origin']),
-            {column: tuple(map(float, content['ranges'][column])) for column in 'ND'},
+            {column: _range_of_json(content['ranges'][column]) for column in 'ND'},
             _laws_of_json(law, content['bootstrap']),
             tuple(map(str, content['undetermined'])),
-            content['noise'],
+            None if content['noise'] is None else _numbers([content['noise']])[0],
             _determination_of_json(law, content.get('determination')),
             _scatter_of_json(content.get('scatter')),
             _errors_of_json(content.get('errors')),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f'has no {error}' if isinstance(error, KeyError) else error
+        reason = f'it has no {error}' if isinstance(error, KeyError) else f'{error}'[:200]
         raise ValueError(f'{path} is not a law as `fit --output={path}` writes it: {reason}') from None
 
 
@@ -203,7 +203,19 @@ def _laws_as_json(laws: Iterable[scaling_laws.ScalingLaw]) -> list[list[float]]:
 
 def _laws_of_json(like: scaling_laws.ScalingLaw, content: Any) -> tuple[scaling_laws.ScalingLaw, ...]:
     names = list(like.constants())
-    return tuple(type(like)(**dict(zip(names, values, strict=True))) for values in content)
+    return tuple(type(like)(**dict(zip(names, _numbers(values), strict=True))) for values in content)
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    values = list(values)
+    if wrong := [value for value in values if not json_files.is_a(value, float)]:
+        raise ValueError(f'{wrong[0]!r} is no number')
+    return values
+
+
+def _range_of_json(content: Any) -> tuple[float, float]:
+    low, high = map(float, _numbers(content))
+    return low, high
 
 
 def _determination_as_json(known: scaling_laws.Determination) -> dict[str, Any]:
@@ -219,7 +231,9 @@ def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scalin
     """None where a file has none, as those of version 0.1."""
     if content is None:
         return None
-    names = tuple(map(str, content['names']))
+    names = tuple(content['names'])
+    if unknown := [name for name in names if name not in law.constants()]:
+        raise ValueError(f'determination is of {unknown[0]!r}, which is no constant of the law')
     return scaling_laws.Determination(
         law,
         names,

@@ -103,18 +103,21 @@ def _by_slurm(environment: Mapping[str, str]) -> Launch | None:
         return None
     if not (address := environment.get('JAX_COORDINATOR_ADDRESS')):
         # node[007-9,12],other -> node007; rack[1-2]n[3,4] -> rack1n3
-        first = re.match(r'(?:[^,[]|\[[^]]*\])+', environment['SLURM_STEP_NODELIST'])[0]
+        first = re.match(r'(?:[^,[]|\[[^]]*\])*', _value(environment, 'SLURM_STEP_NODELIST'))[0]
         host = re.sub(r'\[([^],-]+)[^]]*\]', r'\1', first)
         address = f'{host}:{_port(environment, _integer(environment, "SLURM_JOB_ID"))}'
     tasks_of_nodes = []  # 4(x2),3 -> 4, 4, 3
-    for tasks, repeats in re.findall(r'(\d+)(?:\(x(\d+)\))?', environment['SLURM_STEP_TASKS_PER_NODE']):
+    of_nodes = _value(environment, 'SLURM_STEP_TASKS_PER_NODE')
+    for tasks, repeats in re.findall(r'(\d+)(?:\(x(\d+)\))?', of_nodes):
         tasks_of_nodes += [int(tasks)] * int(repeats or 1)
+    if not 0 <= (node := _integer(environment, 'SLURM_NODEID')) < len(tasks_of_nodes):
+        raise ValueError(f'SLURM_NODEID={node} is none of the {len(tasks_of_nodes)} nodes of SLURM_STEP_TASKS_PER_NODE')
     return Launch(
         'Slurm',
         address,
         _integer(environment, 'SLURM_STEP_NUM_TASKS'),
         _integer(environment, 'SLURM_PROCID'),
-        _own_gpu(environment, 'SLURM_LOCALID', tasks_of_nodes[_integer(environment, 'SLURM_NODEID')]),
+        _own_gpu(environment, 'SLURM_LOCALID', tasks_of_nodes[node]),
     )
 
 
@@ -127,14 +130,21 @@ def _own_gpu(environment: Mapping[str, str], local_id: str, processes_on_host: i
 
 def _port(environment: Mapping[str, str], job: int) -> int:
     """One that all processes of a job agree on, of the highest 4096."""
-    return int(environment.get('JAX_COORDINATOR_PORT', 2**16 - 2**12 + job % 2**12))
+    if 'JAX_COORDINATOR_PORT' in environment:
+        return _integer(environment, 'JAX_COORDINATOR_PORT')
+    return 2**16 - 2**12 + job % 2**12
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise ValueError(f'{name}={environment[name]!r} is not an integer') from None
+    if not re.fullmatch(r'-?\d{1,18}', value := _value(environment, name)):
+        raise ValueError(f'{name}={value!r} is not an integer')
+    return int(value)
+
+
+def _value(environment: Mapping[str, str], name: str) -> str:
+    if not (value := environment.get(name)):
+        raise ValueError(f'{name} is not set, though its launcher set others: start all by it, or unset them')
+    return value
 
 
 def _check(launch: Launch) -> None:

@@ -50,7 +50,7 @@ class LowPrecisionModel(TemplateLM):
     Args:
       workdir: a run's directory, whose newest checkpoint is evaluated; or else
       weights: a packed file.
-      tokenizer: with `weights`, the tokenizer's file, if it is no longer where it was.
+      tokenizer: with `weights`, the tokenizer's file, if it isn't beside them or in the folder `tokenizer` there.
       window: how many tokens the model sees at once, if not as many as in training.
       prefix_token_id: the token that a text follows whose first token is scored, too, if not BOS, or EOS without BOS.
       dtype: of the computation, if not as in training.

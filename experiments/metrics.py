@@ -204,7 +204,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     Example:
       losses = [(line['step'], line['train/loss']) for line in read_metrics(path) if 'train/loss' in line]
     """
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    lines = pathlib.Path(path).read_bytes().splitlines()
     metrics = []
     for number, line in enumerate(lines, start=1):
         where = f'{path}, line {number}'

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, paths
 from experiments.atomic_files import new_file
 from experiments.metrics import read_metrics
 
@@ -26,23 +26,26 @@ COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # O
 
 
 def main(argv):
-    workdirs = [pathlib.Path(name) for name in argv[1:]]
-    if not workdirs:
+    if not argv[1:]:
         sys.exit('error: name the workdirs to draw')
     with cli.user_errors():
+        workdirs = [paths.parse(name, 'workdir') for name in argv[1:]]
+        output = paths.parse(OUTPUT.value, '--output')
         if len({workdir.name for workdir in workdirs}) < len(workdirs):
             raise ValueError(f'the last names of {", ".join(map(str, workdirs))} must differ: they name the curves')
         lines = {workdir.name: read_metrics(workdir / 'metrics.jsonl') for workdir in workdirs}
-        draw(lines, OUTPUT.value)
-    print(OUTPUT.value)
+        draw(lines, output)
+    print(output)
 
 
-def draw(runs_by_name: dict[str, list[dict]], output: str):
+def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
     """Left: loss over steps, training as lines and validation as points; right: mean bitwidth, where learned.
 
     Raises:
-      ValueError: for a run without a training loss.
+      ValueError: for a run without a training loss; for another kind of picture.
     """
+    if output.suffix not in ('.png', '.svg', '.pdf'):
+        raise ValueError(f'--output={output} must end in .png, .svg or .pdf')
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
         for i, (name, lines) in enumerate(runs_by_name.items()):
@@ -62,8 +65,8 @@ def draw(runs_by_name: dict[str, list[dict]], output: str):
         loss.legend(frameon=False, title='validation at the end', alignment='left')
         bits.set(xlabel='step', ylabel='mean bitwidth (bits)')
         bits.set_title('learned bitwidths', fontsize=10)
-        with new_file(pathlib.Path(output)) as partial:
-            figure.savefig(partial, dpi=150)
+        with new_file(output) as partial:
+            figure.savefig(partial, format=output.suffix[1:], dpi=150)
         plt.close(figure)
 
 

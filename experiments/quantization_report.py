@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from experiments import csv_files, methods, runs
+from experiments import csv_files, json_files, methods, runs
 from experiments.atomic_files import new_file
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
@@ -242,10 +242,18 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The inverse of `to_json`; ValueError for what isn't from there."""
-    try:
-        return [Row(**{**row, 'measurement': Measurement(**row['measurement'])}) for row in rows]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f'a report on the layers was expected, not {rows!r:.60}…') from error
+    return [_row_of_json(row) for row in rows]
+
+
+def _row_of_json(row: Any) -> Row:
+    kinds = dict(path=str, layer=int, measurement=dict, formats=dict)
+    row = json_files.require(row, 'a row of a report on the layers', kinds)
+    of_formats = dict.fromkeys(row['formats'], int)
+    formats = json_files.require(row['formats'], 'its formats', of_formats)
+    sums = json_files.require(row['measurement'], 'its measurement', Measurement.__annotations__)
+    if sums['values'] < 1 or not all(map(gq.parse_format, formats)):
+        raise ValueError(f'its measurement is of {sums["values"]} values')
+    return Row(row['path'], row['layer'], Measurement(*(sums[name] for name in Measurement._fields)), formats)
 
 
 def write_csv(rows: Sequence[Row], file: pathlib.Path):
@@ -292,7 +300,7 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
         figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False)
         figure.suptitle(title, fontsize=10)
         with new_file(file) as partial:
-            figure.savefig(partial, dpi=150)
+            figure.savefig(partial, format=file.suffix[1:], dpi=150)
         plt.close(figure)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import csv_files, json_files
+from experiments import csv_files, json_files, paths
 from experiments.methods import DEFAULT_FORMAT, QUANTIZING, SAMPLING
 from gaussq_jax.formats import parse_format
 
@@ -75,7 +75,7 @@ def read_runs(path: str | pathlib.Path) -> RunTable:
         that must be positive and isn't, a format or a block size that isn't there, a damaged line or file, an empty
         file, an unknown ending.
     """
-    path = pathlib.Path(path)
+    path = paths.parse(path, 'a table of runs')
     if path.suffix not in READERS:
         raise ValueError(f'{path}: a table of runs ends in {", ".join(READERS)}')
     try:

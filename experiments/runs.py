@@ -9,7 +9,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import input_pipeline, json_files, partitioning, tokenizers, training
+from experiments import input_pipeline, json_files, partitioning, paths, tokenizer_files, tokenizers, training
 from experiments.atomic_files import replace_file
 from experiments.checkpointing import Checkpointer, Restored, load_config, newest_step
 from gaussq_jax.export import Packed, read_packed
@@ -55,6 +55,8 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
       ValueError: as `tokenizers.load_tokenizer` does.
     """
     if newest_step(workdir / 'checkpoints') is not None:
+        if not paths.parse(config.tokenizer, 'config.tokenizer').is_file():  # it has moved; the data's digest tells
+            config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
         config.special_tokens.update(common.as_begun(config.to_dict(), _begun(workdir))['special_tokens'])
     tokenizer = load_tokenizer(config)
     asked = config.special_tokens
@@ -131,13 +133,10 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     stored = load_config(directory)
     stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
     config = _config_to_look_at(workdir, stored, changes)
-    copied = (
-        workdir / 'tokenizer' / pathlib.Path(config.tokenizer).name
-    )  # by experiments.import_hf; the run may have moved
-    if copied.is_file():
-        config.tokenizer = str(copied)
-    tokenizer = load_tokenizer(config)
-    experiment = training.make_experiment(config, tokenizer.vocab_size)
+    config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
+    with json_files.naming(directory):
+        tokenizer = load_tokenizer(config)
+        experiment = training.make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
         restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
     return Run(experiment, tokenizer, restored.state)
@@ -148,7 +147,7 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
 
     Args:
       path: of the file.
-      tokenizer: the tokenizer's file, if it is no longer where it was; the same one.
+      tokenizer: the tokenizer's file, if it isn't beside the packed one, or in the folder `tokenizer` there.
       **changes: replace fields of the run's config.
 
     Raises:
@@ -157,28 +156,29 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
     """
     packed = read_packed(path)
     types = {'config': dict, 'step': int, 'tokenizer': str, 'layout': str, 'report': list}
-    if wrong := [name for name, kind in types.items() if not isinstance(packed.info.get(name), kind)]:
+    if wrong := [name for name, kind in types.items() if not json_files.is_a(packed.info.get(name), kind)]:
         raise ValueError(
             f'{path} was not written by experiments.export: it lacks {", ".join(wrong)}, or has another such. It can be'
             ' read, by gaussq_jax.load_packed, and no more'
         )
     nowhere = {'data_dir': '', 'cache_dir': ''}  # who opens a file says where text is read and written, not the file
-    changes = nowhere | changes | ({'tokenizer': tokenizer} if tokenizer else {})
-    config = _config_to_look_at(path, packed.info['config'], changes)
-    try:
+    config = _config_to_look_at(path, packed.info['config'], nowhere | changes)
+    named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
+    if not tokenizer and named != 'bytes' and not (tokenizer := tokenizer_files.copy_of(named, path.parent)):
+        raise ValueError(
+            f'{path} is of the tokenizer {named!r}, which is not beside it: say by --tokenizer where it is'
+        )
+    config.tokenizer = tokenizer or named
+    with json_files.naming(path):
         loaded = load_tokenizer(config)
-    except ValueError as error:
-        raise ValueError(f'{error} If the file has moved, say by --tokenizer where it is') from None
     if loaded.fingerprint != packed.info['tokenizer']:
         raise ValueError(
             f'tokenizer={config.tokenizer!r} is {loaded.fingerprint}, but {path} was trained with'
             f' {packed.info["tokenizer"]}; say by --tokenizer where that is'
         )
-    experiment = training.make_experiment(config, loaded.vocab_size)
-    try:
+    with json_files.naming(path):
+        experiment = training.make_experiment(config, loaded.vocab_size)
         experiment, state = training.with_fixed_weights(experiment, packed.params, packed.info['step'])
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
     return Run(experiment, loaded, state, packed._replace(params=state.params))
 
 
@@ -191,12 +191,12 @@ def open_either(workdir: str | None, weights: str | None, tokenizer: str | None 
     if workdir and weights:
         raise ValueError(f'workdir={workdir!r}, weights={weights!r}: give one of them')
     if weights:
-        return open_packed(pathlib.Path(weights), tokenizer=tokenizer or '', **changes)
+        return open_packed(paths.parse(weights, 'weights'), tokenizer=tokenizer or '', **changes)
     if tokenizer:
         raise ValueError(f'tokenizer={tokenizer!r} has a meaning only with weights, a packed file')
     if not workdir:
         raise ValueError("give workdir, a run's directory, or weights, a packed file")
-    return open_run(pathlib.Path(workdir), **changes)
+    return open_run(paths.parse(workdir, 'workdir'), **changes)
 
 
 def make_validation(
@@ -246,13 +246,14 @@ def _begun(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
     """A stored config, changed, for whatever devices there are."""
-    config = ConfigDict(common.with_added(stored))
+    stored = common.with_added(stored, source)
     fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
-    if missing := set(fields) - set(traverse_util.flatten_dict(config.to_dict(), sep='.')):
+    if missing := {*fields, 'model.family'} - set(traverse_util.flatten_dict(stored, sep='.')):
         raise ValueError(
             f'{source} is of another program or of a version before 0.1.0: its config lacks'
             f' {", ".join(sorted(missing))}'
         )
+    config = ConfigDict(stored)
     config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
     return config
 

@@ -22,15 +22,15 @@ of configs/capybara.py. Cost is C = 6/16 N D P: the 6 N D of 16-bit training, in
 import functools
 import itertools
 import json
-import pathlib
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
-from experiments import cli, known_laws, law_studies, training_plans
+from experiments import cli, known_laws, law_studies, paths, training_plans
 from experiments.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text
 from experiments.training_plans import format_name
 from gaussq_jax.formats import parse_format
@@ -182,7 +182,7 @@ def fit(path: str) -> Answer:
         lines += ['', *aligned(*law_studies.comparison_table(data))]
     if OUTPUT.value:
         known_laws.write_law(OUTPUT.value, known_laws.fitted(study.result, study.table))
-        lines += ['', f'written to {OUTPUT.value}; to ask it: --law={OUTPUT.value}']
+        lines += ['', f'written to {OUTPUT.value}; to ask it: --law={shlex.quote(OUTPUT.value)}']
     return Answer(data, lines)
 
 
@@ -269,7 +269,8 @@ def report(path: str) -> Answer:
     """Writes the HTML report of a table of runs."""
     from experiments import scaling_report  # which draws: the other commands don't wait for matplotlib
 
-    output = pathlib.Path(OUTPUT.value or pathlib.Path(path).with_suffix('.html'))
+    table = paths.parse(path, 'a table of runs')
+    output = paths.parse(OUTPUT.value, '--output') if OUTPUT.value else table.with_suffix('.html')
     how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), errors=ERRORS.value, held_out=HELD_OUT.value)
     data = scaling_report.write(path, output, **how)
     return Answer({'output': str(output), **data}, [f'written to {output}'])

@@ -44,7 +44,7 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, csv_files, sweep_run
+from experiments import cli, csv_files, paths, sweep_run
 from experiments.atomic_files import open_own
 from experiments.sweep_plan import Run, make_runs
 from experiments.sweep_run import Result
@@ -91,8 +91,8 @@ def main(argv):
         if config is None or any(name not in config for name in ('name', 'config', 'grids')):
             raise ValueError('--config must be the file of a sweep, whose config has name, config and grids')
         index, num_shards = parse_shard(SHARD.value)
-        workdir = pathlib.Path(WORKDIR.value or f'runs/{config.name}')
-        sweep = make_runs(config.config, config.grids, workdir)
+        workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
+        sweep = make_runs(cli.config_file(config.config), config.grids, workdir)
         ours = sweep[index::num_shards]
         results = {run.name: sweep_run.read_result(run) for run in sweep}
         if DRY_RUN.value:

@@ -116,7 +116,8 @@ def read_result(run: Run) -> Result:
             result = Result('diverged', summary, f'validation/loss is {loss} at the end')
     else:
         return Result('missing', {}, '')
-    stored = common.with_added(_read(run.workdir / 'config.json'))
+    path = run.workdir / 'config.json'
+    stored = common.with_added(_read(path), path)
     present = common.with_added(traverse_util.unflatten_dict(run.config, sep='.'))
     present['special_tokens'], stored['special_tokens'] = _special_tokens(present, stored)
     present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (present, stored))

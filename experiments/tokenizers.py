@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments import json_files, special_tokens
+from experiments import json_files, paths, special_tokens
 from experiments.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
 from experiments.special_tokens import USUAL_ENDS, SpecialTokens
 
@@ -163,7 +163,7 @@ def load_tokenizer(
       'naïve'
     """
     vocabulary = load_vocabulary(spec)
-    path = pathlib.Path(spec).expanduser()
+    path = paths.parse(spec, 'tokenizer')
     if folder is None and path.name in TOKENIZERS:
         folder = path.parent
     found = special_tokens.resolve(vocabulary, special, folder=folder, vocab_size=vocab_size, is_given=is_given)
@@ -174,7 +174,7 @@ def load_vocabulary(spec: str) -> Vocabulary:
     """What a tokenizer's file alone says."""
     if spec == 'bytes':
         return Bytes()
-    path = pathlib.Path(spec).expanduser()
+    path = paths.parse(spec, 'tokenizer')
     classes = {'.model': SentencePiece, '.json': HuggingFace}
     if path.suffix not in classes:
         raise ValueError(f'tokenizer={spec!r} is unknown; {ALLOWED}.')

@@ -14,6 +14,7 @@ stuck. What its exit code then asks for is in experiments/exit_codes.py.
 import contextlib
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -29,8 +30,10 @@ from experiments import (
     exit_codes,
     initial_weights,
     methods,
+    paths,
     profiling,
     runs,
+    tokenizer_files,
     train_loop,
     training,
     workdir_lock,
@@ -57,7 +60,7 @@ def main(argv):
         if dry_run.requested():
             dry_run.main(config)
             return
-        workdir = pathlib.Path(WORKDIR.value or f'runs/{config.name}')
+        workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         if config.deterministic:
             os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
         distributed.initialize()
@@ -87,6 +90,8 @@ def main(argv):
             if is_main_process:
                 workdir_lock.sign(lock)
                 rounding = '' if start is None else runs.of_other_rounding(config, workdir)
+                if start is None or not tokenizer_files.is_kept(config.tokenizer, workdir):
+                    tokenizer_files.keep(config.tokenizer, workdir)
                 runs.write_config(workdir, config)
                 (workdir / 'diverged.txt').unlink(missing_ok=True)
                 describe(experiment, data, tokenizer, workdir, start)
@@ -112,7 +117,7 @@ def main(argv):
         if experiment.num_blocks:
             print(f'          with noise {summary["validation/loss_with_noise"]:.3f}; ', end='')
             print(f'bitwidths went from {config.quantization.b_init:g} to {summary["bits/mean"]:.2f} bits on average')
-        print(f'          next: python -m experiments.generate --workdir={workdir} --prompt="def "')
+        print(f'          next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} --prompt="def "')
 
 
 @contextlib.contextmanager

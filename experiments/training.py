@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from experiments import methods, optimizers, partitioning
+from experiments import json_files, methods, optimizers, partitioning
 from experiments.divergence import DivergenceDetector
 from gaussq_jax import models
 from gaussq_jax.packed_layout import leaves_by_path
@@ -23,6 +24,20 @@ from gaussq_jax.param_tree import is_floating, leaf_path
 MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
 LAYERS = 'layers'  # the models' stacked layers
 SEEDS = 2**32
+LARGEST = 2**24  # size of a model
+OTHERS = ('vocab_size', 'scan_unroll')  # of a model's fields, those that are not in config.model
+
+
+def _is_size(value: Any) -> bool:
+    return json_files.is_a(value, int) and 1 <= value <= LARGEST
+
+
+SCALARS = {  # of a model's field by its type: what it must be
+    int: (f'an integer of 1 to {LARGEST:,}', _is_size),
+    int | None: (f'an integer of 1 to {LARGEST:,}, or None', lambda value: value is None or _is_size(value)),
+    float: ('a positive number', lambda value: json_files.is_a(value, float) and 0 < value < math.inf),
+    bool: ('True or False', lambda value: json_files.is_a(value, bool)),
+}
 UNCHANGED = gq.ParamTransform(
     init=lambda params: {}, apply=lambda key, params, state, **_: params, bitwidths=lambda state: {}
 )
@@ -117,6 +132,8 @@ def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: boo
     """The flax module of `config.model`; `training` if it is for training steps (see `make_dot_general_cls`)."""
     fields = config.model.to_dict()
     family = fields.pop('family')
+    if isinstance(MODELS[family], type):
+        _check_model(family, fields)
     return MODELS[family](
         vocab_size=vocab_size,
         dtype=jnp.dtype(config.dtype),
@@ -317,6 +334,20 @@ def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh, shardin
     zeros = on_shards(jnp.float32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
     total, _ = jax.lax.scan(add_part, zeros, (parts, keys))
     return jax.tree.map(lambda x: x / microbatches, total)
+
+
+def _check_model(family, fields):
+    hints = typing.get_type_hints(MODELS[family])
+    kinds = {name: kind for name, kind in hints.items() if kind in SCALARS and name not in OTHERS}
+    for name, value in fields.items():
+        if name not in kinds:
+            raise ValueError(f'config.model.{name}: {family} has no such field; it has {", ".join(kinds)}')
+        what, is_allowed = SCALARS[kinds[name]]
+        if not is_allowed(value):
+            raise ValueError(f'config.model.{name}={value!r} must be {what}')
+    required = {field.name for field in dataclasses.fields(MODELS[family]) if field.default is dataclasses.MISSING}
+    if lacking := sorted((required & kinds.keys()) - fields.keys()):
+        raise ValueError(f'config.model lacks {", ".join(lacking)}')
 
 
 def _check_config(config: ConfigDict):

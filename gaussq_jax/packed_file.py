@@ -90,7 +90,7 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
         start = file.read(2)
     try:
         opened = safe_open(path, 'numpy')
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         is_pickle = start in (b'PK', b'\x80\x02')  # a zip archive, as torch.save writes, or what it wrote before
         reason = 'it is a pickle, as PyTorch writes them, which is never loaded' if is_pickle else error
         raise ValueError(f'{path} is no safetensors file, or a damaged one: {reason}') from None

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import cli
+from experiments import cli, paths
 from experiments.atomic_files import replace_file
 from experiments.reliability import faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
@@ -122,7 +122,7 @@ def main(argv):
             print(f'{result.outcome:10}{fault.name}: {result.observation.happened}', flush=True)
     if OUTPUT.value:
         with cli.user_errors():
-            replace_file(pathlib.Path(OUTPUT.value), page(results, time.perf_counter() - started))
+            replace_file(paths.parse(OUTPUT.value, '--output'), page(results, time.perf_counter() - started))
     if any(result.outcome == FAILED for result in results):
         sys.exit('error: a fault had another outcome than it should have')
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from parameter_trees import assert_identical_trees
 from programs import import_program, run_program
 from small_experiments import ONE_DEVICE, on_mesh, random_state, random_tokens, small_config
+from small_tokenizers import write_huggingface
 
 import gaussq_jax as gq
 from experiments import huggingface_folder, quantization_report, runs, tokenizers, training
@@ -263,13 +265,27 @@ def test_files_that_cannot_be_opened(tmp_path, file, learned, changes, message):
 
 
 def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
-    """It is found where the flag says, if it is the same."""
+    """It is found where the flag says, if it is the same; or beside the file; never where that says it is."""
     config = read_packed(file).info['config']
-    moved = save(file, learned, tmp_path, config=config | {'tokenizer': 'gone.json'}, tokenizer='bytes')
-    with pytest.raises(ValueError, match=r"tokenizer='gone\.json' can't be read: No such file.* If the file has moved"):
+    (tmp_path / 'elsewhere').mkdir()
+    there = tmp_path / 'elsewhere' / 'words.json'
+    write_huggingface(there)
+    fingerprint = tokenizers.load_vocabulary(str(there)).fingerprint
+    settings = {
+        'tokenizer': str(there),
+        'special_tokens': {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''},
+    }
+    moved = save(file, learned, tmp_path, config=config | settings, tokenizer=fingerprint)
+    with pytest.raises(ValueError, match=f"{moved} is of the tokenizer '{there.name}', which is not beside it: say by"):
         runs.open_packed(moved)
-    with on_mesh(ONE_DEVICE):
-        assert runs.open_packed(moved, tokenizer='bytes').tokenizer.fingerprint == 'bytes'
+    with on_mesh(ONE_DEVICE), pytest.raises(ValueError, match=f"tokenizer='bytes' is bytes, but {moved} was trained"):
+        runs.open_packed(moved, tokenizer='bytes')
+    for directory in (tmp_path / 'tokenizer', tmp_path):
+        directory.mkdir(exist_ok=True)
+        shutil.copy(there, directory / there.name)
+        with on_mesh(ONE_DEVICE), pytest.raises(ValueError, match='these weights are of another model'):  # of its size
+            runs.open_packed(moved)
+        (directory / there.name).unlink()
 
 
 def test_weights_of_another_model(tmp_path, file, learned):

@@ -141,3 +141,22 @@ def test_one_process(environment):
 def test_mistakes_are_named(flags, environment, message):
     with pytest.raises(ValueError, match=message.replace('[', r'\[')):
         find_launch({**NO_FLAGS, **flags}, environment)
+
+
+@pytest.mark.parametrize(
+    ('environment', 'name'), [(SLURM, name) for name in SLURM] + [(OPEN_MPI, name) for name in OPEN_MPI]
+)
+@pytest.mark.parametrize('value', [None, '', 'x', '9' * 30])
+def test_variables_that_are_half_there(environment, name, value):
+    """One error that names a variable; or it is one process; never an exception of another kind."""
+    changed = {other: text for other, text in environment.items() if other != name or value is not None}
+    changed |= {} if value is None else {name: value}
+    try:
+        launch = find_launch(NO_FLAGS, changed)
+    except ValueError as error:
+        assert name in str(error) or 'Open MPI' in str(error) or 'process_id' in str(error)
+    else:
+        is_unread = name == 'SLURM_NTASKS'
+        is_one = name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE') or (name, value) == ('SLURM_PROCID', None)
+        is_a_host = name == 'SLURM_STEP_NODELIST' and value
+        assert launch if is_unread or is_a_host else launch is None and is_one

@@ -13,7 +13,7 @@ def test_a_name_is_no_formula(tmp_path, monkeypatch, name):
     labels = []
     close = plot.plt.close
     monkeypatch.setattr(plot.plt, 'close', lambda figure: (labels.extend(texts(figure)), close(figure)))
-    plot.draw({name: LINES}, str(tmp_path / 'picture.svg'))
+    plot.draw({name: LINES}, tmp_path / 'picture.svg')
     assert f'{name}: 0.667'.replace('$', r'\$') in labels
     assert (tmp_path / 'picture.svg').stat().st_size > 1000
 
