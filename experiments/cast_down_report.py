@@ -90,7 +90,7 @@ def markdown(trainings: dict[str, Training]) -> str:
         return differences(training[cast], trainings[first].get(EQUAL_SIZE.get(cast, cast), {}))
 
     def to_uniform(training: Training, cast: str) -> list[float]:
-        return differences(training[cast], training[EQUAL_SIZE[cast]])
+        return differences(training[cast], training.get(EQUAL_SIZE[cast], {}))
 
     interval_of = f'mean ± half the width of its {CONFIDENCE:.0%} confidence interval over the seeds'
     paired = 'seed by seed, in bold where the interval excludes 0'

@@ -79,12 +79,14 @@ def compile_partitioned(
     with tempfile.TemporaryDirectory() as folder, without_cache():  # what comes from there leaves nothing to read
         dump = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': '^spmd-partitioning$'}
         compiled = lowered.compile(compiler_options={**options, **dump})
-        [path] = pathlib.Path(folder).glob('*.after_spmd-partitioning.*')
-        return compiled, path.read_text()
+        texts = [path.read_text() for path in pathlib.Path(folder).glob('*.after_spmd-partitioning.*')]
+        return compiled, ''.join(texts)  # of one program; of one for one device, which isn't partitioned, none
 
 
 def read(text: str) -> list[Collective]:
-    """`of`, from the text of the HLO; that of an optimised program for GPUs is understood, too."""
+    """`of`, from the text of the HLO; that of an optimised program for GPUs is understood, too. Empty text has none."""
+    if not text:
+        return []
     module = hlo.Module(text)
     return list(_collectives(module, module.entry))
 

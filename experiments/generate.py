@@ -4,6 +4,7 @@ python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
 python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
 """
 
+import os
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -28,9 +29,10 @@ SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.', lower_boun
 def main(argv):
     del argv
     with cli.user_errors():
+        text = typed(PROMPT.value)
         run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
     tokenizer = run.tokenizer
-    prompt = tokenizer.encode_prompt(PROMPT.value)
+    prompt = tokenizer.encode_prompt(text)
     weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
     tokens = generate(
         run.experiment.model,
@@ -45,6 +47,14 @@ def main(argv):
     )
     written = [token for token in np.asarray(tokens).tolist() if token not in tokenizer.special.eos]
     print(whole_text(tokenizer, prompt, written))
+
+
+def typed(prompt: str) -> str:
+    """A text of the command line, in UTF-8 whatever the locale is; ValueError if it is none."""
+    try:
+        return os.fsencode(prompt).decode()
+    except UnicodeError as error:
+        raise ValueError(f'--prompt={prompt!r} is no UTF-8: {error.reason}') from None
 
 
 def whole_text(tokenizer: Tokenizer, prompt: Iterable[int], tokens: Iterable[int]) -> str:

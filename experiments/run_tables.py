@@ -34,6 +34,7 @@ EVERY_LAW = ('N', 'D', 'loss')
 # Of a Parquet file, which may say in a few bytes of any number of rows what they are, and of any length.
 MOST_PARQUET_BYTES = 2**28
 MOST_LETTERS = 10_000
+PARQUET_TEXTS = ('BYTE_ARRAY', 'FIXED_LEN_BYTE_ARRAY')
 NO_LABELS = ('nan', 'none', 'null', 'na', '<na>')  # as other programs write an empty cell
 WORDS = ('format', 'method', 'seed', 'name', 'run')
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
@@ -262,20 +263,22 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
 def _parquet_rows(path, stream, pyarrow, parquet) -> tuple[list[str], list[dict[str, Any]]]:
     """The names of all columns, and the cells of those that are read."""
     schema = parquet.read_schema(stream)
-    read = [field for field in schema if field.name in READ]
-    texts = [field.name for field in read if pyarrow.types.is_string(field.type) or pyarrow.types.is_binary(field.type)]
-    if nested := [field.name for field in read if pyarrow.types.is_nested(field.type)]:
+    read = [field.name for field in schema if field.name in READ]
+    if nested := [name for name in read if pyarrow.types.is_nested(schema.field(name).type)]:
         raise ValueError(f'{path}: the column {nested[0]!r} has several values in a cell')
+    metadata = parquet.read_metadata(stream)
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    texts = [column.path for column in columns if column.path in read and column.physical_type in PARQUET_TEXTS]
     file = parquet.ParquetFile(stream, read_dictionary=texts)  # a text that many rows have is in memory once
-    metadata = file.metadata
     if metadata.num_rows > csv_files.MOST_ROWS:
         raise ValueError(f'{path} has {metadata.num_rows:,} rows; allowed are {csv_files.MOST_ROWS:,}')
     size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     if size > MOST_PARQUET_BYTES:
         raise ValueError(f'{path} would take {size:,} bytes; allowed are {MOST_PARQUET_BYTES:,}')
-    table = file.read([field.name for field in read])
-    for column in map(table.column, texts):
-        if any(len(text or '') > MOST_LETTERS for chunk in column.chunks for text in chunk.dictionary.to_pylist()):
+    table = file.read(read)
+    for chunk in (chunk for name in texts for chunk in table.column(name).chunks):
+        values = chunk.dictionary if pyarrow.types.is_dictionary(chunk.type) else chunk
+        if any(len(str(value)) > MOST_LETTERS for value in values.to_pylist()):
             raise ValueError(f'{path} has a text of more than {MOST_LETTERS:,} letters')
     return schema.names, table.to_pylist()
 

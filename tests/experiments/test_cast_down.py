@@ -222,3 +222,9 @@ def test_one_evaluation_serves_runs_that_differ_in_their_training_only():
     key = lambda argument: cast_down.what_evaluation_depends_on(config_of(argument))
     assert len({key(argument) for argument in METHODS.values()}) == 1
     assert key('method=fqt') != key('method=fqt,format=e2m1') != key('method=bf16')
+
+
+def test_learned_formats_without_the_uniform_one_of_their_size():
+    """The tables leave out what would need it."""
+    casts = [cast for cast in made_up_casts() if cast.cast not in cast_down_report.EQUAL_SIZE.values()]
+    assert 'learned' in cast_down_report.markdown(cast_down_report.group(casts))

@@ -189,3 +189,10 @@ def test_an_optimised_program_is_read_too():
         ('all-reduce', 'f32', (8, 16), 4, 5),
         ('all-reduce', 'f32', (8, 16), 4, 5),
     ]
+
+
+def test_a_program_for_one_device_has_none():
+    """It isn't partitioned at all."""
+    on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    x = jax.ShapeDtypeStruct((8, 8), 'float32', sharding=on_one)
+    assert collectives.of(jax.jit(lambda x: x.sum(0)).lower(x)) == []

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import os
 
 import jax
 import jax.numpy as jnp
@@ -110,3 +111,11 @@ def test_spaces_between_prompt_and_continuation_are_kept():
     for at in range(len(ids)):
         prompt = [tokenizer.end_of_document, *ids[:at]]
         assert program.whole_text(tokenizer, prompt, ids[at:]) == text
+
+
+def test_prompts_are_utf8_whatever_the_locale_is():
+    """In the locale C, Python has of each byte beyond ASCII a surrogate."""
+    for text in ('def é', os.fsencode('def é').decode('ascii', 'surrogateescape')):
+        assert program.typed(text) == 'def é'
+    with pytest.raises(ValueError, match=r"^--prompt='.udce9' is no UTF-8"):
+        program.typed('\udce9')

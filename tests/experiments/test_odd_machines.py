@@ -23,7 +23,7 @@ PROGRAMS = {
     'compare': '--workdir=RUNS/sweep',
     'cast_down': '--workdir=RUNS/sweep --formats=e2m1 --eval_batches=1',
     'scaling_law': f'report {REPOSITORY}/benchmarks/tiny_law.csv --held_out=none --output=RUNS/law.html',
-    'benchmark': 'cast --shape=64x64 --turns=2 --output=RUNS/cast.json',
+    'benchmark': 'cast --shape=128x128 --turns=2 --output=RUNS/cast.json',
 }
 MODULES = {'dry_run': 'train'}
 SWEEP = """

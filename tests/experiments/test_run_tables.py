@@ -265,3 +265,39 @@ def test_parquet_of_too_many_rows_is_not_read(tmp_path):
     assert (tmp_path / 'runs.parquet').stat().st_size < 100_000
     with pytest.raises(ValueError, match=r'runs\.parquet has 2,000,000 rows; allowed are 100,000'):
         read_runs(tmp_path / 'runs.parquet')
+
+
+def bomb(*, rows=1, text='', nested=False):
+    import pyarrow
+
+    cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), pyarrow.array([text]))
+    columns = {'N': pyarrow.array([1] * rows), 'D': pyarrow.array([2] * rows), 'loss': pyarrow.array([3.0] * rows)}
+    return pyarrow.table({**columns, 'name': pyarrow.array([[1, 2]] * rows) if nested else cells})
+
+
+@pytest.mark.parametrize(
+    ('table', 'error'),
+    [
+        (dict(rows=200_000), 'has 200,000 rows; allowed are 100,000'),
+        (dict(rows=50_000, text='x' * 100_000), 'has a text of more than 10,000 letters'),
+        (dict(text='x' * 2**23), 'would take 8,'),
+        (dict(nested=True), "the column 'name' has several values in a cell"),
+    ],
+    ids=['rows', 'one text in many rows', 'a long text', 'nested'],
+)
+def test_parquet_bombs(tmp_path, monkeypatch, table, error):
+    """Files of some kilobytes that would be gigabytes in memory."""
+    parquet = pytest.importorskip('pyarrow.parquet')
+    monkeypatch.setattr(run_tables, 'MOST_PARQUET_BYTES', 2**22)  # for a test of no gigabytes
+    parquet.write_table(bomb(**table), tmp_path / 'runs.parquet', compression='zstd')
+    assert (tmp_path / 'runs.parquet').stat().st_size < 200_000
+    with pytest.raises(ValueError, match=rf'runs\.parquet.*{error}'):
+        read_runs(tmp_path / 'runs.parquet')
+
+
+def test_columns_of_parquet_that_no_law_needs_are_not_read(tmp_path):
+    pyarrow, parquet = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    columns = {'N': [1.0], 'D': [2.0], 'loss': [3.0], 'curve': [[1.0] * 1000], 'name': ['a']}
+    parquet.write_table(pyarrow.table(columns), tmp_path / 'runs.parquet')
+    table = read_runs(tmp_path / 'runs.parquet')
+    assert table.num_runs == 1 and 'curve' in table.names and list(table.columns['name']) == ['a']

@@ -1,6 +1,7 @@
 """Tokenizers: text comes back exactly, ids mean the same everywhere, and a wrong file is one clear error."""
 
 import json
+import pathlib
 import shutil
 
 import hypothesis
@@ -10,7 +11,7 @@ import tokenizers
 from small_tokenizers import REAL_TEXT, write_huggingface, write_sentencepiece
 
 from experiments.special_tokens import ASK
-from experiments.tokenizers import load_tokenizer
+from experiments.tokenizers import _growth, load_tokenizer
 
 FOREIGN_TEXT = 'naïve façade — 日本語, Ελληνικά, 🙂\u200d👩 e\u0301\r\n\ttabs  and   spaces \x00 end\n\n'
 
@@ -163,3 +164,65 @@ def test_directory_is_one_error(tmp_path):
     (tmp_path / 'folder.json').mkdir()
     with pytest.raises(ValueError, match="can't be read: Is a directory"):
         load_tokenizer(str(tmp_path / 'folder.json'))
+
+
+def replace(content, **pattern):
+    return {'type': 'Replace', 'pattern': pattern, 'content': content}
+
+
+TENFOLD = replace('a' * 10, String='a')
+
+
+@pytest.mark.parametrize(
+    ('fields', 'error'),
+    [
+        (
+            dict(normalizer={'type': 'Sequence', 'normalizers': [TENFOLD] * 12}),
+            'its normalizer may make a letter 1e.12',
+        ),
+        (dict(decoder={'type': 'Sequence', 'decoders': [TENFOLD] * 12}), 'its decoder may make a letter 1e.12'),
+        (
+            dict(normalizer={'type': 'Sequence', 'normalizers': [replace('ab', Regex='')] * 12}),
+            'its normalizer may make',
+        ),
+        (
+            dict(model={'type': 'BPE', 'vocab': {'a': 2**32 - 1}, 'merges': []}, added_tokens=[]),
+            'has 1 tokens, and ids up',
+        ),
+        (dict(model={'type': 'BPE', 'vocab': {}, 'merges': []}, added_tokens=[]), 'has 0 tokens'),
+        (dict(model={'type': 'WordPiece', 'vocab': {}, 'unk_token': 5}), ''),
+        (dict(post_processor={'type': 'BertProcessing', 'sep': ['x', 1], 'cls': ['x', 10**9]}), 'which is no token'),
+        (dict(truncation=[], padding={'strategy': {'Fixed': 2**40}}), ''),
+    ],
+    ids=range(8),
+)
+def test_bombs(tmp_path, files, fields, error):
+    """Some bytes that would be gigabytes, at once or at the first text."""
+    contents = json.loads(pathlib.Path(files['huggingface']).read_text()) | fields
+    (tmp_path / 'bomb.json').write_text(json.dumps(contents))
+    with pytest.raises(
+        ValueError, match=rf"^tokenizer='{tmp_path}/bomb.json' isn't a Hugging Face tokenizers file: .*({error})"
+    ):
+        load_tokenizer(str(tmp_path / 'bomb.json'))
+
+
+def test_normalizers_of_published_models_are_none():
+    """Llama's, ALBERT's and XLM-R's replace, too."""
+    llama = {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': '_'}, replace('_', String=' ')]}
+    quotes = [replace('"', String='``'), replace('"', String="''"), replace(' ', Regex=' {2,}')]
+    albert = {'type': 'Sequence', 'normalizers': [*quotes, {'type': 'NFKD'}, {'type': 'Precompiled'}]}
+    assert _growth(llama) == 1 and _growth(albert) == 16 and _growth(None) == 1
+
+
+def test_a_panic_is_an_error(monkeypatch, tmp_path, files):
+    """Of Rust's: `except Exception` doesn't catch it."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_):
+        raise PanicException('called `Option::unwrap()` on a `None` value')
+
+    monkeypatch.setattr(tokenizers.Tokenizer, 'from_str', panic)
+    with pytest.raises(ValueError, match='tokenizers panicked: called `Option::unwrap'):
+        load_tokenizer(str(files['huggingface']))

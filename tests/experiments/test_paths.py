@@ -1,0 +1,58 @@
+"""Paths of flags and fields: homes are expanded, what is on no file system of this machine is refused by name."""
+
+import pathlib
+import re
+
+import pytest
+from programs import import_program, run_program
+
+from experiments import paths, tokenizers
+from experiments.input_pipeline import load_tokens
+
+FLAGS = [  # of each program, those that are looked at first, or beside a workdir that isn't there
+    *(('evaluate', flag, {}) for flag in ('WORKDIR', 'WEIGHTS')),
+    *(('generate', flag, {}) for flag in ('WORKDIR', 'WEIGHTS')),
+    *(('export', flag, dict(WORKDIR='runs/none', FORMAT='learned')) for flag in ('WORKDIR', 'TO_HF', 'OUTPUT')),
+    *(('import_hf', flag, dict(CHECKPOINT='none', WORKDIR='none')) for flag in ('WORKDIR', 'CHECKPOINT')),
+    *(('cast_down', flag, dict(WORKDIR='none')) for flag in ('WORKDIR', 'OUTPUT')),
+    ('compare', 'WORKDIR', {}),
+]
+
+
+def test_homes(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert paths.parse('~/x y', 'it') == pathlib.Path('/home/me/x y')
+    assert paths.parse('~root', 'it').is_absolute()
+    for text in ('a/~/b', '/a:b', 'a//b', './gs:/x', 'C:x'):
+        assert paths.parse(text, 'it') == pathlib.Path(text)
+    assert paths.parse(pathlib.Path('~/x'), 'it') == pathlib.Path('/home/me/x')
+
+
+@pytest.mark.parametrize('text', ['gs://bucket/run', 's3://bucket', 'hf://org/model', 'file:///tmp/x', 'https://x.org'])
+def test_schemes(text):
+    with pytest.raises(ValueError, match=rf"^--workdir='{text}': \w+:// is not supported"):
+        paths.parse(text, '--workdir')
+
+
+@pytest.mark.parametrize('text', ['', 'a\0b', '~nobody-of-this-name/x'])
+def test_what_is_no_path(text):
+    with pytest.raises(ValueError, match=r'^--workdir='):
+        paths.parse(text, '--workdir')
+
+
+@pytest.mark.parametrize(('name', 'flag', 'others'), FLAGS)
+def test_flags(name, flag, others, tmp_path, monkeypatch):
+    """None makes a folder of the scheme's name, or one that is called ~."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        run_program(import_program(name), **others | {flag: 'gs://bucket/x'})
+    assert re.match(rf"error: (--)?{flag.lower()}='gs://bucket/x': gs:// is not supported", error.value.code)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('field', ['data_dir', 'cache_dir'])
+def test_fields(field):
+    with pytest.raises(ValueError, match=f"^{field}='s3://bucket': s3:// is not supported"):
+        load_tokens('python_stdlib', 'train', tokenizers.load_tokenizer('bytes'), **{field: 's3://bucket'})
+    with pytest.raises(ValueError, match=r"^tokenizer='hf://org/model.json': hf:// is not supported"):
+        tokenizers.load_vocabulary('hf://org/model.json')
