@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from experiments import host_memory
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
-LONGEST = 8000  # letters of an error
+LONGEST, MOST_LINES = 1000, 50  # letters of a line of an error, and its lines
 
 
 def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
@@ -104,5 +104,8 @@ def user_errors() -> Iterator[None]:
 
 def printable(text: str) -> str:
     """What a terminal gets to see of others' words: no control characters, and not without end."""
-    text = ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text[:LONGEST])
-    return text if len(text) < LONGEST else f'{text[:LONGEST]}…'
+    lines = [line if len(line) <= LONGEST else f'{line[:LONGEST]}…' for line in text.split('\n')[:MOST_LINES]]
+    return ''.join(
+        letter if letter.isprintable() or letter == '\n' else letter.encode('unicode_escape', 'surrogatepass').decode()
+        for letter in '\n'.join(lines)
+    )

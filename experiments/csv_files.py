@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from experiments import paths
 from experiments.atomic_files import replace_file
 
 MOST_ROWS = 100_000
@@ -25,7 +26,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
     Example:
       losses = [float(row['loss']) for where, row in csv_files.read(path)]
     """
-    with open(path, newline='', encoding='utf-8-sig') as file:
+    with open(paths.check_file(path), newline='', encoding='utf-8-sig') as file:
         reader = csv.reader(file, strict=True)
         try:
             if not (names := [_cell_of_text(name) for name in next(reader, [])]):

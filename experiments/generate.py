@@ -29,8 +29,8 @@ SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.', lower_boun
 def main(argv):
     del argv
     with cli.user_errors():
-        text = typed(PROMPT.value)
         run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
+        text = typed(PROMPT.value)
     tokenizer = run.tokenizer
     prompt = tokenizer.encode_prompt(text)
     weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)

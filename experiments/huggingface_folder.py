@@ -5,6 +5,7 @@ are refused.
 """
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from experiments import json_files
+from experiments import json_files, paths
 from experiments.atomic_files import new_directory, new_file
 from gaussq_jax import models
 from gaussq_jax.packed_file import save_tensors
@@ -145,8 +146,8 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path):
     root = source.resolve()
     allowed = [root, *[root.parent.parent / 'blobs'] * (root.parent.name == 'snapshots')]
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            path = (source / name).resolve()
+        if os.path.lexists(source / name):
+            path = paths.check_file((source / name).resolve())
             if not any(path.is_relative_to(directory) for directory in allowed):
                 raise ValueError(f'{source / name} is a link to {path}, out of its folder: put the file itself there')
             with new_file(target / name) as partial:
@@ -186,7 +187,7 @@ def _write_tensors(directory, tensors):
 
 def _open(path):
     try:
-        return safetensors.safe_open(path, framework='np')
+        return safetensors.safe_open(paths.check_file(path), framework='np')
     except FileNotFoundError:
         raise ValueError(f'{path} is missing') from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -194,7 +195,9 @@ def _open(path):
 
 
 def _is_file_name(name):
-    return isinstance(name, str) and name.isprintable() and name != '' and pathlib.PurePath(name).name == name
+    return (
+        isinstance(name, str) and name.isprintable() and len(name) < 256 and pathlib.PurePath(name).name == name != ''
+    )
 
 
 def _write_json(path, contents):

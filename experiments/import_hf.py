@@ -150,7 +150,7 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
     config.model = ConfigDict({'family': family, **{name: getattr(model, name) for name in ARCHITECTURE[family]}})
     config.vocab_size = model.vocab_size
     longest = getattr(model, 'max_length', theirs.get('max_position_embeddings'))
-    config.sequence_length = sequence_length or (min(longest, LONGEST) if isinstance(longest, int) else LONGEST)
+    config.sequence_length = sequence_length or (min(longest, LONGEST) if json_files.is_a(longest, int) else LONGEST)
     config.batch_size = 8
     config.mesh.data, config.mesh.fsdp = 1, -1
     return config

@@ -369,7 +369,7 @@ def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData 
     try:
         contents = json_files.read(json_file, sha256=str, **dict.fromkeys(COUNTS, int))
         sha256, counts = contents['sha256'], {name: contents[name] for name in COUNTS}
-        with tokens_file.open('rb') as file:
+        with paths.check_file(tokens_file).open('rb') as file:
             digest = hashlib.file_digest(file, 'sha256')
         if _finish(digest, counts) != sha256:
             raise ValueError('its SHA-256 is another')

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments import paths
+
 MOST_BYTES = 2**26  # the largest tokenizers have half of it
 MOST_CONTAINERS = 2**22  # objects and arrays, which take much more memory than text
 MOST_LEVELS = 64
@@ -32,9 +34,7 @@ def read(path: str | os.PathLike, **kinds: type | tuple[type, ...]) -> dict[str,
     """
     path = pathlib.Path(path)
     try:
-        if not path.is_file() and path.exists():
-            raise ValueError(f'{path} is no file')
-        with open(path, 'rb') as file:
+        with open(paths.check_file(path), 'rb') as file:
             contents = parse(file.read(MOST_BYTES + 1), path)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None

@@ -176,16 +176,15 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
 
 def read_law(path: str | pathlib.Path) -> KnownLaw:
     """Reads what `write_law` has written; ValueError if it is something else."""
-    text = paths.parse(path, '--law').read_bytes()
+    content = json_files.read(paths.parse(path, '--law'))
     try:
-        content = json_files.parse(text, path)
         law = LAWS[content['law']](**dict(zip(content['constants'], _numbers(content['constants'].values()))))
         return KnownLaw(
             law,
-            str(content['origin']),
+            _line(content['origin']),
             {column: _range_of_json(content['ranges'][column]) for column in 'ND'},
             _laws_of_json(law, content['bootstrap']),
-            tuple(map(str, content['undetermined'])),
+            _names_of_constants(law, content['undetermined']),
             None if content['noise'] is None else _numbers([content['noise']])[0],
             _determination_of_json(law, content.get('determination')),
             _scatter_of_json(content.get('scatter')),
@@ -213,6 +212,18 @@ def _numbers(values: Iterable[Any]) -> list[float]:
     return values
 
 
+def _names_of_constants(law: scaling_laws.ScalingLaw, names: Iterable[Any]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in list(law.constants())]:
+        raise ValueError(f'{unknown[0]!r:.80} is no constant of the law')
+    return tuple(names)
+
+
+def _line(text: Any) -> str:
+    if not isinstance(text, str) or not text.isprintable() or len(text) > 1000:
+        raise ValueError('its origin is no line of text')
+    return text
+
+
 def _range_of_json(content: Any) -> tuple[float, float]:
     low, high = map(float, _numbers(content))
     return low, high
@@ -231,9 +242,7 @@ def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scalin
     """None where a file has none, as those of version 0.1."""
     if content is None:
         return None
-    names = tuple(content['names'])
-    if unknown := [name for name in names if name not in law.constants()]:
-        raise ValueError(f'determination is of {unknown[0]!r}, which is no constant of the law')
+    names = _names_of_constants(law, content['names'])
     return scaling_laws.Determination(
         law,
         names,

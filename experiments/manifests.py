@@ -4,13 +4,15 @@ import hashlib
 import os
 import pathlib
 
+from experiments import paths
+
 MANIFEST = 'manifest.sha256'
 
 
 def find_damage(directory: pathlib.Path) -> str | None:
     """Reads every file: None if all are what the manifest says, else what is wrong, in words."""
     try:
-        lines = (directory / MANIFEST).read_text(encoding='utf-8').splitlines()
+        lines = paths.check_file(directory / MANIFEST).read_text(encoding='utf-8').splitlines()
         digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
         if links := [path for path in directory.rglob('*') if path.is_symlink()]:
             return f'{links[0].relative_to(directory)} is a link, whose file may be any'

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from experiments import json_files
+from experiments import json_files, paths
 from experiments.atomic_files import named_errors, open_own, replace_file
 
 RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|device_memory)/.*')  # not in lines
@@ -204,7 +204,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     Example:
       losses = [(line['step'], line['train/loss']) for line in read_metrics(path) if 'train/loss' in line]
     """
-    lines = pathlib.Path(path).read_bytes().splitlines()
+    lines = paths.check_file(pathlib.Path(path)).read_bytes().splitlines()
     metrics = []
     for number, line in enumerate(lines, start=1):
         where = f'{path}, line {number}'

@@ -1,8 +1,9 @@
-"""Paths as users write them, in flags and in fields of configs."""
+"""Paths as users write them, in flags and in fields of configs, and what lies there."""
 
 import os
 import pathlib
 import re
+import stat
 
 
 def parse(text: str | os.PathLike, what: str) -> pathlib.Path:
@@ -30,3 +31,15 @@ def parse(text: str | os.PathLike, what: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise ValueError(f"{what}={text!r}: this user's home is not known; give the whole path, or set HOME") from None
+
+
+def check_file(path: pathlib.Path) -> pathlib.Path:
+    """The path itself, of a file that can be opened without waiting for anybody, as for the writer of a pipe.
+
+    Raises:
+      ValueError: it is a folder, a pipe, a socket or a device.
+      OSError: there is nothing, or it can't be looked at.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f'{path} is no file')
+    return path

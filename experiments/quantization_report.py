@@ -186,6 +186,8 @@ def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
     """The same of packed weights, by what their file keeps."""
     if info['layout'] == 'learned':
         budget = info.get('budget')
+        if budget is not None and not json_files.is_a(budget, float):
+            raise ValueError(f'its budget is {budget!r:.80}, and no number')
         return describe(None) + ('' if budget is None else f', at most {budget:g} bits a weight')
     if not layout:
         return f'{info["layout"]}, nothing quantized'

@@ -236,7 +236,7 @@ def _block_size(value: Any) -> float | str | None:
 
 
 def _read_jsonl(path: pathlib.Path) -> Iterator[Line]:
-    with open(path, encoding='utf-8-sig') as file:
+    with open(paths.check_file(path), encoding='utf-8-sig') as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -251,7 +251,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
     except ImportError:
         raise ValueError(f'{path}: reading Parquet needs pyarrow: pip install "pyarrow>=14.0.1"') from None
     try:
-        with open(path, 'rb') as stream:
+        with open(paths.check_file(path), 'rb') as stream:
             names, rows = _parquet_rows(path, stream, pyarrow, parquet)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f'{path} is damaged, or not Parquet: {[*str(error).splitlines(), ""][0]}') from None

@@ -156,10 +156,11 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
     """
     packed = read_packed(path)
     types = {'config': dict, 'step': int, 'tokenizer': str, 'layout': str, 'report': list}
-    if wrong := [name for name, kind in types.items() if not json_files.is_a(packed.info.get(name), kind)]:
+    wrong = [name for name, kind in types.items() if not json_files.is_a(packed.info.get(name), kind)]
+    if wrong or not 0 <= packed.info['step'] < 2**31:
         raise ValueError(
-            f'{path} was not written by experiments.export: it lacks {", ".join(wrong)}, or has another such. It can be'
-            ' read, by gaussq_jax.load_packed, and no more'
+            f'{path} was not written by experiments.export: it lacks {", ".join(wrong) or "step"}, or has another such.'
+            ' It can be read, by gaussq_jax.load_packed, and no more'
         )
     nowhere = {'data_dir': '', 'cache_dir': ''}  # who opens a file says where text is read and written, not the file
     config = _config_to_look_at(path, packed.info['config'], nowhere | changes)

@@ -5,6 +5,7 @@ by itself, and a SentencePiece file knows its own. Where none of them says what 
 takes a usual name, or one more id, for which its model has a place; a model that is given has no place for more.
 """
 
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -172,7 +173,7 @@ class _Files(NamedTuple):
         if folder is None:
             return cls()
         paths = {name: folder / name for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, NAMES, ADDED_TOKENS)}
-        contents = {name: json_files.read(path) if path.is_file() else {} for name, path in paths.items()}
+        contents = {name: json_files.read(path) if os.path.lexists(path) else {} for name, path in paths.items()}
         remarks, tokenizer_config = [], contents[TOKENIZER_CONFIG]
         names = {**contents[NAMES], **tokenizer_config}
 
@@ -182,7 +183,7 @@ class _Files(NamedTuple):
                 if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit:
                     yield value
                 elif value is not None:
-                    remarks.append(f'{folder / name}: {field}={value!r} is none of {limit} ids, and is not used')
+                    remarks.append(f'{folder / name}: {field}={value!r:.80} is none of {limit} ids, and is not used')
 
         def id_of(field: str) -> Any:
             """Of a token by its name; None if there is none, `...` if they don't say one that is there."""
@@ -195,7 +196,7 @@ class _Files(NamedTuple):
             found = _find(token, vocabulary, tokenizer_config, contents[ADDED_TOKENS])
             if found is None or found >= limit:
                 where = folder / (TOKENIZER_CONFIG if field in tokenizer_config else NAMES)
-                remarks.append(f'{where}: {field}={token!r} is not in the vocabulary, and is not used')
+                remarks.append(f'{where}: {field}={token!r:.80} is not in the vocabulary, and is not used')
                 return ...
             return found
 

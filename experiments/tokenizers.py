@@ -179,11 +179,11 @@ def load_vocabulary(spec: str) -> Vocabulary:
     if path.suffix not in classes:
         raise ValueError(f'tokenizer={spec!r} is unknown; {ALLOWED}.')
     try:
-        contents = path.read_bytes()
+        contents = paths.check_file(path).read_bytes()
     except OSError as error:
         raise ValueError(f"tokenizer={spec!r} can't be read: {error.strerror}; {ALLOWED}.") from None
     try:
-        with _panics_as_errors():
+        with _library_errors('it'):
             return classes[path.suffix](contents)
     except ImportError:
         raise
@@ -245,11 +245,13 @@ class SentencePiece:
         return {}
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._processor.encode(text, add_bos=False, add_eos=False), np.int32)
+        with _library_errors(self.fingerprint):
+            return np.asarray(self._processor.encode(text, add_bos=False, add_eos=False), np.int32)
 
     def decode(self, ids: list[int]) -> str:
         """Tokens that only another file has are left out."""
-        return self._processor.decode([i for i in ids if i < self.vocab_size])
+        with _library_errors(self.fingerprint):
+            return self._processor.decode([i for i in ids if i < self.vocab_size])
 
 
 class HuggingFace:
@@ -285,11 +287,11 @@ class HuggingFace:
         return self._tokenizer.id_to_token(token) or ''
 
     def encode(self, text: str) -> np.ndarray:
-        with _panics_as_errors():
+        with _library_errors(self.fingerprint):
             return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: list[int]) -> str:
-        with _panics_as_errors():
+        with _library_errors(self.fingerprint):
             return self._tokenizer.decode(ids)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
@@ -309,14 +311,15 @@ class HuggingFace:
 
 
 @contextlib.contextmanager
-def _panics_as_errors() -> Iterator[None]:
-    """A panic of Rust, in `tokenizers`, is an exception that no `except Exception` catches."""
+def _library_errors(where: str) -> Iterator[None]:
+    """What `tokenizers` and SentencePiece raise: also bare Exceptions, and Rust's panics, which are none."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != 'PanicException':
+        is_panic = type(error).__name__ == 'PanicException'
+        if not is_panic and not isinstance(error, UnicodeError | RuntimeError) and type(error) is not Exception:
             raise
-        raise ValueError(f'tokenizers panicked: {" ".join(str(error).split())[:200]}') from None
+        raise ValueError(f'{where} {"panicked" if is_panic else "failed"}: {error!s:.200}') from None
 
 
 def _growth(part) -> float:

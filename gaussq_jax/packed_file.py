@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import secrets
+import stat
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -86,6 +87,8 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise ValueError(f'{path} is no file')
     with open(path, 'rb') as file:
         start = file.read(2)
     try:

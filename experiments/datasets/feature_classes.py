@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from experiments import json_files
+from experiments import json_files, paths
 
 ALLOWED = 'tensorflow_datasets.core.features.'
 NAMING = ('pythonClassName', 'python_class_name', 'type')  # the last by TFDS before 4.6
@@ -21,10 +21,12 @@ def check(directory: pathlib.Path):
       directory: `data_dir/name`; one that isn't there has none.
 
     Raises:
-      ValueError: naming file and class.
+      ValueError: naming file and class; for what is no file, as a pipe.
     """
-    for path in sorted(directory.rglob('features.json')):
-        for name in _class_names(json_files.read(path)):
+    for path in sorted(directory.rglob('*')):
+        if not path.is_dir():
+            paths.check_file(path)  # what it would wait for
+        for name in _class_names(json_files.read(path)) if path.name == 'features.json' else ():
             if not name.startswith(ALLOWED) or not name.isascii():
                 raise ValueError(f'{path} names the class {name!r}, which TFDS would import; allowed: {ALLOWED}*')
 

@@ -83,7 +83,7 @@ def model_from_huggingface(config: Mapping[str, Any]) -> Llama | GPT2:
     """The model of a Hugging Face configuration; takes it, and refuses it, as `from_huggingface` does."""
     model_type = config.get('model_type')
     if not isinstance(model_type, str) or model_type not in _BUILDERS:
-        raise ValueError(f'model_type={model_type!r} must be one of {", ".join(_BUILDERS)}')
+        raise ValueError(f'model_type={model_type!r:.80} must be one of {", ".join(_BUILDERS)}')
     return _BUILDERS[model_type](config)
 
 
@@ -141,7 +141,7 @@ def _build_llama(config):
         scaling = config.get(name) or {}
         is_known = isinstance(scaling, Mapping) and scaling.get('partial_rotary_factor', 1) == 1
         if not is_known or scaling.get('rope_type', scaling.get('type', 'default')) != 'default':
-            raise ValueError(f'{name}={scaling} must be the default: a full rotation by unscaled angles')
+            raise ValueError(f'{name}={scaling!s:.80} must be the default: a full rotation by unscaled angles')
         rope |= scaling
     return Llama(
         vocab_size=_size(config, 'vocab_size'),
@@ -185,7 +185,7 @@ def _field(config, name):
 def _size(config, name):
     size = _field(config, name)
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
-        raise ValueError(f'{name}={size!r} must be an integer of 1 to {LARGEST:,}')
+        raise ValueError(f'{name}={size!r:.80} must be an integer of 1 to {LARGEST:,}')
     return size
 
 
@@ -196,14 +196,14 @@ def _size_or_none(config, name):
 def _positive(config, name):
     number = _field(config, name)
     if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= sys.float_info.max:
-        raise ValueError(f'{name}={number!r} must be a positive number')
+        raise ValueError(f'{name}={number!r:.80} must be a positive number')
     return float(number)
 
 
 def _check_fields(config, **allowed):
     for name, values in allowed.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f'{name}={config[name]!r} must be {" or ".join(map(repr, values))}')
+            raise ValueError(f'{name}={config[name]!r:.80} must be {" or ".join(map(repr, values))}')
 
 
 _BUILDERS = {'llama': _build_llama, 'gpt2': _build_gpt2}

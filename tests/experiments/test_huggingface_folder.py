@@ -159,7 +159,7 @@ def map_norm_to(file):
         (SHARDED, halve('model-00002-*'), r'model-00002-of-\d+\.safetensors is no whole safetensors file'),
         (SHARDED, write(INDEX, b'{}'), r'index\.json has no weight_map'),
         (SHARDED, map_norm_to('../whole/model.safetensors'), r'index\.json has no weight_map'),
-        (SHARDED, map_norm_to('..'), 'is no whole safetensors file'),
+        (SHARDED, map_norm_to('..'), 'is no file'),
         (SHARDED, map_norm_to(3), r'index\.json has no weight_map'),
     ],
 )

@@ -162,7 +162,7 @@ def test_wrong_file_is_one_error(tmp_path, name, contents, message):
 
 def test_directory_is_one_error(tmp_path):
     (tmp_path / 'folder.json').mkdir()
-    with pytest.raises(ValueError, match="can't be read: Is a directory"):
+    with pytest.raises(ValueError, match='is no file'):
         load_tokenizer(str(tmp_path / 'folder.json'))
 
 
@@ -224,5 +224,5 @@ def test_a_panic_is_an_error(monkeypatch, tmp_path, files):
         raise PanicException('called `Option::unwrap()` on a `None` value')
 
     monkeypatch.setattr(tokenizers.Tokenizer, 'from_str', panic)
-    with pytest.raises(ValueError, match='tokenizers panicked: called `Option::unwrap'):
+    with pytest.raises(ValueError, match='it panicked: called `Option::unwrap'):
         load_tokenizer(str(files['huggingface']))
