@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments import cli, paths
 from experiments.atomic_files import replace_file
-from experiments.reliability import faults, storage_faults
+from experiments.reliability import edge_faults, faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
 
@@ -57,6 +57,11 @@ FAULTS = (
     ),
     Fault(
         'a flipped bit', "one random bit of the newest checkpoint's largest file is changed", storage_faults.flip_a_bit
+    ),
+    Fault(
+        'a link in a checkpoint',
+        "the newest checkpoint's folder of arrays is elsewhere, and a link to it in its place",
+        storage_faults.link_elsewhere,
     ),
     Fault(
         'a full disk',
@@ -99,6 +104,48 @@ FAULTS = (
         'a stalled step',
         '`stall_timeout=10`; metrics.jsonl becomes a pipe that nobody reads, as on a file system that does not answer',
         faults.stall,
+    ),
+    Fault(
+        'strangers at the port',
+        'five connect while process 0 of two waits for the other: a web browser, five bytes, a claim to be process 1,'
+        ' a line without an end, and one that says nothing',
+        edge_faults.visit_the_port,
+    ),
+    Fault(
+        'a process with another secret',
+        'it comes with the same command as process 1 of two, for ten seconds, but with another `GAUSSQ_SECRET`',
+        edge_faults.come_without_the_secret,
+    ),
+    Fault(
+        'a data folder that names a class',
+        '`features.json` in a `data_dir` names `hostile.Features`, which TFDS would import',
+        edge_faults.name_a_class,
+    ),
+    Fault(
+        'a tokenizer that is gone',
+        'after a SIGKILL the workdir is moved, and the file of `config.tokenizer` deleted',
+        edge_faults.take_the_tokenizer_away,
+    ),
+    Fault(
+        'a user without a home',
+        'a killed training goes on without HOME, as a user whom the machine does not know, and prints in ASCII',
+        edge_faults.forget_the_user,
+    ),
+    Fault(
+        "half of a launcher's variables",
+        'SLURM_STEP_NUM_TASKS and SLURM_PROCID are set, and no other, when a killed training goes on',
+        edge_faults.set_half_a_launcher,
+    ),
+    Fault(
+        "JAX's other modes",
+        'a killed training goes on with JAX_ENABLE_X64=1, JAX_NUMPY_RANK_PROMOTION=raise and'
+        ' JAX_NUMPY_DTYPE_PROMOTION=strict',
+        edge_faults.change_modes,
+    ),
+    Fault(
+        'other microbatches',
+        'a killed training goes on with `microbatches=2`',
+        edge_faults.change_microbatches,
     ),
 )
 
@@ -151,6 +198,7 @@ metrics every step and a checkpoint every {CHECKPOINT_EVERY}. Afterwards the sam
 training is complete. All is as it should be if the exit code and what is printed are the expected ones, and the result
 is that of a training that nothing disturbed: every leaf of the final checkpoint to the bit, the data iterator's state,
 each line of `metrics.jsonl`, and `summary.json`, but for what a clock says. `WORKDIR` stands for the workdir.
+Files of others that are damaged or hostile, thousands of each kind, are what tests/test_hostile_files.py reads.
 
 {chr(10).join(lines)}
 """

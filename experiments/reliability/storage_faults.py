@@ -22,17 +22,32 @@ from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
 
 
 def truncate_a_file(laboratory: Laboratory) -> Observation:
-    return _damage(laboratory, lambda file: os.truncate(file, file.stat().st_size // 2))
+    def truncate(checkpoint: pathlib.Path) -> None:
+        file = largest_file(checkpoint)
+        os.truncate(file, file.stat().st_size // 2)
+
+    return _damage(laboratory, truncate)
 
 
 def flip_a_bit(laboratory: Laboratory) -> Observation:
-    def flip(file: pathlib.Path) -> None:
+    def flip(checkpoint: pathlib.Path) -> None:
+        file = largest_file(checkpoint)
         content = bytearray(file.read_bytes())
         bit = int(laboratory.generator.integers(8 * len(content)))
         content[bit // 8] ^= 1 << bit % 8
         file.write_bytes(content)
 
     return _damage(laboratory, flip)
+
+
+def link_elsewhere(laboratory: Laboratory) -> Observation:
+    elsewhere = laboratory.new_workdir()
+
+    def link(checkpoint: pathlib.Path) -> None:
+        (checkpoint / 'state').rename(elsewhere)
+        (checkpoint / 'state').symlink_to(elsewhere)
+
+    return _damage(laboratory, link)
 
 
 def fill_the_disk(laboratory: Laboratory) -> Observation:
@@ -90,10 +105,10 @@ def _small_disk(laboratory: Laboratory, options: str) -> Iterator[tuple[pathlib.
 
 
 def _damage(laboratory: Laboratory, change: Callable[[pathlib.Path], None]) -> Observation:
-    """Changes the largest file of the newest checkpoint."""
+    """Changes the newest checkpoint."""
     workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
     trained, damaged = last_step(workdir), newest_step(workdir)
-    change(largest_file(workdir / 'checkpoints' / str(damaged)))
+    change(workdir / 'checkpoints' / str(damaged))
     ended = laboratory.complete(workdir)
     warning = re.search(rf'skipping the damaged checkpoint \S+/{damaged}: .*', ended.text)
     if not warning or ended.continued_from != damaged - CHECKPOINT_EVERY:

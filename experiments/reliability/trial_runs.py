@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,24 +67,34 @@ class Trial:
       flags: of experiments.train.
       devices: virtual ones of the CPU.
       program: what Python runs instead of experiments.train.
+      environment: its variables, beside ours; None: not set.
     """
 
-    def __init__(self, workdir: pathlib.Path, *flags: str, devices: int = 1, program: tuple[str, ...] = TRAIN):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *flags: str,
+        devices: int = 1,
+        program: tuple[str, ...] = TRAIN,
+        environment: Mapping[str, str | None] = types.MappingProxyType({}),
+    ):
         self.workdir = workdir
         self._leftovers = _writing(workdir)
         self._output = tempfile.TemporaryFile('w+')  # noqa: SIM115
+        variables = {
+            **os.environ,
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'PYTHONUNBUFFERED': '1',
+            **environment,
+        }
         self._process = subprocess.Popen(
             [sys.executable, *program, *flags, f'--workdir={workdir}'],
             stdout=self._output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env={
-                **os.environ,
-                'JAX_PLATFORMS': 'cpu',
-                'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-                'PYTHONUNBUFFERED': '1',
-            },
+            env={name: value for name, value in variables.items() if value is not None},
         )
 
     def __enter__(self) -> 'Trial':
@@ -204,14 +215,16 @@ class Laboratory:
     @contextlib.contextmanager
     def start_two(self, workdir: pathlib.Path) -> Iterator[tuple[Trial, Trial]]:
         """A training of two processes, with a device each."""
+        first_flags, second_flags = self.flags_of_two()
+        with self.start(workdir, *first_flags) as first, self.start(workdir, *second_flags) as second:
+            yield first, second
+
+    def flags_of_two(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What two processes of one training are started with, the first one of them the coordinator's address."""
         with socket.create_server(('localhost', 0)) as server:
             port = server.getsockname()[1]
         flags = (f'--coordinator_address=localhost:{port}', '--num_processes=2', '--config.mesh.data=2')
-        with (
-            self.start(workdir, *flags, '--process_id=0') as first,
-            self.start(workdir, *flags, '--process_id=1') as second,
-        ):
-            yield first, second
+        return (*flags, '--process_id=0'), (*flags, '--process_id=1')
 
     def complete(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
         """Gives the command (again) and waits for the end of the training, which has to be a good one."""
