@@ -148,12 +148,13 @@ def test_two_processes_that_were_stopped_end_with_the_same_bits(tmp_path, launch
 
 
 TOGETHER = """
+import pathlib
 import sys
 from absl import app
 from experiments import distributed, exit_codes
 
 def main(argv):
-    distributed.initialize()
+    distributed.initialize(pathlib.Path(argv[1]).parent)
     with distributed.lost_process_errors():
         me = distributed.FLAGS[2].value
         with distributed.first_then_others():
@@ -196,8 +197,8 @@ def test_what_processes_do_together(tmp_path, launch, end):
         assert message in processes.text(process)
 
 
-def test_one_process_does_all_alone():
-    distributed.initialize()
+def test_one_process_does_all_alone(tmp_path):
+    distributed.initialize(tmp_path)
     assert distributed.is_main_process()
     with distributed.first_then_others(), distributed.lost_process_errors():
         distributed.check_same('the text', 'text')
