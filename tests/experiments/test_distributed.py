@@ -149,6 +149,7 @@ def test_two_processes_that_were_stopped_end_with_the_same_bits(tmp_path, launch
 
 TOGETHER = """
 import pathlib
+import socket
 import sys
 from absl import app
 from experiments import distributed, exit_codes
@@ -160,6 +161,9 @@ def main(argv):
         with distributed.first_then_others():
             print('first' if me == 0 else 'then', file=open(argv[1], 'a', buffering=1))
         assert distributed.is_main_process() == (me == 0)
+        with socket.socket() as elsewhere:  # JAX's own service is at the coordinator's address alone
+            port = int(distributed.global_state.coordinator_address.rpartition(':')[2])
+            assert me > 0 or elsewhere.connect_ex(('127.0.0.2', port)) != 0
         distributed.check_same('the text', 'text')
         try:
             distributed.check_same('the text', f'text {me // 2}')

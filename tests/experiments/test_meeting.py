@@ -150,6 +150,20 @@ def test_strangers_until_the_deadline(start, port, given, monkeypatch):
     )
 
 
+@pytest.mark.parametrize('behave', [drip, STRANGERS['nothing']])
+def test_a_slow_stranger(start, port, given, monkeypatch, behave):
+    """Its time is up long before that of the processes."""
+    monkeypatch.setattr(meeting, 'SECONDS_TO_PROVE', 0.3)
+    first = start(0)
+    with connect(port) as connection:
+        greeting = read_line(connection)
+        with contextlib.suppress(OSError):
+            behave(connection, greeting)
+        assert is_closed(connection) and not first.done()
+    for process in (first, start(1)):
+        process.result(LONG)
+
+
 def test_more_strangers_than_there_is_room_for(start, port, given, monkeypatch):
     """The oldest are closed, long before their time is up."""
     monkeypatch.setattr(meeting, 'MOST_STRANGERS', 8)
