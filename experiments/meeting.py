@@ -231,7 +231,7 @@ class _Reception:
         if part and b'\n' not in part and len(received) < LONGEST_LINE:
             return  # the rest is to come
         hello = HELLO.fullmatch(received.removesuffix(b'\n'))
-        said = (greeting, bytes(hello['proved']) if hello else b'')
+        said = (greeting, bytes(hello['proved'])) if hello else ()
         if not hello or not hmac.compare_digest(hello['mac'], _mac(self._key, JOINS, *said)):
             self._turn_away(connection)
             return

@@ -164,6 +164,17 @@ def test_a_slow_stranger(start, port, given, monkeypatch, behave):
         process.result(LONG)
 
 
+def test_a_line_without_end(start, port, given, monkeypatch):
+    """It is closed by its length, not by its time."""
+    monkeypatch.setattr(meeting, 'SECONDS_TO_PROVE', 10 * LONG)
+    first = start(0)
+    with connect(port) as connection:
+        connection.sendall(meeting.LONGEST_LINE * b'x')
+        assert is_closed(connection)
+    for process in (first, start(1)):
+        process.result(LONG)
+
+
 def test_more_strangers_than_there_is_room_for(start, port, given, monkeypatch):
     """The oldest are closed, long before their time is up."""
     monkeypatch.setattr(meeting, 'MOST_STRANGERS', 8)
