@@ -196,6 +196,7 @@ class _Reception:
                 key.data(key.fileobj)
 
     def tell_all(self, jax_port: int) -> None:
+        """Ends the meeting for the others, which know then that all are there."""
         for connection, member in self.members.items():
             port = str(jax_port).encode()
             connection.settimeout(SECONDS_TO_PROVE)
@@ -213,7 +214,6 @@ class _Reception:
                 raise
             return  # it is gone already
         connection.setblocking(False)
-        _keep_alive(connection)
         greeting = b'gaussq_jax %b' % secrets.token_hex(32).encode()
         address = address.removeprefix('::ffff:')
         self._strangers[connection] = _Stranger(address, greeting, time.monotonic() + SECONDS_TO_PROVE, bytearray())
@@ -238,6 +238,7 @@ class _Reception:
         del self._strangers[connection]
         process, num_processes, name = int(hello['process']), int(hello['num_processes']), _printable(hello['host'])
         self.members[connection] = _Member(process, said)
+        _keep_alive(connection)
         self._say(connection, _mac(self._key, IS_WELCOME, *said))
         if num_processes != self._num_processes or process not in self._missing():
             raise OSError(
@@ -260,7 +261,7 @@ class _Reception:
         connection.close()
 
     def _say(self, connection: socket.socket, line: bytes) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which is seen when it is read
+        with contextlib.suppress(OSError):  # it is closed already, which is seen when it is read
             connection.sendall(line + b'\n')
 
 
@@ -352,10 +353,11 @@ def _read_line(connection: socket.socket, deadline: float) -> bytes:
 
 def _keep_alive(connection: socket.socket) -> None:
     """Has the kernel ask every few seconds if the other host is there; also, no firewall forgets the connection."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (('TCP_KEEPIDLE', 10), ('TCP_KEEPINTVL', 5), ('TCP_KEEPCNT', 4)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with contextlib.suppress(OSError):  # it is closed already, which is seen when it is read
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (('TCP_KEEPIDLE', 10), ('TCP_KEEPINTVL', 5), ('TCP_KEEPCNT', 4)):
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _printable(name: bytes) -> str:
