@@ -12,7 +12,7 @@ from experiments import meeting
 
 SECRET = b'correct horse battery staple'
 NONCE = 64 * b'0'
-LONG = 30  # seconds, more than any of it takes
+LONG = 20  # seconds, more than any of it takes
 
 
 def free_port():

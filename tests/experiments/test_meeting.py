@@ -34,8 +34,9 @@ def given(monkeypatch):
 
 
 @pytest.fixture
-def start(tmp_path, port):
+def start(tmp_path, port, monkeypatch):
     """start(process, number of processes, …) -> the future of its Meeting, whose connections are closed at the end."""
+    monkeypatch.setattr(meeting, 'SECONDS_TO_START', LONG)
     with concurrent.futures.ThreadPoolExecutor(16) as threads, contextlib.ExitStack() as connections:
 
         def start(process, num_processes=2, *, host='127.0.0.1', bind_address=None, workdir=tmp_path):

@@ -28,8 +28,9 @@ def ends(monkeypatch):
 
 
 @pytest.fixture
-def watch(tmp_path, port):
+def watch(tmp_path, port, monkeypatch):
     """watch(process) -> the future of a Peers."""
+    monkeypatch.setattr(meeting, 'SECONDS_TO_START', LONG)
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         launch = Launch('flags', f'127.0.0.1:{port}', 2, 0)
         secret = LaunchSecret(tmp_path, {'GAUSSQ_SECRET': SECRET.decode()})
