@@ -4,6 +4,7 @@ import concurrent.futures
 import queue
 import socket
 import struct
+import time
 
 import pytest
 from meeting_protocol import LONG, SECRET, free_port, join, mac, welcome
@@ -75,11 +76,15 @@ def test_a_process_0_that_says_what_makes_no_sense_is_lost(watch, port, ends, ca
     close(met)
 
 
-def test_a_process_that_says_how_it_ends(watch, port, ends, capfd):
+def test_a_process_that_says_how_it_ends(watch, port, ends, monkeypatch, capfd):
+    """Whole, or in the parts that the network makes of it."""
+    monkeypatch.setattr(peers, 'SECONDS_TO_SPEAK', 1)
     met = watch(0)
     with join(port)[0] as connection:
         met.result(LONG)
-        connection.sendall(struct.pack('!iB', 1, 3))
+        for byte in struct.pack('!iB', 1, 3):
+            connection.sendall(bytes([byte]))
+            time.sleep(0.01)
         assert ends.get(timeout=LONG) == 3
         assert 'process 1 of 2 ended with exit code 3; process 0 ends, too; it says why' in capfd.readouterr().err
     close(met)
