@@ -1,7 +1,7 @@
 """One training in many processes: who takes part, what they decide together, and what happens when one is lost.
 
     with cli.user_errors():
-        distributed.initialize()                   # before anything that touches a device
+        distributed.initialize(workdir)            # before anything that touches a device
     with distributed.lost_process_errors():
         ...                                        # all the rest of main
 
@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import pathlib
 import sys
 import time
 import traceback
@@ -24,12 +25,19 @@ from jax._src.distributed import global_state  # its client's barriers can wait 
 from jax.experimental import multihost_utils
 
 from experiments.exit_codes import DONE, ERROR, LOST_PROCESS
+from experiments.launch_secret import LaunchSecret
 from experiments.launchers import find_launch
-from experiments.peers import SECONDS_TO_SPEAK, SECONDS_TO_START, OthersMissing, Peers
+from experiments.meeting import SECONDS_TO_START, OthersMissing
+from experiments.peers import SECONDS_TO_SPEAK, Peers
 
 flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, of several processes started by hand.')
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, started by hand.')
 flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, …')
+BIND_ADDRESS = flags.DEFINE_string(
+    'coordinator_bind_address',
+    None,
+    'IP address at which process 0 listens, 0.0.0.0 or :: for all of its host; that of the coordinator if not given.',
+)
 FLAGS = tuple(flags.FLAGS[name] for name in ('coordinator_address', 'num_processes', 'process_id'))
 
 SECONDS_OF_SILENCE = 45  # of a process that is frozen, until JAX aborts the others
@@ -39,14 +47,17 @@ _peers: Peers | None = None
 _barriers = itertools.count()
 
 
-def initialize() -> None:
+def initialize(workdir: pathlib.Path) -> None:
     """Joins the other processes of this training, if there are any; process 0 prints who is where.
 
     Process and device counts are right only after it: it comes before all else that touches a device.
 
+    Args:
+      workdir: where the processes find their secret, unless the environment has it; see `LaunchSecret`.
+
     Raises:
       ValueError: flags or environment that make no sense.
-      ConnectionError: the coordinator's port is in use, say.
+      ConnectionError: the coordinator's port is in use, say, or its address isn't one of this host.
       SystemExit: LOST_PROCESS, where not all processes came.
     """
     global _peers
@@ -54,7 +65,7 @@ def initialize() -> None:
     if launch is None:
         return
     try:
-        peers = Peers(launch)
+        peers = Peers(launch, LaunchSecret(workdir, os.environ), BIND_ADDRESS.value)
     except OthersMissing as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(LOST_PROCESS)
@@ -67,6 +78,7 @@ def initialize() -> None:
         initialization_timeout=SECONDS_TO_START,
         heartbeat_timeout_seconds=SECONDS_OF_SILENCE,
         shutdown_timeout_seconds=SECONDS_TO_WAIT,
+        coordinator_bind_address=peers.jax_bind_address,
     )
     _peers = peers
     # The first collective is here, where all have just met: it has a deadline, and what comes next may take long.

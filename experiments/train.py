@@ -63,7 +63,7 @@ def main(argv):
         workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         if config.deterministic:
             os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-        distributed.initialize()
+        distributed.initialize(workdir)
     with (
         distributed.lost_process_errors(),
         exit_codes_of(workdir),

@@ -148,17 +148,23 @@ def test_two_processes_that_were_stopped_end_with_the_same_bits(tmp_path, launch
 
 
 TOGETHER = """
+import pathlib
+import socket
 import sys
 from absl import app
 from experiments import distributed, exit_codes
 
 def main(argv):
-    distributed.initialize()
+    distributed.initialize(pathlib.Path(argv[1]).parent)
     with distributed.lost_process_errors():
         me = distributed.FLAGS[2].value
         with distributed.first_then_others():
             print('first' if me == 0 else 'then', file=open(argv[1], 'a', buffering=1))
         assert distributed.is_main_process() == (me == 0)
+        with socket.socket() as elsewhere:  # JAX's service is at the coordinator's address alone, or as told
+            port = int(distributed.global_state.coordinator_address.rpartition(':')[2])
+            is_there = elsewhere.connect_ex(('127.0.0.2', port)) == 0
+            assert me > 0 or is_there == (distributed.BIND_ADDRESS.value == '0.0.0.0')
         distributed.check_same('the text', 'text')
         try:
             distributed.check_same('the text', f'text {me // 2}')
@@ -180,6 +186,8 @@ def test_what_processes_do_together(tmp_path, launch, end):
     (tmp_path / 'together.py').write_text(TOGETHER)
     order = tmp_path / 'order'
     together = [tmp_path / 'together.py', order, end]
+    if end == 'error':
+        together.append('--coordinator_bind_address=0.0.0.0')
     processes = launch(together, 3, devices=1, PYTHONPATH=str(REPOSITORY))
     if end == 'lost 0':
         for process in range(3):
@@ -196,8 +204,8 @@ def test_what_processes_do_together(tmp_path, launch, end):
         assert message in processes.text(process)
 
 
-def test_one_process_does_all_alone():
-    distributed.initialize()
+def test_one_process_does_all_alone(tmp_path):
+    distributed.initialize(tmp_path)
     assert distributed.is_main_process()
     with distributed.first_then_others(), distributed.lost_process_errors():
         distributed.check_same('the text', 'text')
