@@ -12,6 +12,8 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 
+from experiments.atomic_files import new_file
+
 VARIABLE = 'GAUSSQ_SECRET'
 LEAST_CHARACTERS, MOST_CHARACTERS = 16, 1024
 
@@ -106,14 +108,8 @@ class LaunchSecret:
 
     def _write(self, secret: bytes) -> os.stat_result:
         """Puts the file there in one step, whatever has been there; its status, to know it by."""
-        unfinished = self._path.with_name(f'{self._path.name}.{secrets.token_hex(8)}.writing')
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            with open(descriptor, 'wb') as file:
-                file.write(secret)
-                status = os.fstat(descriptor)
-            unfinished.replace(self._path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        for_us_alone = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600)
+        with new_file(self._path) as partial, open(partial, 'xb', opener=for_us_alone) as file:
+            file.write(secret)
+            status = os.fstat(file.fileno())
         return status
