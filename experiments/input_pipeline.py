@@ -29,7 +29,7 @@ from experiments.tokenizers import Tokenizer
 
 INVALID = ('error', 'replace', 'skip')  # what becomes of documents that are not UTF-8
 COUNTS = ('num_tokens', 'num_bytes', 'num_documents')  # that the SHA-256 vouches for, as in every version
-UNUSUAL = ('num_empty', 'num_invalid')
+UNUSUAL, OF_UNUSUAL = ('num_empty', 'num_invalid'), 'unusual_sha256'  # which version 0.1 didn't have
 # Reading a batch is copying rows out of a memory map: one thread, two batches ahead.
 READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
@@ -357,7 +357,8 @@ def _write_tokens(
             counts['num_documents'] += 1
         if not counts['num_bytes']:
             raise ValueError(f'{folder / stem}: there is no text in this split; allowed: splits with text.')
-    contents = {**counts, **unusual, 'sha256': _finish(digest, counts)}
+    sha256 = _finish(digest, counts)
+    contents = {**counts, 'sha256': sha256, **unusual, OF_UNUSUAL: _sha256_of_unusual(unusual, sha256)}
     replace_file(folder / f'{stem}.json', json.dumps(contents, indent=2) + '\n')
 
 
@@ -374,9 +375,9 @@ def _read_tokens(folder: pathlib.Path, stem: str, dtype: np.dtype) -> TokenData 
         if _finish(digest, counts) != sha256:
             raise ValueError('its SHA-256 is another')
         tokens = np.memmap(tokens_file, dtype, mode='r', shape=(counts['num_tokens'],))
-        unusual = {name: contents.get(name) for name in UNUSUAL}
-        if not all(count is None or json_files.is_a(count, int) for count in unusual.values()):
-            raise ValueError(f'its {" and ".join(UNUSUAL)} are no numbers')
+        unusual = {name: contents[name] for name in UNUSUAL if name in contents}
+        if (unusual or OF_UNUSUAL in contents) and contents.get(OF_UNUSUAL) != _sha256_of_unusual(unusual, sha256):
+            raise ValueError(f'its {OF_UNUSUAL} is another')
         return TokenData(tokens, counts['num_bytes'], counts['num_documents'], sha256, **unusual)
     except (OSError, ValueError) as error:
         logging.warning('%s is damaged (%s) and will be written anew', tokens_file, error)
@@ -387,3 +388,7 @@ def _finish(digest, counts: dict[str, int]) -> str:
     """The SHA-256 of the tokens followed by the counts, so that it vouches for both."""
     digest.update(json.dumps(counts, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _sha256_of_unusual(unusual: dict[str, int], sha256: str) -> str:
+    return hashlib.sha256(json.dumps({**unusual, 'sha256': sha256}, sort_keys=True).encode()).hexdigest()

@@ -136,9 +136,21 @@ def test_tokens_of_version_0_1_are_read(load):
     (file,) = pathlib.Path(data.tokens.filename).parent.glob('*.json')
     contents = json.loads(file.read_text())
     assert contents.pop('num_empty') == DOCUMENTS['train'].count('') and contents.pop('num_invalid') == 0
+    assert contents.pop('unusual_sha256')
     file.write_text(json.dumps(contents))
     again = load()
     assert again.sha256 == data.sha256 and again.num_empty is None
+
+
+@pytest.mark.parametrize(
+    'change', [{'num_empty': 7}, {'num_empty': '0'}, {'unusual_sha256': None}, {'num_invalid': None}]
+)
+def test_counts_that_were_changed_are_counted_anew(load, change):
+    data = load()
+    (file,) = pathlib.Path(data.tokens.filename).parent.glob('*.json')
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | change))
+    assert load().num_empty == data.num_empty and json.loads(file.read_text()) == written
 
 
 class CountingBytes(Bytes):
