@@ -11,6 +11,7 @@ from experiments import paths
 from experiments.atomic_files import replace_file
 
 MOST_ROWS = 100_000
+MOST_LETTERS = 200  # of a column's name
 FORMULAS = ('=', '+', '-', '@', '\t', '\r')  # with one of these a formula begins
 TEXT = "'"  # a spreadsheet takes what follows as text
 
@@ -33,6 +34,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
                 raise ValueError(f'{path} has no header')
             if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
                 raise ValueError(f'{path} has more than one column {repeated[0]!r}')
+            check_names(path, names)
             for number, cells in enumerate(filter(None, reader)):
                 if number == MOST_ROWS:
                     raise ValueError(f'{path} has more than {MOST_ROWS:,} rows')
@@ -45,6 +47,12 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
             raise ValueError(f'{path}, line {reader.line_num}: it is damaged: {error}') from None
         except UnicodeDecodeError as error:
             raise ValueError(f'{path} is no text in UTF-8 ({error.reason} at byte {error.start})') from None
+
+
+def check_names(path: pathlib.Path, names: Iterable[str]):
+    """ValueError for columns whose names can't be shown in a line."""
+    if odd := [name for name in names if not name.isprintable() or len(name) > MOST_LETTERS]:
+        raise ValueError(f'{path} has a column {odd[0]!r:.80}')
 
 
 def write(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]):

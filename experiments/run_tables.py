@@ -86,6 +86,7 @@ def read_runs(path: str | pathlib.Path) -> RunTable:
     if not lines:
         raise ValueError(f'{path} has no runs in it')
     names = tuple(dict.fromkeys(name for _, cells in lines for name in cells))
+    csv_files.check_names(path, names)
     table = RunTable(str(path), {}, {}, names)
     aliases = {column: next((name for name in NAMES[column] if name in names), None) for column in NAMES}
     if missing := [column for column in EVERY_LAW if aliases[column] is None]:
@@ -180,10 +181,10 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
         return 'whose loss is not finite'
     for column in EVERY_LAW:
         if not 0 < numbers[column] < math.inf:
-            raise ValueError(f'{column}={cells[column]!r} must be a positive number')
+            raise ValueError(f'{column}={cells[column]!r:.80} must be a positive number')
     for column in 'EMb':
         if numbers[column] < 0 or (column == 'b' and numbers[column] == 0):
-            raise ValueError(f'{column}={cells[column]!r} must be {"above" if column == "b" else "at least"} 0')
+            raise ValueError(f'{column}={cells[column]!r:.80} must be {"above" if column == "b" else "at least"} 0')
     method = words['method']
     if method == 'bf16':
         return numbers | words | UNQUANTIZED
@@ -212,7 +213,7 @@ def _number(column: str, value: Any) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f'{column}={value!r} is not a number') from None
+        raise ValueError(f'{column}={value!r:.80} is not a number') from None
 
 
 def _word(value: Any) -> str:
@@ -231,7 +232,7 @@ def _block_size(value: Any) -> float | str | None:
     except ValueError:
         size = 0.0
     if not 1 <= size < math.inf:
-        raise ValueError(f"B={value!r} is neither a block size, at least 1, nor 'channel' or 'tensor'")
+        raise ValueError(f"B={value!r:.80} is neither a block size, at least 1, nor 'channel' or 'tensor'")
     return size
 
 

@@ -177,7 +177,7 @@ def read_packed(path: str | os.PathLike, *, like: Any = None) -> Packed:
         size, info = size_of_leaves(leaves, layout), dict(contents['info'])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
         reason = error if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f'{path} is none that save_packed wrote: {reason}') from None
+        raise ValueError(f'{path} is none that save_packed wrote: {reason!s:.500}') from None
     params = _nest(path, leaves) if like is None else _arrange(path, leaves, like)
     return Packed(params, layout, size, info)
 

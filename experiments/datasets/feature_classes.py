@@ -28,7 +28,7 @@ def check(directory: pathlib.Path):
             paths.check_file(path)  # what it would wait for
         for name in _class_names(json_files.read(path)) if path.name == 'features.json' else ():
             if not name.startswith(ALLOWED) or not name.isascii():
-                raise ValueError(f'{path} names the class {name!r}, which TFDS would import; allowed: {ALLOWED}*')
+                raise ValueError(f'{path} names the class {name!r:.80}, which TFDS would import; allowed: {ALLOWED}*')
 
 
 def _class_names(contents: Any) -> Iterator[str]:
