@@ -227,7 +227,7 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
 
 
 def normalize(norm, x):
-    """norm(x) for a norm of linen, which computes with x and float32 statistics: where JAX promotes nothing, too."""
+    """norm(x), of linen, whose statistics promote x to float32: in a context where JAX may promote dtypes."""
     with jax.numpy_dtype_promotion('standard'):
         return norm(x)
 
