@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
@@ -93,7 +94,7 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: 
     settings = {}
     if training:  # as X^T dY: in JAX's order XLA:CPU copies dY transposed, see benchmarks/step_changes_cpu.json
         sum_dtype = config.gradient_reduction if sums_gradients else config.dtype
-        settings['weight_gradient_dtype'] = jnp.promote_types(config.dtype, sum_dtype)
+        settings['weight_gradient_dtype'] = np.promote_types(jnp.dtype(config.dtype), jnp.dtype(sum_dtype))
     if config.method == 'fqt':
         targets = config.quantization.targets.split('+')
         if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):

@@ -1,5 +1,7 @@
 """The optimizer of weights and of bitwidths, from the config."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,12 +20,14 @@ NO_WEIGHT_DECAY = ('scale', 'bias')  # last names of the leaves of norms, and bi
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """Of the weights: linear warm-up from 0, then a cosine to the final learning rate."""
     optimizer = config.optimizer
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=optimizer.learning_rate,
-        warmup_steps=optimizer.warmup_steps,
-        decay_steps=config.total_steps,
-        end_value=optimizer.final_learning_rate,
+    return in_default_modes(
+        optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=optimizer.learning_rate,
+            warmup_steps=optimizer.warmup_steps,
+            decay_steps=config.total_steps,
+            end_value=optimizer.final_learning_rate,
+        )
     )
 
 
@@ -78,10 +82,26 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     if optimizer.state_dtype == 'bfloat16':
         weights = low_precision_state(weights, config.seed)
     bitwidths = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **moments)
-    return optax.partition(
+    parts = optax.partition(
         {'params': weights, 'bitwidths': bitwidths},
         param_labels=lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, tree),
     )
+    return optax.GradientTransformationExtraArgs(*map(in_default_modes, parts))
+
+
+def in_default_modes(function: Callable) -> Callable:
+    """The function of optax's, whatever the user's modes of JAX.
+
+    Optax raises decay rates to integer counts, and divides those by numbers of steps: in float64 where 64-bit numbers
+    are enabled, and an error where JAX promotes no dtypes.
+    """
+
+    @functools.wraps(function)
+    def with_modes(*arguments, **named):
+        with jax.enable_x64(False), jax.numpy_dtype_promotion('standard'):
+            return function(*arguments, **named)
+
+    return with_modes
 
 
 def has_weight_decay(params: Any) -> Any:

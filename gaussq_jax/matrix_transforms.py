@@ -128,7 +128,9 @@ class WeightSampling(MatrixTransform):
         return jnp.dtype(self.dtype).name if self.fmt is None else check_format(self.fmt, self.dtype).name
 
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
-        return {path: jnp.ones(block_grid(shape, self.block_size)) for path, shape in matrix_shapes.items()}
+        return {
+            path: jnp.ones(block_grid(shape, self.block_size), jnp.float32) for path, shape in matrix_shapes.items()
+        }
 
     def check_state(self, learned: Iterable[str], found: Iterable[str]):
         missing, unexpected = set(found) - set(learned), set(learned) - set(found)
@@ -198,7 +200,8 @@ class QuantizationAware(MatrixTransform):
         def quantize(matrices, key, first):
             stack, keys = matrices.reshape(-1, m, n), None
             if quantizer.rounding == 'stochastic':
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(stack.shape[0]))
+                numbers = jnp.asarray(first, jnp.int32) + jnp.arange(stack.shape[0], dtype=jnp.int32)
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
             quantized = jax.vmap(lambda matrix, key: fake_quantize(matrix, quantizer, axis=-2, key=key))(stack, keys)
             return quantized.reshape(*batch, m, n)
 

@@ -172,7 +172,7 @@ def _three_gemms(
 
     def backward(residuals, d_out):
         key, lhs, rhs = residuals
-        d_out = d_out.astype(jnp.result_type(lhs, rhs))
+        d_out = d_out.astype(lhs.dtype if lhs.dtype == rhs.dtype else jnp.float32)
         p3 = quantize(3, key, d_out, of_out.rhs, of_out.lhs)
         p4 = quantize(4, key, rhs, of_rhs.rhs, of_rhs.contracting)
         p5 = quantize(5, key, d_out, of_out.lhs, of_out.rhs)

@@ -83,7 +83,7 @@ class GPT2(nn.Module):
         )
         embed = embedding(self.vocab_size, name='embed')
         position_embed = embedding(self.max_length, name='position_embed')
-        x = layers.look_up(embed, tokens) + layers.look_up(position_embed, jnp.arange(length))
+        x = layers.look_up(embed, tokens) + layers.look_up(position_embed, jnp.arange(length, dtype=jnp.int32))[None]
         layer = GPT2Layer(
             mlp_size=4 * self.hidden_size if self.mlp_size is None else self.mlp_size,
             num_heads=self.num_heads,
@@ -102,7 +102,7 @@ class GPT2(nn.Module):
             remat_policy=self.remat_policy,
             scan_unroll=self.scan_unroll,
         )
-        x = _layer_norm(self, 'final_norm')(x)
+        x = layers.normalize(_layer_norm(self, 'final_norm'), x)
         return self.constrain(layers.tied_logits(x, embed.embedding), layers.LOGITS)
 
 
@@ -140,8 +140,8 @@ class GPT2Layer(nn.Module):
             constrain=self.constrain,
             name='mlp',
         )
-        x = self.constrain(x + attention(_layer_norm(self, 'attention_norm')(x)), layers.RESIDUAL)
-        return self.constrain(x + mlp(_layer_norm(self, 'mlp_norm')(x)), layers.RESIDUAL)
+        x = self.constrain(x + attention(layers.normalize(_layer_norm(self, 'attention_norm'), x)), layers.RESIDUAL)
+        return self.constrain(x + mlp(layers.normalize(_layer_norm(self, 'mlp_norm'), x)), layers.RESIDUAL)
 
 
 class GeluMLP(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from gaussq_jax.quantized_dot_general import quantized_dot_general
@@ -80,8 +81,76 @@ class Attention(nn.Module):
         if self.rope_theta is not None:
             query = rotary_position_embedding(query, self.rope_theta)
             key = rotary_position_embedding(key, self.rope_theta)
-        attended = self.constrain(jax.nn.dot_product_attention(query, key, value, is_causal=True), HEADS)
+        attended = self.constrain(causal_attention(query, key, value), HEADS)
         return linear(hidden_size, kernel_init=self.out_init, name='out')(attended.reshape(x.shape))
+
+
+def causal_attention(query, key, value):
+    """softmax(Q K^T / sqrt(head_dim) + causal mask) V, the softmax in float32.
+
+    The bits are those of `jax.nn.dot_product_attention(query, key, value, is_causal=True)`, whose gradient can't be
+    compiled where JAX promotes no dtypes: it multiplies a float32 array with narrower queries and keys.
+
+    Args:
+      query: (batch, length, heads, head_dim).
+      key, value: (batch, length, kv_heads, head_dim), of query's dtype; kv_heads divides heads.
+
+    Returns:
+      An array of query's shape and dtype.
+
+    Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
+
+    Example:
+      >>> x = jnp.ones((1, 2, 4, 8))
+      >>> causal_attention(x, x[:, :, :2], x[:, :, :2]).shape
+      (1, 2, 4, 8)
+    """
+    batch, length, _, head_dim = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
+    scores = _scores(grouped, key)
+    scores = scores * jnp.asarray(head_dim**-0.5, scores.dtype)
+    return jax.vmap(_attend, (3, None), 3)(scores, value).reshape(query.shape)
+
+
+@jax.custom_vjp
+def _scores(query, key):
+    """Q K^T (batch, kv_heads, length, group, length) of queries (batch, length, kv_heads, group, head_dim)."""
+    return _multiply_accurately(query, key, query.dtype)
+
+
+def _multiply_accurately(query, key, dtype):
+    """In float32, by the hardware's products of this dtype."""
+    algorithm = {'bfloat16': 'BF16_BF16_F32', 'float16': 'F16_F16_F32'}.get(jnp.dtype(dtype).name)
+    return jax.lax.dot_general(
+        query,
+        key,
+        (((4,), (3,)), ((0, 2), (0, 2))),
+        precision=algorithm and jax.lax.DotAlgorithmPreset[algorithm],
+        preferred_element_type=np.promote_types(query.dtype, np.float32),
+    )
+
+
+def _scores_forward(query, key):
+    return _multiply_accurately(query, key, query.dtype), (query, key)  # not `_scores`, see `quantized_dot_general`
+
+
+def _scores_backward(residuals, d_scores):
+    query, key = residuals
+    wide_query, wide_key = (x.astype(d_scores.dtype) for x in residuals)
+    (d_query,) = jax.linear_transpose(lambda q: _multiply_accurately(q, wide_key, query.dtype), wide_query)(d_scores)
+    (d_key,) = jax.linear_transpose(lambda k: _multiply_accurately(wide_query, k, query.dtype), wide_key)(d_scores)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def _attend(scores, value):
+    """(batch, heads, length, length) and (batch, length, heads, head_dim) -> (batch, length, heads, head_dim)."""
+    mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
+    masked = jnp.where(mask, scores, -0.7 * float(jnp.finfo(jnp.float32).max))
+    weights = jax.nn.softmax(masked.astype(jnp.float32)).astype(value.dtype)
+    return jnp.einsum('BNTS,BSNH->BTNH', weights, value)
 
 
 def rotary_position_embedding(x, theta):
@@ -108,7 +177,7 @@ def rotary_position_embedding(x, theta):
     """
     length, half = x.shape[1], x.shape[-1] // 2
     frequencies = 1.0 / theta ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies)[:, None, :]
+    angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :])[None, :, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -155,6 +224,12 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
         check_constancy_invariants=False,  # layers share no variable, and the check traces them a second time
     )
     return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
+
+
+def normalize(norm, x):
+    """norm(x), of linen, whose statistics promote x to float32: in a context where JAX may promote dtypes."""
+    with jax.numpy_dtype_promotion('standard'):
+        return norm(x)
 
 
 def unconstrained(x, axes):

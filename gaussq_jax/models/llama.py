@@ -118,7 +118,7 @@ class Llama(nn.Module):
             remat_policy=self.remat_policy,
             scan_unroll=self.scan_unroll,
         )
-        x = nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm')(x)
+        x = layers.normalize(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm'), x)
         if self.tie_embeddings:
             logits = layers.tied_logits(x, embed.embedding)
         else:
@@ -168,8 +168,8 @@ class LlamaLayer(nn.Module):
             name='mlp',
         )
         norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        x = self.constrain(x + attention(norm(name='attention_norm')(x)), layers.RESIDUAL)
-        return self.constrain(x + mlp(norm(name='mlp_norm')(x)), layers.RESIDUAL)
+        x = self.constrain(x + attention(layers.normalize(norm(name='attention_norm'), x)), layers.RESIDUAL)
+        return self.constrain(x + mlp(layers.normalize(norm(name='mlp_norm'), x)), layers.RESIDUAL)
 
 
 class SwiGLU(nn.Module):

@@ -107,7 +107,7 @@ def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     that would cut subnormals, and the conversion stands alone.
     """
     if dtype == jnp.bfloat16 and x.dtype != jnp.bfloat16:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of float16 reduce_precision would cut subnormals
+        wide = x.astype(np.promote_types(x.dtype, np.float32))  # of float16 reduce_precision would cut subnormals
         x = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
     return x.astype(dtype)
 

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
+from jax_modes import in_mode
 
 import gaussq_jax as gq
 from kernels_pallas import implementations
@@ -92,6 +93,17 @@ def test_backward(implementation, noise, dtype, spec):
     *arrays, _ = arguments(matching(spec)[0].shape, dtype)
     program = lower(functools.partial(module.backward, noise=noise), *arrays)
     assert kernels_in(program, implementation) == [f'sample_weights_{noise}_backward']
+
+
+@pytest.mark.parametrize('implementation', implementations.KERNELS)
+def test_with_64_bit_numbers_and_without_promotion(implementation):
+    module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
+    how = dict(noise='rounded_normal')
+    arrays = arguments(matching(NARROW)[0].shape, 'float32')
+    with in_mode('all'):
+        program = lower(functools.partial(module.forward, dtype=jnp.dtype('bfloat16'), grid=E3M2, **how), *arrays)
+        backward = lower(functools.partial(module.backward, **how), *arrays[:-1])
+    assert kernels_in(program, implementation) + kernels_in(backward, implementation) == ONE_EACH_WAY
 
 
 # --- what users call ----------------------------------------------------------------------------------
