@@ -43,6 +43,7 @@ FORBIDDEN = re.compile(r'pickle\.find_class|os\.(system|exec|spawn|posix_spawn|s
 
 def main(parts: list[str]):
     warnings.simplefilter('ignore')
+    faulthandler.enable()
     forbidden = []
     sys.addaudithook(lambda event, _: forbidden.append(event) if FORBIDDEN.match(event) else None)
     for part in parts:
