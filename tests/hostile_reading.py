@@ -37,15 +37,17 @@ LONGEST = 1000  # of an error's line
 LISTING = re.compile(r'[^\n]+:(\n  [^\n]+)+\n[^\n]+')
 LARGEST = sys.float_info.max
 LINKS = 0.05  # of all mutations
-# Which of sys.addaudithook's events no reader causes: what runs code that was read, or asks other machines for it.
+# Events of sys.addaudithook that no reader causes: what runs code that was read, asks other machines for it, or writes
+# elsewhere than beside what is read.
 FORBIDDEN = re.compile(r'pickle\.find_class|os\.(system|exec|spawn|posix_spawn|startfile)|subprocess\.|socket\.connect')
+WRITING = {'os.mkdir': 0, 'os.rename': 1, 'os.remove': 0, 'os.truncate': 0, 'open': 0}  # which argument is the path
 
 
 def main(parts: list[str]):
     warnings.simplefilter('ignore')
     faulthandler.enable()
-    forbidden = []
-    sys.addaudithook(lambda event, _: forbidden.append(event) if FORBIDDEN.match(event) else None)
+    forbidden, allowed = [], []
+    sys.addaudithook(lambda event, args: forbidden.append(event) if _is_forbidden(event, args, allowed) else None)
     for part in parts:
         name, first, end = part.split(':')
         kind = KINDS[name]
@@ -60,10 +62,12 @@ def main(parts: list[str]):
                 what = mutate(kind, name, number, valid, folder)
                 print(json.dumps({'kind': name, 'number': number, 'what': what}), flush=True)
                 forbidden.clear()
+                allowed[:] = [str(folder)]
                 start = time.perf_counter()
                 faulthandler.dump_traceback_later(SECONDS, exit=True)
                 outcome = judge(kind, folder, expected, what)
                 faulthandler.cancel_dump_traceback_later()
+                allowed.clear()
                 if forbidden:
                     outcome['fault'] = f'caused {forbidden[0]}'
                 seconds = round(time.perf_counter() - start, 3)
@@ -86,6 +90,16 @@ def mutate(kind: Kind, name: str, number: int, valid: pathlib.Path, folder: path
         path.write_bytes(contents)
     kind.seal(folder)
     return f'{path.relative_to(folder)}: {what}'
+
+
+def _is_forbidden(event: str, args: tuple, allowed: list[str]) -> bool:
+    """Whether what happens while a file is read, whose folder is allowed, must not."""
+    if not allowed or FORBIDDEN.match(event):
+        return bool(allowed)
+    if event not in WRITING or (event == 'open' and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        return False
+    path = args[WRITING[event]]
+    return isinstance(path, str | os.PathLike) and not os.path.realpath(path).startswith((allowed[0], '/dev/null'))
 
 
 def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ VALUES = (  # of JSON, as they are written
     *('null', 'true', 'false', '[]', '{}', '""', '[null]', '[[]]', '{"": {}}', '"x"', '"nan"', '"channel"'),
     *('-1', '0', '1', '-0.0', '0.5', '1e-320', '2147483648', '4294967295', '9223372036854775808', '1e400', '-1e400'),
     *('NaN', 'Infinity', '-Infinity', '1' + 400 * '0', '1' + 5000 * '0', '1e308', '999999999'),
-    *(r'"$\\frac{$"', r'"\u001b[31m"', r'"\ud800"', r'"\u0000"', r'"\n"', r'"\u2028x\u202e"', '"../../etc/passwd"'),
+    *(r'"$\\frac{$"', r'"\u001b[31m"', r'"\ud800"', r'"\u0000"', r'"\n"', r'"\u2028x\u202e"', '"../../x"'),
     *('"' + 'x' * 10**6 + '"', '[' * 10**5 + ']' * 10**5, 300 * '{"x":' + '1' + 300 * '}'),
     *('[' + ','.join(5000 * ['1']) + ']', '"1e999"', '"0x10"', '"-1"', '"１"', '[1, "x", null]', '{"x": 1}'),
 )
@@ -157,16 +157,15 @@ def replace_by_link(generator: random.Random, path: pathlib.Path, elsewhere: pat
 def _mutated_json(generator, tree) -> tuple[str, str]:
     """The text, of which a part may be no JSON."""
     path = _path(generator, tree)
-    value = generator.choice(VALUES)
+    parent, before = None, tree
+    for key in path:
+        parent, before = before, before[key]
+    value = generator.choice(generator.choice((VALUES, _alike(before))))
     what = generator.choices(('is', 'is lost', 'is twice, then', 'has beside it'), (16, 2, 1, 1))[0]
     what = what if path else 'is'
     told = f'{"/".join(map(str, path)) or "all"} {what}' + ('' if what == 'is lost' else f' {_short(value)}')
     if not path:
         return value, told
-    parent = tree
-    for key in path[:-1]:
-        parent = parent[key]
-    key, before = path[-1], parent[path[-1]]
     if what == 'is lost':
         del parent[key]
         return json.dumps(tree), told
@@ -176,6 +175,12 @@ def _mutated_json(generator, tree) -> tuple[str, str]:
     filling = {'is': value, 'is twice, then': f'{json.dumps(before)}, {separator}{value}'}
     filling['has beside it'] = f'{json.dumps(before)}, {name and json.dumps(f"{key}x") + ": "}{value}'
     return json.dumps(tree).replace(json.dumps(HOLE), filling[what], 1), told
+
+
+def _alike(before: Any) -> tuple[str, ...]:
+    """Of VALUES, those of the same type, which a check of types alone lets pass."""
+    starts = '"' if isinstance(before, str) else '-0123456789' if isinstance(before, int | float) else ''
+    return tuple(value for value in VALUES if value[0] in starts) or VALUES
 
 
 def _path(generator, tree: Any) -> tuple:
