@@ -78,7 +78,8 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
 
 def seal_run(folder: pathlib.Path):
     for checkpoint in folder.glob('checkpoints/[0-9]*'):
-        write_manifest(checkpoint)
+        if checkpoint.is_dir():
+            write_manifest(checkpoint)
 
 
 def write_packed(folder: pathlib.Path):
@@ -101,7 +102,9 @@ def open_packed_file(folder: pathlib.Path) -> dict[str, Any]:
     if rows := quantization_report.from_json(run.packed.info['report']):
         quantization_report.table(rows)
         quantization_report.write_csv(rows, folder / 'quantization.csv')
-    return {'arrays': arrays(run.state.params), 'settings': run.experiment.config.to_dict()}
+        quantization_report.draw(rows, 'title', folder / 'quantization.png')
+    settings = run.experiment.config.to_dict() | {'step': run.packed.info['step']}
+    return {'arrays': arrays(run.state.params), 'settings': settings}
 
 
 def write_huggingface(folder: pathlib.Path):

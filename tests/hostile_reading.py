@@ -77,14 +77,14 @@ def main(parts: list[str]):
 def mutate(kind: Kind, name: str, number: int, valid: pathlib.Path, folder: pathlib.Path) -> str:
     """Makes the mutation of this number; says what it is, the file's name before a colon."""
     shutil.rmtree(folder)
+    shutil.rmtree(folder.parent / 'elsewhere', ignore_errors=True)
     shutil.copytree(valid, folder)
     generator = random.Random(f'{name} {number}')
     pattern = generator.choice(list(kind.targets))
     path = generator.choice(sorted(path for path in folder.glob(pattern) if path.is_file()))
     if generator.random() < LINKS:
-        elsewhere = folder.parent / 'elsewhere'
-        elsewhere.mkdir(exist_ok=True)
-        what = replace_by_link(generator, path, elsewhere)
+        path = generator.choice([path, *(parent for parent in path.parents if folder in parent.parents)])
+        what = replace_by_link(generator, path, folder.parent / 'elsewhere')
     else:
         contents, what = generator.choice(kind.targets[pattern])(generator, path.read_bytes())
         path.write_bytes(contents)
@@ -99,7 +99,7 @@ def _is_forbidden(event: str, args: tuple, allowed: list[str]) -> bool:
     if event not in WRITING or (event == 'open' and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
         return False
     path = args[WRITING[event]]
-    return isinstance(path, str | os.PathLike) and not os.path.realpath(path).startswith((allowed[0], '/dev/null'))
+    return isinstance(path, str | os.PathLike) and not os.path.abspath(path).startswith((allowed[0], '/dev/null'))
 
 
 def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[str, str]:
@@ -163,10 +163,11 @@ def _difference_of_types(then, now, path: str) -> str:
     if isinstance(then, dict) and isinstance(now, dict):
         inner = (_difference_of_types(then[key], now[key], f'{path}/{key}') for key in then if key in now)
         return next(filter(None, inner), '')
-    kinds = [float if type(value) is int and type(then) in (int, float) else type(value) for value in (then, now)]
+    kinds = [float if type(value) is int and type(then) is float else type(value) for value in (then, now)]
     if None not in (then, now) and kinds[0] is not kinds[1]:
         return f'{path} has become {kinds[1].__name__}'
-    return f'{path} is not finite' if kinds == [float, float] and abs(then) <= LARGEST < abs(now) else ''
+    is_number = kinds[0] is kinds[1] and kinds[0] in (int, float)
+    return f'{path} is not finite' if is_number and abs(then) <= LARGEST and not abs(now) <= LARGEST else ''
 
 
 def _limit_memory():

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import pathlib
 import random
 import struct
@@ -140,18 +139,17 @@ def of_packed(generator: random.Random, contents: bytes) -> tuple[bytes, str]:
 
 
 def replace_by_link(generator: random.Random, path: pathlib.Path, elsewhere: pathlib.Path) -> str:
-    """Puts a link in the place of a file or of its folder: to its copy elsewhere, to another file, to nothing."""
-    targets = {'a copy elsewhere': elsewhere / path.name, 'nothing': elsewhere / 'nothing', 'itself': path}
+    """Puts a link in the place of a file or a folder: to itself elsewhere, to another folder or file, to nothing."""
+    targets = {'where it is now': elsewhere / path.name, 'nothing': elsewhere / 'nothing', 'itself': path}
     targets |= {'a folder': elsewhere, 'an empty device': pathlib.Path('/dev/null')}
-    what = generator.choice([*targets, 'no file, but a folder'])
-    if path.is_file() and what == 'a copy elsewhere':
-        targets[what].write_bytes(path.read_bytes())
-    os.unlink(path)
-    if what in targets:
-        path.symlink_to(targets[what])
-        return f'a link to {what}'
-    path.mkdir()
-    return what
+    what = generator.choice([*targets, 'an empty folder'])
+    elsewhere.mkdir()
+    path.rename(targets['where it is now'] if what == 'where it is now' else elsewhere / 'moved')
+    if what not in targets:
+        path.mkdir()
+        return what
+    path.symlink_to(targets[what])
+    return f'a link to {what}'
 
 
 def _mutated_json(generator, tree) -> tuple[str, str]:

@@ -44,8 +44,7 @@ def write_huggingface(path, special_tokens=('<|endoftext|>',)):
 
 
 def write_huggingface_kinds(folder, sentencepiece_model):
-    """Of every kind of model, of a dozen tokens, with whatever else a file may have; one of them normalizes as
-    that model does."""
+    """Of every kind of model, of a dozen tokens, with all else that a file may have; one normalizes as that model."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model.read_bytes())
     names = {name: i for i, name in enumerate(['[UNK]', '</s>', *'defx():', 'de', '##f'])}
     kinds = {
