@@ -40,7 +40,7 @@ LINKS = 0.05  # of all mutations
 # Events of sys.addaudithook that no reader causes: what runs code that was read, asks other machines for it, or writes
 # elsewhere than beside what is read.
 FORBIDDEN = re.compile(r'pickle\.find_class|os\.(system|exec|spawn|posix_spawn|startfile)|subprocess\.|socket\.connect')
-WRITING = {'os.mkdir': 0, 'os.rename': 1, 'os.remove': 0, 'os.truncate': 0, 'open': 0}  # which argument is the path
+WRITING = {'os.mkdir': 0, 'os.rename': 1, 'os.truncate': 0, 'open': 0}  # which argument is the path
 
 
 def main(parts: list[str]):
