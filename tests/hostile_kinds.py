@@ -15,7 +15,7 @@ import numpy as np
 import small_checkpoints
 import small_tokenizers
 from ml_collections import ConfigDict
-from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_tensors
+from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_paths, of_tensors
 from programs import import_program
 from pyarrow import Table, parquet
 
@@ -319,5 +319,7 @@ KINDS = {
     'tokens': Kind(
         write_tokens, read_tokens, {'tokens/**/*.json': JSON_OR_DAMAGE, 'tokens/**/*.tokens': (of_bytes,)}, exact=('*',)
     ),
-    'texts': Kind(write_texts, read_tokens, {'**/*.json': JSON_OR_DAMAGE, '**/*.array_record*': (of_bytes,)}),
+    'texts': Kind(
+        write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}
+    ),
 }

@@ -19,7 +19,7 @@ from gaussq_jax.packed_file import KEY
 Mutator = Callable[[random.Random, bytes], tuple[bytes, str]]
 
 VALUES = (  # of JSON, as they are written
-    *('null', 'true', 'false', '[]', '{}', '""', '[null]', '[[]]', '{"": {}}', '"x"', '"nan"', '"channel"'),
+    *('null', 'true', 'false', '[]', '{}', '""', '[null]', '[[]]', '{"": {}}', '"x"', '"../../../x"', '"channel"'),
     *('-1', '0', '1', '-0.0', '0.5', '1e-320', '2147483648', '4294967295', '9223372036854775808', '1e400', '-1e400'),
     *('NaN', 'Infinity', '-Infinity', '1' + 400 * '0', '1' + 5000 * '0', '1e308', '999999999'),
     *(r'"$\\frac{$"', r'"\u001b[31m"', r'"\ud800"', r'"\u0000"', r'"\n"', r'"\u2028x\u202e"', '"../../x"'),
@@ -66,6 +66,15 @@ def of_json(generator: random.Random, contents: bytes) -> tuple[bytes, str]:
     tree = json.loads(contents)
     text, what = _mutated_json(generator, tree)
     return text.encode(), what
+
+
+def of_paths(generator: random.Random, contents: bytes) -> tuple[bytes, str]:
+    """A text in JSON replaced by a path that leads out of the folder."""
+    tree = json.loads(contents)
+    while not (path := _path(generator, tree)) or not isinstance(_at(tree, path), str):
+        pass
+    _at(tree, path[:-1])[path[-1]] = text = generator.choice(('../../../x', '../../../../x', '../../../x/y'))
+    return json.dumps(tree).encode(), f'{"/".join(map(str, path))} is {text!r}'
 
 
 def of_json_lines(generator: random.Random, contents: bytes) -> tuple[bytes, str]:
@@ -155,9 +164,7 @@ def replace_by_link(generator: random.Random, path: pathlib.Path, elsewhere: pat
 def _mutated_json(generator, tree) -> tuple[str, str]:
     """The text, of which a part may be no JSON."""
     path = _path(generator, tree)
-    parent, before = None, tree
-    for key in path:
-        parent, before = before, before[key]
+    parent, before, key = _at(tree, path[:-1]), _at(tree, path), path[-1] if path else None
     value = generator.choice(generator.choice((VALUES, _alike(before))))
     what = generator.choices(('is', 'is lost', 'is twice, then', 'has beside it'), (16, 2, 1, 1))[0]
     what = what if path else 'is'
@@ -188,6 +195,12 @@ def _path(generator, tree: Any) -> tuple:
         path += (generator.choice(list(tree) if isinstance(tree, dict) else range(len(tree))),)
         tree = tree[path[-1]]
     return path
+
+
+def _at(tree: Any, path: tuple) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 def _mutate_tensor(generator, header) -> str:
