@@ -6,6 +6,7 @@ import typing
 
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 
 REAL_TEXT = inspect.getsource(typing)
 
@@ -40,3 +41,31 @@ def write_huggingface(path, special_tokens=('<|endoftext|>',)):
     tokenizer.train_from_iterator(REAL_TEXT.splitlines(keepends=True), trainer)
     tokenizer.save(str(path))
     return path
+
+
+def write_huggingface_kinds(folder, sentencepiece_model):
+    """Of every kind of model, of a dozen tokens, with all else that a file may have; one normalizes as that model."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model.read_bytes())
+    names = {name: i for i, name in enumerate(['[UNK]', '</s>', *'defx():', 'de', '##f'])}
+    kinds = {
+        'bpe': tokenizers.models.BPE(names, [('d', 'e')], unk_token='[UNK]', byte_fallback=True),
+        'unigram': tokenizers.models.Unigram([(name, -1.0 - i) for name, i in names.items()], 0, False),
+        'wordpiece': tokenizers.models.WordPiece(names, unk_token='[UNK]', max_input_chars_per_word=100),
+        'wordlevel': tokenizers.models.WordLevel(names, unk_token='[UNK]'),
+    }
+    normalizers, splits, decoders = tokenizers.normalizers, tokenizers.pre_tokenizers, tokenizers.decoders
+    regex = tokenizers.Regex('é')
+    nfkc = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    for kind, model in kinds.items():
+        tokenizer = tokenizers.Tokenizer(model)
+        first = nfkc if kind == 'unigram' else normalizers.NFKC()
+        tokenizer.normalizer = normalizers.Sequence([first, normalizers.Prepend('x'), normalizers.Replace(regex, 'e')])
+        tokenizer.pre_tokenizer = splits.Sequence(
+            [splits.Split(' ', 'removed'), splits.Metaspace(), splits.Digits(True)]
+        )
+        tokenizer.decoder = decoders.Sequence([decoders.Replace('x', ' '), decoders.Strip(' ', 1, 0), decoders.Fuse()])
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing('</s> $A', special_tokens=[('</s>', 1)])
+        tokenizer.add_special_tokens(['</s>', tokenizers.AddedToken('<x>', lstrip=True)])
+        tokenizer.enable_truncation(8)
+        tokenizer.enable_padding(length=4)
+        tokenizer.save(str(folder / f'{kind}.json'))
