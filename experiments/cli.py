@@ -104,7 +104,7 @@ def user_errors() -> Iterator[None]:
 
 def printable(text: str) -> str:
     """What a terminal gets to see of others' words: no control characters, and not without end."""
-    lines = [line if len(line) <= LONGEST else f'{line[:LONGEST]}…' for line in text.split('\n')[:MOST_LINES]]
+    lines = [line if len(line) <= LONGEST else f'{line[: LONGEST - 1]}…' for line in text.split('\n')[:MOST_LINES]]
     return ''.join(
         letter if letter.isprintable() or letter == '\n' else letter.encode('unicode_escape', 'surrogatepass').decode()
         for letter in '\n'.join(lines)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments import json_files, paths, special_tokens
+from experiments.cli import printable
 from experiments.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
 from experiments.special_tokens import USUAL_ENDS, SpecialTokens
 
@@ -111,11 +112,12 @@ class Tokenizer:
 
     def describe(self) -> str:
         """Special tokens, for people."""
-        name = lambda token: f'{self._vocabulary.name(token)} ({token})' if self._vocabulary.name(token) else str(token)
+        text = self._vocabulary.name
+        name = lambda token: printable(f'{text(token)[:80]} ({token})') if text(token) else str(token)
         named = lambda tokens: ' or '.join(map(name, tokens))
         before, (end, *others) = self.special.before_document, self.special.eos
-        text = f'documents {f"begin with {named(before)} and " if before else ""}end with {named([end])}'
-        return f'{text}; so may what is written, or with {named(others)}' if others else text
+        described = f'documents {f"begin with {named(before)} and " if before else ""}end with {named([end])}'
+        return f'{described}; so may what is written, or with {named(others)}' if others else described
 
     def files(self) -> dict[str, Any]:
         """What a folder for transformers says of this, by file: fields of JSON, and the text of a tokenizer.json."""

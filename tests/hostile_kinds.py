@@ -25,6 +25,7 @@ from experiments import (
     cast_down_report,
     huggingface_folder,
     input_pipeline,
+    json_files,
     known_laws,
     quantization_report,
     run_tables,
@@ -98,8 +99,10 @@ def read_packed_file(folder: pathlib.Path) -> dict[str, Any]:
 
 def open_packed_file(folder: pathlib.Path) -> dict[str, Any]:
     run = runs.open_packed(folder / 'packed.safetensors')
-    quantization_report.describe_layout(run.packed.info, run.packed.layout)
-    if rows := quantization_report.from_json(run.packed.info['report']):
+    with json_files.naming(folder / 'packed.safetensors'):
+        quantization_report.describe_layout(run.packed.info, run.packed.layout)
+        rows = quantization_report.from_json(run.packed.info['report'])
+    if rows:
         quantization_report.table(rows)
         quantization_report.write_csv(rows, folder / 'quantization.csv')
         quantization_report.draw(rows, 'title', folder / 'quantization.png')
@@ -165,7 +168,7 @@ def write_metrics(folder: pathlib.Path):
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
     lines = run_metrics.read_metrics(folder / 'metrics.jsonl')
-    plot.draw({folder.name: lines}, str(folder / 'metrics.png'))
+    plot.draw({folder.name: lines}, folder / 'metrics.png')
     with open(folder / 'output', 'w') as stream, run_metrics.MetricWriter(folder, 20, resume_step=10, stream=stream):
         pass
     return {}

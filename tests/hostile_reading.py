@@ -30,6 +30,7 @@ os.environ['XLA_FLAGS'] = compilation.xla_flags(devices=1)
 from hostile_kinds import KINDS, ROOT, Kind
 from mutations import replace_by_link
 
+from experiments import cli
 from experiments.checkpointing import SaveError
 
 SECONDS, BYTES = 20, 2 << 30
@@ -107,8 +108,9 @@ def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[s
     try:
         found = kind.read(folder)
     except (ValueError, OSError, SaveError) as error:
-        fault = _fault_of_message(str(error), folder)
-        return {'refused': str(error)[:LONGEST], **({'fault': f'{fault}: {_place(error)}'} if fault else {})}
+        message = cli.printable(str(error))
+        fault = _fault_of_message(message, folder)
+        return {'refused': message[:LONGEST], **({'fault': f'{fault}: {_place(error)}'} if fault else {})}
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
