@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax_modes import assert_same_bits
 
 from gaussq_jax import models
 from gaussq_jax.models import layers
@@ -272,3 +273,21 @@ def test_rotary_angles_of_bfloat16_activations_are_not_rounded():
     expected = [np.cos(1001.0) - np.sin(1001.0), np.cos(1001.0) + np.sin(1001.0)]
     assert actual.dtype == jnp.bfloat16
     np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('kv_heads', [4, 2])
+def test_attention_has_the_bits_of_that_of_jax(dtype, kv_heads):
+    """Its gradients too."""
+    generator = np.random.default_rng(0)
+    query, key, value = (
+        jnp.asarray(generator.normal(size=(2, 8, heads, 16)), dtype) for heads in (4, kv_heads, kv_heads)
+    )
+
+    def value_and_gradients(attend):
+        attended, pull_back = jax.vjp(attend, query, key, value)
+        return attended, pull_back(query)
+
+    got = jax.jit(lambda: value_and_gradients(layers.causal_attention))()
+    of_jax = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+    assert_same_bits(got, jax.jit(lambda: value_and_gradients(of_jax))())
