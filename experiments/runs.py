@@ -242,7 +242,8 @@ def make_validation(
 def _begun(workdir: pathlib.Path) -> dict[str, Any]:
     """The config with which a run was last started, from its config.json, or else from its newest checkpoint."""
     path = workdir / 'config.json'
-    return json_files.read(path) if path.is_file() else load_config(workdir / 'checkpoints')
+    stored = json_files.read(path) if path.is_file() else load_config(workdir / 'checkpoints')
+    return common.with_added(stored, path)
 
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
