@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -115,7 +116,7 @@ def load_tokens(
     fields += () if invalid_text == INVALID[0] else (invalid_text,)
     fields += (tokenizer.framing,) if tokenizer.framing else ()
     stem = '-'.join(urllib.parse.quote(field, safe='') for field in fields)
-    folder = cache_dir / 'tokens' / builder.info.full_name
+    folder = cache_dir / 'tokens' / _folder_name(builder)
     dtype = np.dtype('<u2' if tokenizer.num_document_ids <= 2**16 else '<u4')
     data = _read_tokens(folder, stem, dtype)
     if data is None:
@@ -275,6 +276,14 @@ def _open_dataset(
             "(for some datasets that needs TensorFlow; reading doesn't)."
         )
     raise ValueError(f'dataset={dataset!r} is not prepared in data_dir={str(data_dir)!r}{reason}. {remedy}')
+
+
+def _folder_name(builder: tfds.core.DatasetBuilder) -> str:
+    """Of its tokens, which its dataset_info.json must not put elsewhere."""
+    name = builder.info.full_name
+    if not all(re.fullmatch(r'[\w.+=-]+', part) and part.strip('.') for part in name.split('/')):
+        raise ValueError(f'{builder.data_path}: dataset_info.json names the dataset {name!r:.80}, which is no name')
+    return name
 
 
 class _Document(NamedTuple):
