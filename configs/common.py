@@ -161,7 +161,7 @@ def with_added(stored: dict[str, Any], source: Any = 'a stored config') -> dict[
 
 
 def as_begun(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A config where what it leaves to the files of a tokenizer is what its run, as `with_added` has it, found there."""
+    """A config where what it leaves to a tokenizer's files is what its run, as `with_added` has it, found there."""
     found, asked = stored['special_tokens'], config['special_tokens']
     return config | {'special_tokens': {name: value or found.get(name, '') for name, value in asked.items()}}
 

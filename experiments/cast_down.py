@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import cast_down_report, cli, csv_files, methods, paths, runs, training
+from experiments import cast_down_report, cli, csv_files, json_files, methods, paths, runs, training
 from experiments.cast_down_report import LEARNED, UNQUANTIZED, Cast
 from experiments.checkpointing import load_contents
 from gaussq_jax.packed_layout import Layout
@@ -50,7 +50,8 @@ def main(argv):
         done, left_out = read_sweep(workdir / 'results.csv')
         formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
         casts = cast_runs(workdir, done, list(dict.fromkeys(formats)), EVAL_BATCHES.value)
-        trainings = cast_down_report.group(casts)
+        with json_files.naming(workdir / 'cast_down.csv'):
+            trainings = cast_down_report.group(casts)
         print(f'{time.perf_counter() - start:.0f} s\n', cast_down_report.markdown(trainings), '', sep='\n')
         cast_down_report.draw(trainings, output)
     print(f'written to {workdir / "cast_down.csv"} and {output}')

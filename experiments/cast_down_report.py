@@ -46,7 +46,7 @@ def group(casts: Sequence[Cast]) -> dict[str, Training]:
     """The trainings by what is told of them, in the order of the casts.
 
     Raises:
-      ValueError: for two runs that differ in nothing that is told.
+      ValueError: for two runs that differ in nothing that is told; for trainings without a loss in BF16.
     """
     trainings = {}
     for cast in casts:
@@ -60,6 +60,8 @@ def group(casts: Sequence[Cast]) -> dict[str, Training]:
                 ' seed: cast them down in a sweep of their own'
             )
         by_seed[cast.seed] = cast
+    if lacking := [name for name, training in trainings.items() if UNQUANTIZED not in training]:
+        raise ValueError(f'{lacking[0]} has no loss in {UNQUANTIZED}, to which others are compared')
     return trainings
 
 

@@ -162,8 +162,7 @@ def _read(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
 
 
 def _loss(path: pathlib.Path, value: float | str) -> float:
-    """A number, or the text "NaN"."""
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f'{path}: validation/loss is {value[:80]!r}; delete its directory to run it again') from None
+    """A number, or one of the texts that JSON has instead."""
+    if isinstance(value, str) and value not in ('NaN', 'Infinity', '-Infinity'):
+        raise ValueError(f'{path}: validation/loss is {value!r:.80}; delete its directory to run it again')
+    return float(value)

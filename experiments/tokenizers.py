@@ -186,7 +186,7 @@ def load_vocabulary(spec: str) -> Vocabulary:
         raise ValueError(f"tokenizer={spec!r} can't be read: {error.strerror}; {ALLOWED}.") from None
     try:
         with _library_errors('it'):
-            return classes[path.suffix](contents)
+            return classes[path.suffix](contents, f'tokenizer={spec!r}')
     except ImportError:
         raise
     except Exception as error:  # `tokenizers` raises bare Exceptions
@@ -225,9 +225,10 @@ class SentencePiece:
 
     leading = None
 
-    def __init__(self, contents: bytes):
+    def __init__(self, contents: bytes, where: str = 'the tokenizer'):
         import sentencepiece
 
+        self._where = where
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(contents)
         self.vocab_size = self._processor.get_piece_size()
@@ -247,12 +248,12 @@ class SentencePiece:
         return {}
 
     def encode(self, text: str) -> np.ndarray:
-        with _library_errors(self.fingerprint):
+        with _library_errors(self._where):
             return np.asarray(self._processor.encode(text, add_bos=False, add_eos=False), np.int32)
 
     def decode(self, ids: list[int]) -> str:
         """Tokens that only another file has are left out."""
-        with _library_errors(self.fingerprint):
+        with _library_errors(self._where):
             return self._processor.decode([i for i in ids if i < self.vocab_size])
 
 
@@ -261,9 +262,10 @@ class HuggingFace:
 
     bos = eos = None
 
-    def __init__(self, contents: bytes):
+    def __init__(self, contents: bytes, where: str = 'the tokenizer'):
         import tokenizers
 
+        self._where = where
         self._contents = json_files.parse(contents, 'it')  # its errors say more than those of `tokenizers`
         for part in ('normalizer', 'decoder'):
             if (growth := _growth(self._contents.get(part))) > MOST_GROWTH:
@@ -289,11 +291,11 @@ class HuggingFace:
         return self._tokenizer.id_to_token(token) or ''
 
     def encode(self, text: str) -> np.ndarray:
-        with _library_errors(self.fingerprint):
+        with _library_errors(self._where):
             return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: list[int]) -> str:
-        with _library_errors(self.fingerprint):
+        with _library_errors(self._where):
             return self._tokenizer.decode(ids)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:

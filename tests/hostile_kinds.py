@@ -168,7 +168,8 @@ def write_metrics(folder: pathlib.Path):
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
     lines = run_metrics.read_metrics(folder / 'metrics.jsonl')
-    plot.draw({folder.name: lines}, folder / 'metrics.png')
+    with json_files.naming(folder):
+        plot.draw({folder.name: lines}, folder / 'metrics.png')
     with open(folder / 'output', 'w') as stream, run_metrics.MetricWriter(folder, 20, resume_step=10, stream=stream):
         pass
     return {}
@@ -217,7 +218,8 @@ def write_casts(folder: pathlib.Path):
 def read_casts(folder: pathlib.Path) -> dict[str, Any]:
     names, _ = cast_down.read_sweep(folder / 'results.csv')
     casts = [cast for cast in cast_down.read_casts(folder / 'cast_down.csv') if cast.run in names]
-    cast_down_report.markdown(cast_down_report.group(casts)).encode()
+    with json_files.naming(folder / 'cast_down.csv'):
+        cast_down_report.markdown(cast_down_report.group(casts)).encode()
     return {}
 
 
