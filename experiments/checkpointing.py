@@ -212,7 +212,9 @@ class Checkpointer:
             restored[name] if hasattr(leaf, 'dtype') else restored[name].item()
             for name, leaf in zip(leaves, abstract_leaves, strict=True)
         ]
-        return Restored(step, jax.tree.unflatten(treedef, values), _decode_data_state(contents['data_state']))
+        with json_files.naming(directory):
+            data_state = _decode_data_state(contents['data_state'])
+        return Restored(step, jax.tree.unflatten(treedef, values), data_state)
 
     def discard_after(self, step: int) -> None:
         """Deletes the checkpoints that are newer than a step, of a past that the run has gone back on."""
@@ -422,4 +424,9 @@ def _encode_data_state(data_state: Any) -> dict[str, Any]:
 
 
 def _decode_data_state(encoded: dict[str, Any]) -> Any:
-    return base64.b64decode(encoded['base64']) if 'base64' in encoded else encoded['json']
+    match encoded:
+        case {'base64': str(text)}:
+            return base64.b64decode(text, validate=True)
+        case {'json': value}:
+            return value
+    raise ValueError(f'{CONTENTS} has a data_state of no kind that is written')

@@ -107,7 +107,7 @@ def load_tokens(
     builder = _open_dataset(dataset, data_dir, cache_dir)
     if text_feature not in builder.info.features:
         raise ValueError(
-            f'text_feature={text_feature!r}: {builder.info.full_name} has no such feature; '
+            f'text_feature={text_feature!r}: {builder.info.full_name} has no such feature in {builder.data_path}; '
             f'it has {sorted(builder.info.features)}.'
         )
     # Two data_dirs may hold different data under one name and version: the sizes, kept in this file, differ.
@@ -304,7 +304,7 @@ def _documents(builder: tfds.core.DatasetBuilder, split: str, text_feature: str,
         ) from None
     except (KeyError, ValueError):
         splits = sorted(builder.info.splits)
-        raise ValueError(f'split={split!r}: {name} has {splits}, and slices of them.') from None
+        raise ValueError(f'split={split!r}: {name} in {builder.data_path} has {splits}, and slices of them.') from None
     for start in range(0, len(source), 128):
         rows = range(start, min(start + 128, len(source)))
         try:

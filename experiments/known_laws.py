@@ -226,6 +226,8 @@ def _line(text: Any) -> str:
 
 def _range_of_json(content: Any) -> tuple[float, float]:
     low, high = map(float, _numbers(content))
+    if not 0 < low <= high:
+        raise ValueError(f'{low:g} to {high:g} is no range')
     return low, high
 
 

@@ -28,6 +28,7 @@ SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a fl
 ROUNDING_ERROR = 2.0**-22  # of float32 scales, relative: a block's largest magnitude may seem to exceed itself
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')  # Okabe and Ito, for every eye
+LONGEST_PATH = 1000  # of a leaf
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 PANELS = {
     'effective_bits': 'bits a weight, scales included',
@@ -255,6 +256,8 @@ def _row_of_json(row: Any) -> Row:
     sums = json_files.require(row['measurement'], 'its measurement', Measurement.__annotations__)
     if sums['values'] < 1 or not all(map(gq.parse_format, formats)):
         raise ValueError(f'its measurement is of {sums["values"]} values')
+    if not row['path'].isprintable() or len(row['path']) > LONGEST_PATH:
+        raise ValueError(f'{row["path"]!r:.80} is no path of a leaf')
     return Row(row['path'], row['layer'], Measurement(*(sums[name] for name in Measurement._fields)), formats)
 
 

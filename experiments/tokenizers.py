@@ -191,7 +191,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
         raise
     except Exception as error:  # `tokenizers` raises bare Exceptions
         kind = 'SentencePiece' if path.suffix == '.model' else 'Hugging Face tokenizers'
-        raise ValueError(f"tokenizer={spec!r} isn't a {kind} file: {error}; {ALLOWED}.") from None
+        reason = ' '.join(str(error).split())
+        raise ValueError(f"tokenizer={spec!r} isn't a {kind} file: {reason:.300}; {ALLOWED}.") from None
 
 
 class Bytes:
@@ -323,7 +324,9 @@ def _library_errors(where: str) -> Iterator[None]:
         is_panic = type(error).__name__ == 'PanicException'
         if not is_panic and not isinstance(error, UnicodeError | RuntimeError) and type(error) is not Exception:
             raise
-        raise ValueError(f'{where} {"panicked" if is_panic else "failed"}: {error!s:.200}') from None
+        raise ValueError(
+            f'{where} {"panicked" if is_panic else "failed"}: {" ".join(str(error).split()):.200}'
+        ) from None
 
 
 def _growth(part) -> float:

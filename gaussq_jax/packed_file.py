@@ -7,6 +7,7 @@ safetensors is imported where a file is written or read: the rest of the library
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -95,13 +96,14 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
         opened = safe_open(path, 'numpy')
     except (SafetensorError, OSError) as error:
         is_pickle = start in (b'PK', b'\x80\x02')  # a zip archive, as torch.save writes, or what it wrote before
-        reason = 'it is a pickle, as PyTorch writes them, which is never loaded' if is_pickle else error
+        said = ' '.join(str(error).split())
+        reason = 'it is a pickle, as PyTorch writes them, which is never loaded' if is_pickle else said
         raise ValueError(f'{path} is no safetensors file, or a damaged one: {reason}') from None
     metadata = opened.metadata() or {}
     if KEY not in metadata:
         raise ValueError(f'{path} is a safetensors file, but not of packed weights: its metadata has no {KEY!r}')
     try:
-        contents = json.loads(metadata[KEY])
+        contents = json.loads(metadata[KEY], parse_int=_integer, parse_float=_number, parse_constant=_number)
         version, digest = contents.pop('version'), contents.pop('sha256')
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f'{path} is damaged: its metadata {KEY!r} is not what it should be ({error!r})') from None
@@ -125,6 +127,18 @@ def to_json(contents: Mapping[str, Any]) -> str:
 def header_bytes(path: str | os.PathLike) -> int:
     """The bytes of the file before its first tensor."""
     return 8 + len(_read_header(path))
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f'a number beyond 64 bits, {text[:24]}')
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f'a number that is not finite, {text[:24]}')
+    return value
 
 
 def _read_header(path) -> bytes:
