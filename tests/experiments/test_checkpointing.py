@@ -208,6 +208,13 @@ DAMAGES = {
         f'there is nothing beside {MANIFEST}',
     ),
     'no files': (lambda step: [shutil.rmtree(step), step.mkdir()], f'{MANIFEST} is missing'),
+    'a link to its arrays': (
+        lambda step: (
+            (step / 'state').rename(step.parent / 'elsewhere').parent.joinpath('2/state').symlink_to('../elsewhere')
+        ),
+        'state is a link',
+    ),
+    'a link to one more file': (lambda step: (step / 'more').symlink_to(step / MANIFEST), 'more is a link'),
 }
 
 

@@ -288,6 +288,17 @@ def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
         (directory / there.name).unlink()
 
 
+def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, learned):
+    """Of the machine: a tokenizer has a name there, and data none."""
+    config = learned.experiment.config.copy_and_resolve_references()
+    places = {name: f'{tmp_path}/secret/{name}' for name in ('data_dir', 'cache_dir', 'init_from')}
+    config.update({'tokenizer': f'{tmp_path}/secret/words.json', **places})
+    experiment = dataclasses.replace(learned.experiment, config=config)
+    run_export(monkeypatch, learned._replace(experiment=experiment), tmp_path)
+    assert read_packed(tmp_path / 'learned.safetensors').info['config']['tokenizer'] == 'words.json'
+    assert str(tmp_path).encode() not in (tmp_path / 'learned.safetensors').read_bytes()
+
+
 def test_weights_of_another_model(tmp_path, file, learned):
     params = learned.state.params | {'final_norm': {'scale': jnp.zeros(3)}}
     gq.save_packed(tmp_path / 'file', params, {}, info=read_packed(file).info)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -79,6 +80,10 @@ def test_ascii_and_another_directory(run, program):
     process = run(program, 'ascii', environment=machine(PYTHONIOENCODING='ascii', LC_ALL='C', PYTHONUTF8='0'))
     assert process.returncode == 0, process.stderr.decode()[-2000:]
     assert process.stdout.isascii() and process.stderr.isascii()
+    for line in process.stdout.decode().splitlines():
+        if ' next: ' in line:  # what can be pasted into a shell, though the folder has a space
+            workdir = next(text for text in shlex.split(line) if text.startswith('--workdir='))
+            assert pathlib.Path(workdir.removeprefix('--workdir=')).is_dir()
 
 
 @pytest.mark.slow

@@ -1,13 +1,26 @@
 """Paths of flags and fields: homes are expanded, what is on no file system of this machine is refused by name."""
 
+import os
 import pathlib
 import re
+import signal
 
 import pytest
 from programs import import_program, run_program
 
-from experiments import paths, tokenizers
+from experiments import (
+    csv_files,
+    huggingface_folder,
+    json_files,
+    known_laws,
+    manifests,
+    metrics,
+    paths,
+    run_tables,
+    tokenizers,
+)
 from experiments.input_pipeline import load_tokens
+from gaussq_jax.export import read_packed
 
 FLAGS = [  # of each program, those that are looked at first, or beside a workdir that isn't there
     *(('evaluate', flag, {}) for flag in ('WORKDIR', 'WEIGHTS')),
@@ -56,3 +69,42 @@ def test_fields(field):
         load_tokens('python_stdlib', 'train', tokenizers.load_tokenizer('bytes'), **{field: 's3://bucket'})
     with pytest.raises(ValueError, match=r"^tokenizer='hf://org/model.json': hf:// is not supported"):
         tokenizers.load_vocabulary('hf://org/model.json')
+
+
+READERS = {
+    'a.json': json_files.read,
+    'a.csv': lambda path: list(csv_files.read(path)),
+    'runs.jsonl': run_tables.read_runs,
+    'runs.parquet': run_tables.read_runs,
+    'metrics.jsonl': metrics.read_metrics,
+    'law.json': known_laws.read_law,
+    'words.json': lambda path: tokenizers.load_vocabulary(str(path)),
+    'words.model': lambda path: tokenizers.load_vocabulary(str(path)),
+    'model.safetensors.index.json': lambda path: huggingface_folder.read(path.parent),
+    'packed.safetensors': read_packed,
+}
+
+
+@pytest.mark.parametrize('name', READERS)
+@pytest.mark.parametrize('kind', ['pipe', 'endless', 'folder'])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name, kind):
+    """Nor read without end."""
+    (tmp_path / 'config.json').write_text('{}')
+    path = tmp_path / name
+    {'pipe': os.mkfifo, 'endless': lambda path: path.symlink_to('/dev/zero'), 'folder': os.mkdir}[kind](path)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail('it waits'))
+    signal.alarm(20)
+    try:
+        with pytest.raises(
+            ValueError,
+            match=rf'{re.escape(name)} is no file|has neither .*{re.escape(name)}|{re.escape(name)}. is no file',
+        ):
+            READERS[name](path)
+    finally:
+        signal.alarm(0)
+
+
+def test_a_pipe_is_no_manifest(tmp_path):
+    (tmp_path / 'state').write_text('')
+    os.mkfifo(tmp_path / 'manifest.sha256')
+    assert manifests.find_damage(tmp_path) == 'manifest.sha256 is not a manifest'

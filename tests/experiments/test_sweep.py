@@ -154,9 +154,13 @@ def test_a_damaged_file_is_named(run_sweep, tmp_path):
     grids = [{'seed': [0]}]
     run_sweep(grids)
     summary = tmp_path / 'sweep' / 'seed=0' / 'summary.json'
-    summary.write_text('{"loss": ')
-    status, started, _ = run_sweep(grids)
-    assert started == [] and status.startswith(f'error: {summary} is no JSON') and summary.read_text() == '{"loss": '
+    wrong = {'{"loss": ': 'is no JSON', 'null': 'must hold a JSON object, not null', '[]': 'must hold a JSON object'}
+    wrong |= {'{}': "lacks 'validation/loss'", '{"validation/loss": "low"}': ": validation/loss is 'low'"}
+    for text, error in {**wrong, '{"validation/loss": null}': ": 'validation/loss' must be a number"}.items():
+        summary.write_text(text)
+        status, started, _ = run_sweep(grids)
+        assert started == [] and status.startswith(f'error: {summary} {error}'.replace(' :', ':'))
+        assert summary.read_text() == text
 
 
 def test_a_base_config_edited_while_the_sweep_runs(run_sweep, base, tmp_path):

@@ -93,3 +93,13 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     number = errno.EIO
     with pytest.raises(OSError, match='Input/output error'):
         workdir_lock.acquire(tmp_path)
+
+
+def test_a_lock_is_no_link(tmp_path):
+    """What it leads to is neither locked nor signed."""
+    (tmp_path / 'elsewhere').write_text('stays')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / '.lock').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(OSError, match=r'\.lock is a link, which is not followed'):
+        workdir_lock.acquire(tmp_path / 'run')
+    assert (tmp_path / 'elsewhere').read_text() == 'stays'

@@ -8,6 +8,7 @@ the float32 logits that transformers gave on a CPU. To make them again, with tor
 
 import json
 import pathlib
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -245,3 +246,28 @@ def test_untied_head_of_a_tied_configuration_is_refused():
 
 if __name__ == '__main__':
     write_stored()
+
+
+@pytest.mark.parametrize(
+    ('fields', 'error'),
+    [
+        (dict(num_hidden_layers=10**6), 'the config has 1,000,000 layers, and state_dict'),
+        (dict(num_hidden_layers=10**12), 'num_hidden_layers=1000000000000 must be an integer of 1 to 16,777,216'),
+        (dict(intermediate_size=2**24), 'does not fit layers/mlp/'),
+        (dict(vocab_size=2**24), r'does not fit embed/embedding \(16777216,'),
+        (dict(rope_theta=10**400), 'rope_theta=1000.* must be a positive number'),
+        (dict(rms_norm_eps=np.inf), 'rms_norm_eps=inf must be a positive number'),
+        (dict(rms_norm_eps=True), 'rms_norm_eps=True must be a positive number'),
+        (dict(num_key_value_heads=True), 'num_key_value_heads=True must be an integer'),
+    ],
+)
+def test_what_a_config_says_is_compared_with_the_tensors_before_anything_is_made(fields, error):
+    """Some bytes that would be gigabytes, or hours."""
+    config, state_dict, _, _ = read_stored('llama_grouped')
+    config = {name: value for name, value in config.items() if name not in ('rope_scaling', 'rope_parameters')}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=error):
+        models.from_huggingface(state_dict, config | fields)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e8
