@@ -186,7 +186,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 def _check_types(config, like, source, prefix=''):
     for name in like.keys() & config.keys():
         value, kind = config[name], type(like[name])
-        if not json_files.is_a(value, kind):
+        if not json_files.is_a(value, kind) and not (value is None and kind is str):  # as '', by a config of one's own
             field, kind = f'{prefix}{name}', json_files.KINDS[kind]
             raise ValueError(f'{source}: the field {field} must be {kind}, not {value!r:.80}')
         if kind is dict:

@@ -18,15 +18,18 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where to write a file that replaces `path` at the end; after an error, or an interrupt, all is as it was.
 
     Raises:
+      ValueError: there is something that is no file: a folder, a device.
       OSError: naming `path`, if that fails.
 
     Example:
       with new_file(pathlib.Path('picture.png')) as partial:
           figure.savefig(partial, format='png')
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path} is no file, and is not replaced by one')
     partial = _partial(path)
     try:
-        with named_errors(path):
+        with named_errors(path, partial):
             yield partial
             partial.replace(path)
     except BaseException:
@@ -81,13 +84,13 @@ def open_own(path: pathlib.Path, mode: str) -> IO[str]:
 
 
 @contextlib.contextmanager
-def named_errors(path: pathlib.Path) -> Iterator[None]:
-    """Errors of the operating system name the file: of their own, those of writing to it don't."""
+def named_errors(path: pathlib.Path, partial: pathlib.Path | None = None) -> Iterator[None]:
+    """Errors of the operating system name the file: of their own, those of writing don't, or name the partial one."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None or (error.filename is not None and str(error.filename) != str(partial)):
+            raise  # in words of ours, or of this or another file
         raise type(error)(error.errno, error.strerror, str(path)) from error
 
 

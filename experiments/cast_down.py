@@ -61,7 +61,7 @@ def main(argv):
 
 def check_output(path: pathlib.Path):
     """ValueError, before anything is measured, for a picture that could not be written."""
-    if path.suffix not in ('.png', '.svg', '.pdf') or not path.parent.is_dir():
+    if path.suffix.lower() not in ('.png', '.svg', '.pdf') or not path.parent.is_dir():
         raise ValueError(f'--output={path}: it must be a .png, .svg or .pdf in a folder that is there')
 
 
@@ -74,7 +74,9 @@ def read_sweep(path: pathlib.Path) -> tuple[list[str], list[str]]:
     rows = [row for _, row in csv_files.read(path)]
     done = [row['name'] for row in rows if row.get('status') == 'done' and row.get('name')]
     if not done:
-        raise ValueError(f'{path} has no run that is done; its columns are {", ".join(rows[0]) if rows else "none"}')
+        raise ValueError(
+            f'{path} has no run that is done; its columns are {csv_files.in_words(rows[0] if rows else ())}'
+        )
     return done, [row['name'] for row in rows if row['status'] != 'done']
 
 

@@ -133,7 +133,7 @@ def draw(trainings: dict[str, Training], output: pathlib.Path):
             [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
         )
         with new_file(output) as partial:
-            figure.savefig(partial, format=output.suffix[1:], dpi=150)
+            figure.savefig(partial, format=output.suffix[1:].lower(), dpi=150)
         plt.close(figure)
 
 

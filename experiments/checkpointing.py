@@ -35,7 +35,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments import json_files
+from experiments import cli, json_files
 from experiments.manifests import MANIFEST, find_damage, write_manifest
 
 CONTENTS = 'checkpoint.json'
@@ -275,6 +275,8 @@ def _damage_of(directory: pathlib.Path) -> Iterator[None]:
     """Whatever Orbax raises of files that are what the manifest says, and yet not what Orbax writes."""
     try:
         yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f"{directory / 'state'} can't be restored: {type(error).__name__}: {reason}") from error
@@ -332,7 +334,8 @@ def _newest_whole_step(directory: pathlib.Path, at_most: int | None = None) -> i
         damage = find_damage(directory / str(step))
         if damage is None:
             return step
-        warnings.warn(f'skipping the damaged checkpoint {directory / str(step)}: {damage}', stacklevel=2)
+        told = cli.printable(f'skipping the damaged checkpoint {directory / str(step)}: {damage}')
+        warnings.warn(told, stacklevel=2)
     if steps:
         raise ValueError(
             f'{directory} holds {len(steps)} checkpoint(s), but none is whole (each was named in a warning). '

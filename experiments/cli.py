@@ -32,7 +32,11 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
     argv = list(sys.argv)
     if default_config and not any(re.match('--?config(=|$)', argument) for argument in argv):
         argv.insert(1, f'--config={default_config}')
-    argv = [f'--config={config_file(text[9:])}' if text.startswith('--config=') else text for text in argv]
+    for index, text in enumerate(argv):
+        if text.startswith('--config='):
+            argv[index] = f'--config={config_file(text[9:])}'
+        elif argv[index - 1] == '--config':
+            argv[index] = config_file(text)
 
     def main_without_log(argv):
         if not flags.FLAGS['verbosity'].present:
@@ -63,8 +67,10 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
 def config_file(text: str) -> str:
     """A `file.py:arguments`; of this checkout, where the current directory has no such file."""
     path, *arguments = text.split(':', 1)
-    ours = CHECKOUT / path
-    return ':'.join([str(ours), *arguments]) if not pathlib.Path(path).exists() and ours.is_file() else text
+    with contextlib.suppress(OSError, ValueError):  # of what can't be a path: an error of its reader
+        if not pathlib.Path(path).exists() and (CHECKOUT / path).is_file():
+            return ':'.join([str(CHECKOUT / path), *arguments])
+    return text
 
 
 def _mend_streams():
@@ -72,7 +78,8 @@ def _mend_streams():
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # it was closed before the program began
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w', encoding='utf-8'))
-        getattr(sys, name).reconfigure(errors='backslashreplace')
+        if hasattr(getattr(sys, name), 'reconfigure'):  # a notebook's has no encoding
+            getattr(sys, name).reconfigure(errors='backslashreplace')
 
 
 def _has_no_reader(descriptor: int) -> bool:
@@ -104,8 +111,11 @@ def user_errors() -> Iterator[None]:
 
 def printable(text: str) -> str:
     """What a terminal gets to see of others' words: no control characters, and not without end."""
-    lines = [line if len(line) <= LONGEST else f'{line[: LONGEST - 1]}…' for line in text.split('\n')[:MOST_LINES]]
-    return ''.join(
-        letter if letter.isprintable() or letter == '\n' else letter.encode('unicode_escape', 'surrogatepass').decode()
-        for letter in '\n'.join(lines)
-    )
+    lines = [line if len(line) <= LONGEST else f'{line[: LONGEST - 1]}…' for line in text.split('\n')]
+    return escaped('\n'.join(lines[:MOST_LINES] + ['…'] * (len(lines) > MOST_LINES)))
+
+
+def escaped(text: str) -> str:
+    """A text without characters that a terminal would obey, but for the ends of lines and tabs."""
+    is_shown = lambda letter: letter.isprintable() or letter in '\n\t'
+    return ''.join(letter if is_shown(letter) else ascii(letter)[1:-1] for letter in text)

@@ -39,11 +39,11 @@ def main(argv):
     del argv
     with cli.user_errors():
         settings = read_settings(paths.parse(WORKDIR.value, '--workdir') / 'results.csv', METRIC.value)
-    print(markdown(settings, METRIC.value))
+    print(cli.escaped(markdown(settings, METRIC.value)))
     if diverged := [name for setting in settings for name in setting.diverged]:
-        print(f'\ndiverged, and left out: {", ".join(diverged)}')
+        print(cli.escaped(f'\ndiverged, and left out: {", ".join(diverged)}'))
     if missing := [name for setting in settings for name in setting.missing]:
-        sys.exit(f'not done, and left out: {", ".join(missing)}')
+        sys.exit(cli.escaped(f'not done, and left out: {", ".join(missing)}'))
 
 
 def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
@@ -56,12 +56,10 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
     """
     lines = list(csv_files.read(path))
     rows = [row for _, row in lines]
-    if (
-        not rows
-        or not {'name', 'status', 'seconds', metric} <= set(rows[0])
-        or all(row['status'] != 'done' for row in rows)
-    ):
-        columns = ', '.join(rows[0]) if rows else 'none'
+    columns = csv_files.in_words(rows[0] if rows else ())
+    if lacking := [name for name in ('name', 'status', 'seconds', metric) if rows and name not in rows[0]]:
+        raise ValueError(f'{path} has no {lacking[0]!r}; its columns are {columns}')
+    if all(row['status'] != 'done' for row in rows):
         raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')
     names = list(rows[0])
     fields = [name for name in names[names.index('status') + 1 : names.index('seconds')] if name != 'seed']

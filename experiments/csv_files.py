@@ -11,7 +11,7 @@ from experiments import paths
 from experiments.atomic_files import replace_file
 
 MOST_ROWS = 100_000
-MOST_LETTERS = 200  # of a column's name
+MOST_LETTERS = 200  # of a column's name that are shown
 FORMULAS = ('=', '+', '-', '@', '\t', '\r')  # with one of these a formula begins
 TEXT = "'"  # a spreadsheet takes what follows as text
 
@@ -34,7 +34,6 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
                 raise ValueError(f'{path} has no header')
             if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
                 raise ValueError(f'{path} has more than one column {repeated[0]!r}')
-            check_names(path, names)
             for number, cells in enumerate(filter(None, reader)):
                 if number == MOST_ROWS:
                     raise ValueError(f'{path} has more than {MOST_ROWS:,} rows')
@@ -49,10 +48,9 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
             raise ValueError(f'{path} is no text in UTF-8 ({error.reason} at byte {error.start})') from None
 
 
-def check_names(path: pathlib.Path, names: Iterable[str]):
-    """ValueError for columns whose names can't be shown in a line."""
-    if odd := [name for name in names if not name.isprintable() or len(name) > MOST_LETTERS]:
-        raise ValueError(f'{path} has a column {odd[0]!r:.80}')
+def in_words(names: Iterable[str]) -> str:
+    """The names of columns, for an error."""
+    return ', '.join(' '.join(name.split())[:MOST_LETTERS] for name in names) or 'none'
 
 
 def write(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]):

@@ -5,6 +5,7 @@ python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors -
 """
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -46,7 +47,8 @@ def main(argv):
         ends=tokenizer.special.eos,
     )
     written = [token for token in np.asarray(tokens).tolist() if token not in tokenizer.special.eos]
-    print(whole_text(tokenizer, prompt, written))
+    text = whole_text(tokenizer, prompt, written)
+    print(cli.escaped(text) if sys.stdout.isatty() else text)  # a terminal obeys what it is told
 
 
 def typed(prompt: str) -> str:

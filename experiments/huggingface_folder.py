@@ -143,15 +143,19 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path):
       ValueError: for one that is a link out of the folder, to what nobody meant to copy, and maybe to publish. Those of
         the hub's cache, `snapshots/REVISION`, may lead to its `blobs`.
     """
-    root = source.resolve()
-    allowed = [root, *[root.parent.parent / 'blobs'] * (root.parent.name == 'snapshots')]
     for name in TOKENIZER_FILES:
         if os.path.lexists(source / name):
-            path = paths.check_file((source / name).resolve())
-            if not any(path.is_relative_to(directory) for directory in allowed):
-                raise ValueError(f'{source / name} is a link to {path}, out of its folder: put the file itself there')
-            with new_file(target / name) as partial:
-                shutil.copyfile(path, partial)
+            copy_own_file(source / name, target)
+
+
+def copy_own_file(file: pathlib.Path, target: pathlib.Path):
+    """Copies a file of a folder; ValueError, as of `copy_tokenizer`, for a link out of it."""
+    root, path = file.parent.resolve(), paths.check_file(file.resolve())
+    allowed = [root, *[root.parent.parent / 'blobs'] * (root.parent.name == 'snapshots')]
+    if not any(path.is_relative_to(directory) for directory in allowed):
+        raise ValueError(f'{file} is a link to {path}, out of its folder: put the file itself there')
+    with new_file(target / file.name) as partial:
+        shutil.copyfile(path, partial)
 
 
 def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):

@@ -22,11 +22,12 @@ def read(path: str | os.PathLike, **kinds: type | tuple[type, ...]) -> dict[str,
 
     Args:
       path: of the file.
-      **kinds: what has to be in it, and of which types: of `KINDS`. An integer is a number, too; a boolean isn't.
+      **kinds: what has to be in it, and of which types: of `KINDS`. An integer is a number, too, and one
+        beyond 64 bits no integer; a boolean is neither.
 
     Raises:
       ValueError: naming the file, if it can't be read; if it is no JSON, has an object with one key twice, numbers
-        beyond 64 bits, half a surrogate pair, more than MOST_BYTES, MOST_CONTAINERS or MOST_LEVELS; if it holds
+        beyond 1.8e308, half a surrogate pair, more than MOST_BYTES, MOST_CONTAINERS or MOST_LEVELS; if it holds
         something else than an object, or lacks something, or has it of another type.
 
     Example:
@@ -99,22 +100,22 @@ def _kind(value):
 
 
 def _object(pairs):
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f'a key twice, {next(name for name in names if names.count(name) > 1)[:80]!r}')
+    value = {}
+    for name, inner in pairs:
+        if name in value:
+            raise ValueError(f'a key twice, {name[:80]!r}')
+        value[name] = inner
     return value
 
 
 def _integer(text):
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise ValueError(f'a number beyond 64 bits, {text[:24]}')
-    return int(text)
+    is_small = len(text) <= 20 and -(2**63) <= int(text) < 2**64
+    return int(text) if is_small else _number(text)  # a number, as transformers' model_max_length, and no integer
 
 
 def _number(text):
     if math.isinf(value := float(text)):
-        raise ValueError(f'a number beyond 64 bits, {text[:24]}')
+        raise ValueError(f'a number that is not finite, {text[:24]}')
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import json_files, paths
+from experiments import cli, json_files, paths
 from experiments.atomic_files import replace_file
 from experiments.run_tables import RunTable, read_runs, select
 from gaussq_jax import scaling_laws
@@ -161,7 +161,7 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
     """Writes a law as JSON, for `read_law`."""
     content = {
         'law': known.name,
-        'origin': known.origin,
+        'origin': cli.printable(' '.join(known.origin.split())),
         'constants': known.law.constants(),
         'noise': known.noise,
         'undetermined': known.undetermined,

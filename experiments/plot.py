@@ -44,7 +44,7 @@ def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
     Raises:
       ValueError: for a run without a training loss; for another kind of picture.
     """
-    if output.suffix not in ('.png', '.svg', '.pdf'):
+    if output.suffix.lower() not in ('.png', '.svg', '.pdf'):
         raise ValueError(f'--output={output} must end in .png, .svg or .pdf')
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
@@ -66,7 +66,7 @@ def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
         bits.set(xlabel='step', ylabel='mean bitwidth (bits)')
         bits.set_title('learned bitwidths', fontsize=10)
         with new_file(output) as partial:
-            figure.savefig(partial, format=output.suffix[1:], dpi=150)
+            figure.savefig(partial, format=output.suffix[1:].lower(), dpi=150)
         plt.close(figure)
 
 

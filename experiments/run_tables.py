@@ -86,7 +86,6 @@ def read_runs(path: str | pathlib.Path) -> RunTable:
     if not lines:
         raise ValueError(f'{path} has no runs in it')
     names = tuple(dict.fromkeys(name for _, cells in lines for name in cells))
-    csv_files.check_names(path, names)
     table = RunTable(str(path), {}, {}, names)
     aliases = {column: next((name for name in NAMES[column] if name in names), None) for column in NAMES}
     if missing := [column for column in EVERY_LAW if aliases[column] is None]:
@@ -165,7 +164,7 @@ def seed_noise(table: RunTable) -> SeedNoise | None:
 def missing_column(table: RunTable, column: str) -> ValueError:
     """The error to raise for a column that a file hasn't."""
     known = ' or '.join(map(repr, NAMES[column] + (NAMES['format'] if column in 'EM' else ())))
-    return ValueError(f'{table.path} has no column {known}; its columns are {", ".join(table.names)}')
+    return ValueError(f'{table.path} has no column {known}; its columns are {csv_files.in_words(table.names)}')
 
 
 def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] | str:
@@ -265,15 +264,19 @@ def _parquet_rows(path, stream, pyarrow, parquet) -> tuple[list[str], list[dict[
     """The names of all columns, and the cells of those that are read."""
     schema = parquet.read_schema(stream)
     read = [field.name for field in schema if field.name in READ]
+    if repeated := [name for name in read if read.count(name) > 1]:
+        raise ValueError(f'{path} has more than one column {repeated[0]!r}')
     if nested := [name for name in read if pyarrow.types.is_nested(schema.field(name).type)]:
         raise ValueError(f'{path}: the column {nested[0]!r} has several values in a cell')
     metadata = parquet.read_metadata(stream)
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in read)
     columns = map(metadata.schema.column, range(metadata.num_columns))
     texts = [column.path for column in columns if column.path in read and column.physical_type in PARQUET_TEXTS]
     file = parquet.ParquetFile(stream, read_dictionary=texts)  # a text that many rows have is in memory once
     if metadata.num_rows > csv_files.MOST_ROWS:
         raise ValueError(f'{path} has {metadata.num_rows:,} rows; allowed are {csv_files.MOST_ROWS:,}')
-    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     if size > MOST_PARQUET_BYTES:
         raise ValueError(f'{path} would take {size:,} bytes; allowed are {MOST_PARQUET_BYTES:,}')
     table = file.read(read)

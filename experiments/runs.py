@@ -54,11 +54,12 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     Raises:
       ValueError: as `tokenizers.load_tokenizer` does.
     """
+    spec = config.tokenizer
     if newest_step(workdir / 'checkpoints') is not None:
-        if not paths.parse(config.tokenizer, 'config.tokenizer').is_file():  # it has moved; the data's digest tells
-            config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
+        if not paths.parse(spec, 'config.tokenizer').is_file():  # but the data's digest tells another
+            spec = tokenizer_files.copy_of(spec, workdir) or spec
         config.special_tokens.update(common.as_begun(config.to_dict(), _begun(workdir))['special_tokens'])
-    tokenizer = load_tokenizer(config)
+    tokenizer = tokenizers.load_tokenizer(spec, config.special_tokens, vocab_size=config.vocab_size)
     asked = config.special_tokens
     asked.update({name: asked[name] or found for name, found in tokenizer.special.settings.items()})
     return tokenizer
@@ -165,7 +166,9 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
     nowhere = {'data_dir': '', 'cache_dir': ''}  # who opens a file says where text is read and written, not the file
     config = _config_to_look_at(path, packed.info['config'], nowhere | changes)
     named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
-    if not tokenizer and named != 'bytes' and not (tokenizer := tokenizer_files.copy_of(named, path.parent)):
+    if not tokenizer and named != 'bytes':
+        tokenizer = tokenizer_files.copy_of(named, path.parent) or tokenizer_files.of_run(named, path.parent)
+    if not tokenizer and named != 'bytes':
         raise ValueError(
             f'{path} is of the tokenizer {named!r}, which is not beside it: say by --tokenizer where it is'
         )
@@ -242,8 +245,9 @@ def make_validation(
 def _begun(workdir: pathlib.Path) -> dict[str, Any]:
     """The config with which a run was last started, from its config.json, or else from its newest checkpoint."""
     path = workdir / 'config.json'
-    stored = json_files.read(path) if path.is_file() else load_config(workdir / 'checkpoints')
-    return common.with_added(stored, path)
+    if path.is_file():
+        return common.with_added(json_files.read(path), path)
+    return common.with_added(load_config(workdir / 'checkpoints'), workdir / 'checkpoints')
 
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:

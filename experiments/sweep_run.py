@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 
 from configs import common
-from experiments import json_files, runs, workdir_lock
+from experiments import cli, json_files, paths, runs, workdir_lock
 from experiments.atomic_files import open_own, replace_file
 from experiments.special_tokens import ASK
 from experiments.sweep_plan import Run
@@ -105,9 +105,9 @@ def look(run: Run) -> Result:
 def read_result(run: Run) -> Result:
     """What the run's directory says; ValueError if it holds the finished run of another config."""
     if (path := run.workdir / 'error.txt').exists():
-        return Result('failed', {}, path.read_text().strip())
+        return Result('failed', {}, _line(path))
     if (path := run.workdir / 'diverged.txt').exists():
-        result = Result('diverged', {}, path.read_text().strip())
+        result = Result('diverged', {}, _line(path))
     elif (path := run.workdir / 'summary.json').exists():
         summary = _read(path, **{'validation/loss': (float, str)})
         loss = _loss(path, summary['validation/loss'])
@@ -151,6 +151,12 @@ def _settings(tokenizer: str, vocab_size: int, *settings: str) -> dict[str, str]
         return load_tokenizer(tokenizer, dict(zip(ASK, settings)), vocab_size=vocab_size).special.settings
     except ValueError:
         return None
+
+
+def _line(path: pathlib.Path) -> str:
+    """What a file says in a line."""
+    with open(paths.check_file(path), encoding='utf-8', errors='replace') as file:
+        return cli.printable(' '.join(file.read(cli.LONGEST).split()))
 
 
 def _read(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:

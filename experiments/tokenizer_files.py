@@ -3,43 +3,68 @@
 Beside a packed file they are looked for, too, so that one in its run's workdir finds them.
 """
 
+import os
 import pathlib
 import shutil
 
-from experiments import paths
+from experiments import json_files, paths
 from experiments.atomic_files import new_file
-from experiments.huggingface_folder import TOKENIZER_FILES, TOKENIZERS, copy_tokenizer
+from experiments.huggingface_folder import TOKENIZER_FILES, TOKENIZERS, copy_own_file
 
 DIRECTORY = 'tokenizer'
 
 
-def keep(spec: str, workdir: pathlib.Path):
+def keep(spec: str, workdir: pathlib.Path) -> list[str]:
     """Copies the file of a tokenizer into the workdir; of a model's folder, all that say how texts become tokens.
 
+    The file itself may be a link to anywhere, which its user has named; what lies beside it may not.
+
+    Returns:
+      What was not copied, and why.
+
     Raises:
-      ValueError: as `copy_tokenizer` does.
+      ValueError: WORKDIR/tokenizer is a link.
       OSError: the file can't be read, or the copy not written.
     """
     path, directory = paths.parse(spec, 'config.tokenizer'), workdir / DIRECTORY
     if spec == 'bytes' or path.parent.resolve() == directory.resolve():
-        return
-    directory.mkdir(exist_ok=True)
+        return []
+    if directory.is_symlink():
+        raise ValueError(f'{directory} is a link, which is not followed: what is there is kept in it')
+    directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:  # of another tokenizer, with which a training was started here
         (directory / name).unlink(missing_ok=True)
-    if path.name in TOKENIZERS:
-        copy_tokenizer(path.parent, directory)
-    else:
-        with new_file(directory / path.name) as partial:
-            shutil.copyfile(path, partial)
+    with new_file(directory / path.name) as partial:
+        shutil.copyfile(path, partial)
+    remarks = []
+    for name in TOKENIZER_FILES if path.name in TOKENIZERS else ():
+        if name != path.name and os.path.lexists(path.parent / name):
+            try:
+                copy_own_file(path.parent / name, directory)
+            except (ValueError, OSError) as error:
+                remarks.append(f'not kept in {directory}: {error}')
+    return remarks
 
 
-def is_kept(spec: str, workdir: pathlib.Path) -> bool:
-    """Whether the workdir has the copy of a tokenizer, or needs none."""
-    return spec == 'bytes' or copy_of(spec, workdir) is not None
+def keep_if_missing(spec: str, workdir: pathlib.Path) -> list[str]:
+    """As `keep`, of a run that is there already, and goes on without the copy where it can't be made."""
+    try:
+        return [] if spec == 'bytes' or copy_of(spec, workdir) else keep(spec, workdir)
+    except (ValueError, OSError) as error:
+        return [f'not kept in {workdir / DIRECTORY}: {error}']
 
 
 def copy_of(spec: str, directory: pathlib.Path) -> str | None:
-    """The file of a tokenizer's name in the directory, or in its DIRECTORY; None if there is none."""
+    """The file of a tokenizer's name in the directory's DIRECTORY, or in itself; None if there is none."""
     name = pathlib.PurePath(spec).name
     candidates = (directory / DIRECTORY / name, directory / name)
     return next((str(path) for path in candidates if spec != 'bytes' and name and path.is_file()), None)
+
+
+def of_run(name: str, workdir: pathlib.Path) -> str | None:
+    """The file of this name that the config.json of a run names, as one of version 0.1, which has no copy of it."""
+    if not (workdir / 'config.json').is_file():
+        return None
+    spec = json_files.read(workdir / 'config.json').get('tokenizer')
+    is_it = isinstance(spec, str) and pathlib.PurePath(spec).name == name and pathlib.Path(spec).expanduser().is_file()
+    return spec if is_it else None

@@ -4,20 +4,17 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from experiments import json_files, paths, special_tokens
+from experiments import json_files, paths, replacements, special_tokens
 from experiments.cli import printable
 from experiments.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
 from experiments.special_tokens import USUAL_ENDS, SpecialTokens
 
-MOST_GROWTH = 1000
 MOST_HOLES = 2**16  # between ids, beside one a token
 ALLOWED = "allowed: 'bytes', a SentencePiece '.model' file, a Hugging Face tokenizers '.json' file"
 
@@ -181,7 +178,9 @@ def load_vocabulary(spec: str) -> Vocabulary:
     if path.suffix not in classes:
         raise ValueError(f'tokenizer={spec!r} is unknown; {ALLOWED}.')
     try:
-        contents = paths.check_file(path).read_bytes()
+        if (size := paths.check_file(path).stat().st_size) > json_files.MOST_BYTES:
+            raise ValueError(f'tokenizer={spec!r} has {size:,} bytes; allowed are {json_files.MOST_BYTES:,}')
+        contents = path.read_bytes()
     except OSError as error:
         raise ValueError(f"tokenizer={spec!r} can't be read: {error.strerror}; {ALLOWED}.") from None
     try:
@@ -231,6 +230,7 @@ class SentencePiece:
 
         self._where = where
         self._processor = sentencepiece.SentencePieceProcessor()
+        replacements.check_sentencepiece(contents)
         self._processor.LoadFromSerializedProto(contents)
         self.vocab_size = self._processor.get_piece_size()
         own = self._processor.bos_id(), self._processor.eos_id()  # -1: none
@@ -268,9 +268,7 @@ class HuggingFace:
 
         self._where = where
         self._contents = json_files.parse(contents, 'it')  # its errors say more than those of `tokenizers`
-        for part in ('normalizer', 'decoder'):
-            if (growth := _growth(self._contents.get(part))) > MOST_GROWTH:
-                raise ValueError(f'its {part} may make a letter {growth:.3g}; allowed are {MOST_GROWTH}')
+        replacements.check(self._contents)
         self._tokenizer = tokenizers.Tokenizer.from_str(contents.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -327,28 +325,6 @@ def _library_errors(where: str) -> Iterator[None]:
         raise ValueError(
             f'{where} {"panicked" if is_panic else "failed"}: {" ".join(str(error).split()):.200}'
         ) from None
-
-
-def _growth(part) -> float:
-    """How many letters the replacements of a normalizer or a decoder may make of one."""
-    match part:
-        case {'type': 'Sequence'}:
-            return math.prod(_growth(inner) for inner in part.get('normalizers', part.get('decoders', ())))
-        case {'type': 'Replace', 'pattern': {'String': str(text)}, 'content': str(content)}:
-            return max(1, len(content) / max(1, len(text)))
-        case {'type': 'Replace', 'pattern': {'Regex': str(text)}, 'content': str(content)}:
-            return max(1, len(content) + _matches_nothing(text))
-        case {'type': 'Precompiled'}:
-            return 16
-    return 1
-
-
-def _matches_nothing(pattern: str) -> bool:
-    """Whether a regex may match between any two letters, as far as Python's own knows."""
-    try:
-        return re.search(pattern, '') is not None
-    except (re.error, RecursionError, OverflowError):
-        return True
 
 
 def _leading(processor):

@@ -84,19 +84,19 @@ def main(argv):
             start = restored.step if restored else None
             if start == config.total_steps:
                 if is_main_process:
-                    print(f'{workdir} is complete, with {start} steps: see summary.json, or give another --workdir.')
+                    told = f'{workdir} is complete, with {start} steps: see summary.json, or give another --workdir.'
+                    print(told, *tokenizer_files.keep_if_missing(config.tokenizer, workdir), sep='\n')
                 return
             profile_steps = profiling.parse_steps(PROFILE.value, start or 0, config.total_steps)
             if is_main_process:
                 workdir_lock.sign(lock)
                 rounding = '' if start is None else runs.of_other_rounding(config, workdir)
-                if start is None or not tokenizer_files.is_kept(config.tokenizer, workdir):
-                    tokenizer_files.keep(config.tokenizer, workdir)
+                keep = tokenizer_files.keep if start is None else tokenizer_files.keep_if_missing
+                remarks = [rounding, *keep(config.tokenizer, workdir)]
                 runs.write_config(workdir, config)
                 (workdir / 'diverged.txt').unlink(missing_ok=True)
                 describe(experiment, data, tokenizer, workdir, start)
-                if rounding:
-                    print(f'          {rounding}', flush=True)
+                print(''.join(f'          {remark}\n' for remark in remarks if remark), end='', flush=True)
             writer = resources.enter_context(
                 MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main_process)
             )

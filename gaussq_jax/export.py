@@ -9,7 +9,6 @@ docs/packed_format.md tells what is in a file.
 """
 
 import functools
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -121,7 +120,7 @@ def save_packed(
     leaves = leaves_by_path(params)
     check_layout(leaves, layout)
     info = {} if info is None else info
-    if not isinstance(info, Mapping) or json.loads(packed_file.to_json(info)) != info:
+    if not isinstance(info, Mapping) or packed_file.of_json(packed_file.to_json(info)) != info:
         raise ValueError(
             f'info={info!r}: allowed is a dict that JSON keeps as it is: of lists, not tuples; keys are text'
         )

@@ -103,7 +103,7 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
     if KEY not in metadata:
         raise ValueError(f'{path} is a safetensors file, but not of packed weights: its metadata has no {KEY!r}')
     try:
-        contents = json.loads(metadata[KEY], parse_int=_integer, parse_float=_number, parse_constant=_number)
+        contents = of_json(metadata[KEY])
         version, digest = contents.pop('version'), contents.pop('sha256')
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f'{path} is damaged: its metadata {KEY!r} is not what it should be ({error!r})') from None
@@ -122,6 +122,11 @@ def to_json(contents: Mapping[str, Any]) -> str:
     except (TypeError, ValueError) as error:
         raise ValueError(f'info cannot be stored as JSON: {error}') from error
     return text
+
+
+def of_json(text: str) -> Any:
+    """The inverse; ValueError for numbers that a file may not have: beyond 64 bits, or not finite."""
+    return json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_number)
 
 
 def header_bytes(path: str | os.PathLike) -> int:

@@ -119,6 +119,7 @@ def write_huggingface(folder: pathlib.Path):
             'eos_token': '</s>',
             'bos_token': {'content': 'def', 'lstrip': False},
             'add_bos_token': True,
+            'model_max_length': int(1e30),
             'added_tokens_decoder': {'258': {'content': '</s>', 'special': True}},
         },
         'special_tokens_map.json': {'eos_token': '</s>', 'pad_token': {'content': '</s>'}},

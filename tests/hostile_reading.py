@@ -40,8 +40,18 @@ LARGEST = sys.float_info.max
 LINKS = 0.05  # of all mutations
 # Events of sys.addaudithook that no reader causes: what runs code that was read, asks other machines for it, or writes
 # elsewhere than beside what is read.
-FORBIDDEN = re.compile(r'pickle\.find_class|os\.(system|exec|spawn|posix_spawn|startfile)|subprocess\.|socket\.connect')
-WRITING = {'os.mkdir': 0, 'os.rename': 1, 'os.truncate': 0, 'open': 0}  # which argument is the path
+FORBIDDEN = re.compile(
+    r'import hostile|pickle\.find_class|os\.(system|exec|spawn|posix_spawn|startfile)|subprocess\.|socket\.connect'
+)
+WRITING = {
+    'os.mkdir': 0,
+    'os.rename': 1,
+    'os.truncate': 0,
+    'os.remove': 0,
+    'os.link': 1,
+    'os.symlink': 1,
+    'open': 0,
+}  # which argument is the path
 
 
 def main(parts: list[str]):
@@ -95,12 +105,16 @@ def mutate(kind: Kind, name: str, number: int, valid: pathlib.Path, folder: path
 
 def _is_forbidden(event: str, args: tuple, allowed: list[str]) -> bool:
     """Whether what happens while a file is read, whose folder is allowed, must not."""
-    if not allowed or FORBIDDEN.match(event):
+    if not allowed or FORBIDDEN.match(f'import {args[0]}' if event == 'import' else event):
         return bool(allowed)
     if event not in WRITING or (event == 'open' and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
         return False
     path = args[WRITING[event]]
-    return isinstance(path, str | os.PathLike) and not os.path.abspath(path).startswith((allowed[0], '/dev/null'))
+    if not isinstance(path, str | os.PathLike) or (event == 'os.remove' and args[1] != -1):
+        return False  # by a descriptor, or by a name in the folder of one
+    folder, name = os.path.split(os.path.abspath(path))
+    written = os.path.realpath(path) if event == 'open' else os.path.join(os.path.realpath(folder), name)
+    return not written.startswith((os.path.realpath(allowed[0]), '/dev/null'))
 
 
 def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ Mutator = Callable[[random.Random, bytes], tuple[bytes, str]]
 
 VALUES = (  # of JSON, as they are written
     *('null', 'true', 'false', '[]', '{}', '""', '[null]', '[[]]', '{"": {}}', '"x"', '"../../../x"', '"channel"'),
+    *('"hostile.Class"', r'"{\"type\": \"hostile.Class\", \"x\": 1e999}"', '1000000000000000019884624838656'),
     *('-1', '0', '1', '-0.0', '0.5', '1e-320', '2147483648', '4294967295', '9223372036854775808', '1e400', '-1e400'),
     *('NaN', 'Infinity', '-Infinity', '1' + 400 * '0', '1' + 5000 * '0', '1e308', '999999999'),
     *(r'"$\\frac{$"', r'"\u001b[31m"', r'"\ud800"', r'"\u0000"', r'"\n"', r'"\u2028x\u202e"', '"../../x"'),

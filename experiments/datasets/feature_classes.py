@@ -4,6 +4,8 @@ So a folder of data could run code, such as a module beside the program that is 
 that text needs.
 """
 
+import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +25,24 @@ def check(directory: pathlib.Path):
     Raises:
       ValueError: naming file and class; for what is no file, as a pipe.
     """
-    for path in sorted(directory.rglob('*')):
-        if not path.is_dir():
-            paths.check_file(path)  # what it would wait for
+    for path in _files(directory):
+        paths.check_file(path)  # what TFDS would wait for
         for name in _class_names(json_files.read(path)) if path.name == 'features.json' else ():
             if not name.startswith(ALLOWED) or not name.isascii():
                 raise ValueError(f'{path} names the class {name!r:.80}, which TFDS would import; allowed: {ALLOWED}*')
+
+
+def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All that there are, also in folders that are links, which TFDS follows."""
+    seen = set()
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := pathlib.Path(folder, name)).exists())
 
 
 def _class_names(contents: Any) -> Iterator[str]:
@@ -47,6 +61,8 @@ def _class_names(contents: Any) -> Iterator[str]:
 
 def _parse(text):
     try:
-        return json_files.parse(text, '')
+        return json.loads(text)  # as TFDS does
     except ValueError:
         return None
+    except RecursionError:
+        raise ValueError('a features.json has too many levels') from None

@@ -83,13 +83,13 @@ def test_one_seed_separates_nothing(tmp_path):
 
 def test_an_unknown_column_is_an_error_that_lists_the_columns(tmp_path):
     path = write(tmp_path / 'results.csv', rows())
-    with pytest.raises(ValueError, match="no 'speed' of a run that is done; its columns are name, status, a"):
+    with pytest.raises(ValueError, match="no 'speed'; its columns are name, status, a"):
         compare.read_settings(path, 'speed')
 
 
 def test_a_table_of_something_else_is_an_error(tmp_path):
     path = write(tmp_path / 'results.csv', [{'name': 'a', 'loss': 1.0}])
-    with pytest.raises(ValueError, match="no 'loss' of a run that is done; its columns are name, loss"):
+    with pytest.raises(ValueError, match="no 'status'; its columns are name, loss"):
         compare.read_settings(path, 'loss')
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from experiments.datasets import python_stdlib
+from experiments.datasets import feature_classes, python_stdlib
 from experiments.input_pipeline import load_tokens
 from experiments.tokenizers import Bytes, Tokenizer
 
@@ -354,26 +354,68 @@ def test_dataset_in_another_file_format(load, tmp_path):
 # Training batches. The tokens are 0, 1, 2, …, so that a sequence's first token says which sequence it is.
 
 
+JSON_IN_JSON = {
+    'JSON in JSON': '{{"type": {}}}',
+    'with a number beyond all': '{{"type": {}, "x": 1e999}}',
+    'with a key twice': '{{"x": 1, "x": 2, "type": {}}}',
+}
+
+
 def named(name, spelling):
     """A features.json with a feature of this class."""
     of_dict, of_text = (f'tensorflow_datasets.core.features.{kind}' for kind in ('FeaturesDict', 'Text'))
     if spelling == 'before 4.6':
         return {'type': of_dict, 'content': {'document': {'type': name}}}
     feature = {spelling: name, 'text': {}}
-    if spelling == 'JSON in JSON':
-        feature = {'pythonClassName': of_text, 'jsonFeature': {'json': json.dumps({'type': name})}}
+    if spelling in JSON_IN_JSON:
+        text = JSON_IN_JSON[spelling].format(json.dumps(name))
+        feature = {'pythonClassName': of_text, 'jsonFeature': {'json': text}}
     return {'pythonClassName': of_dict, 'featuresDict': {'features': {'document': feature}}}
 
 
-@pytest.mark.parametrize('spelling', ['pythonClassName', 'python_class_name', 'before 4.6', 'JSON in JSON'])
-def test_a_dataset_runs_no_code(data_dir, tmp_path, monkeypatch, spelling):
+@pytest.mark.parametrize('is_linked', [False, True])
+@pytest.mark.parametrize('spelling', ['pythonClassName', 'python_class_name', 'before 4.6', *JSON_IN_JSON])
+def test_a_dataset_runs_no_code(data_dir, tmp_path, monkeypatch, spelling, is_linked):
     """The module of a class that features.json names is not imported, even if it is there."""
     shutil.copytree(data_dir, tmp_path / 'data')
     (path,) = (tmp_path / 'data').rglob('features.json')
     path.write_text(json.dumps(named('stranger.Feature', spelling)))
+    if is_linked:  # the folder of a version
+        path.parent.rename(tmp_path / 'elsewhere')
+        path.parent.symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'stranger.py').write_text(f'open({str(tmp_path / "ran")!r}, "w").close()\n')
     monkeypatch.syspath_prepend(tmp_path)
     how = dict(data_dir=tmp_path / 'data', cache_dir=tmp_path / 'cache', text_feature='document')
     with pytest.raises(ValueError, match=r"features\.json names the class 'stranger\.Feature', which TFDS"):
         load_tokens('tiny_text/plain', 'train', Tokenizer(Bytes()), **how)
     assert not (tmp_path / 'ran').exists() and 'stranger' not in sys.modules
+
+
+def test_a_shard_that_is_not_there_hides_no_other_version(data_dir, tmp_path):
+    """As in a checkout of git-annex: what is read is another version; and links that lead in circles end."""
+    shutil.copytree(data_dir, tmp_path / 'data')
+    (features,) = (tmp_path / 'data').rglob('features.json')
+    version = features.parent.parent / '0.0.1'
+    version.mkdir()
+    (version / 'shard').symlink_to('gone')
+    (version / 'circle').symlink_to('..')
+    feature_classes.check(features.parent.parent)
+
+
+@pytest.mark.parametrize('name', ['../../../x', '/tmp/x', 'a/../../b', '..'])
+def test_a_dataset_chooses_no_folder(data_dir, tmp_path, name):
+    """By the name that its dataset_info.json gives it."""
+    shutil.copytree(data_dir, tmp_path / 'data')
+    (path,) = (tmp_path / 'data').rglob('dataset_info.json')
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'name': name}))
+    dataset = path.parent.relative_to(tmp_path / 'data').parts[0]
+    with pytest.raises(ValueError, match='which is no name'):
+        load_tokens(
+            f'{dataset}/plain',
+            'train',
+            Tokenizer(Bytes()),
+            text_feature='document',
+            data_dir=tmp_path / 'data',
+            cache_dir=tmp_path / 'a/b/c/d',
+        )
+    assert {path.name for path in tmp_path.iterdir()} <= {'data', 'a'}

@@ -59,7 +59,7 @@ def run(tmp_path_factory):
         command = [sys.executable, '-m', f'experiments.{MODULES.get(program, program)}', *arguments]
         if stdout is None:  # closed
             command = ['sh', '-c', 'exec "$0" "$@" >&-', *command]
-        path = os.pathsep.join([*environment.pop('PYTHONPATH', []), str(REPOSITORY)])
+        path = os.pathsep.join([environment.pop('PYTHONPATH', ''), str(REPOSITORY)])
         environment = {'XLA_FLAGS': xla_flags(devices=1), 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, **environment}
         return subprocess.run(
             command, cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE, timeout=600, check=False
@@ -92,7 +92,7 @@ def test_nobody_without_a_home(run, program):
     """A user whom the machine doesn't know, as in containers; the cache is somewhere, by GAUSSQ_CACHE."""
     cache = os.environ.get('GAUSSQ_CACHE') or str(run.folder / 'cache')
     environment = {name: os.environ[name] for name in BARE if name in os.environ} | {'GAUSSQ_CACHE': cache}
-    process = run(program, 'nobody', environment={**environment, 'PYTHONPATH': [str(run.folder / 'nobody')]})
+    process = run(program, 'nobody', environment={**environment, 'PYTHONPATH': str(run.folder / 'nobody')})
     assert process.returncode == 0, process.stderr.decode()[-2000:]
 
 
@@ -110,12 +110,12 @@ def test_closed_output(run, program):
         (dict(SLURM_STEP_NUM_TASKS='2', SLURM_PROCID='1'), 'SLURM_STEP_NODELIST is not set'),
         (dict(OMPI_COMM_WORLD_SIZE='2'), 'mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT'),
         (dict(JAX_NUM_PROCESSES='2'), 'JAX_COORDINATOR_ADDRESS and JOB_COMPLETION_INDEX not set'),
-        (dict(HOME=None, GAUSSQ_CACHE=None, PYTHONPATH=['NOBODY']), "'~/.cache/gaussq_jax'"),
+        (dict(HOME=None, GAUSSQ_CACHE=None, PYTHONPATH='NOBODY'), "'~/.cache/gaussq_jax'"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(run, environment, error):
     if 'PYTHONPATH' in environment:
-        environment = environment | {'PYTHONPATH': [str(run.folder / 'nobody')]}
+        environment = environment | {'PYTHONPATH': str(run.folder / 'nobody')}
     process = run('train', 'missing', environment=machine(**environment))
     (line,) = process.stderr.decode().splitlines()
     assert process.returncode == 1 and line.startswith('error: ') and error in line

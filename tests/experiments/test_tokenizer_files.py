@@ -1,5 +1,6 @@
 """A run is opened by its own copy of its tokenizer, wherever both have gone since."""
 
+import json
 import shutil
 
 import pytest
@@ -53,9 +54,41 @@ def test_another_tokenizer_takes_the_place_of_one(tmp_path):
     (kept,) = (tmp_path / 'run' / 'tokenizer').iterdir()
     assert load_vocabulary(str(kept)).vocab_size == 259
     tokenizer_files.keep(str(kept), tmp_path / 'run')  # its own
-    assert kept.exists() and tokenizer_files.is_kept('tokenizer.json', tmp_path / 'run')
+    assert kept.exists() and tokenizer_files.copy_of('tokenizer.json', tmp_path / 'run')
 
 
 def test_bytes_need_no_file(tmp_path):
     tokenizer_files.keep('bytes', tmp_path)
-    assert list(tmp_path.iterdir()) == [] and tokenizer_files.is_kept('bytes', tmp_path)
+    assert list(tmp_path.iterdir()) == [] and tokenizer_files.keep_if_missing('bytes', tmp_path) == []
+
+
+def test_links(tmp_path):
+    """Of the file that is named, to what it leads; of others, not out of the folder; never a link in the run."""
+    (tmp_path / 'store').mkdir()
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'run').mkdir()
+    write_tokenizer(tmp_path / 'store' / 'v1.json')
+    (tmp_path / 'model' / 'tokenizer.json').symlink_to('../store/v1.json')
+    (tmp_path / 'model' / 'merges.txt').symlink_to('../store/v1.json')
+    (tmp_path / 'model' / 'generation_config.json').symlink_to('gone')
+    remarks = tokenizer_files.keep(str(tmp_path / 'model' / 'tokenizer.json'), tmp_path / 'run')
+    assert [remark.split(': ')[0] for remark in remarks] == [f'not kept in {tmp_path}/run/tokenizer'] * 2
+    (kept,) = (tmp_path / 'run' / 'tokenizer').iterdir()
+    assert not kept.is_symlink() and load_vocabulary(str(kept)).vocab_size == 259
+
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'tokenizer').symlink_to('../store')
+    with pytest.raises(ValueError, match='other/tokenizer is a link, which is not followed'):
+        tokenizer_files.keep(str(tmp_path / 'model' / 'tokenizer.json'), tmp_path / 'other')
+    (remark,) = tokenizer_files.keep_if_missing(str(tmp_path / 'model' / 'tokenizer.json'), tmp_path / 'other')
+    assert 'is a link' in remark and [path.name for path in (tmp_path / 'store').iterdir()] == ['v1.json']
+
+
+def test_a_packed_file_of_a_run_without_a_copy(tmp_path):
+    """As version 0.1 left them: the run's config says where its tokenizer is."""
+    file = write_huggingface(tmp_path / 'words.json')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps({'tokenizer': str(file)}))
+    assert tokenizer_files.of_run('words.json', tmp_path / 'run') == str(file)
+    assert tokenizer_files.of_run('other.json', tmp_path / 'run') is None
+    assert tokenizer_files.of_run('words.json', tmp_path) is None

@@ -1,5 +1,6 @@
 """Tokenizers: text comes back exactly, ids mean the same everywhere, and a wrong file is one clear error."""
 
+import base64
 import json
 import pathlib
 import shutil
@@ -8,10 +9,12 @@ import hypothesis
 import numpy as np
 import pytest
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from small_tokenizers import REAL_TEXT, write_huggingface, write_sentencepiece
 
+from experiments import replacements
 from experiments.special_tokens import ASK
-from experiments.tokenizers import _growth, load_tokenizer
+from experiments.tokenizers import load_tokenizer
 
 FOREIGN_TEXT = 'naïve façade — 日本語, Ελληνικά, 🙂\u200d👩 e\u0301\r\n\ttabs  and   spaces \x00 end\n\n'
 
@@ -170,48 +173,78 @@ def replace(content, **pattern):
     return {'type': 'Replace', 'pattern': pattern, 'content': content}
 
 
+def sequence(*parts, of='normalizers'):
+    return {'type': 'Sequence', of: list(parts)}
+
+
+def untyped(part):
+    return {name: value for name, value in part.items() if name != 'type'}
+
+
 TENFOLD = replace('a' * 10, String='a')
+DOUBLE = replace('a', Regex='(?=.)')
 
 
 @pytest.mark.parametrize(
     ('fields', 'error'),
     [
+        (dict(normalizer=sequence(*[TENFOLD] * 12)), r'its normalizer may make a letter 1e\+12; allowed are 1000'),
+        (dict(normalizer=sequence(sequence(*[TENFOLD] * 4))), r'its normalizer may make a letter 1e\+04'),
+        (dict(normalizer=untyped(sequence(*[TENFOLD] * 12))), 'a part of its normalizers has no type'),
+        (dict(normalizer=sequence(*[untyped(TENFOLD)] * 12)), 'a part of its normalizers has no type'),
+        (dict(decoder=sequence(*[TENFOLD] * 12, of='decoders')), r'its decoder may make a letter 1e\+12'),
         (
-            dict(normalizer={'type': 'Sequence', 'normalizers': [TENFOLD] * 12}),
-            'its normalizer may make a letter 1e.12',
+            dict(decoder={**sequence(), **sequence(*[TENFOLD] * 12, of='decoders')}),
+            r'its decoder may make a letter 1e\+12',
         ),
-        (dict(decoder={'type': 'Sequence', 'decoders': [TENFOLD] * 12}), 'its decoder may make a letter 1e.12'),
-        (
-            dict(normalizer={'type': 'Sequence', 'normalizers': [replace('ab', Regex='')] * 12}),
-            'its normalizer may make',
-        ),
+        (dict(normalizer=sequence(*[replace('ab', Regex='')] * 12)), 'its normalizer may make a letter'),
+        (dict(normalizer=sequence(*[DOUBLE] * 12)), 'its normalizer may make a letter'),
+        (dict(normalizer=sequence(*[replace('a', Regex='a{1}?')] * 12)), 'its normalizer may make a letter'),
         (
             dict(model={'type': 'BPE', 'vocab': {'a': 2**32 - 1}, 'merges': []}, added_tokens=[]),
             'has 1 tokens, and ids up',
         ),
         (dict(model={'type': 'BPE', 'vocab': {}, 'merges': []}, added_tokens=[]), 'has 0 tokens'),
-        (dict(model={'type': 'WordPiece', 'vocab': {}, 'unk_token': 5}), ''),
+        (dict(model={'type': 'WordPiece', 'vocab': {}, 'unk_token': 5}), 'invalid type: integer `5`'),
         (dict(post_processor={'type': 'BertProcessing', 'sep': ['x', 1], 'cls': ['x', 10**9]}), 'which is no token'),
-        (dict(truncation=[], padding={'strategy': {'Fixed': 2**40}}), ''),
+        (dict(truncation=[], padding={'strategy': {'Fixed': 2**40}}), 'invalid length 1'),
     ],
-    ids=range(8),
+    ids=range(14),
 )
 def test_bombs(tmp_path, files, fields, error):
     """Some bytes that would be gigabytes, at once or at the first text."""
     contents = json.loads(pathlib.Path(files['huggingface']).read_text()) | fields
     (tmp_path / 'bomb.json').write_text(json.dumps(contents))
     with pytest.raises(
-        ValueError, match=rf"^tokenizer='{tmp_path}/bomb.json' isn't a Hugging Face tokenizers file: .*({error})"
+        ValueError, match=rf"^tokenizer='{tmp_path}/bomb.json' isn't a Hugging Face tokenizers file: .*{error}"
     ):
         load_tokenizer(str(tmp_path / 'bomb.json'))
 
 
-def test_normalizers_of_published_models_are_none():
-    """Llama's, ALBERT's and XLM-R's replace, too."""
-    llama = {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': '_'}, replace('_', String=' ')]}
+def test_a_sentencepiece_bomb(tmp_path):
+    """An a becomes 4,000 of them."""
+    (tmp_path / 'rules.tsv').write_text('61\t' + ' '.join(['61'] * 4000) + '\n')
+    write_sentencepiece(tmp_path / 'bomb.model', normalization_rule_tsv=str(tmp_path / 'rules.tsv'))
+    with pytest.raises(ValueError, match='its normalizer may make a letter 4,000; allowed are 1000'):
+        load_tokenizer(str(tmp_path / 'bomb.model'))
+
+
+def test_normalizers_of_published_models_are_none(tmp_path):
+    """Llama's, ALBERT's and XLM-R's replace, too; many replacements that don't meet make no more than one of them."""
+    nfkc = write_sentencepiece(tmp_path / 'nfkc.model', normalization_rule_name='nmt_nfkc')
+    load_tokenizer(str(nfkc))
+    charsmap = sentencepiece_model_pb2.ModelProto.FromString(nfkc.read_bytes()).normalizer_spec.precompiled_charsmap
+    precompiled = {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()}
     quotes = [replace('"', String='``'), replace('"', String="''"), replace(' ', Regex=' {2,}')]
-    albert = {'type': 'Sequence', 'normalizers': [*quotes, {'type': 'NFKD'}, {'type': 'Precompiled'}]}
-    assert _growth(llama) == 1 and _growth(albert) == 16 and _growth(None) == 1
+    for parts in (
+        [{'type': 'Prepend', 'prepend': '_'}, replace('_', String=' ')],
+        [*quotes, {'type': 'NFKD'}, {'type': 'StripAccents'}, {'type': 'Lowercase'}, precompiled],
+        [
+            replace(text, String=letter)
+            for letter, text in zip('½¼¾…—№℀⅓', ['1/2', '1/4', '3/4', '...', '---', 'No.', 'a/c', '1/3'])
+        ],
+    ):
+        replacements.check({'normalizer': sequence(*parts), 'decoder': None})
 
 
 def test_a_panic_is_an_error(monkeypatch, tmp_path, files):
