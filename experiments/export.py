@@ -29,7 +29,7 @@ from absl import flags
 
 import gaussq_jax as gq
 from configs import common
-from experiments import cli, huggingface_folder, paths, runs
+from experiments import cli, huggingface_folder, paths, runs, tokenizer_files
 from experiments import quantization_report as report
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
@@ -54,6 +54,7 @@ def main(argv):
         check_settings(FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         file = output_file(workdir)
         run = runs.open_run(workdir)
+        remarks = tokenizer_files.keep_if_missing(run.experiment.config.tokenizer, workdir)  # as version 0.1 did not
         layout, promised = choose_layout(run, FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         info = describe_run(run, layout, FORMAT.value, BUDGET.value)
         gq.save_packed(file, run.state.params, layout, info=info)
@@ -69,6 +70,9 @@ def main(argv):
         f'written to {file}: {on_disk:,} bytes, {promised.total_bytes:,} as promised and a header of {header:,};'
         f' {share:.1f} % of float32'
     )
+    tokenizer = run.experiment.config.tokenizer
+    if tokenizer != 'bytes' and not tokenizer_files.copy_of(tokenizer, file.parent):
+        print(*remarks, f'its tokenizer is not beside it, and has to be named: --tokenizer={tokenizer}', sep='\n')
     if directory:
         print(f'written to {directory}: the same weights in bfloat16, for transformers')
 

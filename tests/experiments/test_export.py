@@ -288,7 +288,7 @@ def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
         (directory / there.name).unlink()
 
 
-def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, learned):
+def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, capsys, learned):
     """Of the machine: a tokenizer has a name there, and data none."""
     config = learned.experiment.config.copy_and_resolve_references()
     places = {name: f'{tmp_path}/secret/{name}' for name in ('data_dir', 'cache_dir', 'init_from')}
@@ -297,6 +297,8 @@ def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, learned):
     run_export(monkeypatch, learned._replace(experiment=experiment), tmp_path)
     assert read_packed(tmp_path / 'learned.safetensors').info['config']['tokenizer'] == 'words.json'
     assert str(tmp_path).encode() not in (tmp_path / 'learned.safetensors').read_bytes()
+    told = f'its tokenizer is not beside it, and has to be named: --tokenizer={tmp_path}/secret/words.json'
+    assert told in capsys.readouterr().out
 
 
 def test_weights_of_another_model(tmp_path, file, learned):

@@ -35,6 +35,7 @@ def test_a_run_is_self_contained(tmp_path, name):
 
     start(tmp_path / 'moved', config)
     assert_same_run(tmp_path / 'moved', tmp_path / 'whole')
+    assert json.loads((tmp_path / 'moved' / 'config.json').read_text())['tokenizer'] == str(file)  # as the command says
     with on_mesh(ONE_DEVICE):
         assert runs.open_run(tmp_path / 'moved').tokenizer.fingerprint.startswith('huggingface-')
     on = from_run.get_config(f'run={tmp_path / "moved"}')
