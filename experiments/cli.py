@@ -6,6 +6,7 @@ import pathlib
 import re
 import select
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 from experiments import host_memory
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
+BIDIRECTIONAL = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'  # by these what follows looks otherwise
 LONGEST, MOST_LINES = 1000, 50  # letters of a line of an error, and its lines
 
 
@@ -110,12 +112,13 @@ def user_errors() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """What a terminal gets to see of others' words: no control characters, and not without end."""
+    """What an error may show of others' words: lines of printable characters, and not without end."""
     lines = [line if len(line) <= LONGEST else f'{line[: LONGEST - 1]}…' for line in text.split('\n')]
-    return escaped('\n'.join(lines[:MOST_LINES] + ['…'] * (len(lines) > MOST_LINES)))
+    text = '\n'.join(lines[:MOST_LINES] + ['…'] * (len(lines) > MOST_LINES))
+    return ''.join(letter if letter.isprintable() or letter == '\n' else ascii(letter)[1:-1] for letter in text)
 
 
 def escaped(text: str) -> str:
-    """A text without characters that a terminal would obey, but for the ends of lines and tabs."""
-    is_shown = lambda letter: letter.isprintable() or letter in '\n\t'
-    return ''.join(letter if is_shown(letter) else ascii(letter)[1:-1] for letter in text)
+    """A text of any language, without what a terminal would obey but for the ends of lines and tabs."""
+    is_obeyed = lambda letter: unicodedata.category(letter) in ('Cc', 'Cs') or letter in BIDIRECTIONAL
+    return ''.join(ascii(letter)[1:-1] if is_obeyed(letter) and letter not in '\n\t' else letter for letter in text)
