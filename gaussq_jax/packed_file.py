@@ -88,7 +88,8 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for, a device may have no end
         raise ValueError(f'{path} is no file')
     with open(path, 'rb') as file:
         start = file.read(2)
