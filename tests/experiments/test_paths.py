@@ -96,8 +96,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, name, kind):
     signal.alarm(20)
     try:
         with pytest.raises(
-            ValueError,
-            match=rf'{re.escape(name)} is no file|has neither .*{re.escape(name)}|{re.escape(name)}. is no file',
+            (ValueError, IsADirectoryError),
+            match=rf'{re.escape(name)} is no file|Is a directory: .*{re.escape(name)}|has neither .*{re.escape(name)}|{re.escape(name)}. is no file',
         ):
             READERS[name](path)
     finally:
