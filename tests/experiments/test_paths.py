@@ -95,11 +95,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, name, kind):
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail('it waits'))
     signal.alarm(20)
     try:
-        with pytest.raises(
-            (ValueError, IsADirectoryError),
-            match=rf'{re.escape(name)} is no file|Is a directory: .*{re.escape(name)}|has neither .*{re.escape(name)}|{re.escape(name)}. is no file',
-        ):
+        with pytest.raises((ValueError, IsADirectoryError), match=r'is no file|Is a directory|has neither') as error:
             READERS[name](path)
+        assert name in str(error.value)
     finally:
         signal.alarm(0)
 
