@@ -15,13 +15,15 @@ import sys
 import pytest
 
 READING = pathlib.Path(__file__).with_name('hostile_reading.py')
-KINDS = {  # how many mutations of each
-    **{'packed': 1000, 'packed, sealed': 1000, 'packed run, sealed': 1000, 'Hugging Face': 700, 'tokenizers': 1000},
-    **{'checkpoint': 300, 'checkpoint, sealed': 1000, 'config of a run': 300, 'metrics': 500, 'result': 1000},
-    **{'comparison': 1000, 'casts': 1000, 'table, CSV': 1000, 'table, JSONL': 1000, 'table, Parquet': 1000},
-    **{'law': 1000, 'tokens': 1000, 'texts': 1000},
-}
-ONE_OF = 40  # is read by the test that always runs
+KINDS = dict.fromkeys(  # how many mutations of each
+    (
+        *('packed', 'packed, sealed', 'packed run, sealed', 'Hugging Face', 'tokenizers'),
+        *('checkpoint', 'checkpoint, sealed', 'config of a run', 'metrics', 'result', 'comparison', 'casts'),
+        *('table, CSV', 'table, JSONL', 'table, Parquet', 'law', 'tokens', 'texts'),
+    ),
+    1000,
+)
+ONE_OF = 50  # is read by the test that always runs
 
 
 def test_hostile_files(tmp_path):
