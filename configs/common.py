@@ -155,9 +155,8 @@ def with_added(stored: dict[str, Any], source: Any = 'a stored config') -> dict[
     Raises:
       ValueError: for a field of another type than a config's; begins with `source`.
     """
-    config = {**ADDED, **stored}
-    _check_types(config, {**base_config(parse('', **ARGUMENTS)).to_dict(), 'model': {'family': ''}}, source)
-    return config
+    like = {**base_config(parse('', **ARGUMENTS)).to_dict(), 'model': {'family': ''}}
+    return _checked({**ADDED, **stored}, like, source)
 
 
 def as_begun(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +182,17 @@ def shrink(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _check_types(config, like, source, prefix=''):
+def _checked(config, like, source, prefix=''):
+    """With '' for None, which a config of one's own may have in the place of a text."""
+    checked = dict(config)
     for name in like.keys() & config.keys():
         value, kind = config[name], type(like[name])
-        if not json_files.is_a(value, kind) and not (value is None and kind is str):  # as '', by a config of one's own
+        value = '' if value is None and kind is str else value
+        if not json_files.is_a(value, kind):
             field, kind = f'{prefix}{name}', json_files.KINDS[kind]
             raise ValueError(f'{source}: the field {field} must be {kind}, not {value!r:.80}')
-        if kind is dict:
-            _check_types(value, like[name], source, f'{prefix}{name}.')
+        checked[name] = _checked(value, like[name], source, f'{prefix}{name}.') if kind is dict else value
+    return checked
 
 
 def _convert(name, text, default):

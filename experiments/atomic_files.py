@@ -89,7 +89,9 @@ def named_errors(path: pathlib.Path, partial: pathlib.Path | None = None) -> Ite
     try:
         yield
     except OSError as error:
-        if error.errno is None or (error.filename is not None and str(error.filename) != str(partial)):
+        names = (error.filename, error.filename2)  # of a copy, its source and its target
+        is_ours = names == (None, None) or (partial is not None and str(partial) in map(str, names))
+        if error.errno is None or not is_ours:
             raise  # in words of ours, or of this or another file
         raise type(error)(error.errno, error.strerror, str(path)) from error
 

@@ -35,9 +35,9 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
     if default_config and not any(re.match('--?config(=|$)', argument) for argument in argv):
         argv.insert(1, f'--config={default_config}')
     for index, text in enumerate(argv):
-        if text.startswith('--config='):
-            argv[index] = f'--config={config_file(text[9:])}'
-        elif argv[index - 1] == '--config':
+        if found := re.match('(--?config=)(.+)', text):
+            argv[index] = found[1] + config_file(found[2])
+        elif index and argv[index - 1] in ('--config', '-config'):
             argv[index] = config_file(text)
 
     def main_without_log(argv):

@@ -70,9 +70,10 @@ def main(argv):
         f'written to {file}: {on_disk:,} bytes, {promised.total_bytes:,} as promised and a header of {header:,};'
         f' {share:.1f} % of float32'
     )
+    print(''.join(f'{remark}\n' for remark in remarks), end='')
     tokenizer = run.experiment.config.tokenizer
     if tokenizer != 'bytes' and not tokenizer_files.copy_of(tokenizer, file.parent):
-        print(*remarks, f'its tokenizer is not beside it, and has to be named: --tokenizer={tokenizer}', sep='\n')
+        print(f'its tokenizer is not beside it, and has to be named: --tokenizer={tokenizer}')
     if directory:
         print(f'written to {directory}: the same weights in bfloat16, for transformers')
 

@@ -1,26 +1,29 @@
-"""What the replacements of a tokenizer's file may make of a letter: some bytes of it could make gigabytes of a text.
+"""What a tokenizer's normalizer and decoder may make of a letter: some bytes of a file could make gigabytes of a text.
 
-Each replacement multiplies what it is given by at most the letters of its content over those of its pattern. They
-multiply one another where one may find what another has written.
+Each of their parts multiplies what it is given: a replacement by the letters of its content over those of its pattern.
+They multiply one another where one may find what another has written.
 """
 
 import base64
 import binascii
 import re
 import warnings
+from collections.abc import Iterator
 from re import _parser as regex_parser
 from typing import Any, NamedTuple
 
-MOST_GROWTH = 1000
+MOST_GROWTH = 4096
 PARTS = {'normalizer': 'normalizers', 'decoder': 'decoders'}  # where a sequence of such has its parts
-LETTER_BY_LETTER = (
-    'Prepend',
-    'Strip',
-    'StripAccents',
-    'Fuse',
-    'ByteFallback',
-    'Metaspace',
-)  # write no letters of others
+# What others make of a letter at most, in code points; of the forms of Unicode by UAX 15.
+GROWTHS = {
+    **{'NFC': 3, 'NFD': 4, 'NFKC': 18, 'NFKD': 18, 'Lowercase': 3, 'BertNormalizer': 12, 'ByteLevel': 4, 'Nmt': 1},
+    **{'Strip': 1, 'StripAccents': 1, 'Fuse': 1, 'ByteFallback': 1, 'WordPiece': 3, 'BPEDecoder': 2, 'CTC': 2},
+}
+UNKNOWN_GROWTH = 18
+KEEPS_LETTERS = ('Strip', 'Fuse')  # write none that was not there
+# Fields of SentencePiece's ModelProto and of the NormalizerSpecs in it.
+NORMALIZER, DENORMALIZER, CHARSMAP = 3, 5, 2
+VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # wire types of Protocol Buffers
 
 
 class Replacement(NamedTuple):
@@ -57,16 +60,10 @@ def check_sentencepiece(contents: bytes):
     Raises:
       ValueError: it is none, or its normalizer writes too much.
     """
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(contents)
-    except DecodeError as error:
-        raise ValueError(f'it is no model: {error}') from None
-    for spec in (model.normalizer_spec, model.denormalizer_spec):
-        if (growth := _longest(spec.precompiled_charsmap)) > MOST_GROWTH:
-            raise ValueError(f'its normalizer may make a letter {growth:,}; allowed are {MOST_GROWTH}')
+    for number, spec in _fields(contents):
+        for inner, charsmap in _fields(spec) if number in (NORMALIZER, DENORMALIZER) else ():
+            if inner == CHARSMAP and (growth := _longest(charsmap)) > MOST_GROWTH:
+                raise ValueError(f'its normalizer may make a letter {growth:,}; allowed are {MOST_GROWTH}')
 
 
 def _flat(part, inner):
@@ -84,18 +81,24 @@ def _flat(part, inner):
 
 def _replacement(part) -> Replacement:
     match part:
+        case {'type': 'Replace', 'pattern': {'String': ''}, 'content': str(content)}:  # it is between all letters
+            return Replacement(len(content) + 1)
         case {'type': 'Replace', 'pattern': {'String': str(text)}, 'content': str(content)}:
-            return Replacement(max(1, len(content) / max(1, len(text))), set(text), set(content))
+            return Replacement(max(1, len(content) / len(text)), set(text), set(content))
         case {'type': 'Replace', 'pattern': {'Regex': str(text)}, 'content': str(content)}:
             return Replacement(max(1, len(content) + _may_match_nothing(text)), None, set(content))
+        case {'type': 'Prepend', 'prepend': str(text)}:
+            return Replacement(len(text) + 1, set(), set(text))
+        case {'type': 'Metaspace', 'replacement': str(letter)}:
+            return Replacement(1, {letter}, {' '})
         case {'type': 'Precompiled', 'precompiled_charsmap': str(charsmap)}:
             try:
                 return Replacement(max(1, _longest(base64.b64decode(charsmap))))
             except binascii.Error as error:
                 raise ValueError(f'its precompiled_charsmap is no base64: {error}') from None
-        case {'type': kind} if kind in LETTER_BY_LETTER:
+        case {'type': kind} if kind in KEEPS_LETTERS:
             return Replacement(1, set(), set())
-    return Replacement(1)
+    return Replacement(GROWTHS.get(part['type'], UNKNOWN_GROWTH))
 
 
 def _longest(charsmap: bytes) -> int:
@@ -105,9 +108,48 @@ def _longest(charsmap: bytes) -> int:
 
 
 def _may_match_nothing(pattern: str) -> bool:
-    """Whether a regex may match between any two letters; True if Python doesn't know it, or reads `}?` otherwise."""
+    """Whether a regex of Oniguruma may match between any two letters; True where that isn't known.
+
+    Python reads most of them alike; not so classes in classes, `&&` in them, and `}?`, and properties not at all.
+    """
+    pattern = re.sub(r'\\[pP]\{[^{}]*\}', 'x', pattern)
     try:
         with warnings.catch_warnings(action='ignore'):  # of what a later Python may read otherwise
-            return '}?' in pattern or regex_parser.parse(pattern).getwidth()[0] == 0
+            is_read_otherwise = pattern.count('[') > 1 or '&&' in pattern or '}?' in pattern
+            return is_read_otherwise or regex_parser.parse(pattern).getwidth()[0] == 0
     except (re.error, RecursionError, OverflowError):
         return True
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a message in Protocol Buffers' wire format that have a length: number and bytes; not the others.
+
+    Raises:
+      ValueError: it is none.
+
+    Source: https://protobuf.dev/programming-guides/encoding.
+    """
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        size = {EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(tag & 7)
+        if tag & 7 in (VARINT, LENGTH):
+            size, place = _varint(message, place)
+        if size is None or (tag & 7 != VARINT and place + size > len(message)):
+            raise ValueError(f'no Protocol Buffers at byte {place}')
+        if tag & 7 == LENGTH:
+            yield tag >> 3, message[place : place + size]
+        place += 0 if tag & 7 == VARINT else size
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """The number at a place, and the place after it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if place == len(message):
+            break
+        number |= (message[place] & 127) << shift
+        place += 1
+        if message[place - 1] < 128:
+            return number, place
+    raise ValueError(f'no Protocol Buffers at byte {place}')

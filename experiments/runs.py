@@ -96,7 +96,7 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
 
 def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
     """The resolved config as checkpoints keep it, with what identifies the text and the initial weights."""
-    stored = {**config.to_dict(), 'corpus': data.train.sha256}
+    stored = {**common.with_added(config.to_dict(), 'the config'), 'corpus': data.train.sha256}
     return stored | ({'initial_weights': data.initial_weights} if data.initial_weights else {})
 
 

@@ -3,6 +3,7 @@
 Beside a packed file they are looked for, too, so that one in its run's workdir finds them.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -27,15 +28,17 @@ def keep(spec: str, workdir: pathlib.Path) -> list[str]:
       OSError: the file can't be read, or the copy not written.
     """
     path, directory = paths.parse(spec, 'config.tokenizer'), workdir / DIRECTORY
-    if spec == 'bytes' or path.parent.resolve() == directory.resolve():
+    if spec == 'bytes':
         return []
     if directory.is_symlink():
-        raise ValueError(f'{directory} is a link, which is not followed: what is there is kept in it')
+        raise ValueError(f'{directory} is a link, which is not followed: a run keeps its tokenizer there')
+    if directory.resolve() in (path.parent.resolve(), path.resolve().parent):  # it is the copy
+        return []
     directory.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:  # of another tokenizer, with which a training was started here
-        (directory / name).unlink(missing_ok=True)
     with new_file(directory / path.name) as partial:
         shutil.copyfile(path, partial)
+    for name in set(TOKENIZER_FILES) - {path.name}:  # of another tokenizer, with which a training was started here
+        (directory / name).unlink(missing_ok=True)
     remarks = []
     for name in TOKENIZER_FILES if path.name in TOKENIZERS else ():
         if name != path.name and os.path.lexists(path.parent / name):
@@ -63,8 +66,8 @@ def copy_of(spec: str, directory: pathlib.Path) -> str | None:
 
 def of_run(name: str, workdir: pathlib.Path) -> str | None:
     """The file of this name that the config.json of a run names, as one of version 0.1, which has no copy of it."""
-    if not (workdir / 'config.json').is_file():
-        return None
-    spec = json_files.read(workdir / 'config.json').get('tokenizer')
-    is_it = isinstance(spec, str) and pathlib.PurePath(spec).name == name and pathlib.Path(spec).expanduser().is_file()
-    return spec if is_it else None
+    with contextlib.suppress(ValueError, OSError):
+        spec = json_files.read(workdir / 'config.json', tokenizer=str)['tokenizer']
+        if pathlib.PurePath(spec).name == name and paths.parse(spec, 'tokenizer').is_file():
+            return spec
+    return None

@@ -114,7 +114,7 @@ def _is_forbidden(event: str, args: tuple, allowed: list[str]) -> bool:
         return False  # by a descriptor, or by a name in the folder of one
     folder, name = os.path.split(os.path.abspath(path))
     written = os.path.realpath(path) if event == 'open' else os.path.join(os.path.realpath(folder), name)
-    return not written.startswith((os.path.realpath(allowed[0]), '/dev/null'))
+    return written != '/dev/null' and not f'{written}/'.startswith(f'{os.path.realpath(allowed[0])}/')
 
 
 def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[str, str]:

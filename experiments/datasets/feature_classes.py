@@ -27,7 +27,7 @@ def check(directory: pathlib.Path):
     """
     for path in _files(directory):
         paths.check_file(path)  # what TFDS would wait for
-        for name in _class_names(json_files.read(path)) if path.name == 'features.json' else ():
+        for name in _names_in(path) if path.name == 'features.json' else ():
             if not name.startswith(ALLOWED) or not name.isascii():
                 raise ValueError(f'{path} names the class {name!r:.80}, which TFDS would import; allowed: {ALLOWED}*')
 
@@ -35,7 +35,7 @@ def check(directory: pathlib.Path):
 def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """All that there are, also in folders that are links, which TFDS follows."""
     seen = set()
-    for folder, folders, names in os.walk(directory, followlinks=True):
+    for folder, folders, names in os.walk(directory, followlinks=True, onerror=_raise if directory.exists() else None):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -43,6 +43,17 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         yield from (path for name in sorted(names) if (path := pathlib.Path(folder, name)).exists())
+
+
+def _raise(error):
+    raise error
+
+
+def _names_in(path: pathlib.Path) -> list[str]:
+    try:
+        return list(_class_names(json_files.read(path)))
+    except RecursionError:
+        raise ValueError(f'{path} has too many levels') from None
 
 
 def _class_names(contents: Any) -> Iterator[str]:
@@ -64,5 +75,3 @@ def _parse(text):
         return json.loads(text)  # as TFDS does
     except ValueError:
         return None
-    except RecursionError:
-        raise ValueError('a features.json has too many levels') from None

@@ -55,6 +55,9 @@ def test_another_tokenizer_takes_the_place_of_one(tmp_path):
     (kept,) = (tmp_path / 'run' / 'tokenizer').iterdir()
     assert load_vocabulary(str(kept)).vocab_size == 259
     tokenizer_files.keep(str(kept), tmp_path / 'run')  # its own
+    (tmp_path / 'link').mkdir()
+    (tmp_path / 'link' / 'tokenizer.json').symlink_to(kept)
+    tokenizer_files.keep(str(tmp_path / 'link' / 'tokenizer.json'), tmp_path / 'run')  # and a link to it
     assert kept.exists() and tokenizer_files.copy_of('tokenizer.json', tmp_path / 'run')
 
 

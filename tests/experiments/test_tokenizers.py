@@ -1,6 +1,7 @@
 """Tokenizers: text comes back exactly, ids mean the same everywhere, and a wrong file is one clear error."""
 
 import base64
+import itertools
 import json
 import pathlib
 import shutil
@@ -181,14 +182,26 @@ def untyped(part):
     return {name: value for name, value in part.items() if name != 'type'}
 
 
+BERT = {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'lowercase': False}
 TENFOLD = replace('a' * 10, String='a')
 DOUBLE = replace('a', Regex='(?=.)')
+METASPACE = {'type': 'Metaspace', 'replacement': 'b', 'prepend_scheme': 'never', 'split': True}
+SPACES = [replace('b' * 30, String=' '), METASPACE]
+OTHER_BOMBS = [
+    [replace('a' * 20, String='')] * 3,
+    [{'type': 'ByteLevel'}] * 12,
+    [replace('ﷺ', String='ل'), {'type': 'NFKC'}] * 5,
+    [{'type': 'NFD'}, replace('ᾂ', String='α')] * 7,
+    [BERT, replace('中', String=' ')] * 8,
+    [{'type': 'Prepend', 'prepend': 'a' * 1000}, replace('b' * 900, String='a')],
+    *([replace('a', Regex=regex)] * 13 for regex in ('[[q]w]*', '[[:digit:]]*', '[q[w]e]*', '[a&&[b]]*')),
+]
 
 
 @pytest.mark.parametrize(
     ('fields', 'error'),
     [
-        (dict(normalizer=sequence(*[TENFOLD] * 12)), r'its normalizer may make a letter 1e\+12; allowed are 1000'),
+        (dict(normalizer=sequence(*[TENFOLD] * 12)), r'its normalizer may make a letter 1e\+12; allowed are 4096'),
         (dict(normalizer=sequence(sequence(*[TENFOLD] * 4))), r'its normalizer may make a letter 1e\+04'),
         (dict(normalizer=untyped(sequence(*[TENFOLD] * 12))), 'a part of its normalizers has no type'),
         (dict(normalizer=sequence(*[untyped(TENFOLD)] * 12)), 'a part of its normalizers has no type'),
@@ -198,8 +211,8 @@ DOUBLE = replace('a', Regex='(?=.)')
             r'its decoder may make a letter 1e\+12',
         ),
         (dict(normalizer=sequence(*[replace('ab', Regex='')] * 12)), 'its normalizer may make a letter'),
-        (dict(normalizer=sequence(*[DOUBLE] * 12)), 'its normalizer may make a letter'),
-        (dict(normalizer=sequence(*[replace('a', Regex='a{1}?')] * 12)), 'its normalizer may make a letter'),
+        (dict(normalizer=sequence(*[DOUBLE] * 13)), 'its normalizer may make a letter'),
+        (dict(normalizer=sequence(*[replace('a', Regex='a{1}?')] * 13)), 'its normalizer may make a letter'),
         (
             dict(model={'type': 'BPE', 'vocab': {'a': 2**32 - 1}, 'merges': []}, added_tokens=[]),
             'has 1 tokens, and ids up',
@@ -209,7 +222,7 @@ DOUBLE = replace('a', Regex='(?=.)')
         (dict(post_processor={'type': 'BertProcessing', 'sep': ['x', 1], 'cls': ['x', 10**9]}), 'which is no token'),
         (dict(truncation=[], padding={'strategy': {'Fixed': 2**40}}), 'invalid length 1'),
     ],
-    ids=range(14),
+    ids=itertools.count(),
 )
 def test_bombs(tmp_path, files, fields, error):
     """Some bytes that would be gigabytes, at once or at the first text."""
@@ -222,10 +235,10 @@ def test_bombs(tmp_path, files, fields, error):
 
 
 def test_a_sentencepiece_bomb(tmp_path):
-    """An a becomes 4,000 of them."""
-    (tmp_path / 'rules.tsv').write_text('61\t' + ' '.join(['61'] * 4000) + '\n')
+    """An a becomes 5,000 of them."""
+    (tmp_path / 'rules.tsv').write_text('61\t' + ' '.join(['61'] * 5000) + '\n')
     write_sentencepiece(tmp_path / 'bomb.model', normalization_rule_tsv=str(tmp_path / 'rules.tsv'))
-    with pytest.raises(ValueError, match='its normalizer may make a letter 4,000; allowed are 1000'):
+    with pytest.raises(ValueError, match='its normalizer may make a letter 5,000; allowed are 4096'):
         load_tokenizer(str(tmp_path / 'bomb.model'))
 
 
@@ -245,6 +258,22 @@ def test_normalizers_of_published_models_are_none(tmp_path):
         ],
     ):
         replacements.check({'normalizer': sequence(*parts), 'decoder': None})
+    of_mistral = [
+        replace(' ', String='▁'),
+        {'type': 'ByteFallback'},
+        {'type': 'Fuse'},
+        {'type': 'Strip', 'content': ' '},
+    ]
+    replacements.check({'decoder': sequence(*of_mistral, of='decoders')})
+
+
+def test_damaged_sentencepiece_models(tmp_path, files):
+    """What is no model, or ends within a field."""
+    contents = pathlib.Path(files['sentencepiece']).read_bytes()
+    for damaged in (contents[: len(contents) // 2], b'\xff' * 100, b'\x0b\x0c', contents + b'\x1a'):
+        (tmp_path / 'damaged.model').write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.model' isn't a SentencePiece file"):
+            load_tokenizer(str(tmp_path / 'damaged.model'))
 
 
 def test_a_panic_is_an_error(monkeypatch, tmp_path, files):
