@@ -74,3 +74,24 @@ def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
     assert common.with_added(stored) == today | {'special_tokens': before}
     assert common.with_added({**stored, 'scan_unroll': 3})['scan_unroll'] == 3
     assert set(common.with_added({})) == set(common.ADDED)
+
+
+def test_a_stored_config_has_the_types_of_a_config():
+    """A text may be None, as in a config of one's own; it is then empty, in nested fields, too."""
+    stored = common.base_config(common.parse('', **common.ARGUMENTS)).to_dict()
+    odd = stored | {'data_dir': None, 'optimizer': stored['optimizer'] | {'name': None, 'learning_rate': 1}}
+    completed = common.with_added(odd)
+    assert (completed['data_dir'], completed['optimizer']['name'], odd['data_dir']) == ('', '', None)
+    wrong = {
+        'seed': True,
+        'batch_size': '8',
+        'optimizer': [],
+        'deterministic': 1,
+        'special_tokens': None,
+        'model': 'llama',
+    }
+    for name, value in {**wrong, 'total_steps': None}.items():
+        with pytest.raises(ValueError, match=f'^it: the field {name} must be an? '):
+            common.with_added(stored | {name: value}, 'it')
+    with pytest.raises(ValueError, match=r'^it: the field optimizer.b1 must be a number, not True'):
+        common.with_added(stored | {'optimizer': stored['optimizer'] | {'b1': True}}, 'it')
