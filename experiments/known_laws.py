@@ -208,8 +208,8 @@ def _laws_of_json(like: scaling_laws.ScalingLaw, content: Any) -> tuple[scaling_
 def _numbers(values: Iterable[Any]) -> list[float]:
     values = list(values)
     if wrong := [value for value in values if not json_files.is_a(value, float)]:
-        raise ValueError(f'{wrong[0]!r} is no number')
-    return values
+        raise ValueError(f'{wrong[0]!r:.80} is no number')
+    return list(map(float, values))
 
 
 def _names_of_constants(law: scaling_laws.ScalingLaw, names: Iterable[Any]) -> tuple[str, ...]:

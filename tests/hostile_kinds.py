@@ -57,6 +57,7 @@ class Kind(NamedTuple):
     exact: tuple[str, ...] = ()  # patterns of files whose mutations are refused, or change nothing of what is read
     exact_arrays: tuple[str, ...] = ()  # the same, but for settings
     seal: Callable[[pathlib.Path], None] = lambda folder: None  # what somebody does who means it
+    is_cache: bool = False  # of its user, whose links to folders are followed
 
 
 def write_run(folder: pathlib.Path):
@@ -323,7 +324,11 @@ KINDS = {
     'table, Parquet': Kind(write_table, read_table('.parquet'), {'runs.parquet': (of_bytes,)}),
     'law': Kind(write_law, read_law, {'law.json': JSON_OR_DAMAGE}),
     'tokens': Kind(
-        write_tokens, read_tokens, {'tokens/**/*.json': JSON_OR_DAMAGE, 'tokens/**/*.tokens': (of_bytes,)}, exact=('*',)
+        write_tokens,
+        read_tokens,
+        {'tokens/**/*.json': JSON_OR_DAMAGE, 'tokens/**/*.tokens': (of_bytes,)},
+        exact=('*',),
+        is_cache=True,
     ),
     'texts': Kind(
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}

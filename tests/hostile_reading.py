@@ -94,7 +94,8 @@ def mutate(kind: Kind, name: str, number: int, valid: pathlib.Path, folder: path
     pattern = generator.choice(list(kind.targets))
     path = generator.choice(sorted(path for path in folder.glob(pattern) if path.is_file()))
     if generator.random() < LINKS:
-        path = generator.choice([path, *(parent for parent in path.parents if folder in parent.parents)])
+        parents = () if kind.is_cache else path.parents
+        path = generator.choice([path, *(parent for parent in parents if folder in parent.parents)])
         what = replace_by_link(generator, path, folder.parent / 'elsewhere')
     else:
         contents, what = generator.choice(kind.targets[pattern])(generator, path.read_bytes())
