@@ -35,10 +35,12 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], contents: 
       contents: what JSON keeps, to be read with them.
 
     Raises:
-      ValueError: for contents that JSON can't keep; for a name that tensors can't have.
+      ValueError: for contents that JSON can't keep; for a name that tensors can't have; for a path of what is no file.
       OSError: where the file can't be written; what was there before is as it was.
     """
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device, a pipe
+        raise ValueError(f'{path} is no file, and is not replaced by one')
     text = to_json({'version': VERSION, 'sha256': NO_DIGEST, **contents})
     if RESERVED in tensors:
         raise ValueError(f'a tensor cannot be named {RESERVED!r}, which means something else in safetensors files')

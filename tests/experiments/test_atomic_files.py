@@ -1,6 +1,9 @@
 """Files and directories are written whole or not at all, whatever is beside them and whoever else writes."""
 
+import errno
 import os
+import shutil
+import stat
 
 import pytest
 
@@ -82,3 +85,22 @@ def test_a_file_that_stays_open_is_no_link(tmp_path, mode):
     with open_own(tmp_path / 'new', mode) as file:
         file.write('text')
     assert (tmp_path / 'new').read_text() == 'text' and os.stat(tmp_path / 'new').st_mode & 0o111 == 0
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    """As /dev/null would be, by a user who may."""
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(ValueError, match='pipe is no file, and is not replaced by one'):
+        replace_file(tmp_path / 'pipe', 'text')
+    assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_errors_of_another_file_name_that(tmp_path):
+    """Of a copy, what can't be read; what can't be written is the file itself."""
+    with pytest.raises(FileNotFoundError, match='source'), new_file(tmp_path / 'file') as partial:
+        shutil.copyfile(tmp_path / 'source', partial)
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"),
+        new_file(tmp_path / 'file') as partial,
+    ):
+        raise OSError(errno.ENOSPC, 'No space left on device', str(tmp_path / 'source'), None, str(partial))

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -537,3 +538,10 @@ def test_a_weight_that_was_retyped(path, whole):
     gq.load_packed(path, like=like)
     with pytest.raises(ValueError, match='bias: bfloat16 in the file, int16 in `like`'):
         gq.load_packed(path, like=like | {'bias': np.zeros(3, np.int16)})
+
+
+def test_a_pipe_or_a_device_is_not_replaced(path):
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match='is no file, and is not replaced by one'):
+        gq.save_packed(path, {'a': np.ones((4, 4), np.float32)}, {})
+    assert stat.S_ISFIFO(path.stat().st_mode) and [other.name for other in path.parent.iterdir()] == [path.name]
