@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from scipy.special import stdtrit
 
-from experiments.atomic_files import new_file
+from experiments import pictures
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
@@ -132,8 +132,7 @@ def draw(trainings: dict[str, Training], output: pathlib.Path):
         figure.legend(
             [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
         )
-        with new_file(output) as partial:
-            figure.savefig(partial, format=output.suffix[1:].lower(), dpi=150)
+        pictures.save(figure, output)
         plt.close(figure)
 
 

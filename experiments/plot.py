@@ -12,8 +12,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import cli, paths
-from experiments.atomic_files import new_file
+from experiments import cli, paths, pictures
 from experiments.metrics import read_metrics
 
 matplotlib.use('agg')
@@ -44,8 +43,7 @@ def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
     Raises:
       ValueError: for a run without a training loss; for another kind of picture.
     """
-    if output.suffix.lower() not in ('.png', '.svg', '.pdf'):
-        raise ValueError(f'--output={output} must end in .png, .svg or .pdf')
+    pictures.check(output)
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
         for i, (name, lines) in enumerate(runs_by_name.items()):
@@ -65,8 +63,7 @@ def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
         loss.legend(frameon=False, title='validation at the end', alignment='left')
         bits.set(xlabel='step', ylabel='mean bitwidth (bits)')
         bits.set_title('learned bitwidths', fontsize=10)
-        with new_file(output) as partial:
-            figure.savefig(partial, format=output.suffix[1:].lower(), dpi=150)
+        pictures.save(figure, output)
         plt.close(figure)
 
 

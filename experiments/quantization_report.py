@@ -13,8 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from experiments import csv_files, json_files, methods, runs
-from experiments.atomic_files import new_file
+from experiments import csv_files, json_files, methods, pictures, runs
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed_layout import Layout, LeafLayout, spread
@@ -304,8 +303,7 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False)
         figure.suptitle(title, fontsize=10)
-        with new_file(file) as partial:
-            figure.savefig(partial, format=file.suffix[1:], dpi=150)
+        pictures.save(figure, file)
         plt.close(figure)
 
 

@@ -168,10 +168,10 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
     named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
     if not tokenizer and named != 'bytes':
         tokenizer = tokenizer_files.copy_of(named, path.parent) or tokenizer_files.of_run(named, path.parent)
-    if not tokenizer and named != 'bytes':
-        raise ValueError(
-            f'{path} is of the tokenizer {named!r}, which is not beside it: say by --tokenizer where it is'
-        )
+        if not tokenizer:
+            raise ValueError(
+                f'{path} is of the tokenizer {named!r}, which is not beside it: say by --tokenizer where it is'
+            )
     config.tokenizer = tokenizer or named
     with json_files.naming(path):
         loaded = load_tokenizer(config)
