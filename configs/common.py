@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import json_files
+from experiments.files import json_files
 
 PARTS = ('all', 'qkv', 'out', 'up', 'down')
 SETTINGS = {  # which arguments each method has a use for

@@ -14,7 +14,8 @@ For less memory there are `--config.microbatches=32`, `--config.remat_policy=ful
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import json_files, paths, tokenizer_files
+from experiments.data import tokenizer_files
+from experiments.files import json_files, paths
 
 ARGUMENTS = {name: default for name, default in common.ARGUMENTS.items() if name != 'smoke'}
 # What is that run's.

@@ -26,8 +26,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, paths, timing
-from experiments.atomic_files import replace_file
+from experiments import cli
+from experiments.benchmarks import timing
+from experiments.files import paths
+from experiments.files.atomic_files import replace_file
 from kernels_pallas import arg_specs
 
 try:
@@ -79,12 +81,12 @@ def main(argv):
 
 def kernel():
     """Times the kernels on each shape, and prints and writes what there is after each."""
-    from experiments import kernel_benchmark
+    from experiments.benchmarks import kernel_times
 
     clock = CLOCK.value or timing.default_clock()
-    default = kernel_benchmark.DEFAULT_SHAPES.get(jax.default_backend(), kernel_benchmark.DEFAULT_SHAPES['cpu'])
+    default = kernel_times.DEFAULT_SHAPES.get(jax.default_backend(), kernel_times.DEFAULT_SHAPES['cpu'])
     specs = arg_specs.matching(SHAPES.value or default)
-    implementations = kernel_benchmark.implementations()
+    implementations = kernel_times.implementations()
     results = {**timing.environment(), 'clock': clock, 'turns': number_of_turns(), 'implementations': implementations}
     results['rows'] = []
     print(f"{results['device']}, by the {clock}'s clock")
@@ -92,9 +94,9 @@ def kernel():
         if reason is not None:
             print(f'{name} is not measured: {reason}')
     for spec in specs:
-        slow = kernel_benchmark.SLOW_TO_COMPILE
+        slow = kernel_times.SLOW_TO_COMPILE
         leave_out = [slow] if jax.default_backend() == 'gpu' and results['rows'] else []
-        rows = kernel_benchmark.time_shape(spec, number_of_turns(), clock, leave_out=leave_out)
+        rows = kernel_times.time_shape(spec, number_of_turns(), clock, leave_out=leave_out)
         print_table(
             f'\n{spec.name}, {" x ".join(map(str, spec.shape))}',
             ('operation', 'implementation', 'median', 'bandwidth', 'of a copy', 'kernels', 'bits'),
@@ -109,7 +111,7 @@ def kernel():
 
 def compile_kernels():
     """Compiles the kernels for an H100, and prints what they need and how often sampling a model starts one."""
-    from experiments import compiled_kernels
+    from experiments.devices import compiled_kernels
 
     try:
         compiled_kernels.find_h100()  # before `environment` looks for devices: see there
@@ -144,10 +146,10 @@ def compile_kernels():
 
 def step():
     """Times the training steps that the flags say, and prints them; what there is is written after each method."""
-    from experiments import step_benchmark
+    from experiments.benchmarks import step_times
 
     clock = CLOCK.value or timing.default_clock()
-    results = step_benchmark.time_steps(
+    results = step_times.time_steps(
         CONFIG.value, METHODS.value, number_of_turns(), vocab_size=VOCAB_SIZE.value, clock=clock, keep=write
     )
     print_table(
@@ -164,10 +166,10 @@ def step():
 
 def depth():
     """Times how long training steps of few and of many layers take to compile, and prints them."""
-    from experiments import depth_benchmark
+    from experiments.benchmarks import compile_times
 
-    turns = number_of_turns(depth_benchmark.DEFAULT_TURNS)
-    results = depth_benchmark.time_depths(CONFIG.value, turns, vocab_size=VOCAB_SIZE.value)
+    turns = number_of_turns(compile_times.DEFAULT_TURNS)
+    results = compile_times.time_depths(CONFIG.value, turns, vocab_size=VOCAB_SIZE.value)
     print_table(
         f'compiling the training step of {results["config"]}, {results["device"]}',
         ('layers', '', 'median', 'to the first', 'quartiles'),
@@ -181,11 +183,11 @@ def depth():
 
 def cast():
     """Times casts and fake quantization, and prints them."""
-    from experiments import cast_benchmark
+    from experiments.benchmarks import cast_times
 
     if not (match := re.fullmatch(r'(\d+)x(\d+)', SHAPE.value)):
         raise ValueError(f'shape={SHAPE.value!r} is not ROWSxCOLUMNS, such as 4096x4096')
-    results = cast_benchmark.time_casts((int(match[1]), int(match[2])), number_of_turns())
+    results = cast_times.time_casts((int(match[1]), int(match[2])), number_of_turns())
     print_table(
         f'float32 {SHAPE.value} to float8_e4m3fn and back, {results["device"]}',
         ('operation', 'by', 'a value', 'to a copy', 'quartiles'),
@@ -200,9 +202,9 @@ def cast():
 
 def export():
     """Times how long packed files take to write and to read, and prints that and their sizes."""
-    from experiments import export_benchmark
+    from experiments.benchmarks import export_times
 
-    results = export_benchmark.time_exports(CONFIG.value, vocab_size=VOCAB_SIZE.value)
+    results = export_times.time_exports(CONFIG.value, vocab_size=VOCAB_SIZE.value)
     print_table(
         f'packed files of {results["config"]}, {results["parameters"]:,} parameters, {results["device"]}',
         ('format', '', 'file', 'a quantized weight', 'write', 'memory', 'read', 'memory'),

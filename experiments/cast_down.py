@@ -21,9 +21,14 @@ from typing import Any
 from absl import flags
 
 import gaussq_jax as gq
-from experiments import cast_down_report, cli, csv_files, json_files, methods, paths, runs, training
-from experiments.cast_down_report import LEARNED, UNQUANTIZED, Cast
-from experiments.checkpointing import load_contents
+from experiments import cli, methods, workdirs
+from experiments.checkpoints.checkpointing import load_contents
+from experiments.data import loading
+from experiments.files import csv_files, json_files, paths
+from experiments.reports import cast_losses
+from experiments.reports.cast_losses import LEARNED, UNQUANTIZED, Cast
+from experiments.training import evaluation
+from experiments.training.experiment import TrainState, with_fixed_weights
 from gaussq_jax.packed_layout import Layout
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
@@ -37,7 +42,7 @@ EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1
 
 BUDGETS = (6.25, 5.25, 4.25)  # mean stored bits of learned formats: as E3M2 and E2M1 with their scales, and between
 
-Validate = Callable[[training.TrainState], dict[str, float]]
+Validate = Callable[[TrainState], dict[str, float]]
 
 
 def main(argv):
@@ -51,9 +56,9 @@ def main(argv):
         formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
         casts = cast_runs(workdir, done, list(dict.fromkeys(formats)), EVAL_BATCHES.value)
         with json_files.naming(workdir / 'cast_down.csv'):
-            trainings = cast_down_report.group(casts)
-        print(f'{time.perf_counter() - start:.0f} s\n', cast_down_report.markdown(trainings), '', sep='\n')
-        cast_down_report.draw(trainings, output)
+            trainings = cast_losses.group(casts)
+        print(f'{time.perf_counter() - start:.0f} s\n', cast_losses.markdown(trainings), '', sep='\n')
+        cast_losses.draw(trainings, output)
     print(f'written to {workdir / "cast_down.csv"} and {output}')
     if left_out:
         sys.exit(f'not done, and left out: {", ".join(left_out)}')
@@ -103,7 +108,7 @@ def cast_run(
     workdir: pathlib.Path, checkpoint: str, formats: list[str], eval_batches: int, evaluations: dict[str, Validate]
 ) -> list[Cast]:
     """Packs, reads back and evaluates each cast of a run; `evaluations` keeps what other runs of its shape can use."""
-    run = runs.open_run(workdir, eval_batches=eval_batches)
+    run = workdirs.open_run(workdir, eval_batches=eval_batches)
     config = run.experiment.config
     used = {**config.quantization.to_dict(), **methods.unused_settings(config.method)}
     sampled = config.method in methods.SAMPLING
@@ -115,13 +120,13 @@ def cast_run(
             weights = gq.load_packed(file, like=run.state.params)
             contents = file.read_bytes()
         if contents not in losses:  # a budget that is no constraint makes the same file
-            experiment, state = training.with_fixed_weights(run.experiment, weights)
+            experiment, state = with_fixed_weights(run.experiment, weights)
             key = what_evaluation_depends_on(config)
             if key not in evaluations:
-                evaluations[key] = runs.make_validation(experiment, runs.load_data(config, run.tokenizer))
+                evaluations[key] = evaluation.make_validation(experiment, loading.load_data(config, run.tokenizer))
             losses[contents] = evaluations[key](state)
         loss, bits_per_byte = (losses[contents][f'validation/{name}'] for name in ('loss', 'bits_per_byte'))
-        print(f' {cast_down_report.short_name(name)} {loss:.4f}', end='', flush=True)
+        print(f' {cast_losses.short_name(name)} {loss:.4f}', end='', flush=True)
         casts.append(
             Cast(
                 run=workdir.name,
@@ -143,7 +148,7 @@ def cast_run(
     return casts
 
 
-def layouts_of(run: runs.Run, formats: list[str]) -> dict[str, Layout]:
+def layouts_of(run: workdirs.Run, formats: list[str]) -> dict[str, Layout]:
     """What a run's weights are cast to, by name; the linear layers are those that its method is for."""
     params, bitwidths, transform = run.state.params, run.state.bitwidths, run.experiment.transform
     layouts = {name: transform.uniform_layout(params, name) for name in formats}

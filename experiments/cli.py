@@ -6,16 +6,14 @@ import pathlib
 import re
 import select
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
-from experiments import host_memory
+from experiments.devices import host_memory
+from experiments.files import foreign_text
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
-BIDIRECTIONAL = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'  # by these what follows looks otherwise
-LONGEST, MOST_LINES = 1000, 50  # letters of a line of an error, and its lines
 
 
 def start(main: Callable[[list[str]], None], *, default_config: str | None = None, takes_arguments: bool = False):
@@ -108,17 +106,4 @@ def user_errors() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         logging.info('raised here:', exc_info=True)
-        sys.exit(f'error: {printable(str(error))}')
-
-
-def printable(text: str) -> str:
-    """What an error may show of others' words: lines of printable characters, and not without end."""
-    lines = [line if len(line) <= LONGEST else f'{line[: LONGEST - 1]}…' for line in text.split('\n')]
-    text = '\n'.join(lines[:MOST_LINES] + ['…'] * (len(lines) > MOST_LINES))
-    return ''.join(letter if letter.isprintable() or letter == '\n' else ascii(letter)[1:-1] for letter in text)
-
-
-def escaped(text: str) -> str:
-    """A text of any language, without what a terminal would obey but for the ends of lines and tabs."""
-    is_obeyed = lambda letter: unicodedata.category(letter) in ('Cc', 'Cs') or letter in BIDIRECTIONAL
-    return ''.join(ascii(letter)[1:-1] if is_obeyed(letter) and letter not in '\n\t' else letter for letter in text)
+        sys.exit(f'error: {foreign_text.printable(str(error))}')

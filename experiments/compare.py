@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 
 from configs.common import METHODS
-from experiments import cli, csv_files, paths
+from experiments import cli
+from experiments.files import csv_files, foreign_text, paths
 from experiments.methods import unused_settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
@@ -39,11 +40,11 @@ def main(argv):
     del argv
     with cli.user_errors():
         settings = read_settings(paths.parse(WORKDIR.value, '--workdir') / 'results.csv', METRIC.value)
-    print(cli.escaped(markdown(settings, METRIC.value)))
+    print(foreign_text.escaped(markdown(settings, METRIC.value)))
     if diverged := [name for setting in settings for name in setting.diverged]:
-        print(cli.escaped(f'\ndiverged, and left out: {", ".join(diverged)}'))
+        print(foreign_text.escaped(f'\ndiverged, and left out: {", ".join(diverged)}'))
     if missing := [name for setting in settings for name in setting.missing]:
-        sys.exit(cli.escaped(f'not done, and left out: {", ".join(missing)}'))
+        sys.exit(foreign_text.escaped(f'not done, and left out: {", ".join(missing)}'))
 
 
 def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:

@@ -27,8 +27,12 @@ import math
 
 from absl import flags
 
-from experiments import cli, json_files, paths, quantization_report, runs, training
-from experiments.datasets import python_stdlib
+from experiments import cli, workdirs
+from experiments.data import loading
+from experiments.data.datasets import python_stdlib
+from experiments.files import json_files, paths
+from experiments.reports import quantization
+from experiments.training import evaluation, steps
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -50,7 +54,7 @@ def main(argv):
         check_flags()
         changes = {} if QUANTIZATION.value else {'eval_batches': EVAL_BATCHES.value}
         changes |= {flag.name: flag.value for flag in (DATASET, DATA_DIR) if flag.present}
-        run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
+        run = workdirs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
         check_dataset(run)
     if QUANTIZATION.value or run.packed:
         report_quantization(run)
@@ -77,7 +81,7 @@ def check_flags():
             raise ValueError(f'--{flag.name} has no meaning with --weights, which are quantized already')
 
 
-def check_dataset(run: runs.Run):
+def check_dataset(run: workdirs.Run):
     """Refuses to open data that a packed file names, and nobody else.
 
     Raises:
@@ -90,13 +94,13 @@ def check_dataset(run: runs.Run):
         )
 
 
-def evaluate(run: runs.Run):
+def evaluate(run: workdirs.Run):
     """Prints the metrics on the validation split as JSON; of packed weights, also what they take."""
     with cli.user_errors():
-        data = runs.load_data(run.experiment.config, run.tokenizer)
-        validate = runs.make_validation(run.experiment, data)
+        data = loading.load_data(run.experiment.config, run.tokenizer)
+        validate = evaluation.make_validation(run.experiment, data)
     metrics = validate(run.state)
-    bitwidths = training.bitwidth_metrics(run.experiment.transform, run.state.bitwidths)
+    bitwidths = steps.bitwidth_metrics(run.experiment.transform, run.state.bitwidths)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
     if run.packed:
         size = run.packed.size
@@ -105,34 +109,34 @@ def evaluate(run: runs.Run):
     print(json.dumps({'step': int(run.state.step), **metrics}, indent=2))
 
 
-def report_quantization(run: runs.Run):
+def report_quantization(run: workdirs.Run):
     """Prints the table; with --quantization, also writes it and its picture to the workdir, or next to the file."""
     config, step = run.experiment.config, int(run.state.step)
     if run.packed:
         source = paths.parse(WEIGHTS.value, '--weights')
         files = source.with_suffix('')
         with cli.user_errors(), json_files.naming(source):
-            what = quantization_report.describe_layout(run.packed.info, run.packed.layout)
-            rows = quantization_report.from_json(run.packed.info['report'])
+            what = quantization.describe_layout(run.packed.info, run.packed.layout)
+            rows = quantization.from_json(run.packed.info['report'])
     else:
         source = paths.parse(WORKDIR.value, '--workdir')
         files = source / 'quantization'
         with cli.user_errors():
-            quantizer = quantization_report.choose_quantizer(
+            quantizer = quantization.choose_quantizer(
                 config, fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value
             )
-            rows = quantization_report.measure_run(run, quantizer)
-        what = quantization_report.describe(quantizer)
+            rows = quantization.measure_run(run, quantizer)
+        what = quantization.describe(quantizer)
     title = f'{source.name}, step {step}: {what}'
     print(title)
     if not rows:
         return
-    print(quantization_report.table(rows))
+    print(quantization.table(rows))
     if QUANTIZATION.value:
         table, picture = (files.with_name(files.name + suffix) for suffix in ('.csv', '.png'))
         with cli.user_errors():
-            quantization_report.write_csv(rows, table)
-            quantization_report.draw(rows, title, picture)
+            quantization.write_csv(rows, table)
+            quantization.draw(rows, title, picture)
         print(f'written to {table} and {picture}')
 
 

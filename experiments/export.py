@@ -29,8 +29,10 @@ from absl import flags
 
 import gaussq_jax as gq
 from configs import common
-from experiments import cli, huggingface_folder, paths, runs, tokenizer_files
-from experiments import quantization_report as report
+from experiments import cli, workdirs
+from experiments.data import tokenizer_files
+from experiments.files import huggingface_folder, paths
+from experiments.reports import quantization as report
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
 from gaussq_jax.param_tree import is_floating
@@ -53,7 +55,7 @@ def main(argv):
         directory = TO_HF.value and paths.parse(TO_HF.value, '--to_hf')
         check_settings(FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         file = output_file(workdir)
-        run = runs.open_run(workdir)
+        run = workdirs.open_run(workdir)
         remarks = tokenizer_files.keep_if_missing(run.experiment.config.tokenizer, workdir)  # as version 0.1 did not
         layout, promised = choose_layout(run, FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         info = describe_run(run, layout, FORMAT.value, BUDGET.value)
@@ -113,7 +115,9 @@ def output_file(workdir: pathlib.Path) -> pathlib.Path:
     return file
 
 
-def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int | None) -> tuple[Layout, gq.ModelSize]:
+def choose_layout(
+    run: workdirs.Run, fmt: str, budget: float | None, block_size: int | None
+) -> tuple[Layout, gq.ModelSize]:
     """How the weights are stored, and what that takes.
 
     Raises:
@@ -135,7 +139,7 @@ def choose_layout(run: runs.Run, fmt: str, budget: float | None, block_size: int
     return layout, transform.model_size(params, bitwidths, formats=formats)
 
 
-def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:
+def describe_run(run: workdirs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:
     """What a file keeps of its run: what `runs.open_packed` takes, and what quantization did to the weights."""
     config = run.experiment.config.to_dict()
     return {
@@ -149,7 +153,7 @@ def describe_run(run: runs.Run, layout: Layout, fmt: str, budget: float | None) 
     }
 
 
-def write_huggingface(run: runs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
+def write_huggingface(run: workdirs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
     """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
     tokenizer, folder = paths.parse(run.experiment.config.tokenizer, 'tokenizer'), workdir / 'tokenizer'
     is_imported = (folder / huggingface_folder.CONFIG).is_file()
@@ -163,7 +167,7 @@ def write_huggingface(run: runs.Run, workdir: pathlib.Path, weights: Any, direct
         huggingface_folder.write(directory, run.experiment.model, weights, folder, said=said)
 
 
-def what_files_say(run: runs.Run, folder: pathlib.Path | None, is_imported: bool) -> dict[str, Any]:
+def what_files_say(run: workdirs.Run, folder: pathlib.Path | None, is_imported: bool) -> dict[str, Any]:
     """What the files of a run's folder for transformers say that its tokenizer's folder doesn't, by their names."""
     config, special, eos = run.experiment.config, run.tokenizer.special, [*run.tokenizer.special.eos]
     if is_imported and config.special_tokens.to_dict() == common.ADDED['special_tokens']:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, runs
-from experiments.tokenizers import Tokenizer
+from experiments import cli, workdirs
+from experiments.data.tokenizers import Tokenizer
+from experiments.files import foreign_text
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -30,7 +31,7 @@ SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.', lower_boun
 def main(argv):
     del argv
     with cli.user_errors():
-        run = runs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
+        run = workdirs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
         text = typed(PROMPT.value)
     tokenizer = run.tokenizer
     prompt = tokenizer.encode_prompt(text)
@@ -48,7 +49,7 @@ def main(argv):
     )
     written = [token for token in np.asarray(tokens).tolist() if token not in tokenizer.special.eos]
     text = whole_text(tokenizer, prompt, written)
-    print(cli.escaped(text) if sys.stdout.isatty() else text)  # a terminal obeys what it is told
+    print(foreign_text.escaped(text) if sys.stdout.isatty() else text)  # a terminal obeys what it is told
 
 
 def typed(prompt: str) -> str:

@@ -24,9 +24,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments import cli, huggingface_folder, json_files, paths, runs, special_tokens, tokenizers, training
-from experiments.atomic_files import new_directory
-from experiments.checkpointing import Checkpointer, SaveError
+from experiments import cli, workdirs
+from experiments.checkpoints.checkpointing import Checkpointer, SaveError
+from experiments.data import special_tokens, tokenizers
+from experiments.files import huggingface_folder, json_files, paths
+from experiments.files.atomic_files import new_directory
+from experiments.training.experiment import Experiment, init_state, make_experiment
 from gaussq_jax import models
 from gaussq_jax.packed_layout import leaves_by_path
 
@@ -83,7 +86,7 @@ def import_checkpoint(
     tokenizer: str | None = None,
     sequence_length: int | None = None,
     special: Mapping[str, str] = special_tokens.ASK,
-) -> tuple[training.Experiment, tokenizers.Tokenizer, dict[str, int]]:
+) -> tuple[Experiment, tokenizers.Tokenizer, dict[str, int]]:
     """Writes the workdir, whole or not at all; what its config means, its tokenizer, and leaves that aren't finite.
 
     Raises:
@@ -108,12 +111,12 @@ def import_checkpoint(
         name = copy_tokenizer(source, checkpoint, partial / 'tokenizer', is_carried=not tokenizer)
         config.tokenizer = name if name == 'bytes' else str(workdir.absolute() / 'tokenizer' / name)
         huggingface_folder.write_kept_fields(partial / 'tokenizer', theirs)
-        runs.write_config(partial, config)
+        workdirs.write_config(partial, config)
         with json_files.naming(checkpoint):
-            experiment = training.make_experiment(config, loaded.vocab_size)
+            experiment = make_experiment(config, loaded.vocab_size)
             _, params = models.from_huggingface(tensors, theirs)
         not_finite = {path: int(np.sum(~np.isfinite(leaf))) for path, leaf in leaves_by_path(params).items()}
-        state = training.init_state(experiment, jax.device_put(params, experiment.shardings.params))
+        state = init_state(experiment, jax.device_put(params, experiment.shardings.params))
         with Checkpointer(partial / 'checkpoints') as checkpointer:
             checkpointer.save(0, state, {}, {**config.to_dict(), 'corpus': ''})
     return experiment, loaded, {path: count for path, count in not_finite.items() if count}

@@ -22,7 +22,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from experiments import host_memory, partitioning, runs
+from experiments import workdirs
+from experiments.devices import host_memory
+from experiments.training import meshes
 
 SHORTEST = 16  # sequences are padded to this length, twice that, and so on up to the window: each is compiled once
 MAX_NEW_TOKENS = 256  # where a task doesn't say
@@ -78,7 +80,7 @@ class LowPrecisionModel(TemplateLM):
         if max_batch_size is not None:
             raise ValueError(f'max_batch_size={max_batch_size!r} has no meaning here: give batch_size as a number')
         self.batch_size = _positive('batch_size', batch_size)
-        run = runs.open_either(workdir, weights, tokenizer, **({'dtype': dtype} if dtype else {}))
+        run = workdirs.open_either(workdir, weights, tokenizer, **({'dtype': dtype} if dtype else {}))
         self.run_tokenizer = run.tokenizer
         self._mesh = run.experiment.mesh
         self._weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
@@ -214,13 +216,13 @@ class LowPrecisionModel(TemplateLM):
 
     def _to_devices(self, rows: Sequence[Sequence[int]], length: int) -> dict[str, jax.Array]:
         """Rows of this length, padded with zeros after their last token, which a causal model doesn't see before."""
-        shards = partitioning.num_batch_shards(self._mesh)
+        shards = meshes.num_batch_shards(self._mesh)
         batch = {'tokens': np.zeros((-(-self.batch_size // shards) * shards, length), np.int32)}
         batch['last'] = np.zeros(len(batch['tokens']), np.int32)
         for i, row in enumerate(rows):
             batch['tokens'][i, : len(row)] = row
             batch['last'][i] = len(row) - 1
-        return partitioning.to_devices(batch, self._mesh)
+        return meshes.to_devices(batch, self._mesh)
 
 
 class GenerationSettings(NamedTuple):

@@ -12,8 +12,10 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import cli, paths, pictures
-from experiments.metrics import read_metrics
+from experiments import cli
+from experiments.files import paths
+from experiments.reports import pictures
+from experiments.training.metrics import read_metrics
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt

@@ -30,9 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import cli, known_laws, law_studies, paths, training_plans
-from experiments.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text
-from experiments.training_plans import format_name
+from experiments import cli
+from experiments.files import paths
+from experiments.laws import known_laws, studies, training_plans
+from experiments.laws.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text
+from experiments.laws.training_plans import format_name
 from gaussq_jax.formats import parse_format
 from gaussq_jax.scaling_laws import ERRORS as ASSUMED
 from gaussq_jax.scaling_laws.fitting import OBJECTIVES
@@ -159,13 +161,13 @@ def objective() -> str:
 def fit(path: str) -> Answer:
     """Fits a law, writes it, and says how good it is."""
     how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), errors=ERRORS.value, held_out=HELD_OUT.value)
-    study = law_studies.Study.of(known_laws.LAWS[LAW_NAME.value], path, **how)
+    study = studies.Study.of(known_laws.LAWS[LAW_NAME.value], path, **how)
     data = study.describe()
     told = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
     lines = [f'law         {data["law"]}', f'runs        {data["runs"]} of {path}{": " * bool(told)}{told}']
     lines += [f'            left out: {number} {reason}' for reason, number in data['left_out'].items()]
-    lines += ['', *aligned(*law_studies.constants_table(data)), '']
-    lines.append(f'errors      {law_studies.errors_text(data)}')
+    lines += ['', *aligned(*studies.constants_table(data)), '']
+    lines.append(f'errors      {studies.errors_text(data)}')
     lines.append(f'residuals   {data["rmse"]:.3g} nats, root mean square')
     if noise := data['seed_noise']:
         lines.append(
@@ -179,7 +181,7 @@ def fit(path: str) -> Answer:
     if isinstance(data['comparison'], str):
         lines += ['', f'no errors on runs held out: {data["comparison"]}']
     else:
-        lines += ['', *aligned(*law_studies.comparison_table(data))]
+        lines += ['', *aligned(*studies.comparison_table(data))]
     if OUTPUT.value:
         known_laws.write_law(OUTPUT.value, known_laws.fitted(study.result, study.table))
         lines += ['', f'written to {OUTPUT.value}; to ask it: --law={shlex.quote(OUTPUT.value)}']
@@ -267,12 +269,12 @@ def plan() -> Answer:
 
 def report(path: str) -> Answer:
     """Writes the HTML report of a table of runs."""
-    from experiments import scaling_report  # which draws: the other commands don't wait for matplotlib
+    from experiments.laws import html_report  # which draws: the other commands don't wait for matplotlib
 
     table = paths.parse(path, 'a table of runs')
     output = paths.parse(OUTPUT.value, '--output') if OUTPUT.value else table.with_suffix('.html')
     how = dict(exclude_e0=EXCLUDE_E0.value, objective=objective(), errors=ERRORS.value, held_out=HELD_OUT.value)
-    data = scaling_report.write(path, output, **how)
+    data = html_report.write(path, output, **how)
     return Answer({'output': str(output), **data}, [f'written to {output}'])
 
 

@@ -44,10 +44,12 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, csv_files, paths, sweep_run
-from experiments.atomic_files import open_own
-from experiments.sweep_plan import Run, make_runs
-from experiments.sweep_run import Result
+from experiments import cli
+from experiments.files import csv_files, paths
+from experiments.files.atomic_files import open_own
+from experiments.sweeps import trials
+from experiments.sweeps.plans import Run, make_runs
+from experiments.sweeps.trials import Result
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The sweep: a file with its name, base config and grids.')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the runs' directories go; runs/<name of the sweep> if not given.")
@@ -94,7 +96,7 @@ def main(argv):
         workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         sweep = make_runs(cli.config_file(config.config), config.grids, workdir)
         ours = sweep[index::num_shards]
-        results = {run.name: sweep_run.read_result(run) for run in sweep}
+        results = {run.name: trials.read_result(run) for run in sweep}
         if DRY_RUN.value:
             print('\n'.join(f'{results[run.name].status:<9}{run.name}' for run in ours))
             return
@@ -133,7 +135,7 @@ def make_jobs() -> Jobs:
         return LocalJobs(JOBS.value or 1)
     if JOBS.value:
         raise ValueError(f'--jobs={JOBS.value} is for one machine; with --ray a run has --gpus_per_run, --cpus_per_run')
-    from experiments.ray_cluster import RayJobs
+    from experiments.sweeps.ray_cluster import RayJobs
 
     return RayJobs(RAY.value, GPUS_PER_RUN.value, CPUS_PER_RUN.value)
 
@@ -156,7 +158,7 @@ def run_all(sweep: list[Run], ours: list[Run], results: dict[str, Result], table
                 for run in list(waiting):
                     if jobs.is_full:
                         break
-                    if sweep_run.look(run).is_final or jobs.start(run):  # the former by another process, meanwhile
+                    if trials.look(run).is_final or jobs.start(run):  # the former by another process, meanwhile
                         waiting.remove(run)
                 write_results(table, sweep, results)
                 next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
@@ -193,7 +195,7 @@ def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Resul
     """
     with open_own(path.parent / '.lock', 'r+') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        results |= {run.name: sweep_run.look(run) for run in sweep if not results[run.name].is_final}
+        results |= {run.name: trials.look(run) for run in sweep if not results[run.name].is_final}
         rows = []
         for run in sweep:
             status, summary, error = results[run.name]
@@ -242,7 +244,7 @@ class LocalJobs:
 
     def start(self, run: Run) -> bool:
         job = min(set(range(self.num_slots)) - set(self.running))
-        process = sweep_run.start(run, self._environments[job])
+        process = trials.start(run, self._environments[job])
         if process:
             self.running[job] = run, process, time.monotonic()
         return process is not None
@@ -252,7 +254,7 @@ class LocalJobs:
         for job, (run, process, started) in list(self.running.items()):
             if process.poll() is not None:
                 del self.running[job]
-                results.append((run, sweep_run.finish(run, process.returncode), time.monotonic() - started))
+                results.append((run, trials.finish(run, process.returncode), time.monotonic() - started))
         return results
 
     def stop(self):

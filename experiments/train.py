@@ -8,7 +8,7 @@
 The same command again continues where it stopped, and ends with the same bits as if it never had. A training whose loss
 or gradient isn't finite ends there, and leaves the reason in diverged.txt; or it goes back to its last checkpoint and
 skips the batches since, if `config.divergence` says so. At SIGTERM it saves, and ends; it ends itself, too, if it is
-stuck. What its exit code then asks for is in experiments/exit_codes.py.
+stuck. What its exit code then asks for is in experiments/processes/exit_codes.py.
 """
 
 import contextlib
@@ -22,43 +22,49 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 import gaussq_jax as gq
-from experiments import (
-    checkpointing,
-    cli,
-    distributed,
-    dry_run,
-    exit_codes,
-    initial_weights,
-    methods,
-    paths,
-    profiling,
-    runs,
-    tokenizer_files,
-    train_loop,
-    training,
-    workdir_lock,
-)
-from experiments.atomic_files import replace_file
-from experiments.checkpointing import Checkpointer, SaveError
-from experiments.divergence import Diverged
-from experiments.input_pipeline import TokenData
-from experiments.metrics import MetricWriter
-from experiments.preemption import Preempted, Preemption
-from experiments.profiling import Profile
-from experiments.tokenizers import Tokenizer
+from experiments import cli, methods, workdirs
+from experiments.checkpoints import checkpointing, workdir_lock
+from experiments.checkpoints.checkpointing import Checkpointer, SaveError
+from experiments.cost import dry_run
+from experiments.data import loading, tokenizer_files
+from experiments.data.input_pipeline import TokenData
+from experiments.data.tokenizers import Tokenizer
+from experiments.devices import device_specs
+from experiments.files import paths
+from experiments.files.atomic_files import replace_file
+from experiments.processes import distributed, exit_codes
+from experiments.processes.preemption import Preempted, Preemption
+from experiments.training import initial_weights, loop, profiling, resuming
+from experiments.training.divergence import Diverged
+from experiments.training.experiment import Experiment, make_experiment
+from experiments.training.metrics import MetricWriter
+from experiments.training.profiling import Profile
 
 DEFAULT_CONFIG = 'configs/tiny.py'
 CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.py:name=value,…; else {DEFAULT_CONFIG}')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; runs/<name of the config> if not given.")
 PROFILE = flags.DEFINE_string('profile', None, 'START:STOP: the steps of which workdir/profile gets a trace for XProf.')
 
+DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Say what the training will need on --devices of --device; train nothing.'
+)
+DEVICES = flags.DEFINE_integer('devices', 8, 'dry_run: how many devices there are.', lower_bound=1)
+DEVICE = flags.DEFINE_string('device', 'h100', f'dry_run: of what kind; {", ".join(device_specs.names())}.')
+VOCAB_SIZE = flags.DEFINE_integer(
+    'vocab_size', None, "dry_run: tokens there are, 32000 for Llama 2; else the tokenizer's.", lower_bound=1
+)
+MFU = flags.DEFINE_float(
+    'mfu', 0.4, 'dry_run: the fraction of its peak that a device reaches.', lower_bound=0.01, upper_bound=1.0
+)
+
 
 def main(argv):
     del argv
     config = CONFIG.value
     with cli.user_errors():
-        if dry_run.requested():
-            dry_run.main(config)
+        if DRY_RUN.value:
+            asked = dict(device=DEVICE.value, devices=DEVICES.value, vocab_size=VOCAB_SIZE.value, mfu=MFU.value)
+            dry_run.run(config, **asked)
             return
         workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         if config.deterministic:
@@ -71,16 +77,16 @@ def main(argv):
         contextlib.ExitStack() as resources,
     ):
         with cli.user_errors():
-            tokenizer = runs.settle_tokenizer(config, workdir)
-            experiment = training.make_experiment(config, tokenizer.vocab_size)
+            tokenizer = workdirs.settle_tokenizer(config, workdir)
+            experiment = make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
-                data = runs.load_data(config, tokenizer)
+                data = loading.load_data(config, tokenizer)
                 data = data._replace(initial_weights=initial_weights.find(experiment, workdir))
-            distributed.check_same('the config or the text', runs.in_all_processes(config, data))
+            distributed.check_same('the config or the text', resuming.in_all_processes(config, data))
             is_main_process = distributed.is_main_process()
             lock = resources.enter_context(workdir_lock.acquire(workdir)) if is_main_process else None
             checkpointer = resources.enter_context(Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints))
-            restored = runs.restore(checkpointer, experiment, data)
+            restored = resuming.restore(checkpointer, experiment, data)
             start = restored.step if restored else None
             if start == config.total_steps:
                 if is_main_process:
@@ -90,10 +96,10 @@ def main(argv):
             profile_steps = profiling.parse_steps(PROFILE.value, start or 0, config.total_steps)
             if is_main_process:
                 workdir_lock.sign(lock)
-                rounding = '' if start is None else runs.of_other_rounding(config, workdir)
+                rounding = '' if start is None else workdirs.of_other_rounding(config, workdir)
                 keep = tokenizer_files.keep if start is None else tokenizer_files.keep_if_missing
                 remarks = [rounding, *keep(config.tokenizer, workdir)]
-                runs.write_config(workdir, config)
+                workdirs.write_config(workdir, config)
                 (workdir / 'diverged.txt').unlink(missing_ok=True)
                 describe(experiment, data, tokenizer, workdir, start)
                 print(''.join(f'          {remark}\n' for remark in remarks if remark), end='', flush=True)
@@ -104,7 +110,7 @@ def main(argv):
                 Profile(workdir / 'profile', profile_steps, writer.show, traces=is_main_process)
             )
         try:
-            summary = train_loop.train(experiment, data, checkpointer, restored, writer, preemption, profile)
+            summary = loop.train(experiment, data, checkpointer, restored, writer, preemption, profile)
         except Diverged as error:
             with distributed.first_then_others():  # none ends before what is being saved is on the disk
                 if is_main_process:
@@ -145,7 +151,7 @@ def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def describe(
-    experiment: training.Experiment, data: runs.Data, tokenizer: Tokenizer, workdir: pathlib.Path, start: int | None
+    experiment: Experiment, data: loading.Data, tokenizer: Tokenizer, workdir: pathlib.Path, start: int | None
 ):
     """Prints what is about to be trained, on what, and where."""
     config, mesh = experiment.config, experiment.mesh

@@ -14,7 +14,7 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 import compilation
 import pytest
 
-from experiments import host_memory
+from experiments.devices import host_memory
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {compilation.xla_flags(devices=8)}'
 host_memory.keep_freed_memory()

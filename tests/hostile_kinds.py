@@ -21,22 +21,15 @@ from pyarrow import Table, parquet
 
 import gaussq_jax as gq
 from configs import common
-from experiments import (
-    cast_down_report,
-    huggingface_folder,
-    input_pipeline,
-    json_files,
-    known_laws,
-    quantization_report,
-    run_tables,
-    runs,
-    sweep_plan,
-    sweep_run,
-    tokenizers,
-)
-from experiments import metrics as run_metrics
-from experiments.checkpointing import CONTENTS
-from experiments.manifests import write_manifest
+from experiments import workdirs
+from experiments.checkpoints.checkpointing import CONTENTS
+from experiments.checkpoints.manifests import write_manifest
+from experiments.data import input_pipeline, tokenizers
+from experiments.files import huggingface_folder, json_files
+from experiments.laws import known_laws, run_tables
+from experiments.reports import cast_losses, quantization
+from experiments.sweeps import plans, trials
+from experiments.training import metrics as run_metrics
 from gaussq_jax.export import read_packed
 from gaussq_jax.packed_layout import leaves_by_path
 
@@ -71,10 +64,10 @@ def write_run(folder: pathlib.Path):
 
 
 def read_run(folder: pathlib.Path) -> dict[str, Any]:
-    run = runs.open_run(folder)
+    run = workdirs.open_run(folder)
     config = run.experiment.config
-    runs.of_other_rounding(config, folder)
-    runs.settle_tokenizer(ConfigDict(config.to_dict()), folder)
+    workdirs.of_other_rounding(config, folder)
+    workdirs.settle_tokenizer(ConfigDict(config.to_dict()), folder)
     return {'arrays': arrays(run.state.params), 'settings': config.to_dict()}
 
 
@@ -86,7 +79,7 @@ def seal_run(folder: pathlib.Path):
 
 def write_packed(folder: pathlib.Path):
     write_run(folder / 'run')
-    run = runs.open_run(folder / 'run')
+    run = workdirs.open_run(folder / 'run')
     layout, _ = export.choose_layout(run, 'learned', 5.0, None)
     info = export.describe_run(run, layout, 'learned', 5.0)
     gq.save_packed(folder / 'packed.safetensors', run.state.params, layout, info=info)
@@ -99,14 +92,14 @@ def read_packed_file(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def open_packed_file(folder: pathlib.Path) -> dict[str, Any]:
-    run = runs.open_packed(folder / 'packed.safetensors')
+    run = workdirs.open_packed(folder / 'packed.safetensors')
     with json_files.naming(folder / 'packed.safetensors'):
-        quantization_report.describe_layout(run.packed.info, run.packed.layout)
-        rows = quantization_report.from_json(run.packed.info['report'])
+        quantization.describe_layout(run.packed.info, run.packed.layout)
+        rows = quantization.from_json(run.packed.info['report'])
     if rows:
-        quantization_report.table(rows)
-        quantization_report.write_csv(rows, folder / 'quantization.csv')
-        quantization_report.draw(rows, 'title', folder / 'quantization.png')
+        quantization.table(rows)
+        quantization.write_csv(rows, folder / 'quantization.csv')
+        quantization.draw(rows, 'title', folder / 'quantization.png')
     settings = run.experiment.config.to_dict() | {'step': run.packed.info['step']}
     return {'arrays': arrays(run.state.params), 'settings': settings}
 
@@ -158,7 +151,7 @@ def use_tokenizer(tokenizer: tokenizers.Tokenizer) -> list[str]:
 def read_huggingface(folder: pathlib.Path) -> dict[str, Any]:
     experiment, tokenizer, not_finite = import_hf.import_checkpoint(folder / 'hf', folder / 'imported')
     told = use_tokenizer(tokenizer)
-    params = arrays(runs.open_run(folder / 'imported').state.params)
+    params = arrays(workdirs.open_run(folder / 'imported').state.params)
     counts = {path: np.count_nonzero(~np.isfinite(leaf)) for path, leaf in params.items()}
     assert not_finite == {path: count for path, count in counts.items() if count}, 'not counted: values not finite'
     return {'arrays': params, 'settings': experiment.config.to_dict(), 'told': told}
@@ -184,10 +177,10 @@ def write_result(folder: pathlib.Path):
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any]:
-    config = sweep_plan.traverse_util.flatten_dict(result_config(), sep='.')
-    run = sweep_plan.Run('seed=0', {'seed': 0}, config, folder, [])
-    assert sweep_run.look(run).status in ('done', 'diverged', 'failed', 'missing')
-    result = sweep_run.read_result(run)
+    config = plans.traverse_util.flatten_dict(result_config(), sep='.')
+    run = plans.Run('seed=0', {'seed': 0}, config, folder, [])
+    assert trials.look(run).status in ('done', 'diverged', 'failed', 'missing')
+    result = trials.read_result(run)
     if result.status == 'done':
         f'{result.summary["validation/loss"]:.4f}'
     sweep.write_results(folder / 'results.csv', [run], {run.name: result})
@@ -221,7 +214,7 @@ def read_casts(folder: pathlib.Path) -> dict[str, Any]:
     names, _ = cast_down.read_sweep(folder / 'results.csv')
     casts = [cast for cast in cast_down.read_casts(folder / 'cast_down.csv') if cast.run in names]
     with json_files.naming(folder / 'cast_down.csv'):
-        cast_down_report.markdown(cast_down_report.group(casts)).encode()
+        cast_losses.markdown(cast_losses.group(casts)).encode()
     return {}
 
 

@@ -30,8 +30,8 @@ os.environ['XLA_FLAGS'] = compilation.xla_flags(devices=1)
 from hostile_kinds import KINDS, ROOT, Kind
 from mutations import replace_by_link
 
-from experiments import cli
-from experiments.checkpointing import SaveError
+from experiments.checkpoints.checkpointing import SaveError
+from experiments.files import foreign_text
 
 SECONDS, BYTES = 20, 2 << 30
 LONGEST = 1000  # of an error's line
@@ -123,7 +123,7 @@ def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[s
     try:
         found = kind.read(folder)
     except (ValueError, OSError, SaveError) as error:
-        message = cli.printable(str(error))
+        message = foreign_text.printable(str(error))
         fault = _fault_of_message(message, folder)
         return {'refused': message[:LONGEST], **({'fault': f'{fault}: {_place(error)}'} if fault else {})}
     except (KeyboardInterrupt, SystemExit):

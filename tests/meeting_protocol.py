@@ -1,6 +1,6 @@
 """The messages by which processes meet, written down a second time: for tests that play a process, or a stranger.
 
-What they mean is in experiments/meeting.py.
+What they mean is in experiments/processes/meeting.py.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import hmac
 import socket
 import time
 
-from experiments import meeting
+from experiments.processes import meeting
 
 SECRET = b'correct horse battery staple'
 NONCE = 64 * b'0'

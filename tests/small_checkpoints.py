@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import tokenizers
 
-from experiments import huggingface_folder
+from experiments.files import huggingface_folder
 from gaussq_jax import models
 
 LLAMA = models.Llama(

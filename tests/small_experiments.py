@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from configs import tiny
-from experiments import optimizers, partitioning, training
+from experiments.training import experiment as training
+from experiments.training import meshes, optimizers
 
 VOCABULARY = 61
 ONE_DEVICE = (1, 1, 1)
@@ -42,8 +43,8 @@ def make_experiment(config, sizes=ONE_DEVICE, optimizer=None):
 def on_mesh(sizes):
     """A context in which every experiment is made on a mesh of the first devices, whatever its config says."""
     devices = np.asarray(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    mesh = jax.sharding.Mesh(devices, partitioning.AXES)
-    return unittest.mock.patch.object(partitioning, 'make_mesh', lambda _: mesh)
+    mesh = jax.sharding.Mesh(devices, meshes.AXES)
+    return unittest.mock.patch.object(meshes, 'make_mesh', lambda _: mesh)
 
 
 def keep_gradients():
@@ -78,4 +79,4 @@ def random_tokens(config, seed=0):
 
 def random_batch(experiment, seed=0):
     """The batch of one step, where it lives."""
-    return partitioning.to_devices({'tokens': random_tokens(experiment.config, seed)}, experiment.mesh)
+    return meshes.to_devices({'tokens': random_tokens(experiment.config, seed)}, experiment.mesh)

@@ -12,8 +12,10 @@ from parameter_trees import assert_identical_trees
 from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh, small_config
 
-from experiments import input_pipeline, runs, tokenizers, training
-from experiments.metrics import read_metrics
+from experiments import workdirs
+from experiments.data import input_pipeline, loading, tokenizers
+from experiments.training import evaluation, loop, steps
+from experiments.training.metrics import read_metrics
 
 train = import_program('train')
 
@@ -31,7 +33,7 @@ def start(workdir, config, sizes=ONE_DEVICE, profile=None):
     with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(sizes):
         monkeypatch.setattr(train, 'CONFIG', types.SimpleNamespace(value=config))
         monkeypatch.setattr(train, 'WORKDIR', types.SimpleNamespace(value=str(workdir)))
-        monkeypatch.setattr(train.dry_run, 'requested', lambda: False)
+        monkeypatch.setattr(train, 'DRY_RUN', types.SimpleNamespace(value=False))
         monkeypatch.setattr(train, 'PROFILE', types.SimpleNamespace(value=profile))
         monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])  # which it changes
         train.main(['train'])
@@ -39,7 +41,7 @@ def start(workdir, config, sizes=ONE_DEVICE, profile=None):
 
 def final_state(workdir, sizes=ONE_DEVICE):
     with on_mesh(sizes):
-        return jax.tree.map(np.asarray, runs.open_run(workdir).state)
+        return jax.tree.map(np.asarray, workdirs.open_run(workdir).state)
 
 
 def records(workdir):
@@ -76,7 +78,7 @@ def run_stubbed(workdir):
 
 def read_batches(config, count):
     """The tokens of the first batches of a run, in order."""
-    data = runs.load_data(config, tokenizers.load_tokenizer(config.tokenizer))
+    data = loading.load_data(config, tokenizers.load_tokenizer(config.tokenizer))
     sizes = dict(global_batch_size=config.batch_size, sequence_length=config.sequence_length)
     batches = input_pipeline.train_iterator(data.train.tokens, seed=config.seed, **sizes)
     tokens = [next(batches)['tokens'].copy() for _ in range(count)]
@@ -86,13 +88,13 @@ def read_batches(config, count):
 
 def change_steps(monkeypatch, change):
     """Lets `change(step, state, batch)` stand for each training step, where `step(state, batch)` is the real one."""
-    make_train_step = training.make_train_step
+    make_train_step = steps.make_train_step
 
     def make_changed_step(experiment):
         step = make_train_step(experiment)
         return lambda state, batch: change(step, state, batch)
 
-    monkeypatch.setattr(training, 'make_train_step', make_changed_step)
+    monkeypatch.setattr(steps, 'make_train_step', make_changed_step)
 
 
 def stub_steps(monkeypatch):
@@ -111,6 +113,6 @@ def stub_steps(monkeypatch):
 
     validation = {'validation/loss': 3.0, 'validation/bits_per_byte': 4.0, 'validation/loss_with_noise': 3.0}
     validation['bits/mean'] = 4.0
-    monkeypatch.setattr(training, 'make_train_step', lambda _: step)
-    monkeypatch.setattr(training, 'init_state', init_state)
-    monkeypatch.setattr(runs, 'make_validation', lambda *_: lambda state: validation)
+    monkeypatch.setattr(steps, 'make_train_step', lambda _: step)
+    monkeypatch.setattr(loop, 'init_state', init_state)
+    monkeypatch.setattr(evaluation, 'make_validation', lambda *_: lambda state: validation)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import cli, paths
-from experiments.atomic_files import replace_file
+from experiments import cli
+from experiments.files import paths
+from experiments.files.atomic_files import replace_file
 from experiments.reliability import edge_faults, faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory

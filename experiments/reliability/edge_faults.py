@@ -16,8 +16,8 @@ import time
 import numpy as np
 import tokenizers
 
-from experiments.datasets import python_stdlib
-from experiments.exit_codes import DONE, ERROR
+from experiments.data.datasets import python_stdlib
+from experiments.processes.exit_codes import DONE, ERROR
 from experiments.reliability.faults import RUN_TRAIN, Observation, continued, steps_lost
 from experiments.reliability.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
 from experiments.reliability.trial_runs import Laboratory

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.exit_codes import DONE, ERROR, LOST_PROCESS, PREEMPTED, STALLED
+from experiments.processes.exit_codes import DONE, ERROR, LOST_PROCESS, PREEMPTED, STALLED
 from experiments.reliability.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Ended, Laboratory, Trial
 
@@ -32,7 +32,7 @@ atexit.register(lambda: print('jumps', len(seen)))
 {RUN_TRAIN}
 """
 POISONED_DATA = f"""
-from experiments import input_pipeline
+from experiments.data import input_pipeline
 clean = input_pipeline.train_iterator
 def poisoned(tokens, **sizes):
     tokens = tokens.copy()

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
-from experiments.exit_codes import ERROR
+from experiments.processes.exit_codes import ERROR
 from experiments.reliability.faults import NotTried, Observation, continued, steps_lost
 from experiments.reliability.trial_results import (
     Unexpected,

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import common
-from experiments import training
+from experiments.training.experiment import make_experiment
 
 VOCABULARY = 257
 # Parameters that are sampled, by hand: layers (4 h^2 + 3 h f), without the gate for GPT-2; and the rest with the
@@ -28,11 +28,11 @@ def get_config(name, *arguments):
     return importlib.import_module(f'configs.{name}').get_config(','.join(filter(None, arguments)))
 
 
-def make_experiment(config):
+def checked_experiment(config):
     """The experiment of a config on the eight devices of the tests; nothing is allocated for it."""
     allocated = lambda: sum(array.nbytes for array in jax.live_arrays())
     before = allocated()
-    experiment = training.make_experiment(config, VOCABULARY)
+    experiment = make_experiment(config, VOCABULARY)
     assert allocated() - before < 1000  # a constant or two, and no parameter
     return experiment
 
@@ -41,7 +41,7 @@ def make_experiment(config):
 def test_parameter_count(name, size):
     """Sizes are what the names say; W_hat's blocks cover the linear layers and nothing else."""
     sampled, others = SIZES[name, size]
-    experiment = make_experiment(get_config(name, size, 'method=gaussws'))
+    experiment = checked_experiment(get_config(name, size, 'method=gaussws'))
     assert experiment.num_params == sampled + others
     assert experiment.num_linear_params == sampled
     assert experiment.num_blocks * 32 * 32 == sampled  # all sizes are multiples of 32
@@ -49,7 +49,7 @@ def test_parameter_count(name, size):
 
 def test_paper_sizes_with_their_vocabularies():
     """134M with Llama 2's vocabulary of 32,000; 124M with GPT-2's of 50,257."""
-    count = lambda *names, vocabulary: training.make_experiment(get_config(*names), vocabulary).num_params
+    count = lambda *names, vocabulary: make_experiment(get_config(*names), vocabulary).num_params
     assert count('llama2', 'size=134m', vocabulary=32_000) == pytest.approx(134e6, rel=0.01)
     assert count('gpt2', 'size=124m', vocabulary=50_257) == 124_439_808  # of the published model
 
@@ -59,7 +59,7 @@ def test_paper_sizes_with_their_vocabularies():
 @pytest.mark.parametrize('method', common.METHODS)
 def test_every_config_can_be_built(name, size, method, smoke):
     config = get_config(name, size, f'method={method}', smoke)
-    experiment = make_experiment(config)
+    experiment = checked_experiment(config)
     assert (experiment.num_blocks > 0) == (method in ('gaussws', 'diffq'))
     assert config.name == '-'.join(filter(None, (name, size.removeprefix('size='), method, smoke)))
     if smoke:
@@ -88,7 +88,7 @@ CAPYBARA_N = {
 def test_capybara_counts_parameters_as_its_paper_does(size):
     """Without embedding, head and norms; fqt is what the paper runs. Heads are of 64, of the largest two 128."""
     config = get_config('capybara', f'size={size}')
-    experiment = make_experiment(config)
+    experiment = checked_experiment(config)
     assert experiment.num_linear_params == CAPYBARA_N[size]
     assert config.method == 'fqt' and config.quantization.targets == 'P2+P4+P6'
     if not size.startswith('tiny-'):
@@ -98,7 +98,7 @@ def test_capybara_counts_parameters_as_its_paper_does(size):
 def test_capybara_trains_as_in_its_paper():
     """2M tokens a step; by default the least D of the paper's grid, 10,485,760,000."""
     config = get_config('capybara', 'size=41m')
-    assert make_experiment(config).num_tokens == 5_000 * 1024 * 2048 == 10_485_760_000
+    assert checked_experiment(config).num_tokens == 5_000 * 1024 * 2048 == 10_485_760_000
     optimizer = config.optimizer
     assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.95, 1e-8, 0.1)
     assert (optimizer.learning_rate, optimizer.final_learning_rate, optimizer.warmup_steps) == (3e-4, 0.0, 500)
@@ -108,7 +108,7 @@ def test_capybara_trains_as_in_its_paper():
 def test_tokens_are_steps_times_batch_times_length():
     config = get_config('tiny', 'smoke')
     config.total_steps = 7
-    assert make_experiment(config).num_tokens == 7 * 8 * 64
+    assert checked_experiment(config).num_tokens == 7 * 8 * 64
 
 
 @pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
@@ -121,13 +121,13 @@ def test_parts_are_the_layers_that_they_name(name, parts):
         'down': ('mlp/down',),
     }
     leaves['all'] = tuple(itertools.chain(*leaves.values()))
-    bitwidths = make_experiment(get_config(name, f'parts={parts}', 'smoke')).abstract_state.bitwidths
+    bitwidths = checked_experiment(get_config(name, f'parts={parts}', 'smoke')).abstract_state.bitwidths
     assert set(bitwidths) == {f'layers/{leaf}/kernel' for leaf in leaves[parts]}
 
 
 @pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
 def test_bits_are_those_of_the_argument(name):
-    experiment = make_experiment(get_config(name, 'b_init=7.5', 'b_target=3', 'smoke'))
+    experiment = checked_experiment(get_config(name, 'b_init=7.5', 'b_target=3', 'smoke'))
     for b_i, b_t in ((1.0, 7.5), (0.0, 3.0)):
         assert experiment.transform.bitwidths({'leaf': b_i}) == {'leaf': b_t}
 

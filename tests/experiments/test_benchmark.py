@@ -8,7 +8,7 @@ from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh
 
 from configs import tiny
-from experiments import cast_benchmark, kernel_benchmark, timing
+from experiments.benchmarks import cast_times, kernel_times, timing
 
 benchmark = import_program('benchmark')
 
@@ -38,14 +38,14 @@ def cells(line):
 
 def test_kernel(run, monkeypatch):
     """A table for each shape, a line for each row of the results; what can't run or fails here is told."""
-    monkeypatch.setattr(kernel_benchmark, 'implementations', lambda: {'xla': None, 'triton': 'there is no GPU'})
-    time_shape = kernel_benchmark.time_shape
+    monkeypatch.setattr(kernel_times, 'implementations', lambda: {'xla': None, 'triton': 'there is no GPU'})
+    time_shape = kernel_times.time_shape
 
     def with_failure(*arguments, **options):
         failure = {'shape': 'x', 'operation': 'forward', 'implementation': 'triton', 'error': 'ValueError: no'}
         return [*time_shape(*arguments, **options), failure]
 
-    monkeypatch.setattr(kernel_benchmark, 'time_shape', with_failure)
+    monkeypatch.setattr(kernel_times, 'time_shape', with_failure)
     printed, results = run('kernel', SHAPES='^ragged/(one|row)', TURNS=1, CLOCK=None)
     assert (results['clock'], results['turns']) == ('host', 1)
     assert results['implementations'] == {'xla': None, 'triton': 'there is no GPU'}
@@ -86,7 +86,7 @@ def test_step(run):
 
 def test_cast(run, monkeypatch):
     """A line for each row of the results, those not installed included."""
-    monkeypatch.setattr(cast_benchmark, '_installed', lambda package: False)
+    monkeypatch.setattr(cast_times, '_installed', lambda package: False)
     printed, results = run('cast', SHAPE='128x256', TURNS=1)
     assert results['shape'] == [128, 256]
     rows = [(what, by, row) for what, by_name in results['operations'].items() for by, row in by_name.items()]
@@ -137,7 +137,7 @@ def test_a_package_that_is_missing_is_named(run, monkeypatch):
     missing = 'ml_collections.config_flags'
     with pytest.raises(SystemExit, match=r'^error: depth needs the package ml_collections.config_flags, which is not'):
         run('depth')
-    missing = 'experiments.step_costs'
+    missing = 'experiments.cost.step_costs'
     with pytest.raises(ModuleNotFoundError):
         run('depth')
 

@@ -12,9 +12,13 @@ from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 
 import gaussq_jax as gq
-from experiments import cast_down_report, input_pipeline, runs, training
-from experiments.cast_down_report import Cast
-from experiments.checkpointing import Checkpointer
+from experiments import workdirs
+from experiments.checkpoints.checkpointing import Checkpointer
+from experiments.data import input_pipeline, loading
+from experiments.reports import cast_losses
+from experiments.reports.cast_losses import Cast
+from experiments.training import evaluation
+from experiments.training.experiment import make_experiment
 
 cast_down = import_program('cast_down')
 
@@ -45,7 +49,7 @@ def config_of(argument):
 
 def save_run(workdir, argument):
     """A workdir with the checkpoint of a run in the middle of its training, each leaf of it with a bitwidth."""
-    experiment = training.make_experiment(config_of(argument), 257)
+    experiment = make_experiment(config_of(argument), 257)
     state = random_state(experiment)
     bitwidths = {path: jnp.full_like(leaf, i / 6) for i, (path, leaf) in enumerate(state.bitwidths.items())}
     with Checkpointer(workdir / 'checkpoints') as checkpointer:
@@ -70,7 +74,7 @@ def sweep(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
     data = input_pipeline.TokenData(TOKENS, len(TOKENS), 1, '')
-    monkeypatch.setattr(runs, 'load_data', lambda *_: runs.Data(data, data))
+    monkeypatch.setattr(loading, 'load_data', lambda *_: loading.Data(data, data))
     with on_mesh(ONE_DEVICE):
         yield
 
@@ -81,9 +85,9 @@ def casts(sweep):
     made = []
     with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(ONE_DEVICE):
         data = input_pipeline.TokenData(TOKENS, len(TOKENS), 1, '')
-        make_validation = runs.make_validation
-        monkeypatch.setattr(runs, 'load_data', lambda *_: runs.Data(data, data))
-        monkeypatch.setattr(runs, 'make_validation', lambda *_: made.append(1) or make_validation(*_))
+        make_validation = evaluation.make_validation
+        monkeypatch.setattr(loading, 'load_data', lambda *_: loading.Data(data, data))
+        monkeypatch.setattr(evaluation, 'make_validation', lambda *_: made.append(1) or make_validation(*_))
         return cast_down.cast_runs(sweep, list(METHODS), FORMATS, 2), len(made)
 
 
@@ -99,8 +103,8 @@ def made_up_casts():
 def test_weights_are_evaluated_as_their_training_evaluates_them(sweep, casts):
     """qat evaluates weights in its own format: to cast them to that changes nothing, and to any other something."""
     losses = {row.cast: (row.loss, row.bits_per_byte) for row in casts[0] if row.run == 'qat'}
-    run = runs.open_run(sweep / 'qat', eval_batches=2)
-    expected = runs.make_validation(run.experiment, runs.load_data())(run.state)
+    run = workdirs.open_run(sweep / 'qat', eval_batches=2)
+    expected = evaluation.make_validation(run.experiment, loading.load_data())(run.state)
     assert losses['float6_e3m2fn'] == (expected['validation/loss'], expected['validation/bits_per_byte'])
     assert len(set(losses.values())) == len(FORMATS)
 
@@ -116,7 +120,7 @@ def test_each_cast_is_as_large_as_it_says(sweep, casts, tmp_path):
     of_gaussws = {row.cast: row for row in rows if row.run == 'gaussws'}
     for budget in (6.25, 5.25, 4.25):
         assert budget - 1 < of_gaussws[f'learned {budget}'].stored_bits <= budget
-    run = runs.open_run(sweep / 'gaussws')
+    run = workdirs.open_run(sweep / 'gaussws')
     gq.save_packed(
         tmp_path / 'file', run.state.params, run.experiment.transform.uniform_layout(run.state.params, 'float6_e3m2fn')
     )
@@ -170,11 +174,11 @@ def test_the_interval_is_students():
     """The quantiles of one and of two degrees of freedom have closed forms."""
     p = 0.975
     one, two = math.tan(math.pi * (p - 0.5)), (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    mean, half = cast_down_report.interval([1.0, 2.0])
+    mean, half = cast_losses.interval([1.0, 2.0])
     assert mean == 1.5 and half == pytest.approx(one * 0.5)
-    mean, half = cast_down_report.interval([1.0, 2.0, 6.0])
+    mean, half = cast_losses.interval([1.0, 2.0, 6.0])
     assert mean == 3 and half == pytest.approx(two * math.sqrt(14 / 2 / 3))
-    mean, half = cast_down_report.interval([1.25])
+    mean, half = cast_losses.interval([1.25])
     assert mean == 1.25 and math.isnan(half)
 
 
@@ -185,7 +189,7 @@ def rows_of(table):
 
 def test_differences_are_taken_seed_by_seed_at_equal_size():
     """The seeds differ by more than the casts do; what they share cancels, and only what is separated is bold."""
-    text = cast_down_report.markdown(cast_down_report.group(made_up_casts()))
+    text = cast_losses.markdown(cast_losses.group(made_up_casts()))
     losses, rises, to_first, to_uniform = (rows_of(part) for part in text.split('\n\n')[1::2])
 
     def cell(differences, bold=False):
@@ -204,7 +208,7 @@ def test_differences_are_taken_seed_by_seed_at_equal_size():
 
 
 def test_one_seed_separates_nothing():
-    text = cast_down_report.markdown(cast_down_report.group([cast for cast in made_up_casts() if cast.seed == 0]))
+    text = cast_losses.markdown(cast_losses.group([cast for cast in made_up_casts() if cast.seed == 0]))
     assert '±' not in text.replace(text.splitlines()[0], '') and '**' not in text
     assert '+0.1000' in text
 
@@ -214,7 +218,7 @@ def test_runs_that_differ_in_something_else_are_an_error():
     with pytest.raises(
         ValueError, match='first-0 and other differ in something else than method, b_target, format and'
     ):
-        cast_down_report.group([*casts, casts[0]._replace(run='other')])
+        cast_losses.group([*casts, casts[0]._replace(run='other')])
 
 
 def test_one_evaluation_serves_runs_that_differ_in_their_training_only():
@@ -226,5 +230,5 @@ def test_one_evaluation_serves_runs_that_differ_in_their_training_only():
 
 def test_learned_formats_without_the_uniform_one_of_their_size():
     """The tables leave out what would need it."""
-    casts = [cast for cast in made_up_casts() if cast.cast not in cast_down_report.EQUAL_SIZE.values()]
-    assert 'learned' in cast_down_report.markdown(cast_down_report.group(casts))
+    casts = [cast for cast in made_up_casts() if cast.cast not in cast_losses.EQUAL_SIZE.values()]
+    assert 'learned' in cast_losses.markdown(cast_losses.group(casts))

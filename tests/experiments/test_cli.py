@@ -8,22 +8,23 @@ import sys
 import pytest
 
 from experiments import cli
+from experiments.files import foreign_text
 
 CONFIG = pathlib.Path(cli.__file__).parents[1] / 'configs' / 'tiny.py'
 
 
 def test_errors_are_lines_of_printable_characters():
-    assert cli.printable('naïve 日本: a\nb') == 'naïve 日本: a\nb'
-    assert cli.printable('\x1b[31m\t\r\0\ud800\u202e') == r'\x1b[31m\t\r\x00\ud800\u202e'
-    assert cli.printable('x' * 5000) == 'x' * 999 + '…'
-    assert cli.printable('\n' * 100).count('\n') == cli.MOST_LINES
+    assert foreign_text.printable('naïve 日本: a\nb') == 'naïve 日本: a\nb'
+    assert foreign_text.printable('\x1b[31m\t\r\0\ud800\u202e') == r'\x1b[31m\t\r\x00\ud800\u202e'
+    assert foreign_text.printable('x' * 5000) == 'x' * 999 + '…'
+    assert foreign_text.printable('\n' * 100).count('\n') == foreign_text.MOST_LINES
 
 
 def test_text_for_a_terminal():
     """Of any language: Persian has characters without width; a terminal's sequences and turned texts are shown."""
     text = 'می\u200cخواهم 👩\u200d🔬\n\tdef f():'
-    assert cli.escaped(text) == text
-    assert cli.escaped('\x1b]0;title\x07\u202e\x9b1m') == r'\x1b]0;title\x07\u202e\x9b1m'
+    assert foreign_text.escaped(text) == text
+    assert foreign_text.escaped('\x1b]0;title\x07\u202e\x9b1m') == r'\x1b]0;title\x07\u202e\x9b1m'
 
 
 @pytest.mark.parametrize('arguments', ['', ':smoke', ':smoke,method=bf16'])

@@ -15,8 +15,13 @@ from small_experiments import ONE_DEVICE, on_mesh, random_state, random_tokens, 
 from small_tokenizers import write_huggingface
 
 import gaussq_jax as gq
-from experiments import huggingface_folder, quantization_report, runs, tokenizers, training
-from experiments.checkpointing import Checkpointer
+from experiments import workdirs
+from experiments.checkpoints.checkpointing import Checkpointer
+from experiments.data import loading, tokenizers
+from experiments.files import huggingface_folder
+from experiments.reports import quantization
+from experiments.training import evaluation
+from experiments.training.experiment import make_experiment
 from gaussq_jax.export import read_packed
 from gaussq_jax.packed_file import header_bytes
 
@@ -30,8 +35,8 @@ DOWN = 'layers/mlp/down/kernel'
 def make_run(argument, **changes):
     """A run in the middle of a training, one kind of its layers quantized."""
     with on_mesh(ONE_DEVICE):
-        experiment = training.make_experiment(small_config(f'smoke,{argument}', **changes), 257)
-    return runs.Run(experiment, tokenizers.load_tokenizer('bytes'), random_state(experiment))
+        experiment = make_experiment(small_config(f'smoke,{argument}', **changes), 257)
+    return workdirs.Run(experiment, tokenizers.load_tokenizer('bytes'), random_state(experiment))
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +52,7 @@ def plain():
 
 def run_export(monkeypatch, run, workdir, **given):
     """The same of export, of this run; its directory has no checkpoint."""
-    monkeypatch.setattr(runs, 'open_run', lambda _: run)
+    monkeypatch.setattr(workdirs, 'open_run', lambda _: run)
     run_program(export, WORKDIR=str(workdir), **{'FORMAT': 'learned', **given})
 
 
@@ -137,7 +142,7 @@ def test_a_quantization_aware_run_is_served_as_it_was_trained(tmp_path, monkeypa
     """Weights trained with MX scales in a format are, in that format, those of the model that was evaluated."""
     run = make_run('method=qat,format=float4_e2m1fn,scale=mx,parts=down')
     run_export(monkeypatch, run, tmp_path, FORMAT='float4_e2m1fn', OUTPUT=str(tmp_path / 'file'))
-    assert_identical_trees(runs.open_packed(tmp_path / 'file').state.params, weights_of(run))
+    assert_identical_trees(workdirs.open_packed(tmp_path / 'file').state.params, weights_of(run))
 
 
 def test_weights_for_transformers(tmp_path, monkeypatch, capsys, learned):
@@ -236,7 +241,7 @@ def save(file, learned, tmp_path, without=(), **changes):
 def test_the_loss_is_that_of_the_weights(file, learned, sizes):
     """On any mesh: evaluated as the run is, with the weights in the file in place of its own, not rounded again."""
     with on_mesh(sizes):
-        run = runs.open_packed(file)
+        run = workdirs.open_packed(file)
     layout = read_packed(file).layout
     weights = gq.quantize_params(learned.state.params, layout)
     assert_identical_trees(jax.tree.map(np.asarray, run.state.params), jax.tree.map(np.asarray, weights))
@@ -247,7 +252,7 @@ def test_the_loss_is_that_of_the_weights(file, learned, sizes):
     logits, targets = np.asarray(logits, np.float64), tokens[:, 1:, None]
     losses = np.log(np.sum(np.exp(logits), -1)) - np.take_along_axis(logits, targets, -1)[..., 0]
     batch = {'tokens': tokens, 'mask': np.ones(losses.shape, np.float32)}
-    loss = training.make_evaluation(run.experiment)(run.state, [batch])['loss']
+    loss = evaluation.make_evaluation(run.experiment)(run.state, [batch])['loss']
     assert loss == pytest.approx(losses.mean(), rel=1e-6 if sizes == ONE_DEVICE else 1e-3)
 
 
@@ -261,7 +266,7 @@ def test_the_loss_is_that_of_the_weights(file, learned, sizes):
 )
 def test_files_that_cannot_be_opened(tmp_path, file, learned, changes, message):
     with pytest.raises(ValueError, match=message):
-        runs.open_packed(save(file, learned, tmp_path, **changes))
+        workdirs.open_packed(save(file, learned, tmp_path, **changes))
 
 
 def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
@@ -277,14 +282,14 @@ def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
     }
     moved = save(file, learned, tmp_path, config=config | settings, tokenizer=fingerprint)
     with pytest.raises(ValueError, match=f"{moved} is of the tokenizer '{there.name}', which is not beside it: say by"):
-        runs.open_packed(moved)
+        workdirs.open_packed(moved)
     with on_mesh(ONE_DEVICE), pytest.raises(ValueError, match=f"tokenizer='bytes' is bytes, but {moved} was trained"):
-        runs.open_packed(moved, tokenizer='bytes')
+        workdirs.open_packed(moved, tokenizer='bytes')
     for directory in (tmp_path / 'tokenizer', tmp_path):
         directory.mkdir(exist_ok=True)
         shutil.copy(there, directory / there.name)
         with on_mesh(ONE_DEVICE), pytest.raises(ValueError, match='these weights are of another model'):  # of its size
-            runs.open_packed(moved)
+            workdirs.open_packed(moved)
         (directory / there.name).unlink()
 
 
@@ -305,15 +310,15 @@ def test_weights_of_another_model(tmp_path, file, learned):
     params = learned.state.params | {'final_norm': {'scale': jnp.zeros(3)}}
     gq.save_packed(tmp_path / 'file', params, {}, info=read_packed(file).info)
     with pytest.raises(ValueError, match=f'^{tmp_path}/file: these weights are of another model'):
-        runs.open_packed(tmp_path / 'file')
+        workdirs.open_packed(tmp_path / 'file')
 
 
 def test_a_file_does_not_choose_where_text_is(tmp_path, file, learned):
     config = read_packed(file).info['config'] | {'data_dir': '/stranger/data', 'cache_dir': '/stranger/cache'}
     with on_mesh(ONE_DEVICE):
-        opened = runs.open_packed(save(file, learned, tmp_path, config=config)).experiment.config
+        opened = workdirs.open_packed(save(file, learned, tmp_path, config=config)).experiment.config
         assert (opened.data_dir, opened.cache_dir) == ('', '')
-        opened = runs.open_packed(tmp_path / 'file', data_dir='ours').experiment.config
+        opened = workdirs.open_packed(tmp_path / 'file', data_dir='ours').experiment.config
     assert (opened.data_dir, opened.cache_dir) == ('ours', '')
 
 
@@ -322,8 +327,8 @@ def test_a_file_does_not_choose_where_text_is(tmp_path, file, learned):
 
 def test_a_file_does_not_choose_what_text_is_read(tmp_path, file, learned, monkeypatch, capsys):
     """Whoever evaluates it does, unless it is the text that every machine has."""
-    monkeypatch.setattr(runs, 'load_data', lambda config, tokenizer: (config.dataset, config.data_dir))
-    monkeypatch.setattr(runs, 'make_validation', lambda _, data: lambda state: {'data': data})
+    monkeypatch.setattr(loading, 'load_data', lambda config, tokenizer: (config.dataset, config.data_dir))
+    monkeypatch.setattr(evaluation, 'make_validation', lambda _, data: lambda state: {'data': data})
     config = read_packed(file).info['config'] | {'dataset': 'stranger', 'data_dir': '/stranger'}
     weights = str(save(file, learned, tmp_path, config=config))
     with pytest.raises(SystemExit, match=r"is of a training on 'stranger': say --dataset, and maybe --data_dir"):
@@ -336,15 +341,15 @@ def test_a_file_does_not_choose_what_text_is_read(tmp_path, file, learned, monke
 
 def test_evaluation(file, monkeypatch, capsys, learned):
     """What the weights lost, then the metrics as JSON, without any other file."""
-    monkeypatch.setattr(runs, 'load_data', lambda config, tokenizer: config.eval_batches)
-    monkeypatch.setattr(runs, 'make_validation', lambda _, data: lambda state: {'validation/loss': float(data)})
+    monkeypatch.setattr(loading, 'load_data', lambda config, tokenizer: config.eval_batches)
+    monkeypatch.setattr(evaluation, 'make_validation', lambda _, data: lambda state: {'validation/loss': float(data)})
     run_program(evaluate, WEIGHTS=str(file), EVAL_BATCHES=3)
     title, *rest = capsys.readouterr().out.splitlines()
     assert title == "learned.safetensors, step 7: the format of each square block's bitwidth, mx scales"
     packed = read_packed(file)
-    rows = quantization_report.measure_layout(learned.state.params, packed.layout)
+    rows = quantization.measure_layout(learned.state.params, packed.layout)
     table, metrics = rest[: rest.index('{')], json.loads('\n'.join(rest[rest.index('{') :]))
-    assert '\n'.join(table) == quantization_report.table(rows)
+    assert '\n'.join(table) == quantization.table(rows)
     assert metrics == {
         'step': 7,
         'validation/loss': 3.0,
@@ -403,6 +408,6 @@ def test_from_a_workdir(tmp_path, learned, capsys):
         checkpointer.save(7, learned.state, b'', {**learned.experiment.config.to_dict(), 'corpus': 'text'})
     run_program(export, WORKDIR=str(tmp_path), FORMAT='e3m2')
     with on_mesh(ONE_DEVICE):
-        run = runs.open_packed(tmp_path / 'e3m2.safetensors')
+        run = workdirs.open_packed(tmp_path / 'e3m2.safetensors')
     assert 'corpus' not in run.packed.info['config'] and int(run.state.step) == 7
     assert run.packed.info['config'] == learned.experiment.config.to_dict() | {'mesh': dict(data=1, fsdp=-1, tensor=1)}

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 from programs import import_program
 
-from experiments.tokenizers import SentencePiece, Tokenizer
+from experiments.data.tokenizers import SentencePiece, Tokenizer
 from gaussq_jax import models
 
 program = import_program('generate')

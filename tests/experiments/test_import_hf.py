@@ -12,7 +12,9 @@ from programs import import_program, run_program
 from small_checkpoints import GPT2, LLAMA, change_json, random_params, write_checkpoint, write_tokenizer
 from small_experiments import ONE_DEVICE, on_mesh
 
-from experiments import checkpointing, huggingface_folder, runs
+from experiments import workdirs
+from experiments.checkpoints import checkpointing
+from experiments.files import huggingface_folder
 
 import_hf = import_program('import_hf')
 
@@ -35,7 +37,7 @@ def test_the_run_is_opened_with_the_weights_of_the_checkpoint(checkpoints, tmp_p
     import_checkpoint(checkpoints[name], workdir)
     assert {path.name for path in workdir.iterdir()} == {'config.json', 'checkpoints', 'tokenizer'}
     with on_mesh(ONE_DEVICE):
-        run = runs.open_run(workdir)
+        run = workdirs.open_run(workdir)
     rounded = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16).astype(np.float32), random_params(model))
     assert_identical_trees(jax.tree.map(np.asarray, run.state.params), rounded)
     assert int(run.state.step) == 0 and run.state.bitwidths == {}

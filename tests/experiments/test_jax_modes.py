@@ -7,7 +7,8 @@ from jax_modes import assert_same_bits, in_all_modes_everywhere, in_mode
 from small_experiments import make_experiment, random_batch, random_tokens, small_config
 from small_runs import assert_same_run, change_steps, final_state, run_config, start
 
-from experiments import training
+from experiments.training import evaluation, steps
+from experiments.training.experiment import init_state
 
 BFLOAT16_STATE = dict(optimizer__state_dtype='bfloat16', microbatches=2)
 TRAININGS = {
@@ -24,14 +25,14 @@ QUICK = 'gaussws'
 def train(name):
     """Of two steps: the state after them, their metrics, and the loss of evaluation with noise and without."""
     experiment = make_experiment(small_config(f'smoke,method={name.split(",")[0]}', **TRAININGS[name]))
-    state, train_step = training.init_state(experiment), training.make_train_step(experiment)
+    state, train_step = init_state(experiment), steps.make_train_step(experiment)
     metrics = []
     for seed in range(2):
         state, of_step = train_step(state, random_batch(experiment, seed))
         metrics.append(of_step)
     tokens = random_tokens(experiment.config, seed=2)
     batches = [{'tokens': tokens, 'mask': np.ones(tokens[:, 1:].shape, np.float32)}]
-    evaluate = training.make_evaluation(experiment)
+    evaluate = evaluation.make_evaluation(experiment)
     return jax.device_get((state, metrics, [evaluate(state, batches, noise=noise) for noise in (False, True)]))
 
 

@@ -12,7 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from small_experiments import ONE_DEVICE, on_mesh
 
-from experiments import partitioning, runs, tokenizers, training
+from experiments import workdirs
+from experiments.data import tokenizers
+from experiments.training import meshes
+from experiments.training.experiment import UNCHANGED, TrainState
 from gaussq_jax import models
 
 lm_eval = pytest.importorskip('lm_eval')
@@ -47,12 +50,12 @@ def make_run(sizes):
     params = jax.tree.map(lambda leaf: 30 * leaf if leaf.ndim > 1 else leaf, params)
     params['lm_head']['kernel'] = params['lm_head']['kernel'].at[:, 128:].set(0)
     with on_mesh(sizes):
-        mesh = partitioning.make_mesh(None)
+        mesh = meshes.make_mesh(None)
     config = ConfigDict(dict(sequence_length=WINDOW, model={}))
-    halved = training.UNCHANGED._replace(apply=lambda key, params, state: jax.tree.map(lambda leaf: leaf / 2, params))
+    halved = UNCHANGED._replace(apply=lambda key, params, state: jax.tree.map(lambda leaf: leaf / 2, params))
     experiment = types.SimpleNamespace(config=config, vocab_size=257, mesh=mesh, model=model, transform=halved)
-    state = training.TrainState(0, jax.device_put(params, NamedSharding(mesh, PartitionSpec())), {}, ())
-    return runs.Run(experiment, tokenizers.load_tokenizer('bytes'), state)
+    state = TrainState(0, jax.device_put(params, NamedSharding(mesh, PartitionSpec())), {}, ())
+    return workdirs.Run(experiment, tokenizers.load_tokenizer('bytes'), state)
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +81,7 @@ def log_probabilities(run):
 
 def make_adapter(run, **settings):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(runs, 'open_run', lambda workdir: run)
+        monkeypatch.setattr(workdirs, 'open_run', lambda workdir: run)
         return lm_eval_model.LowPrecisionModel(**{'workdir': 'a', 'batch_size': 3, **settings})
 
 

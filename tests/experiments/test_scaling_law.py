@@ -17,13 +17,14 @@ from absl import flags
 from ml_collections import config_flags
 
 import gaussq_jax as gq
-from experiments import known_laws, optimizers, training_plans
+from experiments.laws import known_laws, training_plans
+from experiments.training import optimizers
 from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw
 
 
 def import_program():
     """The module, and its flags, which are taken away again: other programs have some of the same name."""
-    importlib.import_module('experiments.runs')
+    importlib.import_module('experiments.workdirs')
     before = set(flags.FLAGS)
     module = importlib.import_module('experiments.scaling_law')
     own = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - before}

@@ -19,15 +19,16 @@ from ml_collections import ConfigDict
 from programs import import_program
 from stub_training import TEN_STEPS, column, read_table
 
-from experiments import sweep_plan, sweep_run
+from experiments.sweeps import plans, trials
 
 sweep = import_program('sweep')
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 STUB_SWEEP = """
 import sys
-from experiments import cli, sweep, sweep_plan
-*sweep_plan.TRAIN, end = sys.argv[1:sys.argv.index('end') + 1]
+from experiments import cli, sweep
+from experiments.sweeps import plans
+*plans.TRAIN, end = sys.argv[1:sys.argv.index('end') + 1]
 sys.argv[1:] = sys.argv[sys.argv.index('end') + 1:]
 cli.start(sweep.main)
 """
@@ -46,7 +47,7 @@ sys.exit('error: train/loss is nan at step 7; the newest checkpoint is of step 5
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'dont_write_bytecode', True)  # which would hide an edit within the same second
-    monkeypatch.setattr(sweep_plan, 'TRAIN', stub_training.write(tmp_path))
+    monkeypatch.setattr(plans, 'TRAIN', stub_training.write(tmp_path))
     monkeypatch.setattr(sweep, 'SECONDS_BETWEEN_TRIES', 0.1)
     return str(tmp_path / 'base.py')
 
@@ -57,7 +58,7 @@ def run_sweep(tmp_path, base, monkeypatch):
 
     def run(grids, actions=(), jobs=None, base=base, configs=(), **changed):
         workdir = tmp_path / 'sweep'
-        stub_training.write_plan(tmp_path, sweep_plan.make_runs(base, grids, workdir), actions, configs)
+        stub_training.write_plan(tmp_path, plans.make_runs(base, grids, workdir), actions, configs)
         config = ConfigDict(dict(name='test', config=base, grids=grids))
         flags = dict(config=config, workdir=workdir, jobs=jobs, dry_run=False, shard='0/1', ray=None, gpus_per_run=None)
         for name, value in (flags | changed).items():
@@ -129,7 +130,7 @@ def test_a_run_that_diverged_has_its_result(run_sweep, tmp_path, capsys):
     run_sweep(grids, dry_run=True)
     assert 'diverged seed=1\n' in capsys.readouterr().out
 
-    run = sweep_plan.make_runs(sweep.CONFIG.value.config, grids, tmp_path / 'sweep')[1]
+    run = plans.make_runs(sweep.CONFIG.value.config, grids, tmp_path / 'sweep')[1]
     assert re.search('total_steps: stored 10, present 20', run_sweep(grids, base=f'{tmp_path}/base.py:steps=20')[0])
     for path in run.workdir.iterdir():
         path.unlink()
@@ -165,7 +166,7 @@ def test_a_damaged_file_is_named(run_sweep, tmp_path):
 
 def test_a_base_config_edited_while_the_sweep_runs(run_sweep, base, tmp_path):
     """The training reads the file anew: the result of what wasn't planned is none."""
-    config = {**sweep_plan.resolve([f'--config={base}:steps=30']), 'seed': 0}
+    config = {**plans.resolve([f'--config={base}:steps=30']), 'seed': 0}
     status, _, rows = run_sweep([{'seed': [0]}], configs={'seed=0': config})
     assert status and column(rows, 'status') == ['failed']
     assert re.search('holds the finished run of another config: total_steps: stored 30, present 10', rows[0]['error'])
@@ -228,18 +229,18 @@ except KeyboardInterrupt:
 def test_a_run_that_another_process_is_at(run_sweep, base, tmp_path):
     """It is left to that, as the training that a killed sweep leaves behind; meanwhile the others are trained."""
     grids = [{'seed': [0, 1]}]
-    runs = sweep_plan.make_runs(base, grids, tmp_path / 'sweep')
+    runs = plans.make_runs(base, grids, tmp_path / 'sweep')
     action = "while not (folder / 'released').exists(): time.sleep(0.01)"
     stub_training.write_plan(tmp_path, runs, {'seed=0': action})
-    process = sweep_run.start(runs[0], {})
+    process = trials.start(runs[0], {})
     while not (tmp_path / 'started').read_text():
         assert process.poll() is None
         time.sleep(0.01)
-    assert sweep_run.start(runs[0], {}) is None
+    assert trials.start(runs[0], {}) is None
     status, started, rows = run_sweep(grids, {'seed=0': action, 'seed=1': "(folder / 'released').touch()"})
     assert (status, started) == (0, ['seed=1']) and column(rows, 'status') == ['done', 'done']
     assert process.wait() == 0
-    assert sweep_run.start(runs[0], {}) is None  # nor is it trained again by who finds its lock free only now
+    assert trials.start(runs[0], {}) is None  # nor is it trained again by who finds its lock free only now
 
 
 @pytest.mark.parametrize('with_its_trainings', [False, True])
@@ -247,14 +248,14 @@ def test_a_killed_sweep_started_again(run_sweep, base, tmp_path, with_its_traini
     """Nothing is lost and nothing is repeated: no step of any run is taken twice."""
     grids = [{'seed': range(4)}]
     actions = {'seed=2': TEN_STEPS, 'seed=3': TEN_STEPS}
-    runs = sweep_plan.make_runs(base, grids, tmp_path / 'sweep')
+    runs = plans.make_runs(base, grids, tmp_path / 'sweep')
     stub_training.write_plan(tmp_path, runs, actions)
     config = f'dict(name="test", config={base!r}, grids=[dict(seed=range(4))])'
     (tmp_path / 'test.py').write_text(
         f'from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n'
     )
     arguments = [f'--config={tmp_path}/test.py', f'--workdir={tmp_path}/sweep', '--jobs=2']
-    command = [sys.executable, '-c', STUB_SWEEP, *sweep_plan.TRAIN, 'end', *arguments]
+    command = [sys.executable, '-c', STUB_SWEEP, *plans.TRAIN, 'end', *arguments]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     steps = lambda: [len(path.read_text()) for path in (tmp_path / 'sweep').glob('*/steps')]
     while steps() != [3, 3]:
@@ -297,7 +298,7 @@ def test_shards(run_sweep, capsys):
 def test_shards_at_the_same_time(base, tmp_path, capsys):
     """Three at once, each waiting for the others in its runs: the last to end writes the whole table."""
     grids = [{'seed': range(6)}]
-    runs = sweep_plan.make_runs(base, grids, tmp_path / 'sweep')
+    runs = plans.make_runs(base, grids, tmp_path / 'sweep')
     action = """
 deadline = time.monotonic() + 20
 while len((folder / 'started').read_text().split()) < 3:
@@ -307,7 +308,7 @@ while len((folder / 'started').read_text().split()) < 3:
     stub_training.write_plan(tmp_path, runs, {run.name: action for run in runs})
 
     def run_shard(index):
-        results = {run.name: sweep_run.read_result(run) for run in runs}
+        results = {run.name: trials.read_result(run) for run in runs}
         sweep.run_all(runs, runs[index::3], results, tmp_path / 'sweep' / 'results.csv', sweep.LocalJobs(1))
 
     (tmp_path / 'sweep').mkdir()
@@ -339,7 +340,7 @@ def test_flags_that_cannot_be(run_sweep, tmp_path, flags, message):
 
 def test_without_ray(run_sweep, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    monkeypatch.delitem(sys.modules, 'experiments.ray_cluster', raising=False)
+    monkeypatch.delitem(sys.modules, 'experiments.sweeps.ray_cluster', raising=False)
     status, _, _ = run_sweep([{'seed': [0]}], ray='auto')
     assert status == "error: --ray needs Ray, which isn't installed: pip install -e '.[cluster]'"
     assert not (tmp_path / 'sweep').exists()
@@ -373,14 +374,14 @@ def test_the_bar_of_a_terminal(run_sweep, monkeypatch, capsys):
 
 def test_a_failure_is_not_written_over_the_next_try(base, tmp_path):
     """The lock is free when a training ends; another sweep may have it before the end is noticed."""
-    (run,) = sweep_plan.make_runs(base, [{'seed': [0]}], tmp_path)
+    (run,) = plans.make_runs(base, [{'seed': [0]}], tmp_path)
     run.workdir.mkdir()
     with open(run.workdir / '.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert sweep_run.fail(run, 'it failed').status == 'failed'
-        assert sweep_run.look(run).status == 'missing'
-    sweep_run.fail(run, 'it failed')
-    assert sweep_run.look(run) == sweep_run.Result('failed', {}, 'it failed')
+        assert trials.fail(run, 'it failed').status == 'failed'
+        assert trials.look(run).status == 'missing'
+    trials.fail(run, 'it failed')
+    assert trials.look(run) == trials.Result('failed', {}, 'it failed')
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ def test_a_failure_is_not_written_over_the_next_try(base, tmp_path):
     ],
 )
 def test_why_a_run_failed(exit_status, output, error):
-    assert sweep_run.describe_failure(exit_status, output) == error
+    assert trials.describe_failure(exit_status, output) == error
 
 
 # Real trainings.

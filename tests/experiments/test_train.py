@@ -17,8 +17,9 @@ from compilation import xla_flags
 from parameter_trees import assert_identical_trees
 from small_runs import final_state, records, run_config, start, without_seconds
 
-from experiments import checkpointing, training
-from experiments.metrics import read_metrics
+from experiments.checkpoints import checkpointing
+from experiments.training import steps
+from experiments.training.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SHOWN = {
@@ -98,7 +99,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
 
 def interrupt(monkeypatch, before_step, error=KeyboardInterrupt):
     """Lets the training stop with an error just before this step."""
-    make_train_step = training.make_train_step
+    make_train_step = steps.make_train_step
 
     def make_interrupted_step(experiment):
         step = make_train_step(experiment)
@@ -110,7 +111,7 @@ def interrupt(monkeypatch, before_step, error=KeyboardInterrupt):
 
         return train_step
 
-    monkeypatch.setattr(training, 'make_train_step', make_interrupted_step)
+    monkeypatch.setattr(steps, 'make_train_step', make_interrupted_step)
 
 
 @pytest.mark.parametrize('steps', [pytest.param((7,), marks=pytest.mark.slow), (2, 10, 12)])
@@ -266,7 +267,7 @@ ENVIRONMENT = {'XLA_FLAGS': xla_flags(devices=1)}  # of one device
 # the same process up to what takes long, importing the libraries.
 RUN_COMMANDS = """
 import json, os, runpy, sys, tempfile
-import experiments.checkpointing, experiments.input_pipeline, experiments.metrics, experiments.runs
+import experiments.workdirs, experiments.training.loop
 results = []
 for program, *arguments in json.loads(sys.argv[1]):
     files = [tempfile.TemporaryFile('w+') for _ in range(2)]

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import capybara, gpt2, llama2, tiny
-from experiments import methods, partitioning, training
+from experiments import methods
+from experiments.training import meshes
+from experiments.training.experiment import make_model
 from gaussq_jax.param_reading import matrix_rules
 from gaussq_jax.param_tree import read_leaves
 from kernels_pallas import arg_specs
@@ -24,7 +26,7 @@ NO_CONFIG = {'llama-7b', 'ragged'}
 def test_shapes_are_those_of_the_sampled_leaves(name):
     """Each shape that the model samples is listed, once, under the names of its matrices; and no other."""
     config = CONFIGS[name]
-    model = training.make_model(config, 64, partitioning.make_mesh(config.mesh))
+    model = make_model(config, 64, meshes.make_mesh(config.mesh))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
     sampled = matrix_rules(params, methods.matrix_rules(config))
     shapes = {path: leaf.value.shape for path, leaf in read_leaves(params).items() if path in sampled}

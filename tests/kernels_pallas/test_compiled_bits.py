@@ -22,7 +22,7 @@ import pytest
 from numpy_ptx import Output, Refused
 
 import gaussq_jax as gq
-from experiments import compiled_kernels
+from experiments.devices import compiled_kernels
 from kernels_pallas.weight_sampling import NOISES, Grid, xla
 
 pytestmark = pytest.mark.optimized

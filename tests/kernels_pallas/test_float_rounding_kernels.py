@@ -13,7 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gaussq_jax as gq
-from experiments import compiled_kernels
+from experiments.devices import compiled_kernels
 from kernels_pallas import implementations
 from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid, xla
 

@@ -1,0 +1,159 @@
+"""What weight sampling and simulated casts cost on one leaf, beside a copy of it: by shape, operation, implementation.
+
+An operation can't move fewer bytes than its arguments and its results have. They, divided by its time, are a bandwidth,
+to be compared with that of the faster of two copies in the same turns: float32 -> float32, and float32 -> bfloat16.
+"""
+
+import functools
+from collections.abc import Callable, Container
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from experiments.benchmarks import timing
+from gaussq_jax.formats import parse_format
+from kernels_pallas import weight_sampling as kernels
+from kernels_pallas.arg_specs import ArgSpec
+from kernels_pallas.float_rounding import round_to_grid
+
+DEFAULT_SHAPES = {  # regular expressions: what a minute measures on a CPU, and a few on a GPU
+    'cpu': '^tiny/|ragged/wide|llama2-134m/attention',
+    'gpu': '^tiny/mlp/gate|ragged/(wide|gpt2)|gpt2-124m/mlp/up|^llama2-|llama-7b/mlp/gate',
+}
+FORMAT = 'e3m2'
+COPIES = ('copy', 'copy to bfloat16')
+REFERENCE = 'xla'
+SLOW_TO_COMPILE = ('backward bfloat16, uniform', REFERENCE)  # for a GPU: a minute, and as much for every other shape
+CACHE_BYTES = 2**28  # more than any GPU's caches
+
+Contender = tuple[str, str]  # operation, implementation
+
+
+class Operation(NamedTuple):
+    """What is timed: a compiled function of arrays."""
+
+    function: Callable
+    arguments: tuple
+
+    def __call__(self) -> Any:
+        return self.function(*self.arguments)
+
+    @property
+    def bytes(self) -> int:
+        """Of what goes in and what comes out."""
+        arrays = jax.tree.leaves((self.arguments, jax.eval_shape(self.function, *self.arguments)))
+        return sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+def implementations() -> dict[str, str | None]:
+    """The implementations of sampling and casts, and why those that can't run here can't."""
+    return {name: kernels.why_not(name) for name in kernels.PREFERENCE}
+
+
+def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Contender] = ()) -> list[dict[str, Any]]:
+    """Times all operations on weights of one shape, but for those to be left out; all are compiled before, together.
+
+    Returns:
+      A row for each contender: 'shape', 'operation', 'implementation', 'bytes', 'equals_reference' (to the bit; None
+      for copies, the reference, and where that is left out), what `take_turns` measured, the ratio being to the copy,
+      'bytes_per_second' and 'copy_fraction'; or, where it fails, 'error'.
+    """
+    contenders = {key: operation for key, operation in operations(spec).items() if key not in leave_out}
+    compiled = _compile(contenders)
+    rows, works = {}, {}
+    for (operation, name), call in compiled.items():
+        rows[operation, name] = {'shape': spec.name, 'operation': operation, 'implementation': name}
+        try:
+            equals_reference = _equals_reference(call, compiled.get((operation, REFERENCE)))
+        except Exception as error:  # of whatever kind: of lowering, of a compiler, of the device
+            logging.info('%s by %s fails:', operation, name, exc_info=True)
+            rows[operation, name]['error'] = f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
+        else:
+            works[operation, name] = call
+            rows[operation, name] |= {'bytes': contenders[operation, name].bytes, 'equals_reference': equals_reference}
+    before = _overwrite_caches if jax.default_backend() == 'gpu' else None
+    for contender, measured in timing.take_turns(works, turns, clock=clock, before=before).items():
+        rows[contender] |= {**measured, 'bytes_per_second': rows[contender]['bytes'] / measured['seconds']}
+    copy_bandwidth = max(rows[copy, REFERENCE]['bytes_per_second'] for copy in COPIES)
+    copy_bytes = rows[COPIES[0], REFERENCE]['bytes']
+    for row in (rows[contender] for contender in works):
+        is_back_to_back = row['clock'] == timing.BACK_TO_BACK  # then its copy is one by the same clock
+        row['copy_fraction'] = row['bytes_per_second'] / (
+            copy_bytes / row['base_seconds'] if is_back_to_back else copy_bandwidth
+        )
+    return list(rows.values())
+
+
+def operations(spec: ArgSpec) -> dict[Contender, Operation]:
+    """The copies; sampling and casts by each implementation that can run here."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    w = 0.02 * jax.random.normal(keys[0], spec.shape)
+    bits = jax.random.bits(keys[1], spec.shape)
+    scale = jnp.exp2(-jax.random.uniform(keys[2], spec.blocks(kernels.BLOCK_SIZE), minval=3, maxval=5))
+    key, origin = (jnp.uint32(1), jnp.uint32(2)), (jnp.uint32(0),) * 3
+    inputs = {'float32': w, 'bfloat16': w.astype(jnp.bfloat16)}
+    fmt = parse_format(FORMAT)
+    grid = kernels.Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
+
+    found = {(COPIES[0], REFERENCE): _operation(jnp.copy, w)}
+    found[COPIES[1], REFERENCE] = _operation(lambda x: x.astype(jnp.bfloat16), w)
+    for name in (name for name, reason in implementations().items() if reason is None):
+        how = dict(block_size=kernels.BLOCK_SIZE, implementation=name)
+        for dtype, x in inputs.items():
+            for noise, to in (('rounded_normal', None), ('uniform', None), ('rounded_normal', FORMAT)):
+                forward = functools.partial(
+                    kernels.forward, noise=noise, dtype=jnp.bfloat16, grid=grid if to else None, **how
+                )
+                label = f'forward {dtype} -> {to or "bfloat16"}, {noise}'
+                found[label, name] = _operation(forward, key, origin, x, scale)
+        for noise in kernels.NOISES:
+            backward = functools.partial(kernels.backward, noise=noise, **how)
+            found[f'backward bfloat16, {noise}', name] = _operation(backward, key, origin, inputs['bfloat16'])
+        cast = functools.partial(round_to_grid, **grid._asdict(), implementation=name)
+        found['cast nearest_even', name] = _operation(cast, w)
+        found['cast stochastic', name] = _operation(functools.partial(cast, rounding='stochastic'), w, bits)
+    return found
+
+
+def _operation(function: Callable, *arguments: Any) -> Operation:
+    return Operation(jax.jit(function), arguments)
+
+
+def _compile(contenders: dict[Contender, Operation]) -> dict[Contender, Callable[[], Any] | Exception]:
+    """Calls of the compiled functions; or why one can't be compiled."""
+    lower = {name: functools.partial(function.lower, *arguments) for name, (function, arguments) in contenders.items()}
+    compiled = timing.compile_together(lower)
+    return {
+        name: program if isinstance(program, Exception) else functools.partial(program, *contenders[name].arguments)
+        for name, program in compiled.items()
+    }
+
+
+def _equals_reference(call: Callable | Exception, reference: Callable | Exception | None) -> bool | None:
+    """Whether the bits are the reference's; None for that itself, or without one. Raises why there is no result."""
+    if isinstance(call, Exception):
+        raise call
+    results = jax.block_until_ready(call())
+    if reference is None or reference is call or isinstance(reference, Exception):
+        return None
+    return bool(_same_bits(results, reference()))
+
+
+@jax.jit
+def _same_bits(results: Any, others: Any) -> jax.Array:
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}
+    bits = lambda x: jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
+    equal = jax.tree.map(lambda x, y: jnp.all(bits(x) == bits(y)), results, others)
+    return jnp.all(jnp.stack(jax.tree.leaves(equal)))
+
+
+def _overwrite_caches() -> jax.Array:
+    """So that what is read next comes from memory, as a leaf does in training, whatever the caches hold."""
+    return _fill(jnp.float32(1))
+
+
+@jax.jit
+def _fill(value: jax.Array) -> jax.Array:
+    return jnp.full(CACHE_BYTES // 4, value)

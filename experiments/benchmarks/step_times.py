@@ -1,0 +1,183 @@
+"""What a training step costs with each method, as a ratio to bf16's; with what one writes first, and with qwix.
+
+The methods are those of the configs, `naive` and the PEERS.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments.benchmarks import timing
+from experiments.methods import with_method
+from experiments.training import experiment as training
+from experiments.training import meshes, steps
+from experiments.training.experiment import Experiment, init_state, make_experiment
+from gaussq_jax.param_tree import leaf_path, path_hash
+
+BASE = 'bf16'
+NAIVE = 'naive'
+PEERS = {'qwix-int8': 'int8', 'qwix-int4': 'int4', 'qwix-float8': 'float8_e4m3fn'}  # what qwix rounds weights to
+
+Step = Callable[[], Any]
+
+
+def time_steps(
+    config: ConfigDict,
+    methods: list[str],
+    turns: int,
+    *,
+    vocab_size: int,
+    clock: str,
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
+    """Times `turns` training steps of each method, which takes turns with bf16, on one random batch.
+
+    Each has its turns with bf16 alone, so that no more than two training states are in memory. All are compiled before,
+    at the same time.
+
+    Args:
+      keep: called with the results there are, each time a method is done.
+
+    Returns:
+      What it was measured on, and under 'methods' for each, bf16 first, what `take_turns` measured; or why there is
+      nothing: 'not installed', or the error.
+
+    Raises:
+      ValueError: for a method or a config that isn't allowed.
+    """
+    if unknown := set(methods) - {*common.METHODS, NAIVE, *PEERS}:
+        allowed = ', '.join((*common.METHODS, NAIVE, *PEERS))
+        raise ValueError(f'methods={",".join(methods)}: {", ".join(sorted(unknown))} is not one of {allowed}')
+    config = config.copy_and_resolve_references()
+    config.optimizer.warmup_steps, config.total_steps = 1, (turns + 2) * len(methods) + 1
+    names = dict.fromkeys([BASE, *methods])
+    experiments = {name: make_contender(config, name, vocab_size) for name in names if installed(name)}
+    base = experiments[BASE]
+    results = {
+        **timing.environment(),
+        'config': config.name.replace(f'-{config.method}', ''),
+        'parameters': base.num_params,
+        'sampled': base.num_linear_params,
+        'tokens': config.batch_size * config.sequence_length,
+        'clock': clock,
+        'turns': turns,
+        'methods': {name: 'not measured yet' if installed(name) else 'not installed' for name in names},
+    }
+    rows = results['methods']
+    rows[BASE] = 'nothing was measured beside it'
+    lower = {name: functools.partial(lower_step, experiment) for name, experiment in experiments.items()}
+    compiled = timing.compile_together(lower)
+    base_step = None
+    for name in [name for name in experiments if name != BASE] or [BASE]:
+        try:
+            base_step = base_step or make_step(base, compiled[BASE])
+            steps = {BASE: base_step, name: base_step if name == BASE else make_step(experiments[name], compiled[name])}
+            timings = timing.take_turns(steps, turns, clock=clock)
+            rows |= timings if isinstance(rows[BASE], str) else {name: timings[name]}
+        except Exception as error:  # such as too little memory; the others are timed all the same
+            logging.info('%s fails:', name, exc_info=True)
+            rows[name] = str(error).strip().splitlines()[0]
+        finally:
+            steps = None  # frees the training state of this method before the next one's is made
+        keep(results)
+    return results
+
+
+def installed(method: str) -> bool:
+    return method not in PEERS or importlib.util.find_spec('qwix') is not None
+
+
+def make_contender(config: ConfigDict, method: str, vocab_size: int) -> Experiment:
+    """The config's experiment by this method."""
+    if method == NAIVE:
+        return naive(make_experiment(with_method(config, 'gaussws'), vocab_size))
+    if method in PEERS:
+        return make_experiment(with_qwix(config, PEERS[method]), vocab_size)
+    return make_experiment(with_method(config, method), vocab_size)
+
+
+def lower_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The training step, for `timing.compile_together`."""
+    sharding = meshes.batch_sharding(experiment.mesh)
+    tokens = jax.ShapeDtypeStruct(_batch_shape(experiment.config), np.int32, sharding=sharding)
+    return steps.make_train_step(experiment).lower(experiment.abstract_state, {'tokens': tokens})
+
+
+def make_step(experiment: Experiment, train_step: Callable | Exception) -> Step:
+    """A function that takes one more training step, compiled, always on the same random batch.
+
+    Raises:
+      Exception: the one that there is in place of the compiled step.
+    """
+    if isinstance(train_step, Exception):
+        raise train_step
+    shape = _batch_shape(experiment.config)
+    tokens = np.random.default_rng(0).integers(0, experiment.vocab_size, shape, dtype=np.int32)
+    batch = meshes.to_devices({'tokens': tokens}, experiment.mesh)
+    state = init_state(experiment)
+
+    def step():
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return state, metrics
+
+    return step
+
+
+def naive(experiment: Experiment) -> Experiment:
+    """The same experiment with Gaussian sampling as one writes it first: jax.random.normal, round, add, autodiff.
+
+    It knows scanned matrices of whole blocks only, as those of our models are.
+    """
+    transform, size = experiment.transform, int(experiment.config.quantization.block_size)
+
+    def apply(key, params, state):
+        bitwidths = transform.bitwidths(state)
+
+        def sample(path, w):
+            if (name := leaf_path(path)) not in bitwidths:
+                return w.astype(jnp.bfloat16)
+            layers, m, n = w.shape
+            blocks = jax.lax.stop_gradient(w).reshape(layers, m // size, size, n // size, size)
+            step = jnp.max(jnp.abs(blocks), axis=(2, 4)) * 2 ** (1 - bitwidths[name])
+            leaf_key = jax.random.fold_in(key, path_hash(name))
+            noise = jnp.round(jax.random.normal(leaf_key, blocks.shape) / 2) * step[:, :, None, :, None]
+            return (w + noise.reshape(w.shape)).astype(jnp.bfloat16)
+
+        return jax.tree_util.tree_map_with_path(sample, params)
+
+    return dataclasses.replace(experiment, transform=transform._replace(apply=apply))
+
+
+def with_qwix(config: ConfigDict, dtype: str) -> ConfigDict:
+    """The config of bf16 with the model's linear layers quantized by qwix, as its users do: weights alone, by channel.
+
+    The weights are rounded to `dtype` in each matmul, straight through; the family of the model is one that
+    `training.MODELS` so gets.
+    """
+    config = with_method(config, BASE)
+    family = config.model.family
+    config.model.family = f'{family}, qwix {dtype}'
+    training.MODELS[config.model.family] = functools.partial(_quantized_by_qwix, training.MODELS[family], dtype)
+    return config
+
+
+def _quantized_by_qwix(model: Callable, weight_dtype: str, **fields: Any) -> Any:
+    import qwix
+
+    fields['dot_general_cls'] = None  # ours: qwix puts its own in the place of JAX's
+    rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
+    return qwix.quantize_model(model(**fields), qwix.QtProvider([rule]))
+
+
+def _batch_shape(config: ConfigDict) -> tuple[int, int]:
+    return config.batch_size, config.sequence_length + 1

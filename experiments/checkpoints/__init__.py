@@ -1,0 +1,1 @@
+"""A training's states on disk, whole or not there."""

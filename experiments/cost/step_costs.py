@@ -1,0 +1,163 @@
+"""What a training step needs on each device: memory, collectives and FLOPs, from its compiled program.
+
+No weights are allocated and nothing runs: the devices may be virtual ones of the CPU, or GPUs that are only described.
+"""
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding
+
+from experiments.cost import collectives
+from experiments.devices import compiled_kernels
+from experiments.training import flops, meshes, steps
+from experiments.training.experiment import LAYERS, Experiment
+
+# Of what isn't run only the plan is wanted; buffers are planned before these.
+_QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+      weights: the float32 master weights.
+      bitwidths: the transform's state.
+      optimizer: its state.
+      samples: W_hat, the weights that the model multiplies with, of this device's shard: of all layers, or of one at a
+        time where they are resampled.
+      gradients: of the same shard, in W_hat's dtype; and if there are several microbatches, their float32 sum.
+      rest: what the compiled program takes above these: activations, gathered weights and other temporaries.
+    """
+
+    weights: int
+    bitwidths: int
+    optimizer: int
+    samples: int
+    gradients: int
+    rest: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCosts:
+    """What a training step needs.
+
+    Attributes:
+      compiled_for: 'cpu' or 'gpu'.
+      memory: of each device.
+      temporary_bytes: of the program, as its compiler says: W_hat, gradients and the rest.
+      collectives: of the step, as each device sees them.
+      model_flops: of the global batch, without what is computed again; see `flops.model_flops`.
+      hardware_flops: with it.
+    """
+
+    compiled_for: str
+    memory: Memory
+    temporary_bytes: int
+    collectives: list[collectives.Collective]
+    model_flops: int
+    hardware_flops: int
+
+
+def step_costs(experiment: Experiment, *, compile_for: str = 'cpu') -> StepCosts:
+    """Compiles the training step and says what it needs.
+
+    Args:
+      experiment: on a mesh of CPU devices.
+      compile_for: 'cpu', or 'gpu' for as many described H100s, which takes the packages of the extra `compile`.
+
+    Raises:
+      compiled_kernels.CannotCompile: where one of them is missing.
+    """
+    if compile_for == 'cpu':
+        traced = trace(experiment)
+        compiled, hlo_text = collectives.compile_partitioned(traced.lower(), _QUICK)
+    else:
+        with _on_described_gpus(experiment) as experiment_there:
+            traced = trace(experiment_there)
+            options = {
+                'xla_gpu_deterministic_ops': bool(experiment.config.deterministic),
+                'xla_gpu_enable_triton_gemm': False,  # whose tiles are chosen by trying them on a GPU
+            }
+            compiled = traced.lower().compile(_QUICK | options)  # in which kernels are lowered, too
+        hlo_text = compiled.as_text()
+    stats = compiled.memory_analysis()
+    new_bytes = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    known = known_memory(experiment)
+    rest = stats.argument_size_in_bytes + new_bytes + stats.temp_size_in_bytes - known.total
+    return StepCosts(
+        compiled_for=compile_for,
+        memory=dataclasses.replace(known, rest=max(rest, 0)),
+        temporary_bytes=stats.temp_size_in_bytes,
+        collectives=collectives.read(hlo_text),
+        model_flops=flops.model_flops(experiment),
+        hardware_flops=flops.of_jaxpr(traced.jaxpr.jaxpr),
+    )
+
+
+def trace(experiment: Experiment) -> jax.stages.Traced:
+    """The training step for arrays that aren't there; `.lower().compile()` compiles it."""
+    config = experiment.config
+    tokens = jax.ShapeDtypeStruct(
+        (config.batch_size, config.sequence_length + 1),
+        jnp.int32,
+        sharding=meshes.batch_sharding(experiment.mesh),
+    )
+    return steps.make_train_step(experiment).trace(experiment.abstract_state, {'tokens': tokens})
+
+
+def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -> Memory:
+    """What the shapes alone say, all but `rest`; on another mesh than the experiment's, if given."""
+    config, state = experiment.config, experiment.abstract_state
+    shardings = meshes.state_shardings(mesh or experiment.mesh, state)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    weights = jax.eval_shape(experiment.transform.apply, key, state.params, state.bitwidths)
+    all_samples = samples = _shard_bytes(weights, shardings.params)
+    if config.resample_weights:
+        of_layers = _shard_bytes(weights[LAYERS], shardings.params[LAYERS])
+        samples += of_layers // config.model.num_layers - of_layers
+    params = _shard_bytes(state.params, shardings.params)
+    return Memory(
+        weights=params,
+        bitwidths=_shard_bytes(state.bitwidths, shardings.bitwidths),
+        optimizer=_shard_bytes(state.opt_state, shardings.opt_state),
+        samples=samples,
+        gradients=all_samples + (params if config.microbatches > 1 else 0),
+    )
+
+
+def _shard_bytes(tree: Any, shardings: Any) -> int:
+    sizes = jax.tree.map(
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, shardings
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+@contextlib.contextmanager
+def _on_described_gpus(experiment):
+    """The experiment on described H100s, eight to a host; in this context its step is traced for them."""
+    compiled_kernels.find_h100()
+    size = experiment.mesh.size
+    hosts = size // 8 if size % 8 == 0 else 1
+    topology = topologies.get_topology_desc(
+        platform='cuda', target_config=compiled_kernels.TARGET.read_text(), topology=f'1x{hosts}x{size // hosts}'
+    )
+    mesh = Mesh(np.asarray(topology.devices).reshape(experiment.mesh.devices.shape), experiment.mesh.axis_names)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec)),
+        experiment.abstract_state,
+    )
+    device = AbstractDevice(device_kind=compiled_kernels.DEVICE, num_cores=None, platform='gpu')
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        yield dataclasses.replace(experiment, mesh=mesh, abstract_state=state)

@@ -1,0 +1,1 @@
+"""What machines have: their peaks, memory, and compilers for those that are not here."""

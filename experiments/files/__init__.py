@@ -1,0 +1,1 @@
+"""What is read, whoever wrote it, and what is written."""

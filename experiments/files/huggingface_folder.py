@@ -1,0 +1,208 @@
+"""Folders as Hugging Face's `save_pretrained` writes them: config.json, safetensors files, tokenizer files.
+
+What is read is JSON and safetensors, of which nothing is ever executed; weights that are only there as a pickle (.bin)
+are refused.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from experiments.files import json_files, paths
+from experiments.files.atomic_files import new_directory, new_file
+from gaussq_jax import models
+from gaussq_jax.packed_file import save_tensors
+
+CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+GENERATION, TOKENIZER_CONFIG, NAMES = 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json'
+ADDED_TOKENS = 'added_tokens.json'
+TOKENIZERS = ('tokenizer.json', 'tokenizer.model')  # the first that is there is what we read text with
+TOKENIZER_FILES = (
+    *TOKENIZERS,
+    *(TOKENIZER_CONFIG, NAMES, ADDED_TOKENS, 'vocab.json', 'merges.txt'),
+    *('chat_template.jinja', GENERATION),
+)
+# Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
+IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+KEPT = {'llama': ('max_position_embeddings', *IDS), 'gpt2': IDS}
+SHARD_BYTES = 5_000_000_000  # of the largest file, as of transformers
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of safetensors files by name, each read when it is asked for.
+
+    Args:
+      files: tensor name -> the file that holds it.
+
+    Raises:
+      ValueError: a file that is missing, damaged, or without its tensors; names it.
+    """
+
+    def __init__(self, files: Mapping[str, pathlib.Path]):
+        self._files = dict(files)
+        self._open = {path: _open(path) for path in sorted(set(files.values()))}
+        for path, file in self._open.items():
+            if lacking := sorted({name for name, where in files.items() if where == path} - set(file.keys())):
+                raise ValueError(f'{path} lacks the tensor {lacking[0]}, which {INDEX} says it holds')
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self._open[self._files[name]].get_tensor(name)
+        except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the others of dtypes NumPy lacks
+            raise ValueError(f"{self._files[name]}: the tensor {name} can't be read: {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read(directory: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors and the configuration of a folder, which `models.from_huggingface` takes.
+
+    Args:
+      directory: holds config.json, and model.safetensors or model.safetensors.index.json with the files it names.
+
+    Raises:
+      ValueError: a file that is missing or damaged, by its name; weights that are there as a pickle only.
+    """
+    if not directory.is_dir():
+        raise ValueError(f'{directory} is no folder')
+    config = json_files.read(directory / CONFIG)
+    if (directory / WEIGHTS).is_file():
+        return Tensors(dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS)), config
+    if (directory / INDEX).is_file():
+        files = json_files.read(directory / INDEX).get('weight_map')
+        if not isinstance(files, dict) or not files or not all(map(_is_file_name, files.values())):
+            raise ValueError(f'{directory / INDEX} has no weight_map of tensor names to files of this folder')
+        return Tensors({name: directory / file for name, file in files.items()}), config
+    if pickles := sorted(directory.glob('*.bin')):
+        raise ValueError(
+            f'{directory} has its weights in {pickles[0].name} only, a pickle, which can run code when it is read: have'
+            ' transformers write it as safetensors, by AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)'
+        )
+    raise ValueError(f'{directory} has neither {WEIGHTS} nor {INDEX}')
+
+
+def write(
+    directory: pathlib.Path,
+    model: Any,
+    params: Any,
+    tokenizer_directory: pathlib.Path | None = None,
+    *,
+    said: Mapping[str, Any] | None = None,
+) -> list[pathlib.Path]:
+    """Writes a folder that `transformers` loads, in bfloat16; whole or not at all.
+
+    Args:
+      directory: is not there yet, or empty.
+      model: a `models.Llama` or `models.GPT2`.
+      params: its parameters, of any floating dtypes.
+      tokenizer_directory: whose tokenizer files are copied, and whose config.json, if it is of such a model, gives the
+        longest sequence and the ids of special tokens.
+      said: what the files of this one say beside or instead, by their names: fields of JSON, or a text.
+
+    Returns:
+      The files.
+
+    Raises:
+      ValueError: another model's parameters; a folder that has something in it.
+    """
+    tensors, config = models.to_huggingface(model, params)
+    config['torch_dtype'] = 'bfloat16'
+    if tokenizer_directory is not None and (tokenizer_directory / CONFIG).is_file():
+        theirs = json_files.read(tokenizer_directory / CONFIG)
+        if theirs.get('model_type') == config['model_type']:
+            config |= kept_fields(theirs)
+    with new_directory(directory) as partial:
+        _write_json(partial / CONFIG, config)
+        _write_tensors(partial, tensors)
+        if tokenizer_directory is not None:
+            copy_tokenizer(tokenizer_directory, partial)
+        for name, contents in (said or {}).items():
+            if isinstance(contents, str):
+                (partial / name).write_text(contents, encoding='utf-8')
+            else:
+                before = json_files.read(partial / name) if (partial / name).exists() else {}
+                _write_json(partial / name, before | contents)
+    return sorted(directory.iterdir())
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path):
+    """Copies the tokenizer files that there are.
+
+    Raises:
+      ValueError: for one that is a link out of the folder, to what nobody meant to copy, and maybe to publish. Those of
+        the hub's cache, `snapshots/REVISION`, may lead to its `blobs`.
+    """
+    for name in TOKENIZER_FILES:
+        if os.path.lexists(source / name):
+            copy_own_file(source / name, target)
+
+
+def copy_own_file(file: pathlib.Path, target: pathlib.Path):
+    """Copies a file of a folder; ValueError, as of `copy_tokenizer`, for a link out of it."""
+    root, path = file.parent.resolve(), paths.check_file(file.resolve())
+    allowed = [root, *[root.parent.parent / 'blobs'] * (root.parent.name == 'snapshots')]
+    if not any(path.is_relative_to(directory) for directory in allowed):
+        raise ValueError(f'{file} is a link to {path}, out of its folder: put the file itself there')
+    with new_file(target / file.name) as partial:
+        shutil.copyfile(path, partial)
+
+
+def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):
+    """Writes the CONFIG that `write` looks for beside the tokenizer's files, from that of a whole model."""
+    _write_json(directory / CONFIG, {'model_type': config['model_type'], **kept_fields(config)})
+
+
+def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says that our models don't know."""
+    return {name: config[name] for name in KEPT[config['model_type']] if isinstance(config.get(name), int | list)}
+
+
+def _write_tensors(directory, tensors):
+    """One file, or as many as it takes for none to be larger than SHARD_BYTES, if no tensor is; uses up the tensors."""
+    shards, size = [[]], 0
+    total = sum(2 * tensor.size for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        if shards[-1] and size + 2 * tensor.size > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += 2 * tensor.size
+    files = [f'model-{i:05}-of-{len(shards):05}.safetensors' for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [WEIGHTS]
+    for file, names in zip(files, shards):
+        rounded = {name: tensors.pop(name).astype(ml_dtypes.bfloat16) for name in names}
+        save_tensors(directory / file, rounded, {'format': 'pt'})
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards) for name in names}
+        _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+
+
+def _open(path):
+    try:
+        return safetensors.safe_open(paths.check_file(path), framework='np')
+    except FileNotFoundError:
+        raise ValueError(f'{path} is missing') from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f'{path} is no whole safetensors file: {error}') from None
+
+
+def _is_file_name(name):
+    return (
+        isinstance(name, str) and name.isprintable() and len(name) < 256 and pathlib.PurePath(name).name == name != ''
+    )
+
+
+def _write_json(path, contents):
+    path.write_text(json.dumps(contents, indent=2) + '\n')

@@ -1,0 +1,1 @@
+"""Scaling laws of runs: tables, fits, plans, reports."""

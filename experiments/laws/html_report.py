@@ -1,0 +1,403 @@
+"""A table of runs and the scaling laws fitted to it, as one HTML file that needs no other."""
+
+import base64
+import html
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+
+from experiments.files.atomic_files import replace_file
+from experiments.laws import known_laws, studies
+from experiments.laws.known_laws import UNKNOWN, KnownLaw, human, value_text
+from experiments.laws.studies import Study
+from experiments.laws.training_plans import MOST_BITS, format_name
+from experiments.reports.quantization import COLORS, MARKERS
+from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
+from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+
+STYLE = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'svg.hashsalt': 'scaling laws'}
+MOST_PANELS, MOST_CURVES, MOST_ROWS = 5, 6, 3
+BITS_MARKED = (4, 8)
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.25rem; margin-top: 2.5rem; }}
+img {{ max-width: 100%; display: block; margin: 1rem 0; }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }}
+th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
+th {{ border-bottom: 1px solid #222; font-weight: 600; }}
+th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+.warning {{ border-left: 4px solid #D55E00; padding-left: .8rem; }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""
+
+MODEL_AND_DATA = 'L = n / N<sup>alpha</sup> + d / D<sup>beta</sup> + epsilon + (D<sup>beta</sup> / N<sup>alpha</sup>)'
+CAPYBARA = (
+    f'{MODEL_AND_DATA} log<sub>2</sub>(B) / (gamma (E + ½)<sup>delta</sup> (M + ½)<sup>nu</sup>) is the loss of N'
+    ' weights trained on D tokens where operands of the matrix products are floats of E exponent and M mantissa bits, B'
+    ' of which share a scale: the Capybara law (arXiv 2501.02423).'
+)
+BITWIDTH = (
+    f'{MODEL_AND_DATA} / (gamma b<sup>kappa</sup>) is the loss of N weights trained on D tokens with the noise of'
+    ' rounding to b bits: the same law, where b stands for exponent and mantissa bits.'
+)
+LINES = (
+    'Points are runs and lines the law, dotted where it extrapolates. A triangle marks D_crit, past which more tokens'
+    ' raise the loss.'
+)
+
+
+class Curve(NamedTuple):
+    """Runs that differ in N and D only, and what the law says of them."""
+
+    label: str
+    inputs: dict[str, Any]  # of the law, besides N and D
+    mask: np.ndarray  # of the runs
+
+
+def write(
+    path: str,
+    output: pathlib.Path,
+    *,
+    exclude_e0: bool = False,
+    objective: str = 'squares',
+    errors: str = 'cr3',
+    held_out: str = 'folds',
+) -> dict[str, Any]:
+    """Fits the laws that the runs serve, and writes the report; returns what it tells, as JSON has it.
+
+    Runs that have a format are for the Capybara law, those with sampled weights for the bitwidth law.
+
+    Raises:
+      ValueError: if neither can be fitted.
+    """
+    sections, data, reasons = [], {}, []
+    for family, section in ((CapybaraLaw, capybara_section), (BitwidthLaw, bitwidth_section)):
+        try:
+            without = exclude_e0 and family is CapybaraLaw
+            how = dict(objective=objective, errors=errors, held_out=held_out)
+            study = Study.of(family, path, exclude_e0=without, **how)
+        except ValueError as error:
+            reasons.append(error)
+            continue
+        known = known_laws.fitted(study.result, study.table)
+        data[known.name] = study.describe()
+        with plt.rc_context(STYLE):
+            sections += section(study, known, data[known.name])
+    if not data:
+        raise reasons[0]
+    title = f'Scaling laws of {pathlib.Path(path).name}'
+    replace_file(output, PAGE.format(title=html.escape(title), body='\n'.join(sections)))
+    return data
+
+
+def capybara_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> list[str]:
+    """What there is to see of the Capybara law."""
+    curves, blocks = capybara_curves(study)
+    return [
+        heading('Floating-point quantized training'),
+        f'<p>{CAPYBARA}</p>',
+        *fit_section(study, data),
+        *runs_section(study, curves, data['seed_noise']),
+        heading('Loss and tokens', 3),
+        paragraph(LINES),
+        *(loss_figure(study, known, [c for c in curves if c.inputs['B'] in (1.0, block)], block) for block in blocks),
+        *critical_table(study, known, [curve for curve in curves if curve.inputs['B'] != 1]),
+        heading('The best layout of a number of bits', 3),
+        *layout_figure(known),
+        heading('The best number of bits for a budget', 3),
+        *precision_figure(study, known, blocks),
+    ]
+
+
+def bitwidth_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> list[str]:
+    """What there is to see of the bitwidth law."""
+    curves = [
+        Curve('not sampled' if np.isinf(b) else f'{b:g} bits', {'b': b}, study.table.columns['b'] == b)
+        for b in np.unique(study.table.columns['b'])[::-1]
+    ]
+    return [
+        heading('Sampled weights'),
+        f'<p>{BITWIDTH}</p>',
+        *fit_section(study, data),
+        *runs_section(study, curves, data['seed_noise']),
+        heading('Loss and tokens', 3),
+        paragraph(LINES),
+        loss_figure(study, known, spread(curves, MOST_CURVES), None),
+        *critical_table(study, known, [curve for curve in curves if np.isfinite(curve.inputs['b'])]),
+    ]
+
+
+def capybara_curves(study: Study) -> tuple[list[Curve], list[Any]]:
+    """A curve for each format and block size, the most precise format first; and the block sizes."""
+    columns, law = study.table.columns, study.result.law
+    settings = dict.fromkeys(zip(columns['E'].tolist(), columns['M'].tolist(), columns['B'].tolist()))
+    curves = []
+    for E, M, B in sorted(
+        settings, key=lambda s: ((s[0] + 0.5) ** -law.delta * (s[1] + 0.5) ** -law.nu, *by_size(s[2]))
+    ):
+        mask = (columns['E'] == E) & (columns['M'] == M) & (columns['B'] == B)
+        curves.append(Curve(format_name(int(E), int(M)), {'E': E, 'M': M, 'B': B}, mask))
+    blocks = sorted({B for _, _, B in settings if B != 1}, key=by_size)
+    return curves, spread(blocks, MOST_ROWS)
+
+
+def by_size(block: float | str) -> tuple[bool, float | str]:
+    """Sorts numbers before 'channel' and 'tensor'."""
+    return isinstance(block, str), block
+
+
+def fit_section(study: Study, data: dict[str, Any]) -> list[str]:
+    """Constants, errors, rivals, noise."""
+    methods = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
+    left_out = ', '.join(f'{number} {reason}' for reason, number in data['left_out'].items())
+    told = f'{data["runs"]} runs' + f' ({methods})' * bool(methods) + f'; left out: {left_out}' * bool(left_out)
+    told += f'; fitted by {data["objective"]}' * (data['objective'] != 'squares')
+    residuals = f'The residuals are {data["rmse"]:.3g} nats (root mean square).'
+    if noise := data['seed_noise']:
+        residuals += (
+            f' Seeds differ by {noise["standard_deviation"]:.3g} nats: the standard deviation over the seeds of'
+            f' {noise["settings"]} settings, pooled, with {noise["degrees_of_freedom"]} degrees of freedom.'
+        )
+    else:
+        residuals += ' No setting was run with several seeds: the noise is not known apart from them.'
+    parts = [paragraph(f'{told}. {residuals}')]
+    if data['undetermined']:
+        names = ', '.join(data['undetermined'])
+        parts.append(paragraph(f'These runs do not determine {names}: other values fit about as well.', 'warning'))
+    parts += [heading('Constants', 3), table(*studies.constants_table(data))]
+    parts.append(paragraph(f'Errors and intervals are {studies.errors_text(data)}.'))
+    pairs = ', '.join(f'{one} and {other} {value:+.3f}' for one, other, value in data['correlations'])
+    parts += [paragraph(f'The strongest correlations: {pairs}.')] * bool(pairs)
+    parts.append(heading('Against other laws', 3))
+    if isinstance(data['comparison'], str):
+        return [*parts, paragraph(f'No errors on runs held out: {data["comparison"]}.')]
+    about = (
+        'Runs that were held out are predicted by the law fitted to the others; those of one N and D, or of one N, are'
+        ' held out together. Errors are relative, root mean square. N is the harder: predictions of the least and the'
+        ' largest extrapolate.'
+    )
+    header, rows = studies.comparison_table(data)
+    return [*parts, *[paragraph(about)] * any('held out' in name for name in header), table(header, rows)]
+
+
+def runs_section(study: Study, curves: Sequence[Curve], noise: dict[str, float] | None) -> list[str]:
+    """Predicted against actual losses, and the residuals, which the seeds' noise would keep in a band."""
+    columns, result = study.table.columns, study.result
+    figure, (fit, tokens, weights) = plt.subplots(1, 3, figsize=(11, 4.2), layout='constrained')
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    for i, label in enumerate(labels):
+        mask = np.any([curve.mask for curve in curves if curve.label == label], axis=0)
+        style = dict(linestyle='', markersize=5, alpha=0.8, label=label, **marker(i))
+        fit.plot(result.predicted[mask], columns['loss'][mask], **style)
+        tokens.plot(columns['D'][mask], result.residuals[mask], **style)
+        weights.plot(columns['N'][mask], result.residuals[mask], **style)
+    ends = columns['loss'].min(), columns['loss'].max()
+    fit.plot(ends, ends, color='#888', linewidth=1, zorder=0)
+    fit.set(xlabel='predicted loss (nats a token)', ylabel='loss (nats a token)', title='predicted and actual')
+    tokens.set(xlabel='D (tokens)', ylabel='loss less prediction (nats)', title='residuals over tokens')
+    weights.set(xlabel='N (weights of linear layers)', title='residuals over weights')
+    for panel, name in ((tokens, 'D'), (weights, 'N')):
+        panel.axhline(0, color='#888', linewidth=1, zorder=0)
+        if noise:
+            sigma = noise['standard_deviation']
+            panel.axhspan(-sigma, sigma, color='#ddd', linewidth=0, zorder=0, label='± noise of the seeds')
+        amounts(panel, columns[name])
+    figure.legend(*tokens.get_legend_handles_labels(), loc='outside lower center', ncols=9, frameon=False)
+    return [heading('Predicted and actual', 3), image(figure, 'losses against predictions, and residuals')]
+
+
+def loss_figure(study: Study, known: KnownLaw, curves: Sequence[Curve], block: Any) -> str:
+    """Loss over tokens: a panel a model size, a curve a format."""
+    columns, law = study.table.columns, known.law
+    curves = spread(curves, MOST_CURVES)
+    sizes = spread(np.unique(columns['N']).tolist(), MOST_PANELS)
+    low, high = known.ranges['D']
+    critical = critical_sizes(law, curves, sizes)
+    seen = critical[critical < 100 * high]
+    D, lows = np.geomspace(low / 1.5, max(2 * high, 2 * seen.max(initial=0)), 120), []
+    figure, panels = plt.subplots(
+        *(1, len(sizes)), figsize=(max(4, 11 * len(sizes) / 4), 3.6), sharey=True, squeeze=False, layout='constrained'
+    )
+    for N, panel, turns in zip(sizes, panels[0], critical.T):
+        for i, (curve, turn) in enumerate(zip(curves, turns)):
+            loss = law.loss(N=N, D=D, **curve.inputs)
+            style = marker(i)
+            inside = (low <= D) & (high >= D)
+            panel.plot(D, loss, ':', linewidth=1, color=style['color'])
+            panel.plot(D[inside], loss[inside], linewidth=1.4, color=style['color'])
+            here = curve.mask & (columns['N'] == N)
+            points = columns['D'][here], columns['loss'][here]
+            panel.plot(*points, linestyle='', markersize=5, label=curve.label, **style)
+            if turn < D[-1]:
+                panel.plot(turn, law.loss(N=N, D=turn, **curve.inputs), 'v', color='k', markersize=7, zorder=4)
+        panel.set(xlabel='D (tokens)', title=f'N = {human(N)}')
+        amounts(panel)
+        lows.append(min(law.loss(N=N, D=np.minimum(turn, D[-1]), **curve.inputs) for curve, turn in zip(curves, turns)))
+    margin = 0.08 * (columns['loss'].max() - min(lows))
+    panel.set_ylim(min(lows) - margin, columns['loss'].max() + margin)
+    figure.get_layout_engine().set(wspace=0.06)
+    panels[0, 0].set_ylabel('loss (nats a token)')
+    if block is not None:
+        figure.suptitle(f'blocks of {block:g}' if not isinstance(block, str) else f'a scale a {block}', fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=9, frameon=False)
+    return image(figure, f'loss over tokens, {block}')
+
+
+def critical_sizes(law: Any, curves: Sequence[Curve], sizes: Sequence[float]) -> np.ndarray:
+    """D_crit, (curves, sizes); infinite for what is not quantized."""
+    rows = [
+        np.full(len(sizes), np.inf)
+        if np.isinf(curve.inputs.get('b', 0)) or curve.inputs.get('B') == 1
+        else law.critical_data_size(N=np.array(sizes), **curve.inputs)
+        for curve in curves
+    ]
+    return np.array(rows).reshape(len(curves), len(sizes))
+
+
+def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> list[str]:
+    """D_crit of the runs' formats and model sizes."""
+    if not curves:
+        return []
+    sizes = spread(np.unique(study.table.columns['N']).tolist(), MOST_PANELS)
+    values = critical_sizes(known.law, curves, sizes)
+    ends = known.interval(lambda law: critical_sizes(law, curves, sizes))
+    rows = []
+    for i, curve in enumerate(curves):
+        cells = [value_text(value, None if ends is None else ends[:, i, j], human) for j, value in enumerate(values[i])]
+        block = curve.inputs.get('B')
+        name = curve.label if block is None else f'{curve.label}, {block if isinstance(block, str) else f"{block:g}"}'
+        rows.append([name, *cells])
+    most = human(known.ranges['D'][1])
+    about = f'D_crit in tokens, with 95 % intervals; the runs go to {most}, and what is beyond is extrapolated.'
+    return [paragraph(about), table(['', *(f'N = {human(N)}' for N in sizes)], rows)]
+
+
+def layout_figure(known: KnownLaw) -> list[str]:
+    """E and M over P: the best real ones as lines, the best whole ones as points."""
+    P = np.arange(3, MOST_BITS + 1)
+    best, whole = known.value(lambda law: law.optimal_layout(P)), known.value(lambda law: law.best_format(P))
+    if np.isnan(whole).all():
+        return [paragraph(f'The best format is {known.says_unknown}.', 'warning')]
+    ends = known.interval(lambda law: np.array(law.optimal_layout(P)))
+    figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
+    for i, (name, real) in enumerate(zip(('exponent bits E', 'mantissa bits M'), best)):
+        panel.plot(P, real, color=COLORS[i], label=f'{name}, best real number')
+        if ends is not None:
+            panel.fill_between(P, *ends[:, i], color=COLORS[i], alpha=0.2, linewidth=0)
+        look = dict(markersize=8, markerfacecolor='none') if i == 0 else dict(markersize=4)  # both are seen where E = M
+        panel.plot(P, whole[i], MARKERS[i], color=COLORS[i], label=f'{name}, best whole number', **look)
+    for bits, E, M in zip(P, *whole):
+        if np.isnan(E):
+            continue
+        where = dict(xytext=(0, 8), textcoords='offset points', ha='center')
+        panel.annotate(format_name(int(E), int(M)), (bits, max(E, M)), fontsize=8, **where)
+    panel.set(xlabel='bits P = 1 + E + M', ylabel='bits', xticks=P)
+    panel.legend(frameon=False)
+    return [image(figure, 'best exponent and mantissa bits')]
+
+
+def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> list[str]:
+    """The best P over C, a curve a block size, with its crossings of 4 and 8 bits."""
+    columns = study.table.columns
+    costs = COST_PER_BIT * columns['N'] * columns['D'] * (1 + columns['E'] + columns['M'])
+    try:
+        crossings = {block: [crossing(known.law, block, bits) for bits in BITS_MARKED] for block in blocks}
+    except ValueError as error:
+        return [paragraph(f'This law has no best number of bits: {error}.', 'warning')]
+    if not blocks:
+        return [paragraph('No runs are quantized.')]
+    every = np.array([*np.ravel(list(crossings.values())), costs.min(), costs.max()])
+    C = np.geomspace(max(every.min() / 30, 1e-3 * costs.min()), min(every.max() * 30, 1e25 * costs.max()), 200)
+    figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
+    panel.axvspan(costs.min(), costs.max(), color='#ddd', linewidth=0, label='the runs')
+    for i, block in enumerate(blocks):
+        name = f'a scale a {block}' if isinstance(block, str) else f'blocks of {block:g}'
+        best = lambda law, block=block: law.compute_optimal(C, block).P
+        panel.plot(C, known.value(best), color=COLORS[i], label=name)
+        ends = known.interval(best)
+        if ends is not None:
+            panel.fill_between(C, *ends, color=COLORS[i], alpha=0.2, linewidth=0)
+    for bits in BITS_MARKED:
+        panel.axhline(bits, color='#888', linewidth=1, linestyle='--')
+        panel.annotate(f'{bits} bits', (C[0], bits), (2, 3), textcoords='offset points', fontsize=9)
+    panel.set(xscale='log', xlabel='C = 6/16 N D P (operations, as 6 N D at 16 bits)', ylabel='best P (bits)')
+    panel.set_ylim(0, min(20, max(10, panel.get_ylim()[1])))
+    panel.legend(frameon=False)
+    rows = []
+    for block, values in crossings.items():
+        ends = known.interval(lambda law, block=block: np.array([crossing(law, block, bits) for bits in BITS_MARKED]))
+        cells = [
+            value_text(value, None if ends is None else ends[:, i], '{:.2g}'.format) for i, value in enumerate(values)
+        ]
+        rows.append([block if isinstance(block, str) else f'{block:g}', *cells])
+    is_open = any(cell == UNKNOWN for row in rows for cell in row)
+    return [
+        *[paragraph(f'The best number of bits is {known.says_unknown}.', 'warning')] * is_open,
+        paragraph('N, D and P are all free. Bands are 95 % intervals; all but the grey is extrapolated.'),
+        image(figure, 'best precision over compute'),
+        table(['block', *(f'C at which {bits} bits are best' for bits in BITS_MARKED)], rows),
+    ]
+
+
+def crossing(law: CapybaraLaw, block: Any, bits: float) -> float:
+    """C for which so many bits are best: ln P is linear in ln C."""
+    one, other = (float(law.compute_optimal(C, block).P) for C in (1e10, 1e20))
+    power = np.log10(bits / one) / np.log10(other / one)
+    return 10.0 ** np.clip(10 + 10 * power, -300, 300)
+
+
+def spread(values: Sequence[Any], most: int) -> list[Any]:
+    """So many of the values at the most, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
+
+
+def marker(i: int) -> dict[str, str]:
+    return {'color': COLORS[i % len(COLORS)], 'marker': MARKERS[(i + i // len(COLORS)) % len(MARKERS)]}
+
+
+def amounts(panel: Any, values: np.ndarray = ()):
+    """A logarithmic axis of weights or tokens; if there are few values, they are its ticks."""
+    panel.set_xscale('log')
+    if 0 < len(ticks := np.unique(values)) <= MOST_PANELS:
+        panel.set_xticks(ticks)
+    panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    panel.xaxis.set_major_formatter(lambda value, _: human(value))
+
+
+def image(figure: Any, alt: str) -> str:
+    """The figure, inside the page."""
+    file = io.BytesIO()
+    figure.savefig(file, format='svg', metadata={'Date': None})
+    plt.close(figure)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{encoded}">'
+
+
+def heading(text: str, level: int = 2) -> str:
+    return f'<h{level}>{html.escape(text)}</h{level}>'
+
+
+def paragraph(text: str, kind: str = '') -> str:
+    return f'<p class="{kind}">{html.escape(text)}</p>' if kind else f'<p>{html.escape(text)}</p>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    row = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells) + '</tr>'
+    return '<table>' + row('th', header) + ''.join(row('td', cells) for cells in rows) + '</table>'

@@ -1,0 +1,1 @@
+"""Processes of one training: how they meet, end, and are told to."""

@@ -1,0 +1,1 @@
+"""What programs show: tables, pictures, statistics."""

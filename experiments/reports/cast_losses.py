@@ -1,0 +1,264 @@
+"""What casting trained weights to few bits costs, over the seeds of each training: tables and a picture."""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from scipy.special import stdtrit
+
+from experiments.reports import pictures
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+
+CONFIDENCE = 0.95
+UNQUANTIZED, LEARNED = 'bfloat16', 'learned'
+COLORS = ('#000000', '#0072B2', '#009E73', '#56B4E9', '#D55E00', '#E69F00', '#CC79A7')  # Okabe and Ito, for every eye
+MARKERS = ('X', 'o', '^', 's', 'D', 'v', 'P')
+EQUAL_SIZE = {'learned 6.25': 'float6_e3m2fn', 'learned 4.25': 'float4_e2m1fn'}
+
+
+class Cast(NamedTuple):
+    """The weights of a run, cast and evaluated; a row of cast_down.csv."""
+
+    run: str
+    method: str
+    b_target: str  # empty where nothing is sampled
+    format: str  # empty where the training has none
+    seed: int
+    step: int
+    checkpoint: str  # SHA-256 of its manifest
+    eval_batches: int  # -1 is the whole validation split
+    cast: str  # the format's name, 'learned' or 'learned BUDGET'
+    loss: float  # nats a token
+    bits_per_byte: float
+    stored_bits: float  # mean of the quantized weights, scales included
+    file_bytes: int
+
+
+Training = dict[str, dict[int, Cast]]  # what differs in the seed only: cast -> seed -> what came out
+
+
+def group(casts: Sequence[Cast]) -> dict[str, Training]:
+    """The trainings by what is told of them, in the order of the casts.
+
+    Raises:
+      ValueError: for two runs that differ in nothing that is told; for trainings without a loss in BF16.
+    """
+    trainings = {}
+    for cast in casts:
+        name = cast.method
+        name += f' {cast.b_target}' if cast.b_target else ''
+        name += f' {short_name(cast.format)}' if cast.format else ''
+        by_seed = trainings.setdefault(name, {}).setdefault(cast.cast, {})
+        if cast.seed in by_seed:
+            raise ValueError(
+                f'{by_seed[cast.seed].run} and {cast.run} differ in something else than method, b_target, format and'
+                ' seed: cast them down in a sweep of their own'
+            )
+        by_seed[cast.seed] = cast
+    if lacking := [name for name, training in trainings.items() if UNQUANTIZED not in training]:
+        raise ValueError(f'{lacking[0]} has no loss in {UNQUANTIZED}, to which others are compared')
+    return trainings
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % confidence interval; NaN for that of one value.
+
+    The interval is Student's, of n - 1 degrees of freedom: with three values, 4.30 standard errors to each side.
+    """
+    values = np.asarray(values, float)
+    if values.size < 2:
+        return float(values.mean()), math.nan
+    quantile = stdtrit(values.size - 1, (1 + CONFIDENCE) / 2)
+    return float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(values.size))
+
+
+def differences(of: dict[int, Cast], other: dict[int, Cast]) -> list[float]:
+    """Of the losses, seed by seed, for the seeds that both have: what a seed does to both cancels."""
+    return [of[seed].loss - other[seed].loss for seed in of if seed in other]
+
+
+def markdown(trainings: dict[str, Training]) -> str:
+    """Tables of the losses; of what the cast adds to each run's loss in BF16; of comparisons at equal size."""
+    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training))
+    first, *_ = trainings
+    others = {name: training for name, training in trainings.items() if name != first}
+
+    def to_first(training: Training, cast: str) -> list[float]:
+        return differences(training[cast], trainings[first].get(EQUAL_SIZE.get(cast, cast), {}))
+
+    def to_uniform(training: Training, cast: str) -> list[float]:
+        return differences(training[cast], training.get(EQUAL_SIZE[cast], {}))
+
+    interval_of = f'mean ± half the width of its {CONFIDENCE:.0%} confidence interval over the seeds'
+    paired = 'seed by seed, in bold where the interval excludes 0'
+    tables = {
+        f'Validation loss in nats a token, {interval_of} (bits of a quantized weight, scales included)': (
+            _loss_table(trainings, casts)
+        ),
+        f"What the cast adds to the loss of the same run's weights in BF16, {paired}": (
+            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], rises)
+        ),
+        f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, to_first),
+        f"The difference of learned formats from the same run's uniform format of that size, {paired}": (
+            _difference_table(trainings, [cast for cast in casts if cast in EQUAL_SIZE], to_uniform)
+        ),
+    }
+    return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
+
+
+def losses(training: Training, cast: str) -> list[float]:
+    """Of the weights as they were read back, by seed."""
+    return [row.loss for row in training[cast].values()]
+
+
+def rises(training: Training, cast: str) -> list[float]:
+    """Of the loss over that of the same run's weights in BF16, by seed."""
+    return differences(training[cast], training[UNQUANTIZED])
+
+
+def draw(trainings: dict[str, Training], output: pathlib.Path):
+    """Left: loss over stored bits; right: what each cast adds, the smallest last. Learned formats are hollow."""
+    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+        figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[5, 7], layout='constrained')
+        _draw_losses(panels[0], trainings)
+        _draw_rises(panels[1], trainings)
+        handles, labels = panels[0].get_legend_handles_labels()
+        hollow = plt.Line2D([], [], color='#777777', linestyle=':', marker='o', markerfacecolor='white')
+        figure.legend(
+            [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
+        )
+        pictures.save(figure, output)
+        plt.close(figure)
+
+
+def short_name(name: str) -> str:
+    """'float6_e3m2fn' -> 'E3M2', 'e1m1' -> 'E1M1', 'bfloat16' -> 'BF16', 'learned 6.25' -> 'learned ≤ 6.25'."""
+    if name == UNQUANTIZED:
+        return 'BF16'
+    if name.startswith('float'):
+        return name.partition('_')[2].removesuffix('fn').upper()
+    return name.replace('learned ', 'learned ≤ ') if _is_learned(name) else name.upper()
+
+
+def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
+    """A curve a training over its uniform formats, and one over its learned ones."""
+    for i, (name, training) in enumerate(trainings.items()):
+        learned = [cast for cast in training if _is_learned(cast)]
+        uniform = [cast for cast in training if not _is_learned(cast)]
+        for casts, look in ((uniform, dict(linestyle='-', label=name)), (learned, dict(linestyle=':'))):
+            points = sorted((_bits(training, cast), *interval(losses(training, cast))) for cast in casts)
+            for_learned = dict(markerfacecolor='white') if casts is learned else {}
+            if points:
+                bits, means, halves = np.array(points).T
+                bits *= 2 ** _dodge(i, trainings, 0.2)  # side by side, for those that coincide
+                panel.errorbar(bits, means, np.nan_to_num(halves), **_style(i), **look, **for_learned)
+    ticks = {_bits(training, cast): short_name(cast) for cast in uniform}
+    panel.set_xscale('log', base=2)
+    panel.set_xticks(list(ticks), [f'{name}\n{bits:.4g}' for bits, name in ticks.items()])
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)
+    panel.set(xlabel='stored bits a weight, scales included', ylabel='nats a token', title='validation loss')
+
+
+def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
+    """A column a cast, in it a point a training."""
+    bits = {}
+    for training in trainings.values():
+        for cast in training:
+            bits.setdefault(cast, []).append(_bits(training, cast))
+    casts = sorted(set(bits) - {UNQUANTIZED}, key=lambda cast: (-np.mean(bits[cast]), _is_learned(cast)))
+    ranges = {cast: dict.fromkeys(f'{value:.3g}' for value in (min(bits[cast]), max(bits[cast]))) for cast in casts}
+    labels = [short_name(cast).partition(' ') for cast in casts]
+    labels = [f'{name}\n{budget or "–".join(ranges[cast])}' for cast, (name, _, budget) in zip(casts, labels)]
+    for i, training in enumerate(trainings.values()):
+        for column, cast in enumerate(casts):
+            if cast in training:
+                mean, half = interval(rises(training, cast))
+                fill = dict(markerfacecolor='white') if _is_learned(cast) else {}
+                place = column + _dodge(i, trainings, 0.7)
+                panel.errorbar(place, 1000 * mean, 1000 * np.nan_to_num(half), **_style(i), **fill)
+    for column in range(len(casts) - 1):
+        panel.axvline(column + 0.5, color='#cccccc', linewidth=0.6)
+    panel.axhline(0, color='black', linewidth=0.6)
+    panel.set_xticks(range(len(casts)), labels)
+    panel.tick_params(axis='x', length=0)
+    panel.set_xlim(-0.5, len(casts) - 0.5)
+    panel.grid(axis='y', alpha=0.3)
+    panel.set_xlabel('stored bits a weight, scales included')
+    panel.set(ylabel='thousandths of a nat a token', title="rise over the loss of the same run's weights in BF16")
+
+
+def _style(i: int) -> dict[str, object]:
+    return dict(
+        color=COLORS[i % len(COLORS)],
+        marker=MARKERS[i % len(MARKERS)],
+        markersize=5,
+        linewidth=1.1,
+        elinewidth=1,
+        capsize=2,
+    )
+
+
+def _dodge(i: int, trainings: dict[str, Training], width: float) -> float:
+    """The place of the i-th training among all, of -width / 2 to width / 2."""
+    return width * ((i + 0.5) / len(trainings) - 0.5)
+
+
+def _is_learned(cast: str) -> bool:
+    return cast.startswith(LEARNED)
+
+
+def _bits(training: Training, cast: str) -> float:
+    return float(np.mean([row.stored_bits for row in training[cast].values()]))
+
+
+def _loss_table(trainings: dict[str, Training], casts: Sequence[str]) -> str:
+    """A row a training, a column a cast; the bits stand in the header where all rows have the same."""
+    header = ['training', 'seeds']
+    rows = [[name, str(len(training[UNQUANTIZED]))] for name, training in trainings.items()]
+    for cast in casts:
+        cells = [_cell(losses(training, cast)) if cast in training else '' for training in trainings.values()]
+        bits = [f'{_bits(training, cast):.4g}' if cast in training else '' for training in trainings.values()]
+        same = len(set(filter(None, bits))) == 1
+        header.append(short_name(cast) + (f' ({next(filter(None, bits))})' if same else ''))
+        for row, cell, number in zip(rows, cells, bits):
+            row.append(cell if same or not cell else f'{cell} ({number})')
+    return _markdown_table([header, *rows])
+
+
+def _difference_table(
+    trainings: dict[str, Training], casts: Sequence[str], differences_of: Callable[[Training, str], list[float]]
+) -> str:
+    """A row a training, a column a cast."""
+    rows = [
+        [name, *(_signed_cell(differences_of(training, cast)) if cast in training else '' for cast in casts)]
+        for name, training in trainings.items()
+    ]
+    return _markdown_table([['training', *map(short_name, casts)], *rows])
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of them the header; without rows and columns that have nothing in them, '' if all."""
+    header, *rows = rows
+    rows = [row for row in rows if any(row[1:])]
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    lines = [[row[i] for i in kept] for row in (header, ['---'] * len(header), *rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) if rows else ''
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f'{mean:.4f}' if math.isnan(half) else f'{mean:.4f} ± {half:.4f}'
+
+
+def _signed_cell(values: Sequence[float]) -> str:
+    if not values:
+        return ''
+    mean, half = interval(values)
+    text = f'{mean:+.4f}' if math.isnan(half) else f'{mean:+.4f} ± {half:.4f}'
+    return f'**{text}**' if abs(mean) > half else text

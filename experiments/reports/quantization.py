@@ -1,0 +1,367 @@
+"""What quantization does to each weight matrix of a run: its bits, and what is lost; table, CSV and picture."""
+
+import itertools
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from experiments import methods, workdirs
+from experiments.files import csv_files, json_files
+from experiments.reports import pictures
+from gaussq_jax.bit_packing import packed_bytes
+from gaussq_jax.block_scaling import largest_magnitudes
+from gaussq_jax.packed_layout import Layout, LeafLayout, spread
+from gaussq_jax.param_reading import matrix_rules
+from gaussq_jax.param_tree import read_leaves
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+
+SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a float32 one for the tensor besides
+ROUNDING_ERROR = 2.0**-22  # of float32 scales, relative: a block's largest magnitude may seem to exceed itself
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')  # Okabe and Ito, for every eye
+LONGEST_PATH = 1000  # of a leaf
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+PANELS = {
+    'effective_bits': 'bits a weight, scales included',
+    'underflow': 'weights that underflow to zero (%)',
+    'saturation': 'weights that saturate (%)',
+    'sqnr_db': 'signal to quantization noise (dB)',
+}
+
+
+class Measurement(NamedTuple):
+    """Sums over the weights of a matrix, or of several."""
+
+    values: int
+    bits: float  # of the values and of their scales
+    underflowing: int  # became zero, and weren't
+    saturating: int  # of a larger magnitude than the largest that their block can hold, which they became
+    signal: float  # sum of squares
+    noise: float  # sum of squares of what quantization changed
+
+    @property
+    def effective_bits(self) -> float:
+        return self.bits / self.values
+
+    @property
+    def underflow(self) -> float:
+        return self.underflowing / self.values
+
+    @property
+    def saturation(self) -> float:
+        return self.saturating / self.values
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10(signal / noise), infinite where nothing changed."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise else math.inf
+
+
+class Row(NamedTuple):
+    """What was measured on one matrix of a leaf that is a stack of them."""
+
+    path: str
+    layer: int
+    measurement: Measurement
+    formats: Mapping[str, int]  # how many weights have which format
+
+
+def choose_quantizer(
+    config: ConfigDict, *, fmt: str | None = None, block_size: str | None = None, scale: str | None = None
+) -> gq.Quantizer | None:
+    """What the run's weights are quantized to, with these changes; None for what each block's bitwidth asks for.
+
+    Raises:
+      ValueError: if the run has no format of its own and none is given; for a setting that a Quantizer can't have.
+    """
+    settings = config.quantization.to_dict()
+    sampled = config.method in methods.SAMPLING
+    if sampled:
+        side = settings['block_size']
+        settings.update(block_size=f'{side}x{side}', scale='mx', rounding='nearest_even')
+    if fmt is None:
+        if sampled and not settings['format']:
+            if block_size or scale:
+                raise ValueError(
+                    'this run has a format for each block, that of its bitwidth, in square blocks with MX scales:'
+                    ' --block_size and --scale need a --format'
+                )
+            return None
+        if config.method == 'bf16' or (config.method == 'fqt' and 'P2' not in settings['targets'].split('+')):
+            reason = ', and P2 is not among its targets' if config.method == 'fqt' else ''
+            raise ValueError(
+                f'the method of this run is {config.method}{reason}: its weights are not quantized; say by --format to'
+                ' what they should be, for example --format=e4m3'
+            )
+    given = dict(format=fmt, block_size=block_size, scale=scale)
+    settings.update({name: value for name, value in given.items() if value is not None})
+    return methods.make_quantizer(ConfigDict(dict(quantization=settings))).deterministic()
+
+
+def measure_run(run: workdirs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
+    """Measures each matrix of a run, in the order of layers: its float32 weights, quantized along the contracted axis.
+
+    Raises:
+      ValueError: for weights that are infinite or NaN.
+    """
+    config, params = run.experiment.config, run.state.params
+    if quantizer is None:
+        return measure_layout(params, run.experiment.transform.learned_layout(params, run.state.bitwidths))
+    matrices = matrix_rules(params, methods.matrix_rules(config))
+    of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
+    return _measure_matrices(params, matrices, of_matrix)
+
+
+def measure_layout(params: Any, layout: Layout) -> list[Row]:
+    """Measures each matrix that is packed so, in the order of layers; the bits are those of the packed file.
+
+    Raises:
+      ValueError: for weights that are infinite or NaN.
+    """
+    tiles = {path: iter(of_leaf.indices.reshape(-1, *of_leaf.indices.shape[-2:])) for path, of_leaf in layout.items()}
+    of_matrix = lambda path, weights: measure_tiles(weights, layout[path], next(tiles[path]))
+    return _measure_matrices(params, {path: of_leaf.rule for path, of_leaf in layout.items()}, of_matrix)
+
+
+def measure(weights: np.ndarray, quantizer: gq.Quantizer) -> Measurement:
+    """Measures a matrix (rows, columns), finite float32, quantized along its rows."""
+    bits = quantizer.fmt.bits * weights.size + scale_bits(quantizer, weights.shape)
+    return _compare(weights, *_quantize(weights, quantizer, -2), bits)
+
+
+def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) -> tuple[Measurement, dict[str, int]]:
+    """Measures a matrix (rows, columns) of a leaf, of which each tile has its own format; and what has which."""
+    quantized, largest = np.zeros_like(weights), np.zeros_like(weights)
+    names = indices.size if len(layout.formats) > 1 else 0
+    num_bytes, formats = indices.size + names, {}
+    for i, fmt in enumerate(layout.formats):
+        quantizer = gq.Quantizer(fmt, block_size=layout.tile, scale='mx')
+        here = spread(indices == i, layout.tile, weights.shape)
+        for result, of_this in zip((quantized, largest), _quantize(weights, quantizer, -1)):
+            result[here] = of_this[here]
+        if number := int(np.count_nonzero(here)):
+            formats[fmt.name] = number
+            num_bytes += packed_bytes(number, fmt.bits)
+    return _compare(weights, quantized, largest, 8 * num_bytes), formats
+
+
+def scale_bits(quantizer: gq.Quantizer, shape: tuple[int, int]) -> int:
+    """The bits of all scales of a matrix (rows, columns) that is quantized along its rows."""
+    rows, columns = shape
+    match quantizer.block_size:
+        case 'tensor':
+            blocks = 1
+        case 'channel':
+            blocks = columns
+        case (across, along):
+            blocks = math.ceil(rows / along) * math.ceil(columns / across)
+        case size:
+            blocks = math.ceil(rows / size) * columns
+    return blocks * SCALE_BITS[quantizer.scale] + (32 if quantizer.scale == 'nvfp4' else 0)
+
+
+def total(rows: Sequence[Row]) -> Measurement:
+    """All weights together."""
+    return Measurement(*map(sum, zip(*(row.measurement for row in rows))))
+
+
+def describe(quantizer: gq.Quantizer | None) -> str:
+    """What the weights are quantized to, in a few words."""
+    if quantizer is None:
+        return "the format of each square block's bitwidth, mx scales"
+    size = quantizer.block_size
+    size = 'x'.join(map(str, size)) if isinstance(size, tuple) else size
+    return f'{quantizer.fmt}, {quantizer.scale} scales, block size {size}'
+
+
+def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
+    """The same of packed weights, by what their file keeps."""
+    if info['layout'] == 'learned':
+        budget = info.get('budget')
+        if budget is not None and not json_files.is_a(budget, float):
+            raise ValueError(f'its budget is {budget!r:.80}, and no number')
+        return describe(None) + ('' if budget is None else f', at most {budget:g} bits a weight')
+    if not layout:
+        return f'{info["layout"]}, nothing quantized'
+    size = next(iter(layout.values())).tile[0]
+    return describe(gq.Quantizer(info['layout'], block_size=size, scale='mx'))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a matrix, and one for all weights; with the formats that they have, if those differ."""
+    names = short_names([row.path for row in rows])
+    cells = [('layer', 'matrix', 'bits', 'underflow', 'saturating', 'SQNR', 'formats')]
+    everything = Row('all', 0, total(rows), total_formats(rows))
+    for row in [*rows, everything]:
+        labels = ('all', '') if row is everything else (str(row.layer), names[row.path])
+        m = row.measurement
+        shares = (f'{100 * m.underflow:.3f} %', f'{100 * m.saturation:.3f} %')
+        cells.append((*labels, f'{m.effective_bits:.3f}', *shares, f'{m.sqnr_db:.2f} dB', share_formats(row.formats)))
+    if len(everything.formats) == 1:
+        cells = [line[:-1] for line in cells]
+    return align(cells, left=(1, 6))
+
+
+def total_formats(rows: Sequence[Row]) -> dict[str, int]:
+    """How many of all weights have which format, the narrowest first."""
+    numbers = Counter()
+    for row in rows:
+        numbers.update(row.formats)
+    return dict(sorted(numbers.items(), key=lambda item: (gq.parse_format(item[0]).bits, item[0])))
+
+
+def share_formats(formats: Mapping[str, int]) -> str:
+    """{'e2m1': 96, 'e3m2': 32} -> 'e2m1 75 %, e3m2 25 %'; one format alone without its share."""
+    if len(formats) == 1:
+        return next(iter(formats))
+    return ', '.join(f'{name} {100 * number / sum(formats.values()):.3g} %' for name, number in formats.items())
+
+
+def align(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Lines of cells as a table; the columns `left` are aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    texts = (
+        '  '.join(
+            cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    )
+    return '\n'.join(text.rstrip() for text in texts)
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON keeps them."""
+    return [row._asdict() | {'measurement': row.measurement._asdict()} for row in rows]
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The inverse of `to_json`; ValueError for what isn't from there."""
+    return [_row_of_json(row) for row in rows]
+
+
+def _row_of_json(row: Any) -> Row:
+    kinds = dict(path=str, layer=int, measurement=dict, formats=dict)
+    row = json_files.require(row, 'a row of a report on the layers', kinds)
+    of_formats = dict.fromkeys(row['formats'], int)
+    formats = json_files.require(row['formats'], 'its formats', of_formats)
+    sums = json_files.require(row['measurement'], 'its measurement', Measurement.__annotations__)
+    if sums['values'] < 1 or not all(map(gq.parse_format, formats)):
+        raise ValueError(f'its measurement is of {sums["values"]} values')
+    if not row['path'].isprintable() or len(row['path']) > LONGEST_PATH:
+        raise ValueError(f'{row["path"]!r:.80} is no path of a leaf')
+    return Row(row['path'], row['layer'], Measurement(*(sums[name] for name in Measurement._fields)), formats)
+
+
+def write_csv(rows: Sequence[Row], file: pathlib.Path):
+    """The table in full: shares as fractions; the last line, whose path is 'all', has no layer."""
+    lines = []
+    for path, layer, measurement, formats in [*rows, ('all', '', total(rows), total_formats(rows))]:
+        numbers = ' '.join(f'{name}:{number}' for name, number in formats.items())
+        values = (getattr(measurement, name) for name in PANELS)
+        lines.append([path, layer, measurement.values, *values, numbers])
+    csv_files.write(file, ['path', 'layer', 'weights', *PANELS, 'formats'], lines)
+
+
+def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
+    """A panel a quantity over the layers, a curve a kind of matrix.
+
+    Kinds that coincide stay visible: few layers have their markers side by side, many have them in turns.
+    """
+    names = short_names([row.path for row in rows])
+    num_layers = 1 + max(row.layer for row in rows)
+    few = num_layers <= 12
+    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+        figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout='constrained')
+        for panel, (quantity, label) in zip(axes.flat, PANELS.items()):
+            percent = 100 if label.endswith('(%)') else 1
+            for i, (path, name) in enumerate(names.items()):
+                points = [(row.layer, percent * getattr(row.measurement, quantity)) for row in rows if row.path == path]
+                layers, values = np.array(points).T
+                panel.plot(
+                    layers + (0.6 * ((i + 0.5) / len(names) - 0.5) if few else 0),
+                    values,
+                    color=COLORS[i % len(COLORS)],
+                    marker=MARKERS[i % len(MARKERS)],
+                    markersize=5,
+                    markevery=1 if few else (i % num_layers, len(names)),
+                    linewidth=0.6 if few else 1.2,
+                    label=name,
+                )
+            panel.set_title(label, fontsize=10)
+            _set_limits(panel, from_zero=percent == 100)
+        for panel in axes[1]:
+            panel.set_xlabel('layer')
+            panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False)
+        figure.suptitle(title, fontsize=10)
+        pictures.save(figure, file)
+        plt.close(figure)
+
+
+def short_names(paths: Sequence[str]) -> Mapping[str, str]:
+    """'layers/attention/query/kernel' -> 'query': without 'kernel', as many last parts as keep the paths apart."""
+    paths = list(dict.fromkeys(paths))
+    parts = [path.removesuffix('/kernel').split('/') for path in paths]
+    for depth in itertools.count(1):
+        names = ['/'.join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(paths, names))
+
+
+def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix: Callable) -> list[Row]:
+    """The rows of `of_matrix(path, weights)`, a Measurement and the formats, over the leaves' matrices in order."""
+    leaves = read_leaves(params)
+    rows = []
+    for path, rule in rules.items():
+        stack = rule.to_matrices(leaves[path].value)
+        stack = stack.reshape(-1, *stack.shape[-2:])
+        for layer, weights in enumerate(map(np.asarray, stack)):
+            if not np.all(np.isfinite(weights)):
+                raise ValueError(f'{path!r} has infinite or NaN weights in layer {layer}: there is nothing to measure')
+            rows.append(Row(path, layer, *of_matrix(path, weights)))
+    return sorted(rows, key=lambda row: row.layer)
+
+
+def _quantize(weights: np.ndarray, quantizer: gq.Quantizer, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(map(np.asarray, _fake_quantize(weights, quantizer, axis)))
+
+
+@jax.jit(static_argnums=(1, 2))
+def _fake_quantize(weights, quantizer, axis):
+    return gq.fake_quantize(weights, quantizer, axis=axis), largest_magnitudes(weights, quantizer, axis=axis)
+
+
+def _compare(weights, quantized, largest, bits) -> Measurement:
+    became_zero = (quantized == 0) & (weights != 0)
+    beyond = np.abs(weights) > largest * (1 + ROUNDING_ERROR)
+    squares = lambda x: float(np.sum(np.square(x)))
+    return Measurement(
+        values=weights.size,
+        bits=bits,
+        underflowing=int(np.count_nonzero(became_zero)),
+        saturating=int(np.count_nonzero(beyond & ~became_zero)),
+        signal=squares(weights.astype(np.float64)),
+        noise=squares(np.subtract(quantized, weights, dtype=np.float64)),
+    )
+
+
+def _set_limits(panel, *, from_zero: bool):
+    """An axis of at least one unit, so that trifles look like trifles, on which no marker is cut off."""
+    low, high = panel.get_ylim()
+    if from_zero:
+        low, high = 0, max(high, 1)
+    elif high - low < 1:
+        low, high = (low + high - 1) / 2, (low + high + 1) / 2
+    margin = 0.04 * (high - low)
+    panel.set_ylim(low - margin, high + margin)

@@ -1,0 +1,87 @@
+"""What a model's loss is on text that it isn't trained on."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+
+from experiments.data import input_pipeline
+from experiments.data.loading import Data
+from experiments.training import meshes
+from experiments.training.experiment import Experiment, TrainState
+from experiments.training.steps import noise_key, token_losses
+
+
+def make_validation(
+    experiment: Experiment, data: Data, at_batch: Callable[[], None] = lambda: None
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function state -> metrics on the validation split: `eval_batches` batches of it, -1 for all.
+
+    'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
+    'validation/loss_with_noise' where the method has noise. The batches are processed in the parts of training;
+    `at_batch` is called before each.
+    """
+    config = experiment.config
+    evaluate = make_evaluation(experiment)
+    part = meshes.part_of_batch(experiment.mesh)
+    batches = input_pipeline.validation_batches(
+        data.validation.tokens,
+        global_batch_size=config.batch_size // config.microbatches,
+        sequence_length=config.sequence_length,
+        max_batches=None if config.eval_batches == -1 else config.eval_batches * config.microbatches,
+        process_index=part.index,
+        process_count=part.count,
+    )
+
+    def read_batches():
+        for batch in batches:
+            at_batch()
+            yield batch
+
+    def validate(state: TrainState) -> dict[str, float]:
+        loss = evaluate(state, read_batches())['loss']
+        metrics = {
+            'validation/loss': loss,
+            'validation/bits_per_byte': bits_per_byte(loss, data.validation.bytes_per_token),
+        }
+        if experiment.num_blocks:
+            metrics['validation/loss_with_noise'] = evaluate(state, read_batches(), noise=True)['loss']
+        return metrics
+
+    return validate
+
+
+def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
+    """A function (state, batches, noise=False) -> {'loss': nats a token, 'tokens': their number}.
+
+    Weights are made once: rounded, with noise only if `noise`, drawn with the key of the state's step.
+    """
+    config = experiment.config
+
+    @functools.partial(jax.jit, static_argnames='noise')
+    def make_weights(state: TrainState, noise: bool):
+        key = noise_key(config.seed, state.step) if noise else None
+        return experiment.transform.apply(key, state.params, state.bitwidths)
+
+    @jax.jit
+    def sum_losses(weights, batch):
+        losses = token_losses(experiment.model, weights, batch['tokens']) * batch['mask']
+        return jnp.sum(losses), jnp.sum(batch['mask'])
+
+    def evaluate(state: TrainState, batches: Iterable[dict], *, noise: bool = False) -> dict[str, float]:
+        weights = make_weights(state, noise)
+        sums = []
+        for batch in batches:
+            sums.append(sum_losses(weights, meshes.to_devices(batch, experiment.mesh)))
+            jax.block_until_ready(sums[-2:-1])  # one batch ahead, and no more
+        loss, tokens = (sum(float(value) for value in values) for values in zip(*sums))
+        return {'loss': loss / tokens, 'tokens': tokens}
+
+    return evaluate
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Nats a token -> bits per byte of UTF-8 text, which doesn't depend on the tokenizer."""
+    return loss / bytes_per_token / math.log(2)

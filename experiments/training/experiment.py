@@ -1,0 +1,226 @@
+"""What a config means: model, transform, optimizer and shardings; the train state, and the steps that change it."""
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from experiments import methods
+from experiments.files import json_files
+from experiments.training import meshes, optimizers
+from experiments.training.divergence import DivergenceDetector
+from gaussq_jax import models
+from gaussq_jax.packed_layout import leaves_by_path
+from gaussq_jax.param_reading import matrix_rules
+from gaussq_jax.param_tree import is_floating, leaf_path
+
+MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
+LAYERS = 'layers'  # the models' stacked layers
+SEEDS = 2**32
+LARGEST = 2**24  # size of a model
+OTHERS = ('vocab_size', 'scan_unroll')  # of a model's fields, those that are not in config.model
+
+
+def _is_size(value: Any) -> bool:
+    return json_files.is_a(value, int) and 1 <= value <= LARGEST
+
+
+SCALARS = {  # of a model's field by its type: what it must be
+    int: (f'an integer of 1 to {LARGEST:,}', _is_size),
+    int | None: (f'an integer of 1 to {LARGEST:,}, or None', lambda value: value is None or _is_size(value)),
+    float: ('a positive number', lambda value: json_files.is_a(value, float) and 0 < value < math.inf),
+    bool: ('True or False', lambda value: json_files.is_a(value, bool)),
+}
+UNCHANGED = gq.ParamTransform(
+    init=lambda params: {}, apply=lambda key, params, state, **_: params, bitwidths=lambda state: {}
+)
+
+
+class TrainState(NamedTuple):
+    """All that a training step changes."""
+
+    step: jax.Array  # int32, steps taken
+    params: Any  # float32 master weights
+    bitwidths: dict[str, jax.Array]  # the transform's state: leaf path -> b_i
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config means, with nothing allocated yet."""
+
+    config: ConfigDict
+    vocab_size: int  # of the model
+    mesh: Mesh
+    model: Any  # as it is outside of training steps
+    transform: gq.ParamTransform
+    optimizer: optax.GradientTransformation
+    init: Callable[[], TrainState]  # the state before the first step
+    abstract_state: TrainState  # shapes, dtypes and shardings
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+
+    @property
+    def num_linear_params(self) -> int:
+        """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
+        matrices = matrix_rules(self.abstract_state.params, models.RULES)
+        return sum(
+            leaf.size
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_state.params)
+            if leaf_path(path) in matrices
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """D of the scaling laws: the tokens that the whole training sees."""
+        return self.config.total_steps * self.config.batch_size * self.config.sequence_length
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.bitwidths))
+
+
+def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
+    """Builds everything that a config describes, and refuses what can't be.
+
+    Args:
+      vocab_size: of the tokenizer; the model's is this, or `config.vocab_size`.
+
+    Raises:
+      ValueError: naming the field of the config and what is allowed.
+    """
+    _check_config(config)
+    if config.vocab_size and config.vocab_size < vocab_size:
+        raise ValueError(
+            f'config.vocab_size={config.vocab_size} must be at least {vocab_size}, the tokens that there are; or 0,'
+            ' which is just that'
+        )
+    vocab_size = config.vocab_size or vocab_size
+    mesh = meshes.make_mesh(config.mesh)
+    shards = meshes.num_batch_shards(mesh)
+    if config.batch_size % (config.microbatches * shards):
+        raise ValueError(
+            f'config.batch_size={config.batch_size} must be a multiple of config.microbatches={config.microbatches}'
+            f' times the {shards} shard(s) of the batch that config.mesh makes'
+        )
+    model = make_model(config, vocab_size, mesh)
+    transform = methods.make_transform(config)
+    optimizer = optimizers.make_optimizer(config)
+    init = functools.partial(_init_state, config, model, transform, optimizer)
+    shapes = jax.eval_shape(init)
+    shardings = meshes.state_shardings(mesh, shapes)
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+    return Experiment(config, vocab_size, mesh, model, transform, optimizer, init, abstract_state)
+
+
+def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: bool = False) -> Any:
+    """The flax module of `config.model`; `training` if it is for training steps (see `make_dot_general_cls`)."""
+    fields = config.model.to_dict()
+    family = fields.pop('family')
+    if isinstance(MODELS[family], type):
+        _check_model(family, fields)
+    return MODELS[family](
+        vocab_size=vocab_size,
+        dtype=jnp.dtype(config.dtype),
+        dot_general_cls=methods.make_dot_general_cls(
+            config, training=training, sums_gradients=training and meshes.num_batch_shards(mesh) > 1
+        ),
+        remat_policy=config.remat_policy or None,
+        scan_unroll=config.scan_unroll,
+        constrain=meshes.constrain_activations(mesh),
+        **fields,
+    )
+
+
+def init_state(experiment: Experiment, params: Any = None) -> TrainState:
+    """The state before the first step, created where it lives; with these weights, if given, which live there."""
+    if params is None:
+        return jax.jit(experiment.init, out_shardings=experiment.shardings)()
+    without_params = jax.jit(
+        lambda: experiment.init()._replace(params=None), out_shardings=experiment.shardings._replace(params=None)
+    )
+    return without_params()._replace(params=params)
+
+
+def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> tuple[Experiment, TrainState]:
+    """The experiment with these weights for its model, as they are: nothing is sampled, rounded or learned any more.
+
+    Only the matmuls of fqt go on to quantize their operands, weights among them.
+
+    Args:
+      experiment: of the model.
+      weights: a tree like its params, of any floating dtypes.
+      step: what is told of their age.
+    """
+    shapes = jax.tree.map(lambda leaf: leaf.shape, experiment.abstract_state.params)
+    if jax.tree.map(jnp.shape, weights) != shapes:
+        raise ValueError('these weights are of another model: the shapes or the names of their leaves differ')
+    if wrong := [path for path, leaf in leaves_by_path(weights).items() if not is_floating(leaf)]:
+        raise ValueError(f'these weights are of no model: {wrong[0]} is {leaves_by_path(weights)[wrong[0]].dtype}')
+    state = TrainState(jnp.int32(step), jax.device_put(weights, experiment.shardings.params), {}, ())
+    abstract_state = TrainState(*(jax.tree.map(jax.typeof, part) for part in state))
+    return dataclasses.replace(experiment, transform=UNCHANGED, abstract_state=abstract_state), state
+
+
+def _init_state(config, model, transform, optimizer) -> TrainState:
+    tokens = jnp.zeros((1, config.sequence_length), jnp.int32)
+    params = model.init(jax.random.key(config.seed), tokens)['params']
+    bitwidths = transform.init(params)
+    opt_state = optimizer.init({'params': params, 'bitwidths': bitwidths})
+    return TrainState(jnp.zeros((), jnp.int32), params, bitwidths, opt_state)
+
+
+def _check_model(family, fields):
+    hints = typing.get_type_hints(MODELS[family])
+    kinds = {name: kind for name, kind in hints.items() if kind in SCALARS and name not in OTHERS}
+    for name, value in fields.items():
+        if name not in kinds:
+            raise ValueError(f'config.model.{name}: {family} has no such field; it has {", ".join(kinds)}')
+        what, is_allowed = SCALARS[kinds[name]]
+        if not is_allowed(value):
+            raise ValueError(f'config.model.{name}={value!r} must be {what}')
+    required = {field.name for field in dataclasses.fields(MODELS[family]) if field.default is dataclasses.MISSING}
+    if lacking := sorted((required & kinds.keys()) - fields.keys()):
+        raise ValueError(f'config.model lacks {", ".join(lacking)}')
+
+
+def _check_config(config: ConfigDict):
+    methods.check_settings(config)
+    dtypes = ('bfloat16', 'float32')
+    choices = {'model.family': MODELS, 'dtype': dtypes, 'gradient_reduction': dtypes}
+    for name, allowed in choices.items():
+        value = functools.reduce(getattr, name.split('.'), config)
+        if value not in allowed:
+            raise ValueError(f'config.{name}={value!r}: allowed are {", ".join(map(repr, allowed))}')
+    if config.gradient_reduction == 'bfloat16' != config.dtype:
+        raise ValueError(f"config.gradient_reduction='bfloat16' takes config.dtype='bfloat16', not {config.dtype!r}")
+    if config.resample_weights and config.remat_policy in ('', 'everything_saveable'):
+        raise ValueError(
+            f'config.resample_weights=True with config.remat_policy={config.remat_policy!r} would keep all weights for'
+            " the backward pass; 'full' is what saves most"
+        )
+    DivergenceDetector(config.divergence)  # which refuses what it can't be
+    if not 0 <= config.seed < SEEDS:
+        raise ValueError(f'config.seed={config.seed} must be of 0 to {SEEDS - 1}: JAX takes a seed by its last 32 bits')
+    positive = ('batch_size', 'microbatches', 'sequence_length', 'total_steps')
+    positive += ('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
+    for name in positive:
+        if config[name] < 1:
+            raise ValueError(f'config.{name}={config[name]} must be at least 1')

@@ -1,0 +1,82 @@
+"""The weights that a training starts from, where `config.init_from` names another run: of its newest whole checkpoint.
+
+Which checkpoint that was is kept in the run's own ones. It is asked for again only if the run goes back to its
+beginning, and then nothing else stands in for it; a run that continues needs it no more (but configs/from_run.py reads
+that run's config.json each time).
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+from absl import logging
+
+from experiments.checkpoints import checkpointing
+from experiments.files import paths
+from experiments.training.experiment import MODELS, Experiment
+from gaussq_jax.param_tree import leaf_path
+
+UNSEEN = ('num_heads', 'rope_theta', 'norm_epsilon')  # of a model, in the shapes of its weights
+
+
+def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The step and the SHA-256 of the checkpoint that the run in `workdir` starts from; None for random weights.
+
+    Raises:
+      ValueError: there is no whole checkpoint, or it is of another model.
+    """
+    init_from = experiment.config.init_from
+    if not init_from:
+        return None
+    if checkpointing.newest_step(workdir / 'checkpoints') is not None:
+        return checkpointing.load_config(workdir / 'checkpoints').get('initial_weights')
+    contents = checkpointing.load_contents(_directory(init_from))
+    if differences := _differences(contents, experiment):
+        more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
+        raise ValueError(f'config.init_from={init_from!r} is of another model: {"; ".join(differences[:4])}{more}')
+    return {'step': contents['step'], 'sha256': contents['sha256']}
+
+
+def load(experiment: Experiment, source: dict[str, Any]) -> Any:
+    """The weights that `find` has found, where the experiment has them.
+
+    Raises:
+      ValueError: that checkpoint isn't there any more, or is damaged.
+    """
+    logging.info('starting from the weights of %s, %s', experiment.config.init_from, source)
+    directory = _directory(experiment.config.init_from)
+    return checkpointing.load_part(directory, name='params', abstract_part=experiment.abstract_state.params, **source)
+
+
+def _directory(init_from):
+    return paths.parse(init_from, 'config.init_from') / 'checkpoints'
+
+
+def _differences(contents, experiment):
+    """What of the model is not the same, in words."""
+    stored, present = contents['config']['model'], experiment.config.model.to_dict()
+    if stored['family'] != present['family']:
+        return [f'model.family is {stored["family"]} there, {present["family"]} here']
+    there, here = ({**_leaves(contents), **_unseen(stored)}, {**_shapes(experiment), **_unseen(present)})
+    return [
+        f'{name} is {there.get(name, "absent")} there, {here.get(name, "absent")} here'
+        for name in dict.fromkeys([*here, *there])
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _leaves(contents):
+    return {
+        name.removeprefix('params/'): text for name, text in contents['leaves'].items() if name.startswith('params/')
+    }
+
+
+def _shapes(experiment):
+    leaves = jax.tree_util.tree_leaves_with_path(experiment.abstract_state.params)
+    return {leaf_path(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
+
+
+def _unseen(model):
+    fields = {name: value for name, value in model.items() if name != 'family'}
+    built = MODELS[model['family']](vocab_size=1, **fields)
+    return {f'model.{name}': getattr(built, name) for name in UNSEEN if hasattr(built, name)}

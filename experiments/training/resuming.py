@@ -1,0 +1,49 @@
+"""Which run a checkpoint is of: the config that is stored with it, and what of that has to be the same to go on."""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments.checkpoints.checkpointing import Checkpointer, Restored
+from experiments.data.loading import Data
+from experiments.training.experiment import Experiment
+
+# Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges; but for
+# `microbatches`, by which sums are rounded otherwise. (The tokens' digest stands for the tokenizer, whose file may have
+# moved.)
+FREE_FIELDS = (
+    *('mesh', 'microbatches', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),
+    *('data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
+    *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'divergence'),
+)
+
+FILES = ('data_dir', 'cache_dir', 'tokenizer')  # fields that say where files are: each host may have its own
+
+
+def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """The resolved config as checkpoints keep it, with what identifies the text and the initial weights."""
+    stored = {**common.with_added(config.to_dict(), 'the config'), 'corpus': data.train.sha256}
+    return stored | ({'initial_weights': data.initial_weights} if data.initial_weights else {})
+
+
+def in_all_processes(config: ConfigDict, data: Data) -> str:
+    """What has to be the same in all processes of a training: the config, and the text."""
+    fields = {name: value for name, value in stored_config(config, data).items() if name not in FILES}
+    return json.dumps({**fields, 'validation corpus': data.validation.sha256})
+
+
+def restore(
+    checkpointer: Checkpointer, experiment: Experiment, data: Data, *, at_most: int | None = None
+) -> Restored | None:
+    """The newest whole checkpoint of this very run, of step `at_most` or before; None if there is none yet.
+
+    Raises:
+      ValueError: if the checkpoint is of another run: another model, method, data or optimizer.
+    """
+    config = stored_config(experiment.config, data)
+    identity = [name for name in config if name not in FREE_FIELDS]
+    return checkpointer.restore(
+        experiment.abstract_state, config=config, identity=identity, complete=common.with_added, at_most=at_most
+    )

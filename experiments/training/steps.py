@@ -1,0 +1,130 @@
+"""The steps of a training: what the master weights and bitwidths become after a batch."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import gaussq_jax as gq
+from experiments.training import meshes, optimizers
+from experiments.training.experiment import LAYERS, Experiment, TrainState, make_model
+
+
+def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """A compiled step (state, batch) -> (state, metrics); the state is donated.
+
+    Weights are sampled on the devices that have them: what a mesh with fsdp > 1 gathers, layer by layer, is W_hat, in
+    bfloat16. They are sampled once, whatever the number of microbatches; with `config.resample_weights` instead
+    layer by layer, in each microbatch forward and again backward, and so never all kept. The noise is the same,
+    its key a function of (seed, step).
+
+    With W_hat = transform(W, b), the gradients with respect to W_hat are summed over microbatches in float32; that sum
+    is dW, since every transform is straight-through, and pulling it back once gives db. Over devices, the dW_hat of a
+    linear layer is summed in `config.gradient_reduction`.
+
+    The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
+    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm' and those
+    of `bitwidth_metrics`.
+    """
+    config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
+    schedule = optimizers.learning_rate_schedule(config)
+    penalty = config.quantization.penalty
+    param_shardings = experiment.shardings.params
+    model = make_model(config, experiment.vocab_size, experiment.mesh, training=True)
+
+    def sampled(key, state):
+        """The model that trains, its weights, and the function dW_hat -> db."""
+        on_shards = jax.lax.with_sharding_constraint
+        weights, pull_back = jax.vjp(
+            lambda bitwidths: on_shards(transform.apply(key, state.params, bitwidths), param_shardings), state.bitwidths
+        )
+        if not config.resample_weights:
+            return model, weights, pull_back
+        weights, layer_transform = gq.layerwise(transform, key, state.params, state.bitwidths, path=(LAYERS,))
+        layer_shardings = meshes.of_layers(param_shardings[LAYERS])
+        layer_on_shards = lambda layer, index: on_shards(layer_transform(layer, index), layer_shardings)
+        return model.clone(layer_transform=layer_on_shards), on_shards(weights, param_shardings), pull_back
+
+    def train_step(state: TrainState, batch):
+        model, weights, pull_back = sampled(noise_key(config.seed, state.step), state)
+
+        def loss_fn(weights, tokens, key):
+            weights = meshes.with_whole_rows(weights, experiment.mesh)
+            return jnp.mean(token_losses(model, weights, tokens, rngs={'quantization': key}))
+
+        rounding_keys = jax.random.split(_rounding_key(config.seed, state.step), config.microbatches)
+        loss, d_params = _mean_over_microbatches(
+            jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh, param_shardings
+        )
+        (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
+        if penalty and state.bitwidths:
+            pull_down = jax.grad(lambda b: penalty * gq.bitwidth_penalty(transform.bitwidths(b)))(state.bitwidths)
+            d_bitwidths = jax.tree.map(jnp.add, d_bitwidths, pull_down)
+
+        gradients = {'params': jax.tree.map(lambda d: d.astype(jnp.float32), d_params), 'bitwidths': d_bitwidths}
+        values = {'params': state.params, 'bitwidths': state.bitwidths}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, values)
+        values = optax.apply_updates(values, updates)
+        metrics = {
+            'train/loss': loss,
+            'train/gradient_norm': optax.tree.norm(gradients['params']),
+            'learning_rate': schedule(state.step),
+            **bitwidth_metrics(transform, state.bitwidths),
+        }
+        if state.bitwidths:
+            metrics['bits/gradient_norm'] = optax.tree.norm(d_bitwidths)
+        return TrainState(state.step + 1, values['params'], values['bitwidths'], opt_state), metrics
+
+    replicated = NamedSharding(experiment.mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(experiment.shardings, replicated))
+
+
+def bitwidth_metrics(transform: gq.ParamTransform, state: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Mean, least and largest bitwidth over all blocks; {} where none are learned."""
+    bitwidths = jax.tree.leaves(transform.bitwidths(state))
+    if not bitwidths:
+        return {}
+    return {
+        'bits/mean': gq.bitwidth_penalty(bitwidths),
+        'bits/min': functools.reduce(jnp.minimum, map(jnp.min, bitwidths)),
+        'bits/max': functools.reduce(jnp.maximum, map(jnp.max, bitwidths)),
+    }
+
+
+def noise_key(seed: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+
+
+def _rounding_key(seed: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), step)
+
+
+def token_losses(model, weights, tokens, rngs=None):
+    logits = model.apply({'params': weights}, tokens[:, :-1], rngs=rngs)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+
+
+def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh, shardings):
+    """Mean loss, and the mean gradient, summed in float32 over equal parts of the batch, one for each key."""
+
+    def on_shards(loss, gradients):
+        return loss, jax.lax.with_sharding_constraint(gradients, shardings)
+
+    microbatches = keys.size
+    if microbatches == 1:
+        return on_shards(*value_and_grad(weights, tokens, keys[0]))
+
+    def add_part(total, part):
+        value = on_shards(*value_and_grad(weights, *part))
+        return on_shards(*jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value)), None
+
+    parts = tokens.reshape(-1, microbatches, tokens.shape[-1]).swapaxes(0, 1)  # each device keeps its own rows
+    parts = jax.lax.with_sharding_constraint(
+        parts, NamedSharding(mesh, PartitionSpec(None, *meshes.batch_sharding(mesh).spec))
+    )
+    zeros = on_shards(jnp.float32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
+    total, _ = jax.lax.scan(add_part, zeros, (parts, keys))
+    return jax.tree.map(lambda x: x / microbatches, total)

@@ -1,0 +1,159 @@
+"""A run and its directory: what data it reads, what it measures, and how it is opened again."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments.checkpoints.checkpointing import Checkpointer, load_config, newest_step
+from experiments.data import loading, tokenizer_files, tokenizers
+from experiments.files import json_files, paths
+from experiments.files.atomic_files import replace_file
+from experiments.training.experiment import Experiment, TrainState, make_experiment, with_fixed_weights
+from gaussq_jax.export import Packed, read_packed
+
+
+class Run(NamedTuple):
+    """A run opened again, with its newest state."""
+
+    experiment: Experiment
+    tokenizer: tokenizers.Tokenizer
+    state: TrainState
+    packed: Packed | None = None  # the file that it was opened from, if it wasn't from a workdir
+
+
+def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a training, whose config then says which tokens begin and end texts: those its run began with.
+
+    Raises:
+      ValueError: as `tokenizers.load_tokenizer` does.
+    """
+    spec = config.tokenizer
+    if newest_step(workdir / 'checkpoints') is not None:
+        if not paths.parse(spec, 'config.tokenizer').is_file():  # but the data's digest tells another
+            spec = tokenizer_files.copy_of(spec, workdir) or spec
+        config.special_tokens.update(common.as_begun(config.to_dict(), _begun(workdir))['special_tokens'])
+    tokenizer = tokenizers.load_tokenizer(spec, config.special_tokens, vocab_size=config.vocab_size)
+    asked = config.special_tokens
+    asked.update({name: asked[name] or found for name, found in tokenizer.special.settings.items()})
+    return tokenizer
+
+
+def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """What a run goes on with that changes the order of its sums, and so its bits; empty if nothing does."""
+    before = _begun(workdir).get('microbatches')
+    if before == config.microbatches:
+        return ''
+    return f'microbatches={config.microbatches}, before {before}: the same steps, but for rounding'
+
+
+def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
+    """Opens a workdir with its newest checkpoint, to look at it; `changes` replace fields of its config.
+
+    Whatever mesh it was trained on, the weights are sharded over the devices that there are. No text is needed.
+
+    Raises:
+      ValueError: if there is no whole checkpoint, its config lacks fields that version 0.1.0 had, or the tokenizer's
+        file can't be read.
+    """
+    directory = workdir / 'checkpoints'
+    stored = load_config(directory)
+    stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
+    config = _config_to_look_at(workdir, stored, changes)
+    config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
+    with json_files.naming(directory):
+        tokenizer = loading.load_tokenizer(config)
+        experiment = make_experiment(config, tokenizer.vocab_size)
+    with Checkpointer(directory) as checkpointer:
+        restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
+    return Run(experiment, tokenizer, restored.state)
+
+
+def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> Run:
+    """Opens a packed file of `experiments.export`: the run with these weights, as they are. No workdir is needed.
+
+    Args:
+      path: of the file.
+      tokenizer: the tokenizer's file, if it isn't beside the packed one, or in the folder `tokenizer` there.
+      **changes: replace fields of the run's config.
+
+    Raises:
+      ValueError: if the file is damaged, of another origin or of a version before 0.1.0, or if its tokenizer can't be
+        read or is another one.
+    """
+    packed = read_packed(path)
+    types = {'config': dict, 'step': int, 'tokenizer': str, 'layout': str, 'report': list}
+    wrong = [name for name, kind in types.items() if not json_files.is_a(packed.info.get(name), kind)]
+    if wrong or not 0 <= packed.info['step'] < 2**31:
+        raise ValueError(
+            f'{path} was not written by experiments.export: it lacks {", ".join(wrong) or "step"}, or has another such.'
+            ' It can be read, by gaussq_jax.load_packed, and no more'
+        )
+    nowhere = {'data_dir': '', 'cache_dir': ''}  # who opens a file says where text is read and written, not the file
+    config = _config_to_look_at(path, packed.info['config'], nowhere | changes)
+    named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
+    if not tokenizer and named != 'bytes':
+        tokenizer = tokenizer_files.copy_of(named, path.parent) or tokenizer_files.of_run(named, path.parent)
+        if not tokenizer:
+            raise ValueError(
+                f'{path} is of the tokenizer {named!r}, which is not beside it: say by --tokenizer where it is'
+            )
+    config.tokenizer = tokenizer or named
+    with json_files.naming(path):
+        loaded = loading.load_tokenizer(config)
+    if loaded.fingerprint != packed.info['tokenizer']:
+        raise ValueError(
+            f'tokenizer={config.tokenizer!r} is {loaded.fingerprint}, but {path} was trained with'
+            f' {packed.info["tokenizer"]}; say by --tokenizer where that is'
+        )
+    with json_files.naming(path):
+        experiment = make_experiment(config, loaded.vocab_size)
+        experiment, state = with_fixed_weights(experiment, packed.params, packed.info['step'])
+    return Run(experiment, loaded, state, packed._replace(params=state.params))
+
+
+def open_either(workdir: str | None, weights: str | None, tokenizer: str | None = None, **changes: Any) -> Run:
+    """`open_run(workdir)` or `open_packed(weights)`, whichever is given.
+
+    Raises:
+      ValueError: for both or neither, for a tokenizer with a workdir; as they do.
+    """
+    if workdir and weights:
+        raise ValueError(f'workdir={workdir!r}, weights={weights!r}: give one of them')
+    if weights:
+        return open_packed(paths.parse(weights, 'weights'), tokenizer=tokenizer or '', **changes)
+    if tokenizer:
+        raise ValueError(f'tokenizer={tokenizer!r} has a meaning only with weights, a packed file')
+    if not workdir:
+        raise ValueError("give workdir, a run's directory, or weights, a packed file")
+    return open_run(paths.parse(workdir, 'workdir'), **changes)
+
+
+def _begun(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config with which a run was last started, from its config.json, or else from its newest checkpoint."""
+    path = workdir / 'config.json'
+    if path.is_file():
+        return common.with_added(json_files.read(path), path)
+    return common.with_added(load_config(workdir / 'checkpoints'), workdir / 'checkpoints')
+
+
+def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
+    """A stored config, changed, for whatever devices there are."""
+    stored = common.with_added(stored, source)
+    fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
+    if missing := {*fields, 'model.family'} - set(traverse_util.flatten_dict(stored, sep='.')):
+        raise ValueError(
+            f'{source} is of another program or of a version before 0.1.0: its config lacks'
+            f' {", ".join(sorted(missing))}'
+        )
+    config = ConfigDict(stored)
+    config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
+    return config
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict):
+    """Writes the resolved config to config.json."""
+    replace_file(workdir / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')

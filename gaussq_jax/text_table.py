@@ -1,0 +1,34 @@
+"""Tables of text: what is printed in columns."""
+
+import io
+from collections.abc import Collection, Iterable, Sequence
+
+WIDEST = 10_000  # letters of a line: nothing is wrapped, here or in a pipe
+
+
+def text_table(rows: Iterable[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """Lines of columns, two spaces apart, without spaces at their ends; laid out by `rich`.
+
+    Args:
+      rows: of cells, the first of them the names of the columns, if they have any. A shorter row ends early.
+      left: columns whose cells are words, and begin below each other; those of the others, numbers, end so.
+
+    Example:
+      >>> print(text_table([('leaf', 'bits'), ('query', '4.25'), ('down', '11')]))
+      leaf   bits
+      query  4.25
+      down     11
+    """
+    from rich.console import Console  # which nothing but a table needs
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [tuple(row) for row in rows]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in range(max(map(len, rows), default=0)):
+        table.add_column(justify='left' if column in left else 'right', no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    lines = io.StringIO()
+    Console(file=lines, width=WIDEST, color_system=None, force_terminal=False).print(table)
+    return '\n'.join(line.rstrip() for line in lines.getvalue().splitlines())
