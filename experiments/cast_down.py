@@ -150,7 +150,7 @@ def cast_run(
 
 def layouts_of(run: workdirs.Run, formats: list[str]) -> dict[str, Layout]:
     """What a run's weights are cast to, by name; the linear layers are those that its method is for."""
-    params, bitwidths, transform = run.state.params, run.state.bitwidths, run.experiment.transform
+    params, bitwidths, transform = run.state.params, run.state.transform_state, run.experiment.transform
     layouts = {name: transform.uniform_layout(params, name) for name in formats}
     if bitwidths:
         layouts[LEARNED] = transform.learned_layout(params, bitwidths)

@@ -100,7 +100,7 @@ def evaluate(run: workdirs.Run):
         data = loading.load_data(run.experiment.config, run.tokenizer)
         validate = evaluation.make_validation(run.experiment, data)
     metrics = validate(run.state)
-    bitwidths = steps.bitwidth_metrics(run.experiment.transform, run.state.bitwidths)
+    bitwidths = steps.bitwidth_metrics(run.experiment.transform, run.state.transform_state)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
     if run.packed:
         size = run.packed.size

@@ -123,7 +123,7 @@ def choose_layout(
     Raises:
       ValueError: for learned bitwidths where none were learned; for a budget that can't be kept.
     """
-    params, bitwidths, transform = run.state.params, run.state.bitwidths, run.experiment.transform
+    params, bitwidths, transform = run.state.params, run.state.transform_state, run.experiment.transform
     if fmt != LEARNED:
         layout = transform.uniform_layout(params, fmt, block_size=32 if block_size is None else block_size)
         return layout, gq.layout_size(params, layout)

@@ -35,7 +35,7 @@ def main(argv):
         text = typed(PROMPT.value)
     tokenizer = run.tokenizer
     prompt = tokenizer.encode_prompt(text)
-    weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
+    weights = run.experiment.transform.apply(None, run.state.params, run.state.transform_state)
     tokens = generate(
         run.experiment.model,
         weights,

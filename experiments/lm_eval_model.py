@@ -83,7 +83,7 @@ class LowPrecisionModel(TemplateLM):
         run = workdirs.open_either(workdir, weights, tokenizer, **({'dtype': dtype} if dtype else {}))
         self.run_tokenizer = run.tokenizer
         self._mesh = run.experiment.mesh
-        self._weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
+        self._weights = run.experiment.transform.apply(None, run.state.params, run.state.transform_state)
         config = run.experiment.config
         self.max_length = config.sequence_length if window is None else _positive('window', window)
         if self.max_length > config.model.get('max_length', self.max_length):

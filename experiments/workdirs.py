@@ -12,7 +12,7 @@ from experiments.checkpoints.checkpointing import Checkpointer, load_config, new
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.files.atomic_files import replace_file
-from experiments.training.experiment import Experiment, TrainState, make_experiment, with_fixed_weights
+from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
 from gaussq_jax.export import Packed, read_packed
 
 
@@ -68,7 +68,9 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         tokenizer = loading.load_tokenizer(config)
         experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
-        restored = checkpointer.restore(experiment.abstract_state, config=config.to_dict(), identity=())
+        restored = checkpointer.restore(
+            experiment.abstract_state, config=config.to_dict(), identity=(), former_names=FORMER_NAMES
+        )
     return Run(experiment, tokenizer, restored.state)
 
 

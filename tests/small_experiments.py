@@ -61,7 +61,7 @@ def random_state(experiment, step=7):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         if name == 'step':
             return np.int32(step)
-        if name.startswith('bitwidths'):
+        if name.startswith('transform_state'):
             return generator.uniform(-0.5, 1.5, shape.shape).astype(np.float32)
         if name.startswith('params'):
             return generator.normal(1.0 if name.endswith('scale') else 0.0, 0.15, shape.shape).astype(np.float32)

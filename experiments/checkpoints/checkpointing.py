@@ -26,6 +26,7 @@ import os
 import pathlib
 import re
 import shutil
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -176,6 +177,7 @@ class Checkpointer:
         config: Mapping[str, Any],
         identity: Sequence[str],
         complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
+        former_names: Mapping[str, str] = types.MappingProxyType({}),
         at_most: int | None = None,
     ) -> Restored | None:
         """Restores the newest whole checkpoint, bit for bit; None where nothing was saved.
@@ -188,6 +190,7 @@ class Checkpointer:
           identity: the keys of `config` whose values define the state, and so must equal the stored ones.
           complete: a function of the stored config that adds the keys which an earlier version lacks, and raises
             ValueError for what is none.
+          former_names: of the state's fields that earlier versions stored by another name, that name.
           at_most: the newest step to consider; None is the newest there is.
 
         Raises:
@@ -203,14 +206,15 @@ class Checkpointer:
             stored = complete(contents['config'])
         _check_identity(directory, stored, config, identity)
         leaves = _leaves_by_name(abstract_state)
-        _check_leaves(directory, contents['leaves'], leaves)
-        targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}
+        names = {name: _name_in(contents['leaves'], name, former_names) for name in leaves}
+        _check_leaves(directory, contents['leaves'], {names[name]: leaf for name, leaf in leaves.items()})
+        targets = {names[name]: _restore_target(leaf) for name, leaf in leaves.items()}
         with _damage_of(directory):
             restored = self._orbax.restore(directory / 'state', targets)
         abstract_leaves, treedef = jax.tree.flatten(abstract_state)
         values = [
             restored[name] if hasattr(leaf, 'dtype') else restored[name].item()
-            for name, leaf in zip(leaves, abstract_leaves, strict=True)
+            for name, leaf in zip(targets, abstract_leaves, strict=True)
         ]
         with json_files.naming(directory):
             data_state = _decode_data_state(contents['data_state'])
@@ -361,6 +365,13 @@ def _leaves_by_name(tree: Any) -> dict[str, Any]:
             raise ValueError(f'state: two of its leaves have the path {name}')
         leaves[name] = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
     return leaves
+
+
+def _name_in(stored: Mapping[str, str], name: str, former_names: Mapping[str, str]) -> str:
+    """The name of a leaf in a checkpoint, whose field may have had another."""
+    field, _, path = name.partition('/')
+    former = f'{former_names.get(field)}/{path}'
+    return former if name not in stored and former in stored else name
 
 
 def _describe(leaf: Any) -> str:

@@ -122,7 +122,7 @@ def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None
     config, state = experiment.config, experiment.abstract_state
     shardings = meshes.state_shardings(mesh or experiment.mesh, state)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    weights = jax.eval_shape(experiment.transform.apply, key, state.params, state.bitwidths)
+    weights = jax.eval_shape(experiment.transform.apply, key, state.params, state.transform_state)
     all_samples = samples = _shard_bytes(weights, shardings.params)
     if config.resample_weights:
         of_layers = _shard_bytes(weights[LAYERS], shardings.params[LAYERS])
@@ -130,7 +130,7 @@ def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None
     params = _shard_bytes(state.params, shardings.params)
     return Memory(
         weights=params,
-        bitwidths=_shard_bytes(state.bitwidths, shardings.bitwidths),
+        bitwidths=_shard_bytes(state.transform_state, shardings.transform_state),
         optimizer=_shard_bytes(state.opt_state, shardings.opt_state),
         samples=samples,
         gradients=all_samples + (params if config.microbatches > 1 else 0),

@@ -63,7 +63,7 @@ def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
     @functools.partial(jax.jit, static_argnames='noise')
     def make_weights(state: TrainState, noise: bool):
         key = noise_key(config.seed, state.step) if noise else None
-        return experiment.transform.apply(key, state.params, state.bitwidths)
+        return experiment.transform.apply(key, state.params, state.transform_state)
 
     @jax.jit
     def sum_losses(weights, batch):

@@ -45,12 +45,15 @@ UNCHANGED = gq.ParamTransform(
 )
 
 
+FORMER_NAMES = {'transform_state': 'bitwidths'}  # of fields, in checkpoints of version 0.1.0
+
+
 class TrainState(NamedTuple):
     """All that a training step changes."""
 
     step: jax.Array  # int32, steps taken
     params: Any  # float32 master weights
-    bitwidths: dict[str, jax.Array]  # the transform's state: leaf path -> b_i
+    transform_state: dict[str, jax.Array]  # leaf path -> b_i; {} where nothing is learned
     opt_state: Any
 
 

@@ -22,8 +22,8 @@ AXES = ('data', 'fsdp', 'tensor')
 # blocks do. Stacked layers are never split along the layers.
 RULES = (
     (r'params/embed/embedding', ('tensor', 'fsdp')),
-    (r'(params|bitwidths)/layers/.*/(query|key|value|gate|up)/kernel', {'in': 'fsdp', 'out': 'tensor'}),
-    (r'(params|bitwidths)/layers/.*/(out|down)/kernel', {'in': 'tensor', 'out': 'fsdp'}),
+    (r'(params|bitwidths|transform_state)/layers/.*/(query|key|value|gate|up)/kernel', {'in': 'fsdp', 'out': 'tensor'}),
+    (r'(params|bitwidths|transform_state)/layers/.*/(out|down)/kernel', {'in': 'tensor', 'out': 'fsdp'}),
     (r'params/lm_head/kernel', ('fsdp', 'tensor')),
 )
 BATCH = ('data', 'fsdp')  # every device sees other text, unless it shares a tensor
@@ -60,7 +60,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     finder = RuleFinder(models.RULES)
 
     def roles(name, number_of_axes):
-        *_, kind, path = re.split('(params|bitwidths)/', name)
+        *_, kind, path = re.split('(params|bitwidths|transform_state)/', name)
         rule = finder.find(path, number_of_axes)
         return rule.roles if kind == 'params' else [rule.roles[axis] for axis in rule.batch_axes] + ['in', 'out']
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs import common
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
 from experiments.data.loading import Data
-from experiments.training.experiment import Experiment
+from experiments.training.experiment import FORMER_NAMES, Experiment
 
 # Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges; but for
 # `microbatches`, by which sums are rounded otherwise. (The tokens' digest stands for the tokenizer, whose file may have
@@ -45,5 +45,10 @@ def restore(
     config = stored_config(experiment.config, data)
     identity = [name for name in config if name not in FREE_FIELDS]
     return checkpointer.restore(
-        experiment.abstract_state, config=config, identity=identity, complete=common.with_added, at_most=at_most
+        experiment.abstract_state,
+        config=config,
+        identity=identity,
+        complete=common.with_added,
+        former_names=FORMER_NAMES,
+        at_most=at_most,
     )

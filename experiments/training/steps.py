@@ -39,11 +39,12 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         """The model that trains, its weights, and the function dW_hat -> db."""
         on_shards = jax.lax.with_sharding_constraint
         weights, pull_back = jax.vjp(
-            lambda bitwidths: on_shards(transform.apply(key, state.params, bitwidths), param_shardings), state.bitwidths
+            lambda bitwidths: on_shards(transform.apply(key, state.params, bitwidths), param_shardings),
+            state.transform_state,
         )
         if not config.resample_weights:
             return model, weights, pull_back
-        weights, layer_transform = gq.layerwise(transform, key, state.params, state.bitwidths, path=(LAYERS,))
+        weights, layer_transform = gq.layerwise(transform, key, state.params, state.transform_state, path=(LAYERS,))
         layer_shardings = meshes.of_layers(param_shardings[LAYERS])
         layer_on_shards = lambda layer, index: on_shards(layer_transform(layer, index), layer_shardings)
         return model.clone(layer_transform=layer_on_shards), on_shards(weights, param_shardings), pull_back
@@ -60,21 +61,21 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh, param_shardings
         )
         (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
-        if penalty and state.bitwidths:
-            pull_down = jax.grad(lambda b: penalty * gq.bitwidth_penalty(transform.bitwidths(b)))(state.bitwidths)
+        if penalty and state.transform_state:
+            pull_down = jax.grad(lambda b: penalty * gq.bitwidth_penalty(transform.bitwidths(b)))(state.transform_state)
             d_bitwidths = jax.tree.map(jnp.add, d_bitwidths, pull_down)
 
         gradients = {'params': jax.tree.map(lambda d: d.astype(jnp.float32), d_params), 'bitwidths': d_bitwidths}
-        values = {'params': state.params, 'bitwidths': state.bitwidths}
+        values = {'params': state.params, 'bitwidths': state.transform_state}
         updates, opt_state = optimizer.update(gradients, state.opt_state, values)
         values = optax.apply_updates(values, updates)
         metrics = {
             'train/loss': loss,
             'train/gradient_norm': optax.tree.norm(gradients['params']),
             'learning_rate': schedule(state.step),
-            **bitwidth_metrics(transform, state.bitwidths),
+            **bitwidth_metrics(transform, state.transform_state),
         }
-        if state.bitwidths:
+        if state.transform_state:
             metrics['bits/gradient_norm'] = optax.tree.norm(d_bitwidths)
         return TrainState(state.step + 1, values['params'], values['bitwidths'], opt_state), metrics
 

@@ -51,9 +51,11 @@ def save_run(workdir, argument):
     """A workdir with the checkpoint of a run in the middle of its training, each leaf of it with a bitwidth."""
     experiment = make_experiment(config_of(argument), 257)
     state = random_state(experiment)
-    bitwidths = {path: jnp.full_like(leaf, i / 6) for i, (path, leaf) in enumerate(state.bitwidths.items())}
+    bitwidths = {path: jnp.full_like(leaf, i / 6) for i, (path, leaf) in enumerate(state.transform_state.items())}
     with Checkpointer(workdir / 'checkpoints') as checkpointer:
-        checkpointer.save(7, state._replace(bitwidths=bitwidths), {}, {**experiment.config.to_dict(), 'corpus': ''})
+        checkpointer.save(
+            7, state._replace(transform_state=bitwidths), {}, {**experiment.config.to_dict(), 'corpus': ''}
+        )
 
 
 @pytest.fixture(scope='module')

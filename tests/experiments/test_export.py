@@ -57,7 +57,7 @@ def run_export(monkeypatch, run, workdir, **given):
 
 
 def weights_of(run):
-    return jax.jit(lambda state: run.experiment.transform.apply(None, state.params, state.bitwidths))(run.state)
+    return jax.jit(lambda state: run.experiment.transform.apply(None, state.params, state.transform_state))(run.state)
 
 
 # --- what is written --------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
     run_export(monkeypatch, learned, tmp_path)
     title, names, *lines, written = capsys.readouterr().out.splitlines()
     (file,) = tmp_path.iterdir()
-    params, bitwidths = learned.state.params, learned.experiment.transform.bitwidths(learned.state.bitwidths)
+    params, bitwidths = learned.state.params, learned.experiment.transform.bitwidths(learned.state.transform_state)
     rules = learned.experiment.transform.rules
     layout = gq.learned_layout(params, bitwidths, rules=rules)
     assert_identical_trees(

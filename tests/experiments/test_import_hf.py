@@ -40,7 +40,7 @@ def test_the_run_is_opened_with_the_weights_of_the_checkpoint(checkpoints, tmp_p
         run = workdirs.open_run(workdir)
     rounded = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16).astype(np.float32), random_params(model))
     assert_identical_trees(jax.tree.map(np.asarray, run.state.params), rounded)
-    assert int(run.state.step) == 0 and run.state.bitwidths == {}
+    assert int(run.state.step) == 0 and run.state.transform_state == {}
     config = run.experiment.config
     assert (config.name, config.method, config.sequence_length) == ('imported', 'bf16', length)
     assert json.loads((workdir / 'config.json').read_text())['model'] == config.model.to_dict()

@@ -66,7 +66,7 @@ def run():
 @pytest.fixture(scope='module')
 def log_probabilities(run):
     """ln p of every next token, of one sequence without any padding: (length, vocabulary) float64."""
-    weights = run.experiment.transform.apply(None, run.state.params, run.state.bitwidths)
+    weights = run.experiment.transform.apply(None, run.state.params, run.state.transform_state)
     apply = jax.jit(lambda tokens: run.experiment.model.apply({'params': weights}, tokens)[0])
 
     def compute(tokens):

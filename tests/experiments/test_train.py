@@ -155,7 +155,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     assert message and int(message[3]) == int(message[4]) + 1
     state = final_state(tmp_path)
     assert int(state.step) == int(message[4])
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.bitwidths)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.transform_state)))
     assert not (tmp_path / 'summary.json').exists()
     reason = (tmp_path / 'diverged.txt').read_text()
     assert error.value.code.startswith(f'error: {reason.strip()};') and reason.endswith(f'at step {message[3]}\n')

@@ -30,7 +30,7 @@ def test_the_state_takes_what_its_arrays_take(method):
     state = init_state(experiment)
     memory = step_costs.known_memory(experiment)
     assert memory.weights == bytes_on_a_device(state.params)
-    assert memory.bitwidths == bytes_on_a_device(state.bitwidths)
+    assert memory.bitwidths == bytes_on_a_device(state.transform_state)
     assert memory.optimizer == bytes_on_a_device(state.opt_state)
     assert memory.samples == memory.gradients == memory.weights // 2  # bfloat16
     assert memory.rest == 0 and memory.total == sum(dataclasses.astuple(memory))

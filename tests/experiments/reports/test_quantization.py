@@ -220,7 +220,7 @@ def test_every_matrix_of_every_layer():
 def test_parts_that_are_sampled(parts):
     """Each layer's blocks with their own bitwidths, and no other weights."""
     run = run_of('method=gaussws,block_size=16', quantization__parts=parts)
-    bitwidths = run.experiment.transform.bitwidths(run.state.bitwidths)
+    bitwidths = run.experiment.transform.bitwidths(run.state.transform_state)
     rows = report.measure_run(run, None)
     assert {row.path for row in rows} == set(bitwidths)
     for row in rows:

@@ -64,7 +64,7 @@ def test_the_state_is_that_of_the_beginning_with_the_other_weights(imported, tmp
         assert jax.tree.map(lambda leaf: leaf.sharding, state) == experiment.shardings
         assert_identical_trees(jax.tree.map(np.asarray, state.params), weights_of(imported / 'llama', 0))
         assert_identical_trees(*(jax.tree.map(np.asarray, s._replace(params=None)) for s in (state, fresh)))
-    assert state.bitwidths and experiment.vocab_size == 264
+    assert state.transform_state and experiment.vocab_size == 264
 
 
 @pytest.mark.slow

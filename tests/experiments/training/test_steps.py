@@ -41,7 +41,7 @@ def assert_trees_close(got, expected, **tolerance):
 def run_steps(experiment, count=3):
     """Initial weights as the model sees them; then the losses of some steps, and the state after them."""
     state = random_state(experiment)
-    weights = jax.jit(experiment.transform.apply)(KEY, state.params, state.bitwidths)
+    weights = jax.jit(experiment.transform.apply)(KEY, state.params, state.transform_state)
     train_step, losses = steps.make_train_step(experiment), []
     for seed in range(count):
         state, metrics = train_step(state, random_batch(experiment, seed))
@@ -66,7 +66,7 @@ def test_a_mesh_changes_no_bit_of_the_weights_and_no_loss(sizes):
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
     # Adam divides by the size of the gradient, and so passes on the rounding of the smallest ones.
     assert_trees_close(state.params, expected_state.params, atol=1e-4)
-    assert_trees_close(state.bitwidths, expected_state.bitwidths, atol=1e-4)
+    assert_trees_close(state.transform_state, expected_state.bitwidths, atol=1e-4)
 
 
 def test_every_bitwidth_learns_without_any_pull():
@@ -122,8 +122,8 @@ def reference_gradients():
     experiment = make_experiment(small_config(**TWO_PARTS))
     state, tokens = random_state(experiment), random_tokens(experiment.config)
     loss = jax.jit(jax.value_and_grad(functools.partial(reference_loss, experiment), (1, 2)))
-    value, (d_params, d_bitwidths) = loss(KEY, state.params, state.bitwidths, tokens)
-    other, _ = loss(jax.random.key(6), state.params, state.bitwidths, tokens)
+    value, (d_params, d_bitwidths) = loss(KEY, state.params, state.transform_state, tokens)
+    other, _ = loss(jax.random.key(6), state.params, state.transform_state, tokens)
     return float(value), host({'params': d_params, 'bitwidths': d_bitwidths}), float(other)
 
 
@@ -220,7 +220,7 @@ def residual_bytes(experiment):
     state = experiment.abstract_state
     tokens = random_tokens(experiment.config)
     loss = lambda params, bitwidths: reference_loss(experiment, KEY, params, bitwidths, tokens)
-    pull_back = jax.eval_shape(lambda *values: jax.vjp(loss, *values)[1], state.params, state.bitwidths)
+    pull_back = jax.eval_shape(lambda *values: jax.vjp(loss, *values)[1], state.params, state.transform_state)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back))
 
 
@@ -232,14 +232,14 @@ def test_sampling_keeps_one_float_a_block(method):
     weights, pull_back = jax.eval_shape(
         lambda *values: jax.vjp(functools.partial(experiment.transform.apply, KEY), *values),
         state.params,
-        state.bitwidths,
+        state.transform_state,
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype(jnp.bfloat16)}
     residuals = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size > 1]
     assert experiment.num_blocks == 2 * (4 * 3 * 3 + 3 * 3 * 5) == sum(leaf.size for leaf in residuals)
     assert all(leaf.dtype.itemsize <= 4 for leaf in residuals)
 
-    scalars = 64 * len(state.bitwidths)  # a leaf's key, origin and the like
+    scalars = 64 * len(state.transform_state)  # a leaf's key, origin and the like
     baseline = residual_bytes(make_experiment(small_config('smoke,method=bf16')))
     assert 0 < residual_bytes(experiment) - baseline <= 4 * experiment.num_blocks + scalars
 
