@@ -156,7 +156,7 @@ def describe(
     """Prints what is about to be trained, on what, and where."""
     config, mesh = experiment.config, experiment.mesh
     blocks = experiment.num_blocks
-    leaves = len(experiment.abstract_state.bitwidths)
+    leaves = len(experiment.abstract_state.transform_state)
     blocks_of = f'; {blocks:,} blocks in {leaves} leaves' if blocks else ''
     print(
         f'model     {config.model.family}, {experiment.num_params:,} parameters,'

@@ -95,7 +95,7 @@ class Experiment:
 
     @property
     def num_blocks(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.bitwidths))
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.transform_state))
 
 
 def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:

@@ -121,7 +121,7 @@ def test_parts_are_the_layers_that_they_name(name, parts):
         'down': ('mlp/down',),
     }
     leaves['all'] = tuple(itertools.chain(*leaves.values()))
-    bitwidths = checked_experiment(get_config(name, f'parts={parts}', 'smoke')).abstract_state.bitwidths
+    bitwidths = checked_experiment(get_config(name, f'parts={parts}', 'smoke')).abstract_state.transform_state
     assert set(bitwidths) == {f'layers/{leaf}/kernel' for leaf in leaves[parts]}
 
 

@@ -66,7 +66,7 @@ def test_a_mesh_changes_no_bit_of_the_weights_and_no_loss(sizes):
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
     # Adam divides by the size of the gradient, and so passes on the rounding of the smallest ones.
     assert_trees_close(state.params, expected_state.params, atol=1e-4)
-    assert_trees_close(state.transform_state, expected_state.bitwidths, atol=1e-4)
+    assert_trees_close(state.transform_state, expected_state.transform_state, atol=1e-4)
 
 
 def test_every_bitwidth_learns_without_any_pull():
