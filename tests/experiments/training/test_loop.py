@@ -13,8 +13,8 @@ from small_runs import assert_same_run, change_steps, final_state, read_batches,
 
 from experiments.data import tokenizers
 from experiments.processes import exit_codes
-from experiments.training import meshes, steps
-from experiments.training.experiment import init_state, make_experiment
+from experiments.training import loop, meshes, steps
+from experiments.training.experiment import make_experiment
 from experiments.training.metrics import read_metrics
 
 ROLLBACKS = dict(divergence__max_rollbacks=2)
@@ -45,7 +45,7 @@ def state_after(config, batches, numbers):
     """The state that the training steps alone come to with these batches."""
     with on_mesh(ONE_DEVICE):
         experiment = make_experiment(config, tokenizers.load_tokenizer(config.tokenizer).vocab_size)
-        step, state = steps.make_train_step(experiment), init_state(experiment)
+        step, state = steps.make_train_step(experiment), loop.init_state(experiment)
         for number in numbers:
             state, _ = step(state, meshes.to_devices({'tokens': batches[number]}, experiment.mesh))
     return state
