@@ -34,7 +34,7 @@ SIZES = {  # layers, hidden, FFN, heads
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The Llama of this size, with the paper's optimizer."""
-    arguments = {**common.ARGUMENTS, 'method': ('fqt', *(m for m in common.METHODS if m != 'fqt'))}
+    arguments = {**common.ARGUMENTS, 'method': ('fqt', *(m for m in common.ARGUMENTS['method'] if m != 'fqt'))}
     parsed = common.parse(argument, size=tuple(SIZES), **arguments)
     config = common.base_config(parsed)
     config.name = f'capybara-{parsed.size}-{parsed.method}'

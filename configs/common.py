@@ -1,40 +1,11 @@
 """What every config shares: the parser of `config.py:size=…,method=…`, and the fields with their defaults."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from experiments.files import json_files
+from experiments.methods import METHODS
+from experiments.methods.settings import SHARED
 
-PARTS = ('all', 'qkv', 'out', 'up', 'down')
-SETTINGS = {  # which arguments each method has a use for
-    'gaussws': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
-    'diffq': ('b_init', 'b_target', 'parts', 'format', 'block_size'),
-    'qat': ('parts', 'format', 'block_size', 'scale', 'rounding'),
-    'fqt': ('format', 'block_size', 'scale', 'rounding', 'targets'),
-    'bf16': (),
-}
-METHODS = tuple(SETTINGS)
-ARGUMENTS = dict(  # of every config
-    method=METHODS,
-    b_init=6.0,
-    b_target=4.0,
-    parts=PARTS,
-    format='',
-    block_size='32',
-    scale=('absmax', 'mx', 'nvfp4'),
-    rounding=('nearest_even', 'nearest_away', 'toward_zero', 'stochastic'),
-    targets='P2+P4+P6',
-    smoke=False,
-)
-
-
-# Fields of `base_config` that version 0.1.0 lacks, and what it did: how what it stored is read.
-ADDED = {
-    'scan_unroll': 1,
-    'invalid_text': 'error',
-    'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},
-}
+ARGUMENTS = dict(method=METHODS, **SHARED, smoke=False)  # of every config
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -42,8 +13,8 @@ def parse(argument: str | None, **allowed) -> ConfigDict:
 
     Args:
       argument: comma-separated name=value pairs; a name alone means name=true. None or '' for the defaults.
-      **allowed: for each name its default value, which sets its type (bool, int, float or str), or a tuple
-        of the allowed strings, the first one the default.
+      **allowed: for each name its default value, which sets its type (bool, int, float or str), or the allowed
+        strings, a tuple or the keys of a dict, the first one the default.
 
     Returns:
       A ConfigDict of all names.
@@ -55,7 +26,7 @@ def parse(argument: str | None, **allowed) -> ConfigDict:
       >>> parse('method=bf16,smoke', method=('gaussws', 'bf16'), b_target=4.0, smoke=False).to_dict()
       {'b_target': 4.0, 'method': 'bf16', 'smoke': True}
     """
-    values = {name: default[0] if isinstance(default, tuple) else default for name, default in allowed.items()}
+    values = {name: next(iter(of)) if isinstance(of, tuple | dict) else of for name, of in allowed.items()}
     given = set()
     for item in filter(None, (argument or '').split(',')):
         name, _, text = item.partition('=')
@@ -86,13 +57,14 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 scale=argument.scale,  # qat, fqt
                 rounding=argument.rounding,  # qat, fqt; outside of training steps, stochastic means nearest_even
                 targets=argument.targets,  # fqt: of P1 .. P6
-                parts=argument.parts,  # gaussws, diffq, qat: linear layers, of PARTS, or a regex of leaf paths
+                parts=argument.parts,  # gaussws, diffq, qat: linear layers, a name of SHARED, or a regex of leaf paths
                 # How bitwidths are trained: gaussws, diffq.
                 b_init=argument.b_init,  # bits at the start
                 b_target=argument.b_target,  # bits towards which they decay
                 learning_rate=1e-3,  # of b_i, constant
                 weight_decay=1.0,  # of b_i; alone, it makes them exp(-learning_rate weight_decay step)
                 penalty=0.0,  # times the mean bitwidth, added to the loss
+                **METHODS[argument.method].own_settings,
             ),
             # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.
             dataset='python_stdlib',
@@ -149,22 +121,6 @@ def base_config(argument: ConfigDict) -> ConfigDict:
     )
 
 
-def with_added(stored: dict[str, Any], source: Any = 'a stored config') -> dict[str, Any]:
-    """A stored config of any version since 0.1.0, with the fields that it doesn't have yet.
-
-    Raises:
-      ValueError: for a field of another type than a config's; begins with `source`.
-    """
-    like = {**base_config(parse('', **ARGUMENTS)).to_dict(), 'model': {'family': ''}}
-    return _checked({**ADDED, **stored}, like, source)
-
-
-def as_begun(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A config where what it leaves to a tokenizer's files is what its run, as `with_added` has it, found there."""
-    found, asked = stored['special_tokens'], config['special_tokens']
-    return config | {'special_tokens': {name: value or found.get(name, '') for name, value in asked.items()}}
-
-
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same config in seconds on any machine: two small layers, short sequences, few steps."""
     config.name += '-smoke'
@@ -182,21 +138,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _checked(config, like, source, prefix=''):
-    """With '' for None, which a config of one's own may have in the place of a text."""
-    checked = dict(config)
-    for name in like.keys() & config.keys():
-        value, kind = config[name], type(like[name])
-        value = '' if value is None and kind is str else value
-        if not json_files.is_a(value, kind):
-            field, kind = f'{prefix}{name}', json_files.KINDS[kind]
-            raise ValueError(f'{source}: the field {field} must be {kind}, not {value!r:.80}')
-        checked[name] = _checked(value, like[name], source, f'{prefix}{name}.') if kind is dict else value
-    return checked
-
-
 def _convert(name, text, default):
-    if isinstance(default, tuple):
+    if isinstance(default, tuple | dict):
         if text in default:
             return text
         raise ValueError(f'config argument {name}={text!r}: allowed are {", ".join(default)}')

@@ -13,7 +13,7 @@ For less memory there are `--config.microbatches=32`, `--config.remat_policy=ful
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, stored
 from experiments.data import tokenizer_files
 from experiments.files import json_files, paths
 
@@ -49,7 +49,7 @@ def _read(run):
         raise ValueError('config argument run is missing: the workdir of the run to train on from, run=runs/imported')
     try:
         path = paths.parse(run, 'run') / 'config.json'
-        contents = common.with_added(json_files.read(path, model=dict), path)
+        contents = stored.read(json_files.read(path, model=dict), path)
         lacking = [name for name in TEXT + MODEL if name not in contents]
     except ValueError as error:
         raise ValueError(f'config argument run={run!r}: no config.json of a run can be read there: {error}') from None

@@ -111,7 +111,7 @@ def cast_run(
     run = workdirs.open_run(workdir, eval_batches=eval_batches)
     config = run.experiment.config
     used = {**config.quantization.to_dict(), **methods.unused_settings(config.method)}
-    sampled = config.method in methods.SAMPLING
+    sampled = methods.find(config.method).learns_bitwidths
     casts, losses = [], {}
     for name, layout in layouts_of(run, formats).items():
         with tempfile.TemporaryDirectory() as directory:
@@ -162,7 +162,9 @@ def layouts_of(run: workdirs.Run, formats: list[str]) -> dict[str, Layout]:
 
 def what_evaluation_depends_on(config: Any) -> str:
     """The fields of a config that more than the training reads; runs that agree share a compiled evaluation."""
-    training_only = {'seed', 'name', 'optimizer'} | (set() if config.method == 'fqt' else {'method', 'quantization'})
+    training_only = {'seed', 'name', 'optimizer'} | (
+        set() if methods.quantizes_matmuls(config) else {'method', 'quantization'}
+    )
     return json.dumps({name: value for name, value in config.to_dict().items() if name not in training_only})
 
 

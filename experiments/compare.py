@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from configs.common import METHODS
 from experiments import cli
 from experiments.files import csv_files, foreign_text, paths
-from experiments.methods import unused_settings
+from experiments.methods import METHODS, unused_settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
 METRIC = flags.DEFINE_string('metric', 'validation/loss', 'A column of its results.csv.')

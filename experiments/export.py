@@ -28,17 +28,17 @@ import jax
 from absl import flags
 
 import gaussq_jax as gq
-from configs import common
+from configs import stored as stored_configs
 from experiments import cli, workdirs
 from experiments.data import tokenizer_files
 from experiments.files import huggingface_folder, paths
 from experiments.reports import quantization as report
+from gaussq_jax import models
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
 from gaussq_jax.param_tree import is_floating
 
 LEARNED, BFLOAT16 = 'learned', 'bfloat16'
-PLACES = ('data_dir', 'cache_dir', 'init_from')  # of this machine, which a file that is handed on doesn't tell
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
 FORMAT = flags.DEFINE_string('format', LEARNED, f"{LEARNED}, {BFLOAT16}, or a format's name, such as float6_e3m2fn.")
@@ -140,10 +140,9 @@ def choose_layout(
 
 
 def describe_run(run: workdirs.Run, layout: Layout, fmt: str, budget: float | None) -> dict[str, Any]:
-    """What a file keeps of its run: what `runs.open_packed` takes, and what quantization did to the weights."""
-    config = run.experiment.config.to_dict()
+    """What a file keeps of its run: what `workdirs.open_packed` takes, and what quantization did to the weights."""
     return {
-        'config': {**config, 'tokenizer': pathlib.Path(config['tokenizer']).name, **dict.fromkeys(PLACES, '')},
+        'config': workdirs.packed_config(run.experiment.config),
         'step': int(run.state.step),
         'vocab_size': run.experiment.vocab_size,
         'tokenizer': run.tokenizer.fingerprint,
@@ -155,6 +154,9 @@ def describe_run(run: workdirs.Run, layout: Layout, fmt: str, budget: float | No
 
 def write_huggingface(run: workdirs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
     """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
+    family = models.find(run.experiment.config.model.family)
+    if family.huggingface is None:
+        raise ValueError(f'--to_hf={directory}: transformers has no models of the family {family.name}')
     tokenizer, folder = paths.parse(run.experiment.config.tokenizer, 'tokenizer'), workdir / 'tokenizer'
     is_imported = (folder / huggingface_folder.CONFIG).is_file()
     with tempfile.TemporaryDirectory() as alone:
@@ -170,19 +172,20 @@ def write_huggingface(run: workdirs.Run, workdir: pathlib.Path, weights: Any, di
 def what_files_say(run: workdirs.Run, folder: pathlib.Path | None, is_imported: bool) -> dict[str, Any]:
     """What the files of a run's folder for transformers say that its tokenizer's folder doesn't, by their names."""
     config, special, eos = run.experiment.config, run.tokenizer.special, [*run.tokenizer.special.eos]
-    if is_imported and config.special_tokens.to_dict() == common.ADDED['special_tokens']:
+    if is_imported and config.special_tokens.to_dict() == stored_configs.MEANT_BEFORE[2]['special_tokens']:
         return {}  # by version 0.1, which knew nothing of them: they are the checkpoint's
     ids = {'bos_token_id': special.bos, 'eos_token_id': eos[0] if len(eos) == 1 else eos}
     own = {'pad_token_id': None}
-    if config.model.family == 'llama':
-        own['max_position_embeddings'] = config.sequence_length
+    family = models.find(config.model.family)
+    if family.huggingface.longest:
+        own[family.huggingface.longest] = config.sequence_length
     said = {huggingface_folder.CONFIG: ids | ({} if is_imported else own)}
     has = lambda *names: folder is not None and any((folder / name).is_file() for name in names)
     is_said = has(huggingface_folder.TOKENIZER_CONFIG) and run.tokenizer.is_said_by(folder)
     if has(*huggingface_folder.TOKENIZERS) and not is_said:
         said |= run.tokenizer.files()
-        if config.model.family == 'gpt2' and has('tokenizer.model'):
-            said[huggingface_folder.TOKENIZER_CONFIG]['tokenizer_class'] = 'TokenizersBackend'  # GPT-2's own is BPE
+        if has('tokenizer.model') and not family.huggingface.reads_sentencepiece:
+            said[huggingface_folder.TOKENIZER_CONFIG]['tokenizer_class'] = 'TokenizersBackend'
         if has(huggingface_folder.GENERATION):
             said[huggingface_folder.GENERATION] = ids
     return said

@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import common
+from configs import stored as stored_configs
 from experiments import cli, workdirs
 from experiments.checkpoints.checkpointing import Checkpointer, SaveError
 from experiments.data import special_tokens, tokenizers
@@ -47,13 +48,6 @@ ADD_BOS = flags.DEFINE_enum(
 )
 
 LONGEST = 2048
-ARCHITECTURE = {  # what a config says of a model
-    'llama': (
-        *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads'),
-        *('rope_theta', 'norm_epsilon', 'tie_embeddings'),
-    ),
-    'gpt2': ('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'max_length', 'norm_epsilon'),
-}
 
 
 def main(argv):
@@ -118,7 +112,7 @@ def import_checkpoint(
         not_finite = {path: int(np.sum(~np.isfinite(leaf))) for path, leaf in leaves_by_path(params).items()}
         state = init_state(experiment, jax.device_put(params, experiment.shardings.params))
         with Checkpointer(partial / 'checkpoints') as checkpointer:
-            checkpointer.save(0, state, {}, {**config.to_dict(), 'corpus': ''})
+            checkpointer.save(0, state, {}, {**stored_configs.write(config.to_dict()), 'corpus': ''})
     return experiment, loaded, {path: count for path, count in not_finite.items() if count}
 
 
@@ -149,10 +143,10 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
     """The config of a run of this model, which nothing has been said about but what its checkpoint does."""
     config = common.base_config(common.parse('method=bf16', **common.ARGUMENTS))
     config.name = workdir.absolute().name
-    family = theirs['model_type']
-    config.model = ConfigDict({'family': family, **{name: getattr(model, name) for name in ARCHITECTURE[family]}})
+    family = models.family_of(model)
+    config.model = ConfigDict({'family': family.name, **{name: getattr(model, name) for name in family.settings}})
     config.vocab_size = model.vocab_size
-    longest = getattr(model, 'max_length', theirs.get('max_position_embeddings'))
+    longest = getattr(model, 'max_length', theirs.get(family.huggingface.longest))
     config.sequence_length = sequence_length or (min(longest, LONGEST) if json_files.is_a(longest, int) else LONGEST)
     config.batch_size = 8
     config.mesh.data, config.mesh.fsdp = 1, -1

@@ -162,7 +162,7 @@ def describe(
         f'model     {config.model.family}, {experiment.num_params:,} parameters,'
         f' N = {experiment.num_linear_params:,} in linear layers'
     )
-    print(f'method    {config.method}: {methods.describe(config)}{blocks_of}')
+    print(f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}')
     print(f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}')
     print(
         f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on{_unusual(data.train)};'

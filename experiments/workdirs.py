@@ -8,12 +8,18 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import common
+from configs import stored as stored_configs
 from experiments.checkpoints.checkpointing import Checkpointer, load_config, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.files.atomic_files import replace_file
+from experiments.methods import quantizes_matmuls
 from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
 from gaussq_jax.export import Packed, read_packed
+
+# What a packed file keeps of a config: what serving its weights takes, and what evaluating them as in training does.
+SERVED = ('model', 'vocab_size', 'dtype', 'sequence_length', 'tokenizer', 'special_tokens')
+EVALUATED = ('dataset', 'validation_split', 'text_feature', 'invalid_text', 'batch_size', 'microbatches')
 
 
 class Run(NamedTuple):
@@ -35,7 +41,7 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     if newest_step(workdir / 'checkpoints') is not None:
         if not paths.parse(spec, 'config.tokenizer').is_file():  # but the data's digest tells another
             spec = tokenizer_files.copy_of(spec, workdir) or spec
-        config.special_tokens.update(common.as_begun(config.to_dict(), _begun(workdir))['special_tokens'])
+        config.special_tokens.update(stored_configs.as_begun(config.to_dict(), _begun(workdir))['special_tokens'])
     tokenizer = tokenizers.load_tokenizer(spec, config.special_tokens, vocab_size=config.vocab_size)
     asked = config.special_tokens
     asked.update({name: asked[name] or found for name, found in tokenizer.special.settings.items()})
@@ -62,7 +68,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
     directory = workdir / 'checkpoints'
     stored = load_config(directory)
     stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
-    config = _config_to_look_at(workdir, stored, changes)
+    config = _config_to_look_at(workdir, stored_configs.read(stored, workdir), changes)
     config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
     with json_files.naming(directory):
         tokenizer = loading.load_tokenizer(config)
@@ -80,7 +86,7 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
     Args:
       path: of the file.
       tokenizer: the tokenizer's file, if it isn't beside the packed one, or in the folder `tokenizer` there.
-      **changes: replace fields of the run's config.
+      **changes: replace fields of its config, which but for `packed_config` has the defaults.
 
     Raises:
       ValueError: if the file is damaged, of another origin or of a version before 0.1.0, or if its tokenizer can't be
@@ -94,8 +100,7 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
             f'{path} was not written by experiments.export: it lacks {", ".join(wrong) or "step"}, or has another such.'
             ' It can be read, by gaussq_jax.load_packed, and no more'
         )
-    nowhere = {'data_dir': '', 'cache_dir': ''}  # who opens a file says where text is read and written, not the file
-    config = _config_to_look_at(path, packed.info['config'], nowhere | changes)
+    config = _config_to_look_at(path, _unpacked_config(path, packed.info['config']), changes)
     named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
     if not tokenizer and named != 'bytes':
         tokenizer = tokenizer_files.copy_of(named, path.parent) or tokenizer_files.of_run(named, path.parent)
@@ -115,6 +120,17 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
         experiment = make_experiment(config, loaded.vocab_size)
         experiment, state = with_fixed_weights(experiment, packed.params, packed.info['step'])
     return Run(experiment, loaded, state, packed._replace(params=state.params))
+
+
+def packed_config(config: ConfigDict) -> dict[str, Any]:
+    """What a packed file keeps of its run's config: SERVED, EVALUATED, and the method if it quantizes matmuls.
+
+    Nothing of it says where files are on this machine.
+    """
+    kept = [*SERVED, *EVALUATED, *['method', 'quantization'] * quantizes_matmuls(config)]
+    fields = {name: value for name, value in stored_configs.write(config.to_dict()).items() if name in kept}
+    name = pathlib.PurePath(config.tokenizer).name
+    return {stored_configs.VERSION_FIELD: stored_configs.VERSION, **fields, 'tokenizer': name}
 
 
 def open_either(workdir: str | None, weights: str | None, tokenizer: str | None = None, **changes: Any) -> Run:
@@ -138,19 +154,33 @@ def _begun(workdir: pathlib.Path) -> dict[str, Any]:
     """The config with which a run was last started, from its config.json, or else from its newest checkpoint."""
     path = workdir / 'config.json'
     if path.is_file():
-        return common.with_added(json_files.read(path), path)
-    return common.with_added(load_config(workdir / 'checkpoints'), workdir / 'checkpoints')
+        return stored_configs.read(json_files.read(path), path)
+    return stored_configs.read(load_config(workdir / 'checkpoints'), workdir / 'checkpoints')
+
+
+def _unpacked_config(path: pathlib.Path, stored: dict[str, Any]) -> dict[str, Any]:
+    """A whole config of what a packed file keeps; of one of version 0.1.0, which kept all, what is kept today."""
+    stored = stored_configs.read(stored, path)
+    if missing := {*SERVED, *EVALUATED} - stored.keys():
+        raise _of_another_program(path, missing)
+    config = {**common.base_config(common.parse('method=bf16', **common.ARGUMENTS)).to_dict(), 'name': path.stem}
+    kept = [*SERVED, *EVALUATED]
+    if 'method' in stored and quantizes_matmuls(ConfigDict(stored)):
+        kept += ['method', 'quantization']
+    return config | {name: stored[name] for name in kept}
+
+
+def _of_another_program(source: pathlib.Path, missing: set[str]) -> ValueError:
+    return ValueError(
+        f'{source} is of another program or of a version before 0.1.0: its config lacks {", ".join(sorted(missing))}'
+    )
 
 
 def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
     """A stored config, changed, for whatever devices there are."""
-    stored = common.with_added(stored, source)
     fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
     if missing := {*fields, 'model.family'} - set(traverse_util.flatten_dict(stored, sep='.')):
-        raise ValueError(
-            f'{source} is of another program or of a version before 0.1.0: its config lacks'
-            f' {", ".join(sorted(missing))}'
-        )
+        raise _of_another_program(source, missing)
     config = ConfigDict(stored)
     config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
     return config
@@ -158,4 +188,4 @@ def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: di
 
 def write_config(workdir: pathlib.Path, config: ConfigDict):
     """Writes the resolved config to config.json."""
-    replace_file(workdir / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
+    replace_file(workdir / 'config.json', json.dumps(stored_configs.write(config.to_dict()), indent=2) + '\n')

@@ -20,7 +20,7 @@ from programs import import_program
 from pyarrow import Table, parquet
 
 import gaussq_jax as gq
-from configs import common
+from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
@@ -57,7 +57,7 @@ def write_run(folder: pathlib.Path):
     shutil.copytree(BEFORE / 'run', folder, dirs_exist_ok=True)
     checkpoint = next(folder.glob('checkpoints/*'))
     config = json.loads((folder / 'config.json').read_text())
-    config = common.with_added(config) | {'special_tokens': tokenizers.load_tokenizer('bytes').special.settings}
+    config = stored_configs.read(config) | {'special_tokens': tokenizers.load_tokenizer('bytes').special.settings}
     (folder / 'config.json').write_text(json.dumps(config))
     small_checkpoints.change_json(checkpoint / CONTENTS, config=config | {'corpus': 64 * '0'})
     write_manifest(checkpoint)
@@ -189,7 +189,7 @@ def read_result(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def result_config() -> dict[str, Any]:
-    stored = common.with_added(json.loads((BEFORE / 'run/config.json').read_text()))
+    stored = stored_configs.read(json.loads((BEFORE / 'run/config.json').read_text()))
     return stored | {'special_tokens': tokenizers.load_tokenizer('bytes').special.settings}
 
 

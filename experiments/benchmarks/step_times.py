@@ -15,12 +15,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from configs import common
 from experiments.benchmarks import timing
-from experiments.methods import with_method
-from experiments.training import experiment as training
+from experiments.methods import METHODS, with_method
 from experiments.training import meshes, steps
 from experiments.training.experiment import Experiment, init_state, make_experiment
+from gaussq_jax import models
 from gaussq_jax.param_tree import leaf_path, path_hash
 
 BASE = 'bf16'
@@ -54,8 +53,8 @@ def time_steps(
     Raises:
       ValueError: for a method or a config that isn't allowed.
     """
-    if unknown := set(methods) - {*common.METHODS, NAIVE, *PEERS}:
-        allowed = ', '.join((*common.METHODS, NAIVE, *PEERS))
+    if unknown := set(methods) - {*METHODS, NAIVE, *PEERS}:
+        allowed = ', '.join((*METHODS, NAIVE, *PEERS))
         raise ValueError(f'methods={",".join(methods)}: {", ".join(sorted(unknown))} is not one of {allowed}')
     config = config.copy_and_resolve_references()
     config.optimizer.warmup_steps, config.total_steps = 1, (turns + 2) * len(methods) + 1
@@ -161,22 +160,26 @@ def naive(experiment: Experiment) -> Experiment:
 def with_qwix(config: ConfigDict, dtype: str) -> ConfigDict:
     """The config of bf16 with the model's linear layers quantized by qwix, as its users do: weights alone, by channel.
 
-    The weights are rounded to `dtype` in each matmul, straight through; the family of the model is one that
-    `training.MODELS` so gets.
+    The weights are rounded to `dtype` in each matmul, straight through; the model is of a family of its own.
     """
     config = with_method(config, BASE)
-    family = config.model.family
-    config.model.family = f'{family}, qwix {dtype}'
-    training.MODELS[config.model.family] = functools.partial(_quantized_by_qwix, training.MODELS[family], dtype)
+    family = models.find(config.model.family)
+    config.model.family = f'{family.name}, qwix {dtype}'
+    if config.model.family not in models.FAMILIES:
+        models.register(dataclasses.replace(family, name=config.model.family, module=_by_qwix(family.module, dtype)))
     return config
 
 
-def _quantized_by_qwix(model: Callable, weight_dtype: str, **fields: Any) -> Any:
-    import qwix
+def _by_qwix(module: Callable, weight_dtype: str) -> Callable:
+    @functools.wraps(module, updated=())
+    def quantized(**fields):
+        import qwix
 
-    fields['dot_general_cls'] = None  # ours: qwix puts its own in the place of JAX's
-    rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
-    return qwix.quantize_model(model(**fields), qwix.QtProvider([rule]))
+        fields['dot_general_cls'] = None  # ours: qwix puts its own in the place of JAX's
+        rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
+        return qwix.quantize_model(module(**fields), qwix.QtProvider([rule]))
+
+    return quantized
 
 
 def _batch_shape(config: ConfigDict) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding
 from experiments.cost import collectives
 from experiments.devices import compiled_kernels
 from experiments.training import flops, meshes, steps
-from experiments.training.experiment import LAYERS, Experiment
+from experiments.training.experiment import Experiment
 
 # Of what isn't run only the plan is wanted; buffers are planned before these.
 _QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
@@ -120,12 +120,13 @@ def trace(experiment: Experiment) -> jax.stages.Traced:
 def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -> Memory:
     """What the shapes alone say, all but `rest`; on another mesh than the experiment's, if given."""
     config, state = experiment.config, experiment.abstract_state
-    shardings = meshes.state_shardings(mesh or experiment.mesh, state)
+    shardings = meshes.state_shardings(mesh or experiment.mesh, state, experiment.family)
     key = jax.eval_shape(lambda: jax.random.key(0))
     weights = jax.eval_shape(experiment.transform.apply, key, state.params, state.transform_state)
     all_samples = samples = _shard_bytes(weights, shardings.params)
     if config.resample_weights:
-        of_layers = _shard_bytes(weights[LAYERS], shardings.params[LAYERS])
+        layers = experiment.family.layers
+        of_layers = _shard_bytes(weights[layers], shardings.params[layers])
         samples += of_layers // config.model.num_layers - of_layers
     params = _shard_bytes(state.params, shardings.params)
     return Memory(

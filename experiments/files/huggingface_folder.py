@@ -31,7 +31,6 @@ TOKENIZER_FILES = (
 )
 # Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
 IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
-KEPT = {'llama': ('max_position_embeddings', *IDS), 'gpt2': IDS}
 SHARD_BYTES = 5_000_000_000  # of the largest file, as of transformers
 
 
@@ -165,7 +164,8 @@ def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says that our models don't know."""
-    return {name: config[name] for name in KEPT[config['model_type']] if isinstance(config.get(name), int | list)}
+    names = (models.find(config['model_type']).huggingface.longest, *IDS)
+    return {name: config[name] for name in names if isinstance(config.get(name), int | list)}
 
 
 def _write_tensors(directory, tensors):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.files import csv_files, json_files, paths
-from experiments.methods import DEFAULT_FORMAT, QUANTIZING, SAMPLING
+from experiments.methods import METHODS
 from gaussq_jax.formats import parse_format
 
 # For each column of a law, and for what else is told of a run, the names that it may have in a file; the first wins.
@@ -187,13 +187,14 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
     method = words['method']
     if method == 'bf16':
         return numbers | words | UNQUANTIZED
-    if method in SAMPLING:
+    found = METHODS.get(method)
+    if found and found.learns_bitwidths:
         bits = [_number(name, others.get(f'quantization.{name}')) for name in ('b_init', 'b_target')]
         if bits[0] == bits[1]:  # constant, where the mean has the rounding of a float32
             numbers['b'] = bits[0]
         return numbers | words | {'E': math.nan, 'M': math.nan, 'B': None}
-    has_default = cells['format'] is not None and method in QUANTIZING  # the column is there, and empty
-    fmt = words['format'] or (DEFAULT_FORMAT if has_default else '')
+    has_default = cells['format'] is not None and found is not None  # the column is there, and empty
+    fmt = words['format'] or (found.default_format if has_default else '')
     if fmt and math.isnan(numbers['E']):
         parsed = parse_format({'bf16': 'bfloat16'}.get(fmt, fmt.lower()))
         numbers |= {'E': float(parsed.exponent_bits), 'M': float(parsed.mantissa_bits)}

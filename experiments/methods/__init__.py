@@ -1,4 +1,4 @@
-"""What a config's method means: the transform of the weights, and the matmul of the linear layers."""
+"""Methods of low-precision training: what `config.method` names, and what its settings make of a model."""
 
 import functools
 from collections.abc import Callable
@@ -8,78 +8,70 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-import gaussq_jax as gq
-from configs import common
+from experiments.methods.bf16 import BF16
+from experiments.methods.fully_quantized import FQT
+from experiments.methods.method import Method
+from experiments.methods.quantization_aware import QAT
+from experiments.methods.sampling import DIFFQ, GAUSSWS
+from experiments.methods.settings import SHARED
 from gaussq_jax import models
-from gaussq_jax.quantized_dot_general import TARGETS
-from kernels_pallas.weight_sampling import select
 
-SAMPLING = {'gaussws': gq.gaussian_weight_sampling, 'diffq': gq.uniform_weight_sampling}
-PARTS = {
-    'all': '.*',
-    'qkv': 'attention/(query|key|value)',
-    'out': 'attention/out',
-    'up': 'mlp/(gate|up)',
-    'down': 'mlp/down',
-}
-QUANTIZING = ('qat', 'fqt')
-DEFAULT_FORMAT = 'e4m3'  # of these, if none is named
+METHODS = {method.name: method for method in (GAUSSWS, DIFFQ, QAT, FQT, BF16)}
+
+
+def register(method: Method) -> Method:
+    """Adds a method: from then on its name is one of `config.method`.
+
+    Raises:
+      ValueError: another method has the name, or one of its own settings that of a shared one.
+    """
+    if clash := sorted(method.own_settings.keys() & SHARED.keys()):
+        raise ValueError(f'{method.name}: {clash[0]} is a setting that methods share, and not its own')
+    if METHODS.setdefault(method.name, method) is not method:
+        raise ValueError(f'a method {method.name!r} is there already')
+    return method
+
+
+def find(name: str) -> Method:
+    """The method of this name; ValueError with those there are."""
+    if name not in METHODS:
+        raise ValueError(f'config.method={name!r}: allowed are {", ".join(map(repr, METHODS))}')
+    return METHODS[name]
 
 
 def check_settings(config: ConfigDict):
     """Raises ValueError for a method that isn't there, and for a setting that would do nothing with this one."""
-    if config.method not in common.METHODS:
-        allowed = ', '.join(map(repr, common.METHODS))
-        raise ValueError(f'config.method={config.method!r}: allowed are {allowed}')
+    method = find(config.method)
+    if lacking := sorted(method.own_settings.keys() - config.quantization.keys()):
+        raise ValueError(
+            f'config.quantization lacks {", ".join(lacking)}, of method={config.method}: choose it where the config is'
+            f' made, as --config=configs/tiny.py:method={config.method}'
+        )
     for name, default in unused_settings(config.method).items():
         if (value := config.quantization[name]) != default:
-            uses = ', '.join(common.SETTINGS[config.method]) or 'none of the settings'
+            uses = ', '.join((*method.settings, *method.own_settings)) or 'none of the settings'
             raise ValueError(
                 f'config.quantization.{name}={value!r} would do nothing with method={config.method}, which uses {uses};'
                 f' leave it at {default!r}'
             )
 
 
-def with_method(config: ConfigDict, method: str) -> ConfigDict:
+def with_method(config: ConfigDict, name: str) -> ConfigDict:
     """The same config with another method; settings that this one has no use for are at their defaults."""
     config = config.copy_and_resolve_references()
-    config.method = method
-    config.quantization.update(unused_settings(method))
+    before, after = find(config.method), find(name)
+    config.method = name
+    for setting in before.own_settings.keys() - after.own_settings.keys():
+        del config.quantization[setting]
+    config.quantization.update({**after.own_settings, **unused_settings(name)})
     return config
 
 
-def unused_settings(method: str) -> dict[str, Any]:
-    """The settings of `config.quantization` that the method has no use for, and their defaults."""
-    used = ('method', 'smoke', *common.SETTINGS[method])
-    defaults = common.parse('', **common.ARGUMENTS)
+def unused_settings(name: str) -> dict[str, Any]:
+    """The shared settings that the method has no use for, and their defaults."""
+    used = find(name).settings
+    defaults = {name: value[0] if isinstance(value, tuple) else value for name, value in SHARED.items()}
     return {name: value for name, value in defaults.items() if name not in used}
-
-
-def make_transform(config: ConfigDict) -> gq.ParamTransform:
-    """The ParamTransform of `config.method`, for the linear layers that `config.quantization.parts` names.
-
-    Raises:
-      ValueError: for settings that the method can't have.
-    """
-    if config.method in ('bf16', 'fqt'):
-        return gq.cast_params(jnp.bfloat16, rules=matrix_rules(config))
-    if config.method == 'qat':
-        return gq.quantization_aware(make_quantizer(config), rules=matrix_rules(config))
-    quantization = config.quantization
-    return SAMPLING[config.method](
-        quantization.b_init,
-        quantization.b_target,
-        rules=matrix_rules(config),
-        block_size=parse_block_size(quantization.block_size),
-        fmt=quantization.format or None,
-    )
-
-
-def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
-    """The rules for which leaves are quantized: the linear layers that `config.quantization.parts` names."""
-    parts = config.quantization.parts
-    regex = f'layers/{PARTS[parts]}/kernel' if parts in PARTS else parts
-    return (gq.MatrixRule(regex, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
 
 
 def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:
@@ -89,57 +81,17 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: 
     nearest. `sums_gradients` where several devices have each a part of dW, which `config.gradient_reduction` is for.
 
     Raises:
-      ValueError: for settings that fqt can't have.
+      ValueError: for settings that the method can't have.
     """
     settings = {}
     if training:  # as X^T dY: in JAX's order XLA:CPU copies dY transposed, see benchmarks/step_changes_cpu.json
         sum_dtype = config.gradient_reduction if sums_gradients else config.dtype
         settings['weight_gradient_dtype'] = np.promote_types(jnp.dtype(config.dtype), jnp.dtype(sum_dtype))
-    if config.method == 'fqt':
-        targets = config.quantization.targets.split('+')
-        if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
-            allowed = ', '.join(TARGETS)
-            raise ValueError(f'config.quantization.targets={"+".join(targets)!r}: allowed are {allowed}, joined by +')
-        quantizer = make_quantizer(config)
-        settings |= dict.fromkeys(targets, quantizer if training else quantizer.deterministic())
+    for target, quantizer in find(config.method).operands(config).items():
+        settings[target] = quantizer if training else quantizer.deterministic()
     return functools.partial(models.QuantizedDotGeneral, **settings) if settings else None
 
 
-def describe(config: ConfigDict) -> str:
-    """The settings that the method uses, in a few words."""
-    if config.method == 'bf16':
-        return 'weights rounded to bfloat16'
-    quantization = config.quantization
-    if config.method in SAMPLING:
-        rounded = f', rounded to {quantization.format}' if quantization.format else ''
-        sampled = f', sampled by {select(None, parse_block_size(quantization.block_size))}'
-        return f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}{rounded}{sampled}'
-    quantizer = make_quantizer(config)
-    what = {'qat': 'weights', 'fqt': quantization.targets}[config.method]
-    return (
-        f'{what} quantized to {quantizer.fmt}, {quantizer.scale} scales, block size {quantization.block_size},'
-        f' {quantizer.rounding}'
-    )
-
-
-def make_quantizer(config: ConfigDict) -> gq.Quantizer:
-    """The Quantizer that `config.quantization` describes.
-
-    Raises:
-      ValueError: for a format, block size, scale or rounding that isn't there.
-    """
-    quantization = config.quantization
-    return gq.Quantizer(
-        quantization.format or DEFAULT_FORMAT,
-        block_size=parse_block_size(quantization.block_size),
-        scale=quantization.scale,
-        rounding=quantization.rounding,
-    )
-
-
-def parse_block_size(text: str) -> int | str | tuple[int, ...]:
-    """'32' -> 32, '32x16' -> (32, 16); other text stays as it is, for others to understand or to refuse."""
-    sizes = text.split('x')
-    if not all(size.isdecimal() for size in sizes):
-        return text
-    return int(text) if len(sizes) == 1 else tuple(map(int, sizes))
+def quantizes_matmuls(config: ConfigDict) -> bool:
+    """Whether the method rounds operands of the matmuls, which weights of it then need where they are served too."""
+    return bool(find(config.method).operands(config))

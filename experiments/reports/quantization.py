@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import gaussq_jax as gq
 from experiments import methods, workdirs
 from experiments.files import csv_files, json_files
+from experiments.methods import settings as method_settings
 from experiments.reports import pictures
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
@@ -84,28 +85,26 @@ def choose_quantizer(
     Raises:
       ValueError: if the run has no format of its own and none is given; for a setting that a Quantizer can't have.
     """
-    settings = config.quantization.to_dict()
-    sampled = config.method in methods.SAMPLING
-    if sampled:
-        side = settings['block_size']
-        settings.update(block_size=f'{side}x{side}', scale='mx', rounding='nearest_even')
+    method = methods.find(config.method)
+    settings = method.weights(config)
     if fmt is None:
-        if sampled and not settings['format']:
+        if method.learns_bitwidths and not settings['format']:
             if block_size or scale:
                 raise ValueError(
                     'this run has a format for each block, that of its bitwidth, in square blocks with MX scales:'
                     ' --block_size and --scale need a --format'
                 )
             return None
-        if config.method == 'bf16' or (config.method == 'fqt' and 'P2' not in settings['targets'].split('+')):
-            reason = ', and P2 is not among its targets' if config.method == 'fqt' else ''
+        if settings is None:
+            reason = ', and P2 is not among its targets' if method.operands(config) else ''
             raise ValueError(
                 f'the method of this run is {config.method}{reason}: its weights are not quantized; say by --format to'
                 ' what they should be, for example --format=e4m3'
             )
     given = dict(format=fmt, block_size=block_size, scale=scale)
-    settings.update({name: value for name, value in given.items() if value is not None})
-    return methods.make_quantizer(ConfigDict(dict(quantization=settings))).deterministic()
+    settings = settings or config.quantization.to_dict()
+    settings |= {name: value for name, value in given.items() if value is not None}
+    return method_settings.make_quantizer(settings).deterministic()
 
 
 def measure_run(run: workdirs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
@@ -117,7 +116,7 @@ def measure_run(run: workdirs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
     config, params = run.experiment.config, run.state.params
     if quantizer is None:
         return measure_layout(params, run.experiment.transform.learned_layout(params, run.state.transform_state))
-    matrices = matrix_rules(params, methods.matrix_rules(config))
+    matrices = matrix_rules(params, method_settings.matrix_rules(config))
     of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
     return _measure_matrices(params, matrices, of_matrix)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
-from configs import common
+from configs import stored as stored_configs
 from experiments.checkpoints import workdir_lock
 from experiments.data.special_tokens import ASK
 from experiments.data.tokenizers import load_tokenizer
@@ -119,8 +119,8 @@ def read_result(run: Run) -> Result:
     else:
         return Result('missing', {}, '')
     path = run.workdir / 'config.json'
-    stored = common.with_added(_read(path), path)
-    present = common.with_added(traverse_util.unflatten_dict(run.config, sep='.'))
+    stored = stored_configs.read(_read(path), path)
+    present = stored_configs.read(traverse_util.unflatten_dict(run.config, sep='.'))
     present['special_tokens'], stored['special_tokens'] = _special_tokens(present, stored)
     present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (present, stored))
     differences = [

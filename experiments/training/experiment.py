@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,21 +22,23 @@ from gaussq_jax.packed_layout import leaves_by_path
 from gaussq_jax.param_reading import matrix_rules
 from gaussq_jax.param_tree import is_floating, leaf_path
 
-MODELS = {'llama': models.Llama, 'gpt2': models.GPT2}
-LAYERS = 'layers'  # the models' stacked layers
 SEEDS = 2**32
 LARGEST = 2**24  # size of a model
-OTHERS = ('vocab_size', 'scan_unroll')  # of a model's fields, those that are not in config.model
 
 
 def _is_size(value: Any) -> bool:
     return json_files.is_a(value, int) and 1 <= value <= LARGEST
 
 
-SCALARS = {  # of a model's field by its type: what it must be
+def _is_positive(value: Any) -> bool:
+    return json_files.is_a(value, float) and 0 < value < math.inf
+
+
+KINDS = {  # of a model's settings by their types: what they must be
     int: (f'an integer of 1 to {LARGEST:,}', _is_size),
     int | None: (f'an integer of 1 to {LARGEST:,}, or None', lambda value: value is None or _is_size(value)),
-    float: ('a positive number', lambda value: json_files.is_a(value, float) and 0 < value < math.inf),
+    float: ('a positive number', _is_positive),
+    float | None: ('a positive number, or None', lambda value: value is None or _is_positive(value)),
     bool: ('True or False', lambda value: json_files.is_a(value, bool)),
 }
 UNCHANGED = gq.ParamTransform(
@@ -75,13 +76,17 @@ class Experiment:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     @property
+    def family(self) -> models.ModelFamily:
+        return models.find(self.config.model.family)
+
+    @property
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
 
     @property
     def num_linear_params(self) -> int:
         """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
-        matrices = matrix_rules(self.abstract_state.params, models.RULES)
+        matrices = matrix_rules(self.abstract_state.params, self.family.rules)
         return sum(
             leaf.size
             for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_state.params)
@@ -122,11 +127,11 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
             f' times the {shards} shard(s) of the batch that config.mesh makes'
         )
     model = make_model(config, vocab_size, mesh)
-    transform = methods.make_transform(config)
+    transform = methods.find(config.method).make_transform(config)
     optimizer = optimizers.make_optimizer(config)
     init = functools.partial(_init_state, config, model, transform, optimizer)
     shapes = jax.eval_shape(init)
-    shardings = meshes.state_shardings(mesh, shapes)
+    shardings = meshes.state_shardings(mesh, shapes, models.find(config.model.family))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
@@ -136,10 +141,9 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
 def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: bool = False) -> Any:
     """The flax module of `config.model`; `training` if it is for training steps (see `make_dot_general_cls`)."""
     fields = config.model.to_dict()
-    family = fields.pop('family')
-    if isinstance(MODELS[family], type):
-        _check_model(family, fields)
-    return MODELS[family](
+    family = models.find(fields.pop('family'))
+    _check_model(family, fields)
+    return family.module(
         vocab_size=vocab_size,
         dtype=jnp.dtype(config.dtype),
         dot_general_cls=methods.make_dot_general_cls(
@@ -190,24 +194,23 @@ def _init_state(config, model, transform, optimizer) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, bitwidths, opt_state)
 
 
-def _check_model(family, fields):
-    hints = typing.get_type_hints(MODELS[family])
-    kinds = {name: kind for name, kind in hints.items() if kind in SCALARS and name not in OTHERS}
+def _check_model(family: models.ModelFamily, fields: dict[str, Any]):
     for name, value in fields.items():
-        if name not in kinds:
-            raise ValueError(f'config.model.{name}: {family} has no such field; it has {", ".join(kinds)}')
-        what, is_allowed = SCALARS[kinds[name]]
+        if name not in family.settings:
+            raise ValueError(
+                f'config.model.{name}: {family.name} has no such field; it has {", ".join(family.settings)}'
+            )
+        what, is_allowed = KINDS[family.settings[name]]
         if not is_allowed(value):
             raise ValueError(f'config.model.{name}={value!r} must be {what}')
-    required = {field.name for field in dataclasses.fields(MODELS[family]) if field.default is dataclasses.MISSING}
-    if lacking := sorted((required & kinds.keys()) - fields.keys()):
+    if lacking := sorted(family.required - fields.keys()):
         raise ValueError(f'config.model lacks {", ".join(lacking)}')
 
 
 def _check_config(config: ConfigDict):
     methods.check_settings(config)
     dtypes = ('bfloat16', 'float32')
-    choices = {'model.family': MODELS, 'dtype': dtypes, 'gradient_reduction': dtypes}
+    choices = {'model.family': models.FAMILIES, 'dtype': dtypes, 'gradient_reduction': dtypes}
     for name, allowed in choices.items():
         value = functools.reduce(getattr, name.split('.'), config)
         if value not in allowed:

@@ -13,7 +13,8 @@ from absl import logging
 
 from experiments.checkpoints import checkpointing
 from experiments.files import paths
-from experiments.training.experiment import MODELS, Experiment
+from experiments.training.experiment import Experiment
+from gaussq_jax import models
 from gaussq_jax.param_tree import leaf_path
 
 UNSEEN = ('num_heads', 'rope_theta', 'norm_epsilon')  # of a model, in the shapes of its weights
@@ -78,5 +79,5 @@ def _shapes(experiment):
 
 def _unseen(model):
     fields = {name: value for name, value in model.items() if name != 'family'}
-    built = MODELS[model['family']](vocab_size=1, **fields)
+    built = models.find(model['family']).module(vocab_size=1, **fields)
     return {f'model.{name}': getattr(built, name) for name in UNSEEN if hasattr(built, name)}

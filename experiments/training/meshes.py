@@ -17,17 +17,10 @@ from gaussq_jax.param_tree import leaf_path
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# (path regex, a mesh axis for each array axis, or by the roles of a weight matrix's axes), first match wins; the path
-# may have anything before it, so that an optimizer's moments lie where their parameter lies. Bitwidths lie where their
-# blocks do. Stacked layers are never split along the layers.
-RULES = (
-    (r'params/embed/embedding', ('tensor', 'fsdp')),
-    (r'(params|bitwidths|transform_state)/layers/.*/(query|key|value|gate|up)/kernel', {'in': 'fsdp', 'out': 'tensor'}),
-    (r'(params|bitwidths|transform_state)/layers/.*/(out|down)/kernel', {'in': 'tensor', 'out': 'fsdp'}),
-    (r'params/lm_head/kernel', ('fsdp', 'tensor')),
-)
 BATCH = ('data', 'fsdp')  # every device sees other text, unless it shares a tensor
-ACTIVATIONS = {'batch': BATCH, 'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}  # by the names of the models
+# By the names of axes: of parameters in `ModelFamily.axes`, of activations in the models. Layers are never split.
+PARAMETERS = {'vocab': 'tensor', 'hidden': 'fsdp', 'heads': 'tensor', 'values': 'tensor', 'mlp': 'tensor'}
+ACTIVATIONS = {'batch': BATCH, 'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}
 
 
 def make_mesh(sizes: ConfigDict) -> Mesh:
@@ -51,29 +44,25 @@ def make_mesh(sizes: ConfigDict) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """A NamedSharding for each leaf of a train state (arrays or shapes), by `RULES`; otherwise replicated.
+def state_shardings(mesh: Mesh, state: Any, family: models.ModelFamily) -> Any:
+    """A NamedSharding for each leaf of a train state (arrays or shapes), by its family's `axes`; otherwise replicated.
 
-    An axis whose size the mesh's doesn't divide stays whole: a vocabulary of 257, say.
+    Moments lie where their parameter does, bitwidths where their blocks do. An axis whose size the mesh's doesn't
+    divide stays whole: a vocabulary of 257, say.
     """
+    finder = RuleFinder(family.rules)
 
-    finder = RuleFinder(models.RULES)
-
-    def roles(name, number_of_axes):
-        *_, kind, path = re.split('(params|bitwidths|transform_state)/', name)
-        rule = finder.find(path, number_of_axes)
-        return rule.roles if kind == 'params' else [rule.roles[axis] for axis in rule.batch_axes] + ['in', 'out']
+    def axis_names(path, number_of_axes):
+        found = re.fullmatch('(?:.*/)?(params|bitwidths|transform_state)/(.*)', path)  # the last of them, of moments
+        names = found and family.axis_names(found[2])
+        if names and found[1] != 'params':
+            rule = finder.find(found[2], len(names))
+            names = [names[axis] for axis in (*rule.batch_axes, rule.row_axes[0], rule.col_axes[0])]
+        return names if names and len(names) == number_of_axes else ()
 
     def sharding(path, leaf):
-        name = leaf_path(path)
-        for regex, axes in RULES:
-            if not re.fullmatch(f'(.*/)?{regex}', name):
-                continue
-            if isinstance(axes, dict):
-                axes = [axes.get(role) for role in roles(name, leaf.ndim)]
-            if len(axes) == leaf.ndim:
-                return _fitting(mesh, axes, leaf.shape)
-        return NamedSharding(mesh, PartitionSpec())
+        names = axis_names(leaf_path(path), leaf.ndim)
+        return _fitting(mesh, [PARAMETERS.get(name) for name in names], leaf.shape)
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -90,14 +79,18 @@ def constrain_activations(mesh: Mesh) -> Constrain:
     return functools.partial(_constrain, mesh)
 
 
-def with_whole_rows(weights: Any, mesh: Mesh) -> Any:
+def with_whole_rows(weights: Any, mesh: Mesh, family: models.ModelFamily) -> Any:
     """The model's weights, the rows of the embedding gathered: a lookup's result lies where its tokens do.
 
     From where a lookup in parts of rows would put it, XLA can't always get there but by gathering all activations.
     """
-    embedding = weights['embed']['embedding']
-    rows = jax.lax.with_sharding_constraint(embedding, _fitting(mesh, ('tensor', None), embedding.shape))
-    return {**weights, 'embed': {**weights['embed'], 'embedding': rows}}
+
+    def gathered(path, leaf):
+        if (family.axis_names(leaf_path(path)) or ('',))[0] != 'vocab':
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, _fitting(mesh, (PARAMETERS['vocab'], None), leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(gathered, weights)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.training.adam_mini import scale_by_adam_mini
 from experiments.training.low_precision_state import low_precision_state
+from gaussq_jax import models
 from gaussq_jax.param_tree import leaf_path
 
 NAMES = ('adamw', 'adam_mini')
@@ -71,7 +72,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         )
     moments = dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
     if optimizer.name == 'adam_mini':
-        scale = scale_by_adam_mini(**moments, head_size=config.model.hidden_size // config.model.num_heads)
+        family = models.find(config.model.family)
+        head_size = config.model.hidden_size // config.model.num_heads
+        scale = scale_by_adam_mini(**moments, family=family, head_size=head_size)
     else:
         scale = optax.scale_by_adam(**moments)
     decay = optax.add_decayed_weights(optimizer.weight_decay, has_weight_decay)

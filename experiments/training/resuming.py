@@ -5,15 +5,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import stored as stored_configs
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
 from experiments.data.loading import Data
 from experiments.training.experiment import FORMER_NAMES, Experiment
 
-# Fields in which two starts of one run may differ: they change nothing of what is learned, unless it diverges; but for
-# `microbatches`, by which sums are rounded otherwise. (The tokens' digest stands for the tokenizer, whose file may have
-# moved.)
-FREE_FIELDS = (
+# Every field of a config is in one of these three.
+LEARNED_FROM = (  # what has to be the same for a run to go on
+    *('seed', 'method', 'quantization', 'model', 'vocab_size', 'dtype', 'gradient_reduction', 'optimizer'),
+    *('batch_size', 'sequence_length', 'total_steps', 'init_from'),
+)
+TEXT = ('dataset', 'train_split', 'text_feature', 'invalid_text', 'special_tokens')  # for which its digest stands
+FREE_FIELDS = (  # change nothing of what is learned, unless it diverges; but for `microbatches` the rounding of sums
+    *('name', 'validation_split'),
     *('mesh', 'microbatches', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),
     *('data_dir', 'cache_dir', 'tokenizer', 'eval_batches'),
     *('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'divergence'),
@@ -24,7 +28,7 @@ FILES = ('data_dir', 'cache_dir', 'tokenizer')  # fields that say where files ar
 
 def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
     """The resolved config as checkpoints keep it, with what identifies the text and the initial weights."""
-    stored = {**common.with_added(config.to_dict(), 'the config'), 'corpus': data.train.sha256}
+    stored = {**stored_configs.write(config.to_dict()), 'corpus': data.train.sha256}
     return stored | ({'initial_weights': data.initial_weights} if data.initial_weights else {})
 
 
@@ -43,12 +47,12 @@ def restore(
       ValueError: if the checkpoint is of another run: another model, method, data or optimizer.
     """
     config = stored_config(experiment.config, data)
-    identity = [name for name in config if name not in FREE_FIELDS]
+    identity = (*LEARNED_FROM, 'corpus', *config.keys() & {'initial_weights'})
     return checkpointer.restore(
         experiment.abstract_state,
         config=config,
         identity=identity,
-        complete=common.with_added,
+        complete=stored_configs.read,
         former_names=FORMER_NAMES,
         at_most=at_most,
     )

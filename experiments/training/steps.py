@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
 from experiments.training import meshes, optimizers
-from experiments.training.experiment import LAYERS, Experiment, TrainState, make_model
+from experiments.training.experiment import Experiment, TrainState, make_model
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -32,7 +32,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
     schedule = optimizers.learning_rate_schedule(config)
     penalty = config.quantization.penalty
-    param_shardings = experiment.shardings.params
+    param_shardings, layers = experiment.shardings.params, experiment.family.layers
     model = make_model(config, experiment.vocab_size, experiment.mesh, training=True)
 
     def sampled(key, state):
@@ -44,8 +44,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         )
         if not config.resample_weights:
             return model, weights, pull_back
-        weights, layer_transform = gq.layerwise(transform, key, state.params, state.transform_state, path=(LAYERS,))
-        layer_shardings = meshes.of_layers(param_shardings[LAYERS])
+        weights, layer_transform = gq.layerwise(transform, key, state.params, state.transform_state, path=(layers,))
+        layer_shardings = meshes.of_layers(param_shardings[layers])
         layer_on_shards = lambda layer, index: on_shards(layer_transform(layer, index), layer_shardings)
         return model.clone(layer_transform=layer_on_shards), on_shards(weights, param_shardings), pull_back
 
@@ -53,7 +53,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
         model, weights, pull_back = sampled(noise_key(config.seed, state.step), state)
 
         def loss_fn(weights, tokens, key):
-            weights = meshes.with_whole_rows(weights, experiment.mesh)
+            weights = meshes.with_whole_rows(weights, experiment.mesh, experiment.family)
             return jnp.mean(token_losses(model, weights, tokens, rngs={'quantization': key}))
 
         rounding_keys = jax.random.split(_rounding_key(config.seed, state.step), config.microbatches)

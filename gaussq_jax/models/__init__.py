@@ -1,24 +1,31 @@
-"""Language models whose weights can be transformed from outside: Llama and GPT-2, in flax.linen."""
+"""Language models whose weights can be transformed from outside: Llama and GPT-2, in flax.linen.
 
+A family of models is a record, `ModelFamily`: what is registered can be trained, imported and exported as those are.
+"""
+
+from gaussq_jax.models.families import FAMILIES, family_of, find, register
+from gaussq_jax.models.family import HuggingFaceFormat, ModelFamily, Tensor
 from gaussq_jax.models.from_huggingface import from_huggingface, model_from_huggingface
 from gaussq_jax.models.gpt2 import GPT2
-from gaussq_jax.models.llama import Llama
+from gaussq_jax.models.llama import LLAMA, Llama
 from gaussq_jax.models.quantized_dot_general import QuantizedDotGeneral
 from gaussq_jax.models.to_huggingface import to_huggingface
-from gaussq_jax.param_rules import CastOnly, MatrixRule
 
-# How their weights are read: layers are stacked along the first axis.
-RULES = (
-    MatrixRule('layers/.*/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,), optional=True),
-    CastOnly('.*', optional=True),
-)
+RULES = LLAMA.rules  # and of all whose layers are called so
 
 __all__ = [
+    'FAMILIES',
     'GPT2',
     'RULES',
+    'HuggingFaceFormat',
     'Llama',
+    'ModelFamily',
     'QuantizedDotGeneral',
+    'Tensor',
+    'family_of',
+    'find',
     'from_huggingface',
     'model_from_huggingface',
+    'register',
     'to_huggingface',
 ]

@@ -1,19 +1,16 @@
 """Weights and configuration of Hugging Face's Llama and GPT-2 -> a model of ours and its parameters."""
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from gaussq_jax.models.gpt2 import GPT2
-from gaussq_jax.models.huggingface_tensors import FAMILIES, HEAD
-from gaussq_jax.models.llama import Llama
-
-LARGEST = 2**24  # size of a model that a config may say
+from gaussq_jax.models.families import FAMILIES
+from gaussq_jax.models.family import HEAD
 
 
 def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
@@ -45,21 +42,22 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
     """
     model = model_from_huggingface(config)
     family = FAMILIES[config['model_type']]
-    names = _by_short_name(family.prefix, state_dict)
+    theirs = family.huggingface
+    names = _by_short_name(theirs.prefix, state_dict)
     if model.num_layers > len(names):
         raise ValueError(f'the config has {model.num_layers:,} layers, and state_dict {len(names)} tensors')
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
 
     def tensor_names(path):
-        return [family.tensor_name(path, i) for i in range(model.num_layers if path.startswith('layers/') else 1)]
+        return [family.tensor_name(path, i) for i in range(model.num_layers if family.is_of_layers(path) else 1)]
 
     def convert(key_path, leaf):
         path = _join(key_path)
-        stacked = path.startswith('layers/')
+        stacked = family.is_of_layers(path)
         shape, params = leaf.shape[stacked:], None
         for layer, name in enumerate(tensor_names(path)):
             tensor = _to_numpy(name, state_dict[names[name]])
-            array = family.sources[path].leaf(tensor) if tensor.ndim else tensor
+            array = theirs.tensors[path].leaf(tensor) if tensor.ndim else tensor
             if array.shape != shape:
                 raise ValueError(f'{name}: shape {tensor.shape} does not fit {path} {shape}')
             if params is None:  # what the config says has been seen to fit a tensor, before it is made
@@ -79,12 +77,13 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
     return model, params
 
 
-def model_from_huggingface(config: Mapping[str, Any]) -> Llama | GPT2:
+def model_from_huggingface(config: Mapping[str, Any]) -> nn.Module:
     """The model of a Hugging Face configuration; takes it, and refuses it, as `from_huggingface` does."""
     model_type = config.get('model_type')
-    if not isinstance(model_type, str) or model_type not in _BUILDERS:
-        raise ValueError(f'model_type={model_type!r:.80} must be one of {", ".join(_BUILDERS)}')
-    return _BUILDERS[model_type](config)
+    allowed = [name for name, family in FAMILIES.items() if family.huggingface]
+    if model_type not in allowed:
+        raise ValueError(f'model_type={model_type!r:.80} must be one of {", ".join(allowed)}')
+    return FAMILIES[model_type].huggingface.build(config)
 
 
 def _by_short_name(prefix, state_dict):
@@ -128,83 +127,4 @@ def _listing(names, most=8):
     return ', '.join(names[:most] + more) or 'none'
 
 
-def _build_llama(config):
-    _check_fields(
-        config,
-        hidden_act=('silu', 'swish'),
-        attention_bias=(False,),
-        mlp_bias=(False,),
-        head_dim=(None, _size(config, 'hidden_size') // _size(config, 'num_attention_heads')),
-    )
-    rope = {'rope_theta': config.get('rope_theta', 10000.0)}
-    for name in ('rope_scaling', 'rope_parameters'):  # before transformers 5, and since
-        scaling = config.get(name) or {}
-        is_known = isinstance(scaling, Mapping) and scaling.get('partial_rotary_factor', 1) == 1
-        if not is_known or scaling.get('rope_type', scaling.get('type', 'default')) != 'default':
-            raise ValueError(f'{name}={scaling!s:.80} must be the default: a full rotation by unscaled angles')
-        rope |= scaling
-    return Llama(
-        vocab_size=_size(config, 'vocab_size'),
-        num_layers=_size(config, 'num_hidden_layers'),
-        hidden_size=_size(config, 'hidden_size'),
-        mlp_size=_size(config, 'intermediate_size'),
-        num_heads=_size(config, 'num_attention_heads'),
-        num_kv_heads=_size_or_none(config, 'num_key_value_heads'),
-        rope_theta=_positive(rope, 'rope_theta'),
-        norm_epsilon=_positive(config, 'rms_norm_eps'),
-        tie_embeddings=config.get('tie_word_embeddings', False),
-    )
-
-
-def _build_gpt2(config):
-    _check_fields(
-        config,
-        activation_function=('gelu_new', 'gelu_pytorch_tanh'),
-        scale_attn_weights=(True,),
-        scale_attn_by_inverse_layer_idx=(False,),
-        add_cross_attention=(False,),
-        tie_word_embeddings=(True,),
-    )
-    return GPT2(
-        vocab_size=_size(config, 'vocab_size'),
-        max_length=_size(config, 'n_positions'),
-        num_layers=_size(config, 'n_layer'),
-        hidden_size=_size(config, 'n_embd'),
-        num_heads=_size(config, 'n_head'),
-        mlp_size=_size_or_none(config, 'n_inner'),
-        norm_epsilon=_positive(config, 'layer_norm_epsilon'),
-    )
-
-
-def _field(config, name):
-    if name not in config:
-        raise ValueError(f'config lacks the field {name}')
-    return config[name]
-
-
-def _size(config, name):
-    size = _field(config, name)
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST:
-        raise ValueError(f'{name}={size!r:.80} must be an integer of 1 to {LARGEST:,}')
-    return size
-
-
-def _size_or_none(config, name):
-    return None if config.get(name) is None else _size(config, name)
-
-
-def _positive(config, name):
-    number = _field(config, name)
-    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number <= sys.float_info.max:
-        raise ValueError(f'{name}={number!r:.80} must be a positive number')
-    return float(number)
-
-
-def _check_fields(config, **allowed):
-    for name, values in allowed.items():
-        if config.get(name, values[0]) not in values:
-            raise ValueError(f'{name}={config[name]!r:.80} must be {" or ".join(map(repr, values))}')
-
-
-_BUILDERS = {'llama': _build_llama, 'gpt2': _build_gpt2}
 _DERIVED_BUFFERS = re.compile(r'\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$')

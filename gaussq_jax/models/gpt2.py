@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gaussq_jax.models import layers
+from gaussq_jax.models.family import HuggingFaceFormat, ModelFamily, Tensor
+from gaussq_jax.models.huggingface_config import check_fields, positive, size, size_or_none
 
 _initializer = nn.initializers.normal(0.02)
 
@@ -164,3 +166,86 @@ class GeluMLP(nn.Module):
 def _layer_norm(module, name):
     # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large, as it is in trained GPT-2 weights.
     return nn.LayerNorm(epsilon=module.norm_epsilon, dtype=module.dtype, use_fast_variance=False, name=name)
+
+
+def _build(config):
+    check_fields(
+        config,
+        activation_function=('gelu_new', 'gelu_pytorch_tanh'),
+        scale_attn_weights=(True,),
+        scale_attn_by_inverse_layer_idx=(False,),
+        add_cross_attention=(False,),
+        tie_word_embeddings=(True,),
+    )
+    return GPT2(
+        vocab_size=size(config, 'vocab_size'),
+        max_length=size(config, 'n_positions'),
+        num_layers=size(config, 'n_layer'),
+        hidden_size=size(config, 'n_embd'),
+        num_heads=size(config, 'n_head'),
+        mlp_size=size_or_none(config, 'n_inner'),
+        norm_epsilon=positive(config, 'layer_norm_epsilon'),
+    )
+
+
+def _describe(model):
+    return dict(
+        architectures=['GPT2LMHeadModel'],
+        model_type='gpt2',
+        vocab_size=model.vocab_size,
+        n_positions=model.max_length,
+        n_layer=model.num_layers,
+        n_embd=model.hidden_size,
+        n_inner=4 * model.hidden_size if model.mlp_size is None else model.mlp_size,
+        n_head=model.num_heads,
+        activation_function='gelu_new',
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        add_cross_attention=False,
+        layer_norm_epsilon=model.norm_epsilon,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _third(name, part):
+    return Tensor(name, part=part, parts=3)
+
+
+_TENSORS = {
+    'embed/embedding': Tensor('wte.weight'),
+    'position_embed/embedding': Tensor('wpe.weight'),
+    'layers/attention_norm/scale': Tensor('ln_1.weight'),
+    'layers/attention_norm/bias': Tensor('ln_1.bias'),
+    'layers/attention/query/kernel': _third('attn.c_attn.weight', 0),
+    'layers/attention/query/bias': _third('attn.c_attn.bias', 0),
+    'layers/attention/key/kernel': _third('attn.c_attn.weight', 1),
+    'layers/attention/key/bias': _third('attn.c_attn.bias', 1),
+    'layers/attention/value/kernel': _third('attn.c_attn.weight', 2),
+    'layers/attention/value/bias': _third('attn.c_attn.bias', 2),
+    'layers/attention/out/kernel': Tensor('attn.c_proj.weight'),
+    'layers/attention/out/bias': Tensor('attn.c_proj.bias'),
+    'layers/mlp_norm/scale': Tensor('ln_2.weight'),
+    'layers/mlp_norm/bias': Tensor('ln_2.bias'),
+    'layers/mlp/up/kernel': Tensor('mlp.c_fc.weight'),
+    'layers/mlp/up/bias': Tensor('mlp.c_fc.bias'),
+    'layers/mlp/down/kernel': Tensor('mlp.c_proj.weight'),
+    'layers/mlp/down/bias': Tensor('mlp.c_proj.bias'),
+    'final_norm/scale': Tensor('ln_f.weight'),
+    'final_norm/bias': Tensor('ln_f.bias'),
+}
+
+GPT_2 = ModelFamily(
+    name='gpt2',
+    module=GPT2,
+    axes=layers.PARAMETER_AXES,
+    huggingface=HuggingFaceFormat(
+        prefix='transformer.',
+        layers='h',
+        tensors=_TENSORS,
+        build=_build,
+        describe=_describe,
+        reads_sentencepiece=False,
+    ),
+)

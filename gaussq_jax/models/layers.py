@@ -19,6 +19,16 @@ RESIDUAL = ('batch', 'length', 'hidden')
 HEADS = ('batch', 'length', 'heads', 'head')
 MLP = ('batch', 'length', 'mlp')
 LOGITS = ('batch', 'length', 'vocab')
+# Of the parameters that are split over a mesh, by their paths: see `ModelFamily`.
+PARAMETER_AXES = (
+    ('embed/embedding', ('vocab', 'hidden')),
+    ('layers/attention/(query|key)/kernel', ('layer', 'hidden', 'heads')),
+    ('layers/attention/value/kernel', ('layer', 'hidden', 'values')),
+    ('layers/attention/out/kernel', ('layer', 'values', 'hidden')),
+    ('layers/mlp/(gate|up)/kernel', ('layer', 'hidden', 'mlp')),
+    ('layers/mlp/down/kernel', ('layer', 'mlp', 'hidden')),
+    ('lm_head/kernel', ('hidden', 'vocab')),
+)
 
 # 'full' keeps nothing; the others are the policies of jax.checkpoint_policies that take no argument.
 REMAT_POLICIES = {'full': jax.checkpoint_policies.nothing_saveable} | {

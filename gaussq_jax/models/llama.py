@@ -1,13 +1,15 @@
 """Llama: RMSNorm, rotary positions, SwiGLU, grouped key and value heads; no biases."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gaussq_jax.models import layers
+from gaussq_jax.models.family import HEAD, HuggingFaceFormat, ModelFamily, Tensor
+from gaussq_jax.models.huggingface_config import check_fields, positive, size, size_or_none
 
 _initializer = nn.initializers.normal(0.02)
 
@@ -193,3 +195,91 @@ class SwiGLU(nn.Module):
         gate = self.constrain(linear(self.mlp_size, name='gate')(x), layers.MLP)
         up = self.constrain(linear(self.mlp_size, name='up')(x), layers.MLP)
         return linear(x.shape[-1], name='down')(nn.silu(gate) * up)
+
+
+def _build(config):
+    check_fields(
+        config,
+        hidden_act=('silu', 'swish'),
+        attention_bias=(False,),
+        mlp_bias=(False,),
+        head_dim=(
+            None,
+            size(config, 'hidden_size') // size(config, 'num_attention_heads'),
+        ),
+    )
+    rope = {'rope_theta': config.get('rope_theta', 10000.0)}
+    for name in ('rope_scaling', 'rope_parameters'):  # before transformers 5, and since
+        scaling = config.get(name) or {}
+        is_known = isinstance(scaling, Mapping) and scaling.get('partial_rotary_factor', 1) == 1
+        if not is_known or scaling.get('rope_type', scaling.get('type', 'default')) != 'default':
+            raise ValueError(f'{name}={scaling!s:.80} must be the default: a full rotation by unscaled angles')
+        rope |= scaling
+    return Llama(
+        vocab_size=size(config, 'vocab_size'),
+        num_layers=size(config, 'num_hidden_layers'),
+        hidden_size=size(config, 'hidden_size'),
+        mlp_size=size(config, 'intermediate_size'),
+        num_heads=size(config, 'num_attention_heads'),
+        num_kv_heads=size_or_none(config, 'num_key_value_heads'),
+        rope_theta=positive(rope, 'rope_theta'),
+        norm_epsilon=positive(config, 'rms_norm_eps'),
+        tie_embeddings=config.get('tie_word_embeddings', False),
+    )
+
+
+def _describe(model):
+    return dict(
+        architectures=['LlamaForCausalLM'],
+        model_type='llama',
+        vocab_size=model.vocab_size,
+        num_hidden_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.mlp_size,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_heads if model.num_kv_heads is None else model.num_kv_heads,
+        head_dim=model.hidden_size // model.num_heads,
+        hidden_act='silu',
+        attention_bias=False,
+        mlp_bias=False,
+        rope_theta=model.rope_theta,  # before transformers 5, and since
+        rope_parameters={'rope_type': 'default', 'rope_theta': model.rope_theta},
+        rms_norm_eps=model.norm_epsilon,
+        tie_word_embeddings=model.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _transposed(name):
+    return Tensor(name, is_transposed=True)
+
+
+_TENSORS = {
+    'embed/embedding': Tensor('embed_tokens.weight'),
+    'layers/attention_norm/scale': Tensor('input_layernorm.weight'),
+    'layers/attention/query/kernel': _transposed('self_attn.q_proj.weight'),
+    'layers/attention/key/kernel': _transposed('self_attn.k_proj.weight'),
+    'layers/attention/value/kernel': _transposed('self_attn.v_proj.weight'),
+    'layers/attention/out/kernel': _transposed('self_attn.o_proj.weight'),
+    'layers/mlp_norm/scale': Tensor('post_attention_layernorm.weight'),
+    'layers/mlp/gate/kernel': _transposed('mlp.gate_proj.weight'),
+    'layers/mlp/up/kernel': _transposed('mlp.up_proj.weight'),
+    'layers/mlp/down/kernel': _transposed('mlp.down_proj.weight'),
+    'final_norm/scale': Tensor('norm.weight'),
+    'lm_head/kernel': _transposed(HEAD),
+}
+
+LLAMA = ModelFamily(
+    name='llama',
+    module=Llama,
+    axes=layers.PARAMETER_AXES,
+    huggingface=HuggingFaceFormat(
+        prefix='model.',
+        layers='layers',
+        tensors=_TENSORS,
+        build=_build,
+        describe=_describe,
+        longest='max_position_embeddings',
+    ),
+)

@@ -3,6 +3,8 @@
 import pytest
 
 from configs import common
+from experiments.methods import METHODS
+from experiments.methods.settings import SHARED
 
 ALLOWED = dict(size=('small', 'large'), b_target=4.0, layers=2, note='', smoke=False)
 
@@ -61,37 +63,5 @@ def test_arguments_of_quantization_reach_the_config():
 
 
 def test_every_argument_is_for_some_method():
-    used = {name for settings in common.SETTINGS.values() for name in settings}
-    assert used == set(common.ARGUMENTS) - {'method', 'smoke'} and set(common.SETTINGS) == set(common.METHODS)
-
-
-def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
-    """Those alone that were added since: a config without another field is a damaged one."""
-    today = common.base_config(common.parse('', **common.ARGUMENTS)).to_dict()
-    assert set(common.ADDED) <= set(today)
-    stored = {name: value for name, value in today.items() if name not in common.ADDED}
-    before = {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'}  # what 0.1.0 did
-    assert common.with_added(stored) == today | {'special_tokens': before}
-    assert common.with_added({**stored, 'scan_unroll': 3})['scan_unroll'] == 3
-    assert set(common.with_added({})) == set(common.ADDED)
-
-
-def test_a_stored_config_has_the_types_of_a_config():
-    """A text may be None, as in a config of one's own; it is then empty, in nested fields, too."""
-    stored = common.base_config(common.parse('', **common.ARGUMENTS)).to_dict()
-    odd = stored | {'data_dir': None, 'optimizer': stored['optimizer'] | {'name': None, 'learning_rate': 1}}
-    completed = common.with_added(odd)
-    assert (completed['data_dir'], completed['optimizer']['name'], odd['data_dir']) == ('', '', None)
-    wrong = {
-        'seed': True,
-        'batch_size': '8',
-        'optimizer': [],
-        'deterministic': 1,
-        'special_tokens': None,
-        'model': 'llama',
-    }
-    for name, value in {**wrong, 'total_steps': None}.items():
-        with pytest.raises(ValueError, match=f'^it: the field {name} must be an? '):
-            common.with_added(stored | {name: value}, 'it')
-    with pytest.raises(ValueError, match=r'^it: the field optimizer.b1 must be a number, not True'):
-        common.with_added(stored | {'optimizer': stored['optimizer'] | {'b1': True}}, 'it')
+    used = {name for method in METHODS.values() for name in method.settings}
+    assert used == set(common.ARGUMENTS) - {'method', 'smoke'} == set(SHARED)

@@ -6,7 +6,8 @@ import itertools
 import jax
 import pytest
 
-from configs import common
+from experiments.methods import METHODS
+from experiments.methods.settings import SHARED
 from experiments.training.experiment import make_experiment
 
 VOCABULARY = 257
@@ -56,7 +57,7 @@ def test_paper_sizes_with_their_vocabularies():
 
 @pytest.mark.parametrize(('name', 'size'), SIZES)
 @pytest.mark.parametrize('smoke', ['', 'smoke'])
-@pytest.mark.parametrize('method', common.METHODS)
+@pytest.mark.parametrize('method', METHODS)
 def test_every_config_can_be_built(name, size, method, smoke):
     config = get_config(name, size, f'method={method}', smoke)
     experiment = checked_experiment(config)
@@ -112,7 +113,7 @@ def test_tokens_are_steps_times_batch_times_length():
 
 
 @pytest.mark.parametrize('name', ['tiny', 'llama2', 'gpt2'])
-@pytest.mark.parametrize('parts', common.PARTS)
+@pytest.mark.parametrize('parts', SHARED['parts'])
 def test_parts_are_the_layers_that_they_name(name, parts):
     leaves = {
         'qkv': ('attention/query', 'attention/key', 'attention/value'),

@@ -15,6 +15,7 @@ from small_experiments import ONE_DEVICE, on_mesh, random_state, random_tokens, 
 from small_tokenizers import write_huggingface
 
 import gaussq_jax as gq
+from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.data import loading, tokenizers
@@ -409,5 +410,21 @@ def test_from_a_workdir(tmp_path, learned, capsys):
     run_program(export, WORKDIR=str(tmp_path), FORMAT='e3m2')
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_packed(tmp_path / 'e3m2.safetensors')
-    assert 'corpus' not in run.packed.info['config'] and int(run.state.step) == 7
-    assert run.packed.info['config'] == learned.experiment.config.to_dict() | {'mesh': dict(data=1, fsdp=-1, tensor=1)}
+    assert int(run.state.step) == 7
+    config = learned.experiment.config.to_dict()
+    kept = {name: config[name] for name in (*workdirs.SERVED, *workdirs.EVALUATED)}
+    assert run.packed.info['config'] == {**kept, 'config_version': stored_configs.VERSION}
+    assert {name: run.experiment.config.to_dict()[name] for name in kept} == kept
+
+
+def test_matmuls_are_served_as_they_were_trained(tmp_path):
+    """Of fqt, which quantizes them where weights are used; of what only changes weights, nothing is kept."""
+    run = make_run('method=fqt,format=e2m1,targets=P2+P4')
+    kept = workdirs.packed_config(run.experiment.config)
+    assert (kept['method'], kept['quantization']['targets']) == ('fqt', 'P2+P4')
+    gq.save_packed(tmp_path / 'file', run.state.params, {}, info=export.describe_run(run, {}, 'bfloat16', None))
+    with on_mesh(ONE_DEVICE):
+        opened = workdirs.open_packed(tmp_path / 'file').experiment
+    assert opened.config.quantization == run.experiment.config.quantization
+    assert opened.model.dot_general_cls.keywords == run.experiment.model.dot_general_cls.keywords
+    assert 'quantization' not in workdirs.packed_config(make_run('method=qat').experiment.config)

@@ -9,15 +9,15 @@ from small_experiments import ONE_DEVICE, on_mesh
 
 from configs import gpt2, tiny
 from experiments.benchmarks import step_times
-from experiments.training import experiment
-from experiments.training.experiment import MODELS
+from gaussq_jax import models
+from gaussq_jax.models import families
 
 VOCABULARY = 64
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    monkeypatch.setattr(experiment, 'MODELS', dict(MODELS))
+    monkeypatch.setattr(families, 'FAMILIES', dict(models.FAMILIES))
     with on_mesh(ONE_DEVICE):
         yield
 

@@ -10,7 +10,8 @@ from small_checkpoints import write_checkpoint
 from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 from small_tokenizers import write_huggingface, write_sentencepiece
 
-from configs import common, from_run
+from configs import from_run
+from configs.stored import MEANT_BEFORE
 from experiments import workdirs
 from experiments.data.input_pipeline import load_tokens
 from experiments.data.special_tokens import ASK, SpecialTokens
@@ -21,7 +22,7 @@ from experiments.training.experiment import make_experiment
 export, import_hf = import_program('export'), import_program('import_hf')
 
 NAMES = ('<unk>', '<s>', '</s>', '<|im_end|>')  # ids 0 to 3
-BEFORE = common.ADDED['special_tokens']
+BEFORE = MEANT_BEFORE[2]['special_tokens']
 
 
 @pytest.fixture(scope='module')
@@ -365,7 +366,7 @@ def test_a_training_from_a_run_has_its_special_tokens(folder, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(run))
     config = from_run.get_config(f'run={tmp_path}')
     assert config.special_tokens.to_dict() == ASK | {'eos_token_id': '3'}
-    for name in common.ADDED:
+    for name in MEANT_BEFORE[2]:
         del run[name]
     (tmp_path / 'config.json').write_text(json.dumps(run))
     assert from_run.get_config(f'run={tmp_path}').special_tokens.to_dict() == BEFORE

@@ -9,6 +9,7 @@ from parameter_trees import assert_identical_trees, nest
 import gaussq_jax as gq
 from configs import capybara, common, tiny
 from experiments import methods
+from experiments.methods import settings
 from gaussq_jax.models import RULES
 
 KEY = jax.random.key(1)
@@ -22,14 +23,18 @@ def get_config(argument, **changes):
     return config
 
 
+def make_transform(config):
+    return methods.find(config.method).make_transform(config)
+
+
+def describe(config):
+    return methods.find(config.method).describe(config)
+
+
 def make_params():
     paths = ('layers/attention/query/kernel', 'layers/attention/out/kernel', 'layers/mlp/up/kernel', 'lm_head/kernel')
     shapes = ((2, 40, 40), (2, 40, 40), (2, 40, 72), (40, 33))
     return nest({path: jnp.asarray(random_weights(shape, i)) for i, (path, shape) in enumerate(zip(paths, shapes))})
-
-
-def test_the_configs_offer_every_method_and_part():
-    assert set(common.PARTS) == {'all', *methods.PARTS}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,7 @@ def test_the_configs_offer_every_method_and_part():
 )
 def test_the_transform_of_a_method(argument, transform):
     params = make_params()
-    made = methods.make_transform(get_config(argument))
+    made = make_transform(get_config(argument))
     state = transform.init(params)
     assert_identical_trees(made.init(params), state)
     got, expected = (jax.jit(t.apply)(KEY, params, state) for t in (made, transform))
@@ -65,7 +70,7 @@ def test_the_transform_of_a_method(argument, transform):
 
 def test_qat_of_one_part_leaves_the_others_as_they_are():
     params = make_params()
-    applied = methods.make_transform(get_config('method=qat,format=e2m1,parts=up')).apply(KEY, params, {})
+    applied = make_transform(get_config('method=qat,format=e2m1,parts=up')).apply(KEY, params, {})
     for name in ('query', 'out'):
         kernel = params['layers']['attention'][name]['kernel']
         assert_identical(applied['layers']['attention'][name]['kernel'], kernel.astype(jnp.bfloat16))
@@ -124,8 +129,8 @@ def test_the_dtype_in_which_devices_sum_a_gradient(dtype, reduction, sums, expec
     ('text', 'block_size'), [('32', 32), ('1', 1), ('channel', 'channel'), ('tensor', 'tensor'), ('16x128', (16, 128))]
 )
 def test_parse_block_size(text, block_size):
-    assert methods.parse_block_size(text) == block_size
-    assert gq.Quantizer('e4m3', block_size=methods.parse_block_size(text)).block_size == block_size
+    assert settings.parse_block_size(text) == block_size
+    assert gq.Quantizer('e4m3', block_size=settings.parse_block_size(text)).block_size == block_size
 
 
 @pytest.mark.parametrize('method', ['qat', 'fqt', 'gaussws'])
@@ -133,7 +138,7 @@ def test_parse_block_size(text, block_size):
 def test_a_block_size_that_cannot_be_is_named(method, text):
     config = get_config(f'method={method}', block_size=text)
     with pytest.raises(ValueError, match='block_size='):
-        methods.make_transform(config)
+        make_transform(config)
         methods.make_dot_general_cls(config, training=True)
 
 
@@ -141,7 +146,7 @@ def test_a_block_size_that_cannot_be_is_named(method, text):
 @pytest.mark.parametrize('method', ['gaussws', 'diffq'])
 def test_weight_sampling_has_square_blocks_alone(method, text):
     with pytest.raises(ValueError, match=r'block_size=.*positive integer'):
-        methods.make_transform(get_config(f'method={method},block_size={text}'))
+        make_transform(get_config(f'method={method},block_size={text}'))
 
 
 @pytest.mark.parametrize('targets', ['', 'P7', 'P0+P1', 'p2', 'P2,P4', 'P2+', 'P2+P2', 'P2 + P4', 'weights'])
@@ -164,13 +169,13 @@ def test_targets_that_are_no_operands_are_refused(targets):
 def test_settings_that_a_method_cannot_have(argument, message):
     config = get_config(argument)
     with pytest.raises(ValueError, match=message):
-        methods.make_transform(config)
+        make_transform(config)
         methods.make_dot_general_cls(config, training=True)
 
 
-@pytest.mark.parametrize('method', common.METHODS)
+@pytest.mark.parametrize('method', methods.METHODS)
 def test_the_description_names_what_is_set(method):
-    text = methods.describe(get_config(f'method={method}', format='e5m7', block_size='64', b_init=7.5, targets='P3'))
+    text = describe(get_config(f'method={method}', format='e5m7', block_size='64', b_init=7.5, targets='P3'))
     named = {'bf16': ['bfloat16'], 'qat': ['e5m7', '64'], 'fqt': ['e5m7', '64', 'P3']}.get(method, ['e5m7', '7.5'])
     assert [word for word in named if word not in text] == []
 
@@ -204,12 +209,12 @@ def test_a_setting_that_the_method_would_ignore_is_refused(method, changes, mess
 @pytest.mark.parametrize('make', [tiny.get_config, capybara.get_config])
 def test_the_method_of_a_config_can_be_changed(make):
     """A sweep sets the field alone; with what another method used, `with_method` does it."""
-    for first in common.METHODS:
-        for second in common.METHODS:
+    for first in methods.METHODS:
+        for second in methods.METHODS:
             config = make(f'method={first}')
             config.method = second
             methods.check_settings(config)
-            methods.make_transform(config)
+            make_transform(config)
             methods.make_dot_general_cls(config, training=True)
     changed = methods.with_method(tiny.get_config('method=fqt,format=e2m1,targets=P5,block_size=64'), 'bf16')
     methods.check_settings(changed)

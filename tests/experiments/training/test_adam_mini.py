@@ -15,6 +15,7 @@ from configs import gpt2, llama2
 from experiments.training import meshes, optimizers
 from experiments.training.adam_mini import scale_by_adam_mini
 from experiments.training.experiment import make_experiment
+from gaussq_jax.models.llama import LLAMA
 
 LAYERS, HIDDEN, MLP, HEAD, VOCABULARY = 2, 12, 20, 3, 7
 HEADS, KV_HEADS = HIDDEN // HEAD, 2
@@ -78,7 +79,7 @@ def definition(path, gradients, b1, b2, eps):
 def test_definition():
     """Every leaf of Llama and of GPT-2, each in its own blocks, over steps whose gradients differ in size."""
     moments = dict(b1=0.8, b2=0.95, eps=1e-3)
-    optimizer = scale_by_adam_mini(**moments, head_size=HEAD)
+    optimizer = scale_by_adam_mini(**moments, family=LLAMA, head_size=HEAD)
     gradients = [random_leaves(seed, size) for seed, size in ((1, 1.0), (2, 0.01), (3, 10.0))]
     state, update, updates = optimizer.init(nest(gradients[0])), jax.jit(optimizer.update), []
     for gradient in gradients:
@@ -177,12 +178,12 @@ def test_on_a_mesh():
     }
     generator, results = np.random.default_rng(0), []
     gradients = nest({path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
-    optimizer = scale_by_adam_mini(head_size=6)
+    optimizer = scale_by_adam_mini(family=LLAMA, head_size=6)
     for sizes in [(1, 1, 1), (2, 2, 2)]:
         with on_mesh(sizes):
             mesh = meshes.make_mesh(None)
         state = optimizer.init(gradients)
-        places = [meshes.state_shardings(mesh, tree) for tree in (gradients, state)]
+        places = [meshes.state_shardings(mesh, tree, LLAMA) for tree in (gradients, state)]
         arguments = [jax.device_put(tree, place) for tree, place in zip((gradients, state), places)]
         compiled = jax.jit(optimizer.update, out_shardings=tuple(places)).lower(*arguments).compile()
         assert not any(word in compiled.as_text() for word in ('all-gather', 'all-to-all', 'collective-permute'))
@@ -199,8 +200,13 @@ def test_on_a_mesh():
     [
         (
             'layers/experts/kernel',
+            (2, 3, 12, 20),
+            r"no rule of Adam-mini .* 'layers/experts/kernel', of shape \(2, 3, 12, 20\)",
+        ),
+        (
+            'layers/mlp/up/weights',
             (2, 12, 20),
-            r"no rule of Adam-mini .* 'layers/experts/kernel', of shape \(2, 12, 20\)",
+            "'layers/mlp/up/weights', .* rules for embedding, kernel, scale",
         ),
         ('layers/0/mlp/up/kernel', (12, 20), r"'layers/0/mlp/up/kernel', of shape \(12, 20\), share a second moment"),
         ('layers/attention/query/kernel', (2, 12, 10), r'no whole number of heads of head_size=3'),
@@ -208,4 +214,4 @@ def test_on_a_mesh():
 )
 def test_refuses(path, shape, message):
     with pytest.raises(ValueError, match=message):
-        scale_by_adam_mini(head_size=HEAD).init(nest({path: np.zeros(shape)}))
+        scale_by_adam_mini(family=LLAMA, head_size=HEAD).init(nest({path: np.zeros(shape)}))

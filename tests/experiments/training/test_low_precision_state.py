@@ -15,6 +15,7 @@ from small_experiments import keep_gradients, make_experiment, on_mesh, small_co
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.training import meshes
 from experiments.training.low_precision_state import low_precision_state
+from gaussq_jax.models.llama import LLAMA
 
 SEED = 3
 
@@ -101,7 +102,7 @@ def shardings_on(sizes):
     """Where the state lies."""
     with on_mesh(sizes):
         mesh = meshes.make_mesh(None)
-    return meshes.state_shardings(mesh, jax.eval_shape(OPTIMIZER.init, PARAMS))
+    return meshes.state_shardings(mesh, jax.eval_shape(OPTIMIZER.init, PARAMS), LLAMA)
 
 
 def random_gradients(step):

@@ -72,10 +72,10 @@ def test_a_mesh_changes_no_bit_of_the_weights_and_no_loss(sizes):
 def test_every_bitwidth_learns_without_any_pull():
     """The gradient of b_i arrives: with neither decay nor penalty, every block's bitwidth has moved."""
     experiment = make_experiment(small_config(**TWO_PARTS))
-    before, (_, _, after) = random_state(experiment).bitwidths, on_one_device()
+    before, (_, _, after) = random_state(experiment).transform_state, on_one_device()
     assert len(before) == 2
     for path, b_i in before.items():
-        assert (np.asarray(after.bitwidths[path]) != np.asarray(b_i)).all()
+        assert (np.asarray(after.transform_state[path]) != np.asarray(b_i)).all()
 
 
 def test_initial_state_is_created_sharded_with_the_same_bits():
@@ -86,7 +86,7 @@ def test_initial_state_is_created_sharded_with_the_same_bits():
         assert up.sharding.shard_shape(up.shape) == (2, 40, 72) and down.sharding.shard_shape(down.shape) == (2, 72, 40)
         assert params['final_norm']['scale'].is_fully_replicated
     assert int(single.step) == 0
-    assert all((np.asarray(b_i) == 1).all() for b_i in single.bitwidths.values())
+    assert all((np.asarray(b_i) == 1).all() for b_i in single.transform_state.values())
 
 
 def with_fixed_noise(experiment, calls=None):
@@ -173,7 +173,9 @@ def test_penalty_pulls_every_bitwidth_alike():
 
 def test_metrics_of_a_step():
     experiment = make_experiment(small_config(**TWO_PARTS))
-    bitwidths = np.concatenate([4 + 2 * np.asarray(b_i).ravel() for b_i in random_state(experiment).bitwidths.values()])
+    bitwidths = np.concatenate(
+        [4 + 2 * np.asarray(b_i).ravel() for b_i in random_state(experiment).transform_state.values()]
+    )
     metrics = first_gradients()[2]
     assert set(metrics) == {
         *('train/loss', 'train/gradient_norm', 'learning_rate'),

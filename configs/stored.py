@@ -1,0 +1,77 @@
+"""Configs as runs store them, and how those of earlier versions are read: as what they meant then."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs import common
+from experiments.files import json_files
+
+VERSION = 2  # of the fields there are; what version 0.1.0 stored says none, and is of 1
+VERSION_FIELD = 'config_version'
+# The version that added them -> fields, and what was done before there were such. Who adds a field to
+# `common.base_config` adds a version, or to the last one if that is not released yet.
+MEANT_BEFORE = {
+    2: {
+        'scan_unroll': 1,
+        'invalid_text': 'error',
+        'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},
+    },
+}
+
+
+def write(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stored of a resolved config: all of it, in the form of today."""
+    return {VERSION_FIELD: VERSION, **read({VERSION_FIELD: VERSION, **config}, 'the config')}
+
+
+def read(stored: Mapping[str, Any], source: Any = 'a stored config') -> dict[str, Any]:
+    """A stored config of any version since 0.1.0, with every field of today's that was added since.
+
+    A text may be None, as in a config of one's own: it is then empty.
+
+    Raises:
+      ValueError: for a version after this one, and for a field of another type than a config's; begins with `source`.
+    """
+    stored = dict(stored)
+    version = stored.pop(VERSION_FIELD, 1)
+    if not json_files.is_a(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(
+            f'{source}: {VERSION_FIELD}={version!r:.80} must be of 1 to {VERSION}: it is of a later version'
+        )
+    for added_in, fields in MEANT_BEFORE.items():
+        if version < added_in:
+            stored = _merged(fields, stored)
+    like = {**common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), 'model': {'family': ''}}
+    return _checked(stored, like, source)
+
+
+def as_begun(config: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    """A config where what it leaves to a tokenizer's files is what its run, as `read` has it, found there."""
+    found, asked = begun['special_tokens'], config['special_tokens']
+    return config | {'special_tokens': {name: value or found.get(name, '') for name, value in asked.items()}}
+
+
+def _merged(before, stored):
+    """The stored fields, and of those that they lack the ones from before."""
+    both = {
+        name: _merged(before[name], stored[name])
+        for name in before.keys() & stored.keys()
+        if _are_groups(before[name], stored[name])
+    }
+    return {**before, **stored, **both}
+
+
+def _are_groups(*values):
+    return all(isinstance(value, dict) for value in values)
+
+
+def _checked(config, like, source, prefix=''):
+    checked = dict(config)
+    for name in like.keys() & config.keys():
+        value, kind = config[name], type(like[name])
+        value = '' if value is None and kind is str else value
+        if not json_files.is_a(value, kind):
+            field, kind = f'{prefix}{name}', json_files.KINDS[kind]
+            raise ValueError(f'{source}: the field {field} must be {kind}, not {value!r:.80}')
+        checked[name] = _checked(value, like[name], source, f'{prefix}{name}.') if kind is dict else value
+    return checked

@@ -1,0 +1,60 @@
+"""Settings that methods share: their defaults, and what they mean."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from gaussq_jax import models
+from gaussq_jax.models.family import PARTS
+
+SHARED = dict(  # default, or the allowed words, the first of them the default
+    b_init=6.0,
+    b_target=4.0,
+    parts=('all', *PARTS),
+    format='',
+    block_size='32',
+    scale=('absmax', 'mx', 'nvfp4'),
+    rounding=('nearest_even', 'nearest_away', 'toward_zero', 'stochastic'),
+    targets='P2+P4+P6',
+)
+DEFAULT_FORMAT = 'e4m3'  # of what always rounds to one, if none is named
+
+
+def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
+    """The rules for which leaves are quantized: the linear layers that `config.quantization.parts` names."""
+    parts, family = config.quantization.parts, models.find(config.model.family)
+    regex = {'all': '.*', **family.parts}.get(parts)
+    kernels = f'{family.layers}/{regex}/kernel' if regex else parts
+    return (gq.MatrixRule(kernels, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
+
+
+def make_quantizer(settings: dict[str, Any]) -> gq.Quantizer:
+    """The Quantizer that fields of `config.quantization` describe: format, block_size, scale and rounding.
+
+    Raises:
+      ValueError: for a format, block size, scale or rounding that isn't there.
+    """
+    return gq.Quantizer(
+        settings['format'] or DEFAULT_FORMAT,
+        block_size=parse_block_size(settings['block_size']),
+        scale=settings['scale'],
+        rounding=settings['rounding'],
+    )
+
+
+def describe_quantizer(what: str, config: ConfigDict) -> str:
+    """What is quantized, and to what."""
+    quantizer = make_quantizer(config.quantization)
+    return (
+        f'{what} quantized to {quantizer.fmt}, {quantizer.scale} scales, block size {config.quantization.block_size},'
+        f' {quantizer.rounding}'
+    )
+
+
+def parse_block_size(text: str) -> int | str | tuple[int, ...]:
+    """'32' -> 32, '32x16' -> (32, 16); other text stays as it is, for others to understand or to refuse."""
+    sizes = text.split('x')
+    if not all(size.isdecimal() for size in sizes):
+        return text
+    return int(text) if len(sizes) == 1 else tuple(map(int, sizes))

@@ -1,0 +1,140 @@
+"""What programs know of a family of models, in one record a family."""
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from gaussq_jax.param_rules import CastOnly, MatrixRule
+
+PARTS = types.MappingProxyType(
+    {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
+)
+HEAD = 'lm_head.weight'  # which no prefix precedes
+NOT_SETTINGS = ('vocab_size', 'scan_unroll')  # fields of a model that say nothing of its architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFamily:
+    """A linen module, how its parameters are read and laid out, and what Hugging Face calls them.
+
+    The module takes `vocab_size`, `dtype`, `dot_general_cls`, `layer_transform`, `remat_policy`, `scan_unroll` and
+    `constrain`, as `Llama` does, beside the sizes that are the family's own; its layers are scanned: each of their
+    parameters has them along its first axis.
+
+    Attributes:
+      name: of the family, in configs and as Hugging Face's `model_type`.
+      module: the class, or a function that wraps it (`functools.wraps`).
+      axes: (regex of the leaf's path, a name for each of its axes), first match wins: which axes are split over a mesh.
+        Names are 'layer', 'vocab', 'hidden', 'mlp', 'heads' (of queries and keys, a head's numbers side by side) and
+        'values' (of the values' heads). Leaves that no regex matches are not split.
+      parts: name -> regex of the linear layers of that kind, from what follows `layers/` to what precedes `/kernel`.
+      layers: the path of the stacked layers.
+      huggingface: its checkpoints; None where there are none.
+
+    Example:
+      >>> from gaussq_jax import models
+      >>> models.FAMILIES['llama'].axis_names('layers/attention/out/kernel')
+      ('layer', 'values', 'hidden')
+    """
+
+    name: str
+    module: type[nn.Module] | Callable[..., nn.Module]
+    axes: tuple[tuple[str, tuple[str, ...]], ...]
+    parts: Mapping[str, str] = dataclasses.field(default_factory=lambda: PARTS)
+    layers: str = 'layers'
+    huggingface: 'HuggingFaceFormat | None' = None
+
+    @property
+    def rules(self) -> tuple[MatrixRule | CastOnly, ...]:
+        """How all its linear layers are read: (layer, in, out)."""
+        return self.rules_of('.*')
+
+    def rules_of(self, layers: str) -> tuple[MatrixRule | CastOnly, ...]:
+        """The same of those linear layers whose path, within a layer, this regex matches."""
+        kernels = f'{self.layers}/{layers}/kernel'
+        return (
+            MatrixRule(kernels, batch_axes=(0,), row_axes=(1,), col_axes=(2,), optional=True),
+            CastOnly('.*', optional=True),
+        )
+
+    @functools.cached_property
+    def settings(self) -> dict[str, type]:
+        """The fields that say what a model of it is, and their types: those of int, float and bool, None or not."""
+        allowed = (int, float, bool, int | None, float | None)
+        hints = typing.get_type_hints(inspect.unwrap(self.module))
+        return {name: hint for name, hint in hints.items() if hint in allowed and name not in NOT_SETTINGS}
+
+    @functools.cached_property
+    def required(self) -> set[str]:
+        """Of these, the ones without a default."""
+        fields = dataclasses.fields(inspect.unwrap(self.module))
+        return {field.name for field in fields if field.default is dataclasses.MISSING} & self.settings.keys()
+
+    def is_of_layers(self, path: str) -> bool:
+        """Whether a leaf has the layers along its first axis."""
+        return path.startswith(f'{self.layers}/')
+
+    def tensor_name(self, path: str, layer: int) -> str:
+        """Hugging Face's name of a leaf (of one layer, if it is one of theirs), without the prefix."""
+        name = self.huggingface.tensors[path].name
+        return f'{self.huggingface.layers}.{layer}.{name}' if self.is_of_layers(path) else name
+
+    def axis_names(self, path: str) -> tuple[str, ...] | None:
+        """The names of a leaf's axes; None of one that is not split."""
+        return next((names for regex, names in self.axes if re.fullmatch(regex, path)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceFormat:
+    """A family's configuration and tensors as `save_pretrained` writes them.
+
+    Attributes:
+      prefix: of all tensors' names but HEAD; may be missing in what is read.
+      layers: what names the tensors of layer i, as f'{layers}.{i}.'.
+      tensors: path of a leaf -> the tensor that holds it, named within its layer if it is a layer's.
+      build: config -> the model; ValueError, naming the field, for one that ours can't follow.
+      describe: model -> the config that `build` takes.
+      longest: the field of the longest sequence, if our model doesn't have it.
+      reads_sentencepiece: whether the family's own tokenizer in transformers reads a tokenizer.model.
+    """
+
+    prefix: str
+    layers: str
+    tensors: Mapping[str, 'Tensor']
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    describe: Callable[[Any], dict[str, Any]]
+    longest: str | None = None
+    reads_sentencepiece: bool = True
+
+
+class Tensor(typing.NamedTuple):
+    """A tensor by its name; the leaf is it, transposed or not, or a part of it.
+
+    torch's Linear keeps (out, in), GPT-2's Conv1D (in, out) as we do, with query, key and value side by side.
+    """
+
+    name: str
+    is_transposed: bool = False
+    part: int = 0  # of as many equal parts of the last axis
+    parts: int = 1
+
+    def leaf(self, tensor: np.ndarray) -> np.ndarray:
+        """The leaf, a view of the tensor (two or one axes); a last axis that isn't of equal parts fits no leaf."""
+        size = -(-tensor.shape[-1] // self.parts)
+        part = tensor[..., self.part * size : (self.part + 1) * size]
+        return part.T if self.is_transposed else part
+
+
+def tensor_of_leaves(tensors: Sequence[Tensor], leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """The tensor whose leaves these are, all of them, in any order: what `Tensor.leaf` undoes."""
+    arrays = [leaf.T if tensor.is_transposed else leaf for tensor, leaf in zip(tensors, leaves)]
+    parts = [arrays[index] for index in np.argsort([tensor.part for tensor in tensors])]
+    return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
