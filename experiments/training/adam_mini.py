@@ -20,7 +20,7 @@ HEADS = (WHOLE, HEAD)  # of a kernel whose outputs are 'heads', those of queries
 
 
 def scale_by_adam_mini(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, family: models.ModelFamily, head_size: int
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, family: models.ModelFamily, head_size: int | None = None
 ) -> optax.GradientTransformation:
     """Rescales the gradients of a model by Adam-mini.
 
@@ -36,7 +36,7 @@ def scale_by_adam_mini(
       b1, b2: decay of the first and the second moment.
       eps: added to the root.
       family: of the model; the outputs of a head lie together along an axis 'heads'.
-      head_size: outputs of a head; divides those of the queries and of the keys.
+      head_size: outputs of a head, if it has heads; divides those of the queries and of the keys.
 
     Returns:
       An optimizer whose state is `optax.ScaleByAdamState`, `nu` with as many axes as the weights, each as long as there
@@ -78,7 +78,9 @@ def scale_by_adam_mini(
     return optax.GradientTransformation(init, update)
 
 
-def _num_blocks(family: models.ModelFamily, path: str, shape: tuple[int, ...], head_size: int) -> tuple[int, ...]:
+def _num_blocks(
+    family: models.ModelFamily, path: str, shape: tuple[int, ...], head_size: int | None
+) -> tuple[int, ...]:
     """How many blocks there are along each axis of a leaf."""
     path = path.rpartition('params/')[2]  # of an optimizer for more than the params
     block = BLOCKS.get(path.rpartition('/')[2])

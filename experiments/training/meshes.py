@@ -86,7 +86,7 @@ def with_whole_rows(weights: Any, mesh: Mesh, family: models.ModelFamily) -> Any
     """
 
     def gathered(path, leaf):
-        if (family.axis_names(leaf_path(path)) or ('',))[0] != 'vocab':
+        if not family.is_lookup(leaf_path(path)):
             return leaf
         return jax.lax.with_sharding_constraint(leaf, _fitting(mesh, (PARAMETERS['vocab'], None), leaf.shape))
 

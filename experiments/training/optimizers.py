@@ -73,8 +73,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     moments = dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
     if optimizer.name == 'adam_mini':
         family = models.find(config.model.family)
-        head_size = config.model.hidden_size // config.model.num_heads
-        scale = scale_by_adam_mini(**moments, family=family, head_size=head_size)
+        scale = scale_by_adam_mini(**moments, family=family, head_size=family.head_size(config.model))
     else:
         scale = optax.scale_by_adam(**moments)
     decay = optax.add_decayed_weights(optimizer.weight_decay, has_weight_decay)

@@ -25,9 +25,9 @@ NOT_SETTINGS = ('vocab_size', 'scan_unroll')  # fields of a model that say nothi
 class ModelFamily:
     """A linen module, how its parameters are read and laid out, and what Hugging Face calls them.
 
-    The module takes `vocab_size`, `dtype`, `dot_general_cls`, `layer_transform`, `remat_policy`, `scan_unroll` and
-    `constrain`, as `Llama` does, beside the sizes that are the family's own; its layers are scanned: each of their
-    parameters has them along its first axis.
+    The module takes `vocab_size`, `num_layers`, `hidden_size`, `dtype`, `dot_general_cls`, `layer_transform`,
+    `remat_policy`, `scan_unroll` and `constrain`, as `Llama` does, beside the sizes that are the family's own; its
+    layers are scanned: each of their parameters has them along its first axis.
 
     Attributes:
       name: of the family, in configs and as Hugging Face's `model_type`.
@@ -36,7 +36,8 @@ class ModelFamily:
         Names are 'layer', 'vocab', 'hidden', 'mlp', 'heads' (of queries and keys, a head's numbers side by side) and
         'values' (of the values' heads). Leaves that no regex matches are not split.
       parts: name -> regex of the linear layers of that kind, from what follows `layers/` to what precedes `/kernel`.
-      layers: the path of the stacked layers.
+      layers: the name of the stacked layers, at the top of the tree.
+      head_size: settings of a model -> how many outputs of queries and keys are a head's; None without heads.
       huggingface: its checkpoints; None where there are none.
 
     Example:
@@ -50,6 +51,9 @@ class ModelFamily:
     axes: tuple[tuple[str, tuple[str, ...]], ...]
     parts: Mapping[str, str] = dataclasses.field(default_factory=lambda: PARTS)
     layers: str = 'layers'
+    head_size: Callable[[Mapping[str, Any]], int | None] = lambda settings: (
+        settings['hidden_size'] // settings['num_heads']
+    )
     huggingface: 'HuggingFaceFormat | None' = None
 
     @property
@@ -86,6 +90,10 @@ class ModelFamily:
         """Hugging Face's name of a leaf (of one layer, if it is one of theirs), without the prefix."""
         name = self.huggingface.tensors[path].name
         return f'{self.huggingface.layers}.{layer}.{name}' if self.is_of_layers(path) else name
+
+    def is_lookup(self, path: str) -> bool:
+        """Whether a leaf is a table with a row for each token."""
+        return (self.axis_names(path) or ('',))[0] == 'vocab'
 
     def axis_names(self, path: str) -> tuple[str, ...] | None:
         """The names of a leaf's axes; None of one that is not split."""

@@ -70,10 +70,14 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
         return params
 
     paths = [_join(key_path) for key_path, _ in jax.tree.leaves_with_path(shapes)]
-    _check_names(names, {name for path in paths for name in tensor_names(path)})
+    expected = {name for path in paths for name in tensor_names(path)}
+    _check_names(names, expected)
     params = jax.tree.map_with_path(convert, shapes)
-    if 'lm_head' not in params and HEAD in names:
-        _check_tied(_to_numpy(HEAD, state_dict[names[HEAD]]), params['embed']['embedding'])
+    if HEAD in names.keys() - expected:
+        embedding = next(
+            leaf for key_path, leaf in jax.tree.leaves_with_path(params) if family.is_lookup(_join(key_path))
+        )
+        _check_tied(_to_numpy(HEAD, state_dict[names[HEAD]]), embedding)
     return model, params
 
 
