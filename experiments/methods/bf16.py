@@ -5,12 +5,12 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments.methods.method import Method
-from experiments.methods.settings import matrix_rules
+from experiments.methods.settings import layer_rules
 
 
 def make_transform(config: ConfigDict) -> gq.ParamTransform:
     """The cast of all weights to bfloat16."""
-    return gq.cast_params(jnp.bfloat16, rules=matrix_rules(config))
+    return gq.cast_params(jnp.bfloat16, rules=layer_rules(config))
 
 
 BF16 = Method(

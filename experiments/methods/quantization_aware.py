@@ -4,12 +4,12 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments.methods.method import Method
-from experiments.methods.settings import DEFAULT_FORMAT, describe_quantizer, make_quantizer, matrix_rules
+from experiments.methods.settings import DEFAULT_FORMAT, describe_quantizer, layer_rules, make_quantizer
 
 
 def make_transform(config: ConfigDict) -> gq.ParamTransform:
     """`gq.quantization_aware` by the Quantizer of the settings."""
-    return gq.quantization_aware(make_quantizer(config.quantization), rules=matrix_rules(config))
+    return gq.quantization_aware(make_quantizer(config.quantization), rules=layer_rules(config))
 
 
 QAT = Method(

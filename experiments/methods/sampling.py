@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments.methods.method import Method
-from experiments.methods.settings import matrix_rules, parse_block_size
+from experiments.methods.settings import layer_rules, parse_block_size
 from kernels_pallas.weight_sampling import select
 
 SETTINGS = ('b_init', 'b_target', 'parts', 'format', 'block_size')
@@ -20,7 +20,7 @@ def make_transform(sample: Callable[..., gq.ParamTransform], config: ConfigDict)
     return sample(
         quantization.b_init,
         quantization.b_target,
-        rules=matrix_rules(config),
+        rules=layer_rules(config),
         block_size=parse_block_size(quantization.block_size),
         fmt=quantization.format or None,
     )

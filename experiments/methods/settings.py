@@ -21,7 +21,7 @@ SHARED = dict(  # default, or the allowed words, the first of them the default
 DEFAULT_FORMAT = 'e4m3'  # of what always rounds to one, if none is named
 
 
-def matrix_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
+def layer_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
     """The rules for which leaves are quantized: the linear layers that `config.quantization.parts` names."""
     parts, family = config.quantization.parts, models.find(config.model.family)
     regex = {'all': '.*', **family.parts}.get(parts)

@@ -116,7 +116,7 @@ def measure_run(run: workdirs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
     config, params = run.experiment.config, run.state.params
     if quantizer is None:
         return measure_layout(params, run.experiment.transform.learned_layout(params, run.state.transform_state))
-    matrices = matrix_rules(params, method_settings.matrix_rules(config))
+    matrices = matrix_rules(params, method_settings.layer_rules(config))
     of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
     return _measure_matrices(params, matrices, of_matrix)
 

@@ -17,8 +17,6 @@ from experiments.training.experiment import Experiment
 from gaussq_jax import models
 from gaussq_jax.param_tree import leaf_path
 
-UNSEEN = ('num_heads', 'rope_theta', 'norm_epsilon')  # of a model, in the shapes of its weights
-
 
 def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None:
     """The step and the SHA-256 of the checkpoint that the run in `workdir` starts from; None for random weights.
@@ -58,7 +56,7 @@ def _differences(contents, experiment):
     stored, present = contents['config']['model'], experiment.config.model.to_dict()
     if stored['family'] != present['family']:
         return [f'model.family is {stored["family"]} there, {present["family"]} here']
-    there, here = ({**_leaves(contents), **_unseen(stored)}, {**_shapes(experiment), **_unseen(present)})
+    there, here = ({**_leaves(contents), **_settings(stored)}, {**_shapes(experiment), **_settings(present)})
     return [
         f'{name} is {there.get(name, "absent")} there, {here.get(name, "absent")} here'
         for name in dict.fromkeys([*here, *there])
@@ -77,7 +75,8 @@ def _shapes(experiment):
     return {leaf_path(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
 
 
-def _unseen(model):
-    fields = {name: value for name, value in model.items() if name != 'family'}
-    built = models.find(model['family']).module(vocab_size=1, **fields)
-    return {f'model.{name}': getattr(built, name) for name in UNSEEN if hasattr(built, name)}
+def _settings(model):
+    """What the shapes of weights need not tell; a size that may be None, for one that follows from others, they do."""
+    family = models.find(model['family'])
+    built = family.module(vocab_size=1, **{name: value for name, value in model.items() if name != 'family'})
+    return {f'model.{name}': getattr(built, name) for name, kind in family.settings.items() if isinstance(kind, type)}

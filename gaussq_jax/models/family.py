@@ -59,15 +59,8 @@ class ModelFamily:
     @property
     def rules(self) -> tuple[MatrixRule | CastOnly, ...]:
         """How all its linear layers are read: (layer, in, out)."""
-        return self.rules_of('.*')
-
-    def rules_of(self, layers: str) -> tuple[MatrixRule | CastOnly, ...]:
-        """The same of those linear layers whose path, within a layer, this regex matches."""
-        kernels = f'{self.layers}/{layers}/kernel'
-        return (
-            MatrixRule(kernels, batch_axes=(0,), row_axes=(1,), col_axes=(2,), optional=True),
-            CastOnly('.*', optional=True),
-        )
+        kernels = MatrixRule(f'{self.layers}/.*/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,), optional=True)
+        return (kernels, CastOnly('.*', optional=True))
 
     @functools.cached_property
     def settings(self) -> dict[str, type]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import capybara, gpt2, llama2, tiny
-from experiments import methods
+from experiments.methods.settings import layer_rules
 from experiments.training import meshes
 from experiments.training.experiment import make_model
 from gaussq_jax.param_reading import matrix_rules
@@ -28,7 +28,7 @@ def test_shapes_are_those_of_the_sampled_leaves(name):
     config = CONFIGS[name]
     model = make_model(config, 64, meshes.make_mesh(config.mesh))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
-    sampled = matrix_rules(params, methods.matrix_rules(config))
+    sampled = matrix_rules(params, layer_rules(config))
     shapes = {path: leaf.value.shape for path, leaf in read_leaves(params).items() if path in sampled}
     specs = {spec.name.removeprefix(f'{name}/'): spec.shape for spec in arg_specs.ARG_SPECS if spec.model == name}
     for matrix, shape in specs.items():
