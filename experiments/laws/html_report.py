@@ -11,9 +11,10 @@ import numpy as np
 from experiments.files.atomic_files import replace_file
 from experiments.laws import known_laws, studies
 from experiments.laws.html_page import heading, image, page, paragraph, table
-from experiments.laws.known_laws import UNKNOWN, KnownLaw, human, value_text
+from experiments.laws.known_laws import KnownLaw
+from experiments.laws.notation import UNKNOWN, format_name, human, value_text
 from experiments.laws.studies import Study
-from experiments.laws.training_plans import MOST_BITS, format_name
+from experiments.laws.training_plans import MOST_BITS
 from experiments.reports import palette, pictures
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
