@@ -546,12 +546,6 @@ def test_a_file_that_holds_no_law_is_one_error(run, tmp_path, text):
     assert '\n' not in str(exit_.value)
 
 
-def test_human_amounts():
-    amounts = {1732e12: '1730T', 393.4e9: '393B', 1.2e9: '1.2B', 999.6e3: '1M', 41e6: '41M', 512: '512', 2e18: '2e+18'}
-    assert {value: notation.human(value) for value in amounts} == amounts
-    assert notation.parse_amount('x', '1.5T') == 1.5e12 and notation.parse_amount('x', '2e3m') == 2e9
-
-
 def test_a_law_is_fitted_to_one_method(tmp_path):
     """Weights alone in few bits (qat), and all operands (fqt), have not one law."""
     rows = 'method,format,B,N,D,loss\n' + ''.join(
