@@ -25,7 +25,7 @@ from experiments import cli, methods, workdirs
 from experiments.checkpoints.checkpointing import load_contents
 from experiments.data import loading
 from experiments.files import csv_files, json_files, paths
-from experiments.reports import cast_losses
+from experiments.reports import cast_losses, pictures
 from experiments.reports.cast_losses import LEARNED, UNQUANTIZED, Cast
 from experiments.training import evaluation
 from experiments.training.experiment import TrainState, with_fixed_weights
@@ -51,7 +51,7 @@ def main(argv):
     with cli.user_errors():
         workdir = paths.parse(WORKDIR.value, '--workdir')
         output = paths.parse(OUTPUT.value, '--output') if OUTPUT.value else workdir / 'cast_down.png'
-        check_output(output)
+        pictures.check(output)
         done, left_out = read_sweep(workdir / 'results.csv')
         formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
         casts = cast_runs(workdir, done, list(dict.fromkeys(formats)), EVAL_BATCHES.value)
@@ -62,12 +62,6 @@ def main(argv):
     print(f'written to {workdir / "cast_down.csv"} and {output}')
     if left_out:
         sys.exit(f'not done, and left out: {", ".join(left_out)}')
-
-
-def check_output(path: pathlib.Path):
-    """ValueError, before anything is measured, for a picture that could not be written."""
-    if path.suffix.lower() not in ('.png', '.svg', '.pdf') or not path.parent.is_dir():
-        raise ValueError(f'--output={path}: it must be a .png, .svg or .pdf in a folder that is there')
 
 
 def read_sweep(path: pathlib.Path) -> tuple[list[str], list[str]]:

@@ -2,13 +2,12 @@
 
     python -m experiments.compare --workdir=runs/formats
 
-A row a setting, that is all runs that differ in their seed only: mean and standard error over the seeds; the difference
-from the first row; and where one field alone has changed, the difference from the row above. Differences are taken seed
-by seed, and those within two standard errors of nothing are marked as not separated. Runs that diverged are left out,
-and counted.
+A row a setting, that is all runs that differ in their seed only: the mean over the seeds ± half the width of its 95 %
+confidence interval (Student's); the difference from the first row; and where one field alone has changed, the
+difference from the row above. Differences are taken seed by seed, in per cent of the other's mean, and are bold where
+the interval excludes 0. One seed has no interval. Runs that diverged are left out, and counted.
 """
 
-import math
 import pathlib
 import sys
 from typing import NamedTuple
@@ -19,14 +18,14 @@ from absl import flags
 from experiments import cli
 from experiments.files import csv_files, foreign_text, paths
 from experiments.methods import METHODS, unused_settings
+from experiments.reports import confidence
+from experiments.reports.markdown import markdown_table
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
 METRIC = flags.DEFINE_string('metric', 'validation/loss', 'A column of its results.csv.')
 
-SEPARATED = 2  # standard errors
 
-
-class Setting(NamedTuple):
+class SeedGroup(NamedTuple):
     """The runs that share all fields but the seed."""
 
     fields: dict[str, str]
@@ -38,16 +37,16 @@ class Setting(NamedTuple):
 def main(argv):
     del argv
     with cli.user_errors():
-        settings = read_settings(paths.parse(WORKDIR.value, '--workdir') / 'results.csv', METRIC.value)
-    print(foreign_text.escaped(markdown(settings, METRIC.value)))
-    if diverged := [name for setting in settings for name in setting.diverged]:
+        groups = read_groups(paths.parse(WORKDIR.value, '--workdir') / 'results.csv', METRIC.value)
+    print(foreign_text.escaped(markdown(groups, METRIC.value)))
+    if diverged := [name for group in groups for name in group.diverged]:
         print(foreign_text.escaped(f'\ndiverged, and left out: {", ".join(diverged)}'))
-    if missing := [name for setting in settings for name in setting.missing]:
+    if missing := [name for group in groups for name in group.missing]:
         sys.exit(foreign_text.escaped(f'not done, and left out: {", ".join(missing)}'))
 
 
-def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
-    """The settings in a results.csv, in its order; its fields stand between status and seconds.
+def read_groups(path: pathlib.Path, metric: str) -> list[SeedGroup]:
+    """The runs of a results.csv by their settings, in its order; its fields stand between status and seconds.
 
     Fields that the method of a run has no use for are empty.
 
@@ -63,16 +62,16 @@ def read_settings(path: pathlib.Path, metric: str) -> list[Setting]:
         raise ValueError(f'{path} has no {metric!r} of a run that is done; its columns are {columns}')
     names = list(rows[0])
     fields = [name for name in names[names.index('status') + 1 : names.index('seconds')] if name != 'seed']
-    settings = {}
+    groups = {}
     for where, row in lines:
         unused = unused_settings(row['method']) if row.get('method') in METHODS else ()
         key = tuple('' if field.rpartition('.')[2] in unused else row[field] for field in fields)
-        setting = settings.setdefault(key, Setting(dict(zip(fields, key)), {}, [], []))
+        group = groups.setdefault(key, SeedGroup(dict(zip(fields, key)), {}, [], []))
         if row['status'] == 'done':
-            setting.by_seed[row.get('seed', '')] = _number(f'{path}, {where}', metric, row[metric])
+            group.by_seed[row.get('seed', '')] = _number(f'{path}, {where}', metric, row[metric])
         else:
-            (setting.diverged if row['status'] == 'diverged' else setting.missing).append(row['name'])
-    return list(settings.values())
+            (group.diverged if row['status'] == 'diverged' else group.missing).append(row['name'])
+    return list(groups.values())
 
 
 def _number(where: str, name: str, text: str) -> float:
@@ -82,40 +81,30 @@ def _number(where: str, name: str, text: str) -> float:
         raise ValueError(f'{where}: {name} is {text[:80]!r}, and no number') from None
 
 
-def markdown(settings: list[Setting], metric: str) -> str:
+def markdown(groups: list[SeedGroup], metric: str) -> str:
     """The table."""
-    fields = list(settings[0].fields)
-    lines = [[*(field.rpartition('.')[2] for field in fields), 'seeds', metric, 'to the first row', 'to the row above']]
-    lines.append(['---'] * len(lines[0]))
-    for setting, above in zip(settings, [None, *settings]):
-        done, diverged = len(setting.by_seed), len(setting.diverged)
-        count = done + diverged + len(setting.missing)
+    fields = list(groups[0].fields)
+    rows = []
+    for group, above in zip(groups, [None, *groups]):
+        done, diverged = len(group.by_seed), len(group.diverged)
+        count = done + diverged + len(group.missing)
         seeds = str(count) if done == count else f'{done} of {count}'
         seeds += f', {diverged} diverged' if diverged else ''
-        mean, error = mean_and_error(list(setting.by_seed.values()))
-        first = above and difference(setting, settings[0])
-        neighbour = above and sum(setting.fields[field] != above.fields[field] for field in fields) == 1
-        previous = difference(setting, above) if neighbour else ''
-        loss = f'{mean:.4f} ± {error:.4f}'
-        lines.append([*setting.fields.values(), seeds, loss, first or '', previous])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        mean = confidence.mean([*group.by_seed.values()]).text('.4f') if done else ''
+        is_neighbour = above and sum(group.fields[field] != above.fields[field] for field in fields) == 1
+        to_first = difference(group, groups[0]) if above else ''
+        rows.append([*group.fields.values(), seeds, mean, to_first, difference(group, above) if is_neighbour else ''])
+    names = [field.rpartition('.')[2] for field in fields]
+    return markdown_table([*names, 'seeds', metric, 'to the first row', 'to the row above'], rows)
 
 
-def difference(setting: Setting, other: Setting) -> str:
+def difference(group: SeedGroup, other: SeedGroup) -> str:
     """Mean difference in per cent of the other's mean, over the seeds that both have."""
-    seeds = [seed for seed in setting.by_seed if seed in other.by_seed]
-    if not seeds:
+    differences = confidence.paired_differences(group.by_seed, other.by_seed)
+    if not differences:
         return 'no seed in common'
-    mean, error = mean_and_error([setting.by_seed[seed] - other.by_seed[seed] for seed in seeds])
-    base = np.mean([other.by_seed[seed] for seed in seeds])
-    separated = abs(mean) > SEPARATED * error  # False with one seed, whose error is not known
-    return f'{mean / base:+.2%} ± {error / base:.2%}' + ('' if separated else ', not separated')
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error; NaN for the error of one value."""
-    mean = float(np.mean(values)) if values else math.nan
-    return mean, float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    base = np.mean([loss for seed, loss in other.by_seed.items() if seed in group.by_seed])
+    return confidence.mean(np.divide(differences, base)).marked_text('+.2%')
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ Which text that is, is yours to say by --dataset and --data_dir, unless it is py
 
 import json
 import math
+import pathlib
 
 from absl import flags
 
@@ -55,9 +56,12 @@ def main(argv):
         changes = {} if QUANTIZATION.value else {'eval_batches': EVAL_BATCHES.value}
         changes |= {flag.name: flag.value for flag in (DATASET, DATA_DIR) if flag.present}
         run = workdirs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
-        check_dataset(run)
+        if run.packed and not QUANTIZATION.value and not DATASET.present:
+            check_dataset(run, WEIGHTS.value)
+        source = paths.parse(WEIGHTS.value or WORKDIR.value, '--weights or --workdir')
     if QUANTIZATION.value or run.packed:
-        report_quantization(run)
+        changes = dict(fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value)
+        report_quantization(run, source, changes, is_written=QUANTIZATION.value)
     if not QUANTIZATION.value:
         evaluate(run)
 
@@ -81,17 +85,15 @@ def check_flags():
             raise ValueError(f'--{flag.name} has no meaning with --weights, which are quantized already')
 
 
-def check_dataset(run: workdirs.Run):
-    """Refuses to open data that a packed file names, and nobody else.
+def check_dataset(run: workdirs.Run, weights: str):
+    """Refuses to open data that only a packed file names.
 
     Raises:
       ValueError: saying how to name it.
     """
     dataset = run.experiment.config.dataset
-    if run.packed and not QUANTIZATION.value and not DATASET.present and dataset != python_stdlib.NAME:
-        raise ValueError(
-            f'--weights={WEIGHTS.value} is of a training on {dataset!r}: say --dataset, and maybe --data_dir'
-        )
+    if dataset != python_stdlib.NAME:
+        raise ValueError(f'--weights={weights} is of a training on {dataset!r}: say --dataset, and maybe --data_dir')
 
 
 def evaluate(run: workdirs.Run):
@@ -109,30 +111,30 @@ def evaluate(run: workdirs.Run):
     print(json.dumps({'step': int(run.state.step), **metrics}, indent=2))
 
 
-def report_quantization(run: workdirs.Run):
-    """Prints the table; with --quantization, also writes it and its picture to the workdir, or next to the file."""
-    config, step = run.experiment.config, int(run.state.step)
-    if run.packed:
-        source = paths.parse(WEIGHTS.value, '--weights')
-        files = source.with_suffix('')
-        with cli.user_errors(), json_files.naming(source):
-            what = quantization.describe_layout(run.packed.info, run.packed.layout)
-            rows = quantization.from_json(run.packed.info['report'])
-    else:
-        source = paths.parse(WORKDIR.value, '--workdir')
-        files = source / 'quantization'
-        with cli.user_errors():
-            quantizer = quantization.choose_quantizer(
-                config, fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value
-            )
-            rows = quantization.measure_run(run, quantizer)
-        what = quantization.describe(quantizer)
-    title = f'{source.name}, step {step}: {what}'
+def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[str, str | None], *, is_written: bool):
+    """Prints what quantization does to the weights.
+
+    Args:
+      run: as it was opened from
+      source: its workdir, or the file of its packed weights.
+      changes: of its quantizer, as `quantization.choose_quantizer` takes them; none of packed weights.
+      is_written: whether the table and its picture also go to the workdir, or next to the file.
+    """
+    with cli.user_errors():
+        if run.packed:
+            with json_files.naming(source):
+                what = quantization.describe_layout(run.packed.info, run.packed.layout)
+                rows = quantization.from_json(run.packed.info['report'])
+        else:
+            quantizer = quantization.choose_quantizer(run.experiment.config, **changes)
+            what, rows = quantization.describe(quantizer), quantization.measure_run(run, quantizer)
+    title = f'{source.name}, step {int(run.state.step)}: {what}'
     print(title)
     if not rows:
         return
     print(quantization.table(rows))
-    if QUANTIZATION.value:
+    if is_written:
+        files = source.with_suffix('') if run.packed else source / 'quantization'
         table, picture = (files.with_name(files.name + suffix) for suffix in ('.csv', '.png'))
         with cli.user_errors():
             quantization.write_csv(rows, table)

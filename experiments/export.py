@@ -37,6 +37,7 @@ from gaussq_jax import models
 from gaussq_jax.packed_file import header_bytes
 from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
 from gaussq_jax.param_tree import is_floating
+from gaussq_jax.text_table import text_table
 
 LEARNED, BFLOAT16 = 'learned', 'bfloat16'
 
@@ -209,7 +210,7 @@ def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:
         num_bytes = sum(size.leaves[path].total_bytes for path in layout)
         lines.append(('quantized', *_cells(quantized, size.mean_bitwidth, num_bytes)))
     lines.append(('all', *_cells(num_weights(params), math.nan, size.total_bytes)))
-    return report.align(lines, left=(0, 5))
+    return text_table(lines, left=(0, 5))
 
 
 def num_weights(params: Any) -> int:

@@ -8,22 +8,19 @@ The legend has each run's last validation loss.
 import pathlib
 import sys
 
-import matplotlib
+import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 from absl import flags
 
 from experiments import cli
 from experiments.files import paths
-from experiments.reports import pictures
+from experiments.reports import palette, pictures
 from experiments.training.metrics import read_metrics
-
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
 
 OUTPUT = flags.DEFINE_string('output', 'runs.png', 'The picture: .png, .svg or .pdf.')
 
 STYLES = ('-', '--', ':', '-.')  # runs that coincide stay visible
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito, for every eye
 
 
 def main(argv):
@@ -46,10 +43,10 @@ def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
       ValueError: for a run without a training loss; for another kind of picture.
     """
     pictures.check(output)
-    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+    with plt.rc_context(pictures.STYLE):
         figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
         for i, (name, lines) in enumerate(runs_by_name.items()):
-            color, style = COLORS[i % len(COLORS)], STYLES[i % len(STYLES)]
+            color, style = palette.color(i), STYLES[i % len(STYLES)]
             if not any('train/loss' in line for line in lines):
                 raise ValueError(f'{name} has no training loss in its metrics.jsonl')
             loss.plot(*series(lines, 'train/loss'), color=color, alpha=0.35, linewidth=0.9)

@@ -31,7 +31,6 @@ and the table has them all.
 
 import fcntl
 import heapq
-import os
 import pathlib
 import re
 import signal
@@ -47,9 +46,11 @@ from ml_collections import config_flags
 from experiments import cli
 from experiments.files import csv_files, paths
 from experiments.files.atomic_files import open_own
-from experiments.sweeps import trials
-from experiments.sweeps.plans import Run, make_runs
-from experiments.sweeps.trials import Result
+from experiments.sweeps import sweep_runs
+from experiments.sweeps.local_jobs import LocalJobs
+from experiments.sweeps.plans import SweepRun, make_runs
+from experiments.sweeps.sweep_runs import Outcome
+from gaussq_jax.text_table import text_table
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The sweep: a file with its name, base config and grids.')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the runs' directories go; runs/<name of the sweep> if not given.")
@@ -76,10 +77,10 @@ class Jobs(Protocol):
     running: dict  # what was started and hasn't ended
     starts: list[float]  # when (time.monotonic) each of them began to train, if that is known
 
-    def start(self, run: Run) -> bool:
+    def start(self, run: SweepRun) -> bool:
         """Starts a run, or continues it; False if another process is at it."""
 
-    def ended(self) -> list[tuple[Run, Result, float]]:
+    def ended(self) -> list[tuple[SweepRun, Outcome, float]]:
         """The runs that have ended since the last call, and after how many seconds each."""
 
     def stop(self):
@@ -96,24 +97,24 @@ def main(argv):
         workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         sweep = make_runs(cli.config_file(config.config), config.grids, workdir)
         ours = sweep[index::num_shards]
-        results = {run.name: trials.read_result(run) for run in sweep}
+        outcomes = {run.name: sweep_runs.read_outcome(run) for run in sweep}
         if DRY_RUN.value:
-            print('\n'.join(f'{results[run.name].status:<9}{run.name}' for run in ours))
+            print(text_table([(outcomes[run.name].status, run.name) for run in ours], left=(0, 1)))
             return
-        jobs = make_jobs()
-        todo = sum(not results[run.name].is_final for run in ours)
+        jobs = make_jobs(JOBS.value, RAY.value, GPUS_PER_RUN.value, CPUS_PER_RUN.value)
+        todo = sum(not outcomes[run.name].is_final for run in ours)
         part = f'{len(sweep)} runs' if num_shards == 1 else f'{len(ours)} of {len(sweep)} runs, shard {SHARD.value},'
         place = f'{jobs.num_slots} at a time{jobs.place}'
         print(f'sweep     {config.name}, {part} of {config.config}: {todo} to do, {place}')
         print(f'results   {workdir}/results.csv', flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
         try:
-            run_all(sweep, ours, results, workdir / 'results.csv', jobs)
+            run_all(sweep, ours, outcomes, workdir / 'results.csv', jobs)
         except KeyboardInterrupt:
             sys.exit('\ninterrupted; the same command continues')
-    if diverged := sum(results[run.name].status == 'diverged' for run in ours):
+    if diverged := sum(outcomes[run.name].status == 'diverged' for run in ours):
         print(f'diverged  {diverged} of {len(ours)} runs; the table says when')
-    if failed := [str(run.workdir / 'log.txt') for run in ours if results[run.name].status == 'failed']:
+    if failed := [str(run.workdir / 'log.txt') for run in ours if outcomes[run.name].status == 'failed']:
         print(f'failed    {len(failed)} of {len(ours)} runs, which the same command tries again; their output:')
         sys.exit('\n'.join(failed))
     print(f'done      {len(ours)} runs')
@@ -127,22 +128,22 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def make_jobs() -> Jobs:
+def make_jobs(num_jobs: int | None, ray: str | None, gpus_per_run: float | None, cpus_per_run: float) -> Jobs:
     """What the flags ask for; ValueError where they contradict one another."""
-    if RAY.value is None:
-        if GPUS_PER_RUN.value is not None:
-            raise ValueError(f'--gpus_per_run={GPUS_PER_RUN.value:g} is for --ray; on one machine there is --jobs')
-        return LocalJobs(JOBS.value or 1)
-    if JOBS.value:
-        raise ValueError(f'--jobs={JOBS.value} is for one machine; with --ray a run has --gpus_per_run, --cpus_per_run')
+    if ray is None:
+        if gpus_per_run is not None:
+            raise ValueError(f'--gpus_per_run={gpus_per_run:g} is for --ray; on one machine there is --jobs')
+        return LocalJobs(num_jobs or 1)
+    if num_jobs:
+        raise ValueError(f'--jobs={num_jobs} is for one machine; with --ray a run has --gpus_per_run, --cpus_per_run')
     from experiments.sweeps.ray_cluster import RayJobs
 
-    return RayJobs(RAY.value, GPUS_PER_RUN.value, CPUS_PER_RUN.value)
+    return RayJobs(ray, gpus_per_run, cpus_per_run)
 
 
-def run_all(sweep: list[Run], ours: list[Run], results: dict[str, Result], table: pathlib.Path, jobs: Jobs):
-    """Runs those of ours that have no result; keeps `results` and the table up to date; leaves no process behind."""
-    waiting = [run for run in ours if not results[run.name].is_final]
+def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Outcome], table: pathlib.Path, jobs: Jobs):
+    """Runs those of ours that have no result; keeps `outcomes` and the table up to date; leaves no process behind."""
+    waiting = [run for run in ours if not outcomes[run.name].is_final]
     total, width = len(ours), max((len(run.name) for run in ours), default=0)
     durations, loss = [], ''
     is_terminal = sys.stdout.isatty()
@@ -158,47 +159,47 @@ def run_all(sweep: list[Run], ours: list[Run], results: dict[str, Result], table
                 for run in list(waiting):
                     if jobs.is_full:
                         break
-                    if trials.look(run).is_final or jobs.start(run):  # the former by another process, meanwhile
+                    if sweep_runs.look(run).is_final or jobs.start(run):  # the former by another process, meanwhile
                         waiting.remove(run)
-                write_results(table, sweep, results)
+                write_results(table, sweep, outcomes)
                 next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
             if not (ended := jobs.ended()):
                 bar.n = num_ended()
                 bar.set_description_str(loss + left())
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 continue
-            for run, result, seconds in ended:
-                outcome = f'{result.status}: {result.error}'
-                if result.status == 'done':
+            for run, outcome, seconds in ended:
+                told = f'{outcome.status}: {outcome.error}'
+                if outcome.status == 'done':
                     durations.append(seconds)
-                    outcome = f'loss {result.summary["validation/loss"]:.4f}'
-                    loss = f'{outcome}, '
-                line = f'{run.name:<{width}}  {seconds:>5.0f} s  {outcome}'
+                    told = f'loss {outcome.summary["validation/loss"]:.4f}'
+                    loss = f'{told}, '
+                line = f'{run.name:<{width}}  {seconds:>5.0f} s  {told}'
                 if not is_terminal:
                     line = f'{num_ended():>{len(str(total))}}/{total}, {left()}  {line}'
                 tqdm.tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
-            write_results(table, sweep, results)
+            write_results(table, sweep, outcomes)
             next_try = 0.0
     finally:
         bar.n = num_ended()
         bar.set_description_str(loss + left())
         bar.close()
         jobs.stop()
-        write_results(table, sweep, results)
+        write_results(table, sweep, outcomes)
 
 
-def write_results(path: pathlib.Path, sweep: list[Run], results: dict[str, Result]):
+def write_results(path: pathlib.Path, sweep: list[SweepRun], outcomes: dict[str, Outcome]):
     """Writes the table in one step: a reader, or a kill, finds the old one or the new.
 
-    Whatever other processes train of the sweep: before, `results` are brought up to date with the directories.
+    Whatever other processes train of the sweep: before, `outcomes` are brought up to date with the directories.
     """
     with open_own(path.parent / '.lock', 'r+') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        results |= {run.name: trials.look(run) for run in sweep if not results[run.name].is_final}
+        outcomes |= {run.name: sweep_runs.look(run) for run in sweep if not outcomes[run.name].is_final}
         rows = []
         for run in sweep:
-            status, summary, error = results[run.name]
+            status, summary, error = outcomes[run.name]
             numbers = {name: value for name, value in summary.items() if not isinstance(value, list | dict)}
             rows.append({**numbers, 'name': run.name, 'status': status, 'error': error})
         fields = {field: None for run in sweep for field in run.fields}
@@ -222,73 +223,6 @@ def time_left(durations: list[float], starts: list[float], num_waiting: int, num
     for _ in range(num_waiting):
         heapq.heapreplace(free, free[0] + median)
     return f'{tqdm.tqdm.format_interval(max(free))} left'
-
-
-class LocalJobs:
-    """Runs as processes of this machine."""
-
-    place = ''
-
-    def __init__(self, num_jobs: int):
-        self.num_slots = num_jobs
-        self.running = {}  # of each job: its run, its process, when it began
-        self._environments = job_environments(num_jobs)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.running) == self.num_slots
-
-    @property
-    def starts(self) -> list[float]:
-        return [started for _, _, started in self.running.values()]
-
-    def start(self, run: Run) -> bool:
-        job = min(set(range(self.num_slots)) - set(self.running))
-        process = trials.start(run, self._environments[job])
-        if process:
-            self.running[job] = run, process, time.monotonic()
-        return process is not None
-
-    def ended(self) -> list[tuple[Run, Result, float]]:
-        results = []
-        for job, (run, process, started) in list(self.running.items()):
-            if process.poll() is not None:
-                del self.running[job]
-                results.append((run, trials.finish(run, process.returncode), time.monotonic() - started))
-        return results
-
-    def stop(self):
-        processes = [process for _, process, _ in self.running.values()]
-        if processes:
-            print(f'\nstopping {len(processes)} run(s), whose checkpoints stay; Ctrl-C again kills them', flush=True)
-        try:
-            for process in processes:
-                process.send_signal(signal.SIGINT)
-            for process in processes:
-                process.wait()
-        except KeyboardInterrupt:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-
-def job_environments(jobs: int) -> list[dict[str, str]]:
-    """What each job's environment has of its own: with several, a GPU, or its part of a GPU's memory.
-
-    Cores are left to the operating system. With a share of its own a job was no faster, and its sums came out in
-    another order: a run's bits would depend on the number of jobs.
-    """
-    devices = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if devices is None:
-        devices = ','.join(str(i) for i, _ in enumerate(pathlib.Path('/dev').glob('nvidia[0-9]*')))
-    if jobs == 1 or not devices:
-        return [{}] * jobs
-    devices = devices.split(',')
-    memory = 0.75 / -(-jobs // len(devices))  # JAX takes 0.75 of it if nothing else is said
-    return [
-        {'CUDA_VISIBLE_DEVICES': devices[job % len(devices)], 'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{memory:.3f}'}
-        for job in range(jobs)
-    ]
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ from experiments.data import input_pipeline, tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, quantization
-from experiments.sweeps import plans, trials
+from experiments.sweeps import plans, sweep_runs
 from experiments.training import metrics as run_metrics
 from gaussq_jax.export import read_packed
 from gaussq_jax.packed_layout import leaves_by_path
@@ -178,13 +178,13 @@ def write_result(folder: pathlib.Path):
 
 def read_result(folder: pathlib.Path) -> dict[str, Any]:
     config = plans.traverse_util.flatten_dict(result_config(), sep='.')
-    run = plans.Run('seed=0', {'seed': 0}, config, folder, [])
-    assert trials.look(run).status in ('done', 'diverged', 'failed', 'missing')
-    result = trials.read_result(run)
+    run = plans.SweepRun('seed=0', {'seed': 0}, config, folder, [])
+    assert sweep_runs.look(run).status in ('done', 'diverged', 'failed', 'missing')
+    result = sweep_runs.read_outcome(run)
     if result.status == 'done':
         f'{result.summary["validation/loss"]:.4f}'
     sweep.write_results(folder / 'results.csv', [run], {run.name: result})
-    compare.read_settings(folder / 'results.csv', 'validation/loss')
+    compare.read_groups(folder / 'results.csv', 'validation/loss')
     return {'settings': {'status': result.status}}
 
 
@@ -198,7 +198,7 @@ def write_comparison(folder: pathlib.Path):
 
 
 def read_comparison(folder: pathlib.Path) -> dict[str, Any]:
-    compare.markdown(compare.read_settings(folder / 'results.csv', 'validation/loss'), 'validation/loss').encode()
+    compare.markdown(compare.read_groups(folder / 'results.csv', 'validation/loss'), 'validation/loss').encode()
     return {}
 
 

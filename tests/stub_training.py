@@ -54,7 +54,7 @@ with open(workdir / 'steps', 'a') as steps:
 
 
 def write(folder):
-    """Writes base.py and the training; what to put in place of sweep_plan.TRAIN."""
+    """Writes base.py and the training; what to put in place of plans.TRAIN."""
     (folder / 'base.py').write_text(BASE)
     (folder / 'train.py').write_text(TRAIN)
     return (sys.executable, '-S', str(folder / 'train.py'), str(folder))

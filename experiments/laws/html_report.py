@@ -1,49 +1,27 @@
 """A table of runs and the scaling laws fitted to it, as one HTML file that needs no other."""
 
-import base64
-import html
-import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 
 from experiments.files.atomic_files import replace_file
 from experiments.laws import known_laws, studies
-from experiments.laws.known_laws import UNKNOWN, KnownLaw, human, value_text
+from experiments.laws.html_page import heading, image, page, paragraph, table
+from experiments.laws.known_laws import KnownLaw
+from experiments.laws.notation import UNKNOWN, format_name, human, value_text
 from experiments.laws.studies import Study
-from experiments.laws.training_plans import MOST_BITS, format_name
-from experiments.reports.quantization import COLORS, MARKERS
+from experiments.laws.training_plans import MOST_BITS
+from experiments.reports import palette, pictures
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
 
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
-
-STYLE = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'svg.hashsalt': 'scaling laws'}
+STYLE = {**pictures.STYLE, 'svg.hashsalt': 'scaling laws'}
 MOST_PANELS, MOST_CURVES, MOST_ROWS = 5, 6, 3
 BITS_MARKED = (4, 8)
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.25rem; margin-top: 2.5rem; }}
-img {{ max-width: 100%; display: block; margin: 1rem 0; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }}
-th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
-th {{ border-bottom: 1px solid #222; font-weight: 600; }}
-th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
-.warning {{ border-left: 4px solid #D55E00; padding-left: .8rem; }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
 
 MODEL_AND_DATA = 'L = n / N<sup>alpha</sup> + d / D<sup>beta</sup> + epsilon + (D<sup>beta</sup> / N<sup>alpha</sup>)'
 CAPYBARA = (
@@ -89,8 +67,8 @@ def write(
     for family, section in ((CapybaraLaw, capybara_section), (BitwidthLaw, bitwidth_section)):
         try:
             without = exclude_e0 and family is CapybaraLaw
-            how = dict(objective=objective, errors=errors, held_out=held_out)
-            study = Study.of(family, path, exclude_e0=without, **how)
+            options = dict(objective=objective, errors=errors, held_out=held_out)
+            study = Study.of(family, path, exclude_e0=without, **options)
         except ValueError as error:
             reasons.append(error)
             continue
@@ -101,7 +79,7 @@ def write(
     if not data:
         raise reasons[0]
     title = f'Scaling laws of {pathlib.Path(path).name}'
-    replace_file(output, PAGE.format(title=html.escape(title), body='\n'.join(sections)))
+    replace_file(output, page(title, sections))
     return data
 
 
@@ -137,7 +115,7 @@ def bitwidth_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> lis
         *runs_section(study, curves, data['seed_noise']),
         heading('Loss and tokens', 3),
         paragraph(LINES),
-        loss_figure(study, known, spread(curves, MOST_CURVES), None),
+        loss_figure(study, known, evenly_chosen(curves, MOST_CURVES), None),
         *critical_table(study, known, [curve for curve in curves if np.isfinite(curve.inputs['b'])]),
     ]
 
@@ -153,7 +131,7 @@ def capybara_curves(study: Study) -> tuple[list[Curve], list[Any]]:
         mask = (columns['E'] == E) & (columns['M'] == M) & (columns['B'] == B)
         curves.append(Curve(format_name(int(E), int(M)), {'E': E, 'M': M, 'B': B}, mask))
     blocks = sorted({B for _, _, B in settings if B != 1}, key=by_size)
-    return curves, spread(blocks, MOST_ROWS)
+    return curves, evenly_chosen(blocks, MOST_ROWS)
 
 
 def by_size(block: float | str) -> tuple[bool, float | str]:
@@ -202,20 +180,20 @@ def runs_section(study: Study, curves: Sequence[Curve], noise: dict[str, float] 
     labels = list(dict.fromkeys(curve.label for curve in curves))
     for i, label in enumerate(labels):
         mask = np.any([curve.mask for curve in curves if curve.label == label], axis=0)
-        style = dict(linestyle='', markersize=5, alpha=0.8, label=label, **marker(i))
+        style = dict(linestyle='', markersize=5, alpha=0.8, label=label, **palette.look(i))
         fit.plot(result.predicted[mask], columns['loss'][mask], **style)
         tokens.plot(columns['D'][mask], result.residuals[mask], **style)
         weights.plot(columns['N'][mask], result.residuals[mask], **style)
     ends = columns['loss'].min(), columns['loss'].max()
-    fit.plot(ends, ends, color='#888', linewidth=1, zorder=0)
+    fit.plot(ends, ends, color=palette.GREY, linewidth=1, zorder=0)
     fit.set(xlabel='predicted loss (nats a token)', ylabel='loss (nats a token)', title='predicted and actual')
     tokens.set(xlabel='D (tokens)', ylabel='loss less prediction (nats)', title='residuals over tokens')
     weights.set(xlabel='N (weights of linear layers)', title='residuals over weights')
     for panel, name in ((tokens, 'D'), (weights, 'N')):
-        panel.axhline(0, color='#888', linewidth=1, zorder=0)
+        panel.axhline(0, color=palette.GREY, linewidth=1, zorder=0)
         if noise:
             sigma = noise['standard_deviation']
-            panel.axhspan(-sigma, sigma, color='#ddd', linewidth=0, zorder=0, label='± noise of the seeds')
+            panel.axhspan(-sigma, sigma, color=palette.PALE, linewidth=0, zorder=0, label='± noise of the seeds')
         amounts(panel, columns[name])
     figure.legend(*tokens.get_legend_handles_labels(), loc='outside lower center', ncols=9, frameon=False)
     return [heading('Predicted and actual', 3), image(figure, 'losses against predictions, and residuals')]
@@ -224,8 +202,8 @@ def runs_section(study: Study, curves: Sequence[Curve], noise: dict[str, float] 
 def loss_figure(study: Study, known: KnownLaw, curves: Sequence[Curve], block: Any) -> str:
     """Loss over tokens: a panel a model size, a curve a format."""
     columns, law = study.table.columns, known.law
-    curves = spread(curves, MOST_CURVES)
-    sizes = spread(np.unique(columns['N']).tolist(), MOST_PANELS)
+    curves = evenly_chosen(curves, MOST_CURVES)
+    sizes = evenly_chosen(np.unique(columns['N']).tolist(), MOST_PANELS)
     low, high = known.ranges['D']
     critical = critical_sizes(law, curves, sizes)
     seen = critical[critical < 100 * high]
@@ -236,7 +214,7 @@ def loss_figure(study: Study, known: KnownLaw, curves: Sequence[Curve], block: A
     for N, panel, turns in zip(sizes, panels[0], critical.T):
         for i, (curve, turn) in enumerate(zip(curves, turns)):
             loss = law.loss(N=N, D=D, **curve.inputs)
-            style = marker(i)
+            style = palette.look(i)
             inside = (low <= D) & (high >= D)
             panel.plot(D, loss, ':', linewidth=1, color=style['color'])
             panel.plot(D[inside], loss[inside], linewidth=1.4, color=style['color'])
@@ -273,7 +251,7 @@ def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> li
     """D_crit of the runs' formats and model sizes."""
     if not curves:
         return []
-    sizes = spread(np.unique(study.table.columns['N']).tolist(), MOST_PANELS)
+    sizes = evenly_chosen(np.unique(study.table.columns['N']).tolist(), MOST_PANELS)
     values = critical_sizes(known.law, curves, sizes)
     ends = known.interval(lambda law: critical_sizes(law, curves, sizes))
     rows = []
@@ -296,11 +274,11 @@ def layout_figure(known: KnownLaw) -> list[str]:
     ends = known.interval(lambda law: np.array(law.optimal_layout(P)))
     figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
     for i, (name, real) in enumerate(zip(('exponent bits E', 'mantissa bits M'), best)):
-        panel.plot(P, real, color=COLORS[i], label=f'{name}, best real number')
+        panel.plot(P, real, color=palette.color(i), label=f'{name}, best real number')
         if ends is not None:
-            panel.fill_between(P, *ends[:, i], color=COLORS[i], alpha=0.2, linewidth=0)
+            panel.fill_between(P, *ends[:, i], color=palette.color(i), alpha=0.2, linewidth=0)
         look = dict(markersize=8, markerfacecolor='none') if i == 0 else dict(markersize=4)  # both are seen where E = M
-        panel.plot(P, whole[i], MARKERS[i], color=COLORS[i], label=f'{name}, best whole number', **look)
+        panel.plot(P, whole[i], palette.MARKERS[i], color=palette.color(i), label=f'{name}, best whole number', **look)
     for bits, E, M in zip(P, *whole):
         if np.isnan(E):
             continue
@@ -324,16 +302,16 @@ def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> li
     every = np.array([*np.ravel(list(crossings.values())), costs.min(), costs.max()])
     C = np.geomspace(max(every.min() / 30, 1e-3 * costs.min()), min(every.max() * 30, 1e25 * costs.max()), 200)
     figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
-    panel.axvspan(costs.min(), costs.max(), color='#ddd', linewidth=0, label='the runs')
+    panel.axvspan(costs.min(), costs.max(), color=palette.PALE, linewidth=0, label='the runs')
     for i, block in enumerate(blocks):
         name = f'a scale a {block}' if isinstance(block, str) else f'blocks of {block:g}'
         best = lambda law, block=block: law.compute_optimal(C, block).P
-        panel.plot(C, known.value(best), color=COLORS[i], label=name)
+        panel.plot(C, known.value(best), color=palette.color(i), label=name)
         ends = known.interval(best)
         if ends is not None:
-            panel.fill_between(C, *ends, color=COLORS[i], alpha=0.2, linewidth=0)
+            panel.fill_between(C, *ends, color=palette.color(i), alpha=0.2, linewidth=0)
     for bits in BITS_MARKED:
-        panel.axhline(bits, color='#888', linewidth=1, linestyle='--')
+        panel.axhline(bits, color=palette.GREY, linewidth=1, linestyle='--')
         panel.annotate(f'{bits} bits', (C[0], bits), (2, 3), textcoords='offset points', fontsize=9)
     panel.set(xscale='log', xlabel='C = 6/16 N D P (operations, as 6 N D at 16 bits)', ylabel='best P (bits)')
     panel.set_ylim(0, min(20, max(10, panel.get_ylim()[1])))
@@ -361,15 +339,11 @@ def crossing(law: CapybaraLaw, block: Any, bits: float) -> float:
     return 10.0 ** np.clip(10 + 10 * power, -300, 300)
 
 
-def spread(values: Sequence[Any], most: int) -> list[Any]:
+def evenly_chosen(values: Sequence[Any], most: int) -> list[Any]:
     """So many of the values at the most, the first and the last among them."""
     if len(values) <= most:
         return list(values)
     return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
-
-
-def marker(i: int) -> dict[str, str]:
-    return {'color': COLORS[i % len(COLORS)], 'marker': MARKERS[(i + i // len(COLORS)) % len(MARKERS)]}
 
 
 def amounts(panel: Any, values: np.ndarray = ()):
@@ -379,25 +353,3 @@ def amounts(panel: Any, values: np.ndarray = ()):
         panel.set_xticks(ticks)
     panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     panel.xaxis.set_major_formatter(lambda value, _: human(value))
-
-
-def image(figure: Any, alt: str) -> str:
-    """The figure, inside the page."""
-    file = io.BytesIO()
-    figure.savefig(file, format='svg', metadata={'Date': None})
-    plt.close(figure)
-    encoded = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{encoded}">'
-
-
-def heading(text: str, level: int = 2) -> str:
-    return f'<h{level}>{html.escape(text)}</h{level}>'
-
-
-def paragraph(text: str, kind: str = '') -> str:
-    return f'<p class="{kind}">{html.escape(text)}</p>' if kind else f'<p>{html.escape(text)}</p>'
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    row = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells) + '</tr>'
-    return '<table>' + row('th', header) + ''.join(row('td', cells) for cells in rows) + '</table>'

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,6 @@ LAWS = {
     'kumar': scaling_laws.KumarLaw,
     'bitwidth': scaling_laws.BitwidthLaw,
 }
-UNKNOWN = 'unknown'
-UNITS = {'T': 1e12, 'B': 1e9, 'M': 1e6, 'K': 1e3}
 NUM_STARTS = 16  # of a fit
 NUM_DRAWS = 1000  # of the bootstrap
 
@@ -268,32 +265,3 @@ def _errors_of_json(errors: Any) -> str | None:
     if errors is not None and errors not in scaling_laws.ERRORS:
         raise ValueError(f'errors={errors!r} must be one of {", ".join(scaling_laws.ERRORS)}')
     return errors
-
-
-def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table: the first column to the left, the others to the right."""
-    rows = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ('  '.join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])) for row in rows)
-    return [f'{row[0]:<{widths[0]}}  {line}'.rstrip() for row, line in zip(rows, lines)]
-
-
-def interval_text(ends: Sequence[float], write: Callable[[float], str]) -> str:
-    return UNKNOWN if math.isnan(ends[0]) else f'{write(ends[0])} to {write(ends[1])}'
-
-
-def value_text(value: float, ends: Sequence[float] | None, write: Callable[[float], str], about: str = '') -> str:
-    """A number and its interval; the first alone if there is none, and 'unknown' if the runs leave it open."""
-    if ends is None:
-        return write(value)
-    return UNKNOWN if math.isnan(ends[0]) else f'{write(value)} ({about}{interval_text(ends, write)})'
-
-
-def human(value: float) -> str:
-    """Three digits and K, M, B or T: 1732e12 -> '1730T'."""
-    if not math.isfinite(value):
-        return 'infinite' if value > 0 else UNKNOWN
-    for letter, unit in UNITS.items():
-        if 0.9995 * unit <= value < 1e18:
-            return f'{float(f"{value / unit:.3g}"):g}{letter}'
-    return f'{value:.3g}'

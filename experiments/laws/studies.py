@@ -11,9 +11,11 @@ import numpy as np
 import tqdm
 
 from experiments.laws import known_laws
-from experiments.laws.known_laws import UNKNOWN, fit, interval_text, needs, runs_for
+from experiments.laws.known_laws import fit, needs, runs_for
+from experiments.laws.notation import UNKNOWN, interval_text
 from experiments.laws.run_tables import RunTable, count, seed_noise, select
 from gaussq_jax import scaling_laws
+from gaussq_jax.text_table import text_table
 
 NUM_FOLDS = 5  # of runs held out
 STRONGEST = 5  # correlations that are told
@@ -46,14 +48,14 @@ class Study(NamedTuple):
         table = runs_for(family, path, exclude_e0=exclude_e0)
         result = fit(family, table, objective=objective, errors=errors)
         others = [other for other in known_laws.LAWS.values() if other is not family and serves(table, other)]
-        how = dict(objective=objective, num_starts=known_laws.NUM_STARTS, progress=_progress)
+        options = dict(objective=objective, num_starts=known_laws.NUM_STARTS, progress=_progress)
         ways = ways_to_hold_out(held_out, table.columns['N'])
         try:
             results = [result, *(fit(other, table, objective=objective, errors=errors) for other in others)]
             relative = {}
             for name, way in ways.items():
                 try:
-                    held = scaling_laws.hold_out(results, table.columns, **way, **how)
+                    held = scaling_laws.hold_out(results, table.columns, **way, **options)
                 except ValueError:
                     if name != 'size_held_out_error':  # there may be too few sizes
                         raise
@@ -106,6 +108,30 @@ class Study(NamedTuple):
             'undetermined': list(result.undetermined),
             'comparison': self.comparison,
         }
+
+
+def fit_lines(data: dict[str, Any]) -> list[str]:
+    """What Study.describe tells, for people."""
+    told = ', '.join(f'{number} {method}' for method, number in data['methods'].items())
+    lines = [f'law         {data["law"]}', f'runs        {data["runs"]} of {data["table"]}{": " * bool(told)}{told}']
+    lines += [f'            left out: {number} {reason}' for reason, number in data['left_out'].items()]
+    header, rows = constants_table(data)
+    lines += ['', text_table([header, *rows]), '']
+    lines.append(f'errors      {errors_text(data)}')
+    lines.append(f'residuals   {data["rmse"]:.3g} nats, root mean square')
+    if noise := data['seed_noise']:
+        lines.append(
+            f'seeds       differ by {noise["standard_deviation"]:.3g} nats: standard deviation over the seeds of'
+            f' {noise["settings"]} settings, {noise["degrees_of_freedom"]} degrees of freedom'
+        )
+    pairs = ', '.join(f'{one} and {other} {value:+.3f}' for one, other, value in data['correlations'])
+    lines.append(f'correlated  {pairs or "unknown"}')
+    if data['undetermined']:
+        lines.append(f'NOT KNOWN   {", ".join(data["undetermined"])}: to these runs other values fit about as well')
+    if isinstance(data['comparison'], str):
+        return [*lines, '', f'no errors on runs held out: {data["comparison"]}']
+    header, rows = comparison_table(data)
+    return [*lines, '', text_table([header, *rows])]
 
 
 HELD_OUT = {  # errors on runs held out, and what to call them

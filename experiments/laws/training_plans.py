@@ -9,13 +9,14 @@ import numpy as np
 
 from configs import capybara
 from experiments import methods
-from experiments.laws.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text, value_text
+from experiments.laws.known_laws import KnownLaw
+from experiments.laws.notation import BF16, UNKNOWN, format_name, human, interval_text, model_sizes, value_text
 from gaussq_jax.formats import parse_format
 from gaussq_jax.scaling_laws import CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
+from gaussq_jax.text_table import text_table
 
 FEWEST_BITS, MOST_BITS = 3, 16
-BF16 = 8, 7  # E and M
 USUAL_BITS = (4, 6, 8, 16)  # that GPUs multiply
 OPERATIONS = 6  # a weight and a token, forward and backward, whatever the bits
 
@@ -58,7 +59,7 @@ class Option(NamedTuple):
         return self._asdict() | {'loss': math.nan} if self.is_unknown else self._asdict()
 
 
-class Training(NamedTuple):
+class PlannedTraining(NamedTuple):
     """A model of configs/capybara.py, trained for the budget in the format that is best for it."""
 
     size: str
@@ -78,7 +79,7 @@ class Plan(NamedTuple):
     bits_interval: tuple[float, float] | None
     options: list[Option]  # one for each whole number of bits
     best: Option  # of these
-    training: Training
+    training: PlannedTraining
 
 
 def make_plan(
@@ -159,21 +160,9 @@ def is_format(E: int, M: int) -> bool:
     return True
 
 
-def format_name(E: int, M: int) -> str:
-    """'e4m3'; 'bf16' for E8M7."""
-    return 'bf16' if (E, M) == BF16 else f'e{E}m{M}'
-
-
-def model_sizes() -> dict[str, int]:
-    """N of each size of configs/capybara.py."""
-    return {
-        size: layers * (4 * hidden**2 + 3 * hidden * mlp) for size, (layers, hidden, mlp, _) in capybara.SIZES.items()
-    }
-
-
 def nearest_training(
     known: KnownLaw, N: float, compute: float, block_size: float | str, *, D: float | None = None
-) -> Training:
+) -> PlannedTraining:
     """The size whose N is nearest, by the ratio, on the tokens that the budget has for it in its best format.
 
     With D given, the nearest that the budget has at least the fewest bits for, in its best format within the budget.
@@ -198,7 +187,7 @@ def nearest_training(
         arguments.append(f'--config.optimizer.warmup_steps={steps // 10}')
     blocks = 1 if best.format == 'bf16' else block_size
     critical = float(known.value(lambda law: law.critical_data_size(best.N, best.E, best.M, blocks)))
-    return Training(size, best, steps, critical, shlex.join(['python', '-m', 'experiments.train', *arguments]))
+    return PlannedTraining(size, best, steps, critical, shlex.join(['python', '-m', 'experiments.train', *arguments]))
 
 
 def training_time(option: Option, gpu: Gpu, mfu: float, days: float | None) -> dict[str, dict[str, float]]:
@@ -252,7 +241,7 @@ def describe(
         f'budget      {plan.compute:.4g} operations, as 6 N D at 16 bits; scales by {plan.block_size}',
         f'best        {bits} bits; in whole bits:',
         '',
-        *aligned(*options_table(plan)),
+        text_table(options_table(plan)),
         '',
         f'nearest     {training.size} of configs/capybara.py: N = {human(option.N)}, where {human(best.N)} is best;'
         ' within the budget',
@@ -262,21 +251,21 @@ def describe(
     if gpu is not None:
         data['gpu'] = {**gpu._asdict(), 'mfu': mfu, 'training_time': training_time(option, gpu, mfu, days)}
         for precision, time in data['gpu']['training_time'].items():
-            how = {'bf16': 'as the command trains: in BF16', 'fp8': 'if the GEMMs were in FP8'}[precision]
+            condition = {'bf16': 'as the command trains: in BF16', 'fp8': 'if the GEMMs were in FP8'}[precision]
             lines.append(
                 f'time        {time["days"]:,.3g} days of {time["gpus"]:,} {gpu.name} at {mfu:.0%} of'
-                f' {time["peak"] / 1e12:g} TFLOP/s, {how}'
+                f' {time["peak"] / 1e12:g} TFLOP/s, {condition}'
             )
         lines.append(f'            (dense peaks: {gpu.source})')
     lines += ['command', f'    {training.command}', '', *data['remarks']]
     return data, lines
 
 
-def options_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the best, its neighbours, and the bits that GPUs have."""
+def options_table(plan: Plan) -> list[list[str]]:
+    """The best, its neighbours, and the bits that GPUs have."""
     has = plan.best.interval is not None, plan.best.prediction_interval is not None
     titles = itertools.compress(('95 % interval', '95 % of a run'), has)
-    header, rows = ['bits', 'format', 'N', 'tokens', 'loss', *titles, ''], []
+    rows = [['bits', 'format', 'N', 'tokens', 'loss', *titles, '']]
     for option in plan.options:
         if abs(option.bits - plan.best.bits) <= 2 or option.bits in USUAL_BITS:
             cells = [str(option.bits), option.format, human(option.N), human(option.D)]
@@ -284,7 +273,7 @@ def options_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
             for ends in itertools.compress((option.interval, option.prediction_interval), has):
                 cells.append(interval_text(ends, '{:.4f}'.format))
             rows.append([*cells, '<- best' if option is plan.best else ''])
-    return header, rows
+    return rows
 
 
 def loss_text(option: Option) -> str:

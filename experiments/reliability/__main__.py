@@ -25,6 +25,7 @@ from experiments.files.atomic_files import replace_file
 from experiments.reliability import edge_faults, faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
+from experiments.reports.markdown import markdown_table
 
 OUTPUT = flags.DEFINE_string('output', None, 'A Markdown file for the table.')
 
@@ -188,7 +189,6 @@ def observe(fault: Fault, laboratory: Laboratory) -> Result:
 def page(results: Iterable[Result], seconds: float) -> str:
     """The table in Markdown, with what it needs to be read."""
     rows = [(result.fault.name, result.fault.how, *result.observation, result.outcome) for result in results]
-    lines = [f'| {" | ".join(_cell(text) for text in row)} |' for row in (COLUMNS, ('---',) * len(COLUMNS), *rows)]
     return f"""# What a training survives
 
 Written by `python -m experiments.reliability --output=docs/reliability.md`, in {seconds / 60:.0f} minutes on
@@ -201,7 +201,7 @@ is that of a training that nothing disturbed: every leaf of the final checkpoint
 each line of `metrics.jsonl`, and `summary.json`, but for what a clock says. `WORKDIR` stands for the workdir.
 Files of others that are damaged or hostile, thousands of each kind, are what tests/test_hostile_files.py reads.
 
-{chr(10).join(lines)}
+{markdown_table(COLUMNS, rows)}
 """
 
 
@@ -213,10 +213,6 @@ def machine() -> str:
         found = None
     processor = found[1] if found else platform.machine()
     return f'{os.cpu_count()} cores ({processor}), with Python {platform.python_version()} and jax {jax.__version__}'
-
-
-def _cell(text: str) -> str:
-    return text.replace('|', '\\|')
 
 
 if __name__ == '__main__':

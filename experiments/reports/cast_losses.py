@@ -1,23 +1,16 @@
 """What casting trained weights to few bits costs, over the seeds of each training: tables and a picture."""
 
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import matplotlib
-import numpy as np
-from scipy.special import stdtrit
-
-from experiments.reports import pictures
-
-matplotlib.use('agg')
 import matplotlib.pyplot as plt
+import numpy as np
 
-CONFIDENCE = 0.95
+from experiments.reports import confidence, palette, pictures
+from experiments.reports.markdown import markdown_table
+
 UNQUANTIZED, LEARNED = 'bfloat16', 'learned'
-COLORS = ('#000000', '#0072B2', '#009E73', '#56B4E9', '#D55E00', '#E69F00', '#CC79A7')  # Okabe and Ito, for every eye
-MARKERS = ('X', 'o', '^', 's', 'D', 'v', 'P')
 EQUAL_SIZE = {'learned 6.25': 'float6_e3m2fn', 'learned 4.25': 'float4_e2m1fn'}
 
 
@@ -39,10 +32,10 @@ class Cast(NamedTuple):
     file_bytes: int
 
 
-Training = dict[str, dict[int, Cast]]  # what differs in the seed only: cast -> seed -> what came out
+ByCastAndSeed = dict[str, dict[int, Cast]]  # the casts of runs that differ in their seed only
 
 
-def group(casts: Sequence[Cast]) -> dict[str, Training]:
+def group(casts: Sequence[Cast]) -> dict[str, ByCastAndSeed]:
     """The trainings by what is told of them, in the order of the casts.
 
     Raises:
@@ -65,36 +58,25 @@ def group(casts: Sequence[Cast]) -> dict[str, Training]:
     return trainings
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % confidence interval; NaN for that of one value.
-
-    The interval is Student's, of n - 1 degrees of freedom: with three values, 4.30 standard errors to each side.
-    """
-    values = np.asarray(values, float)
-    if values.size < 2:
-        return float(values.mean()), math.nan
-    quantile = stdtrit(values.size - 1, (1 + CONFIDENCE) / 2)
-    return float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(values.size))
-
-
 def differences(of: dict[int, Cast], other: dict[int, Cast]) -> list[float]:
-    """Of the losses, seed by seed, for the seeds that both have: what a seed does to both cancels."""
-    return [of[seed].loss - other[seed].loss for seed in of if seed in other]
+    """Of the losses, seed by seed, for the seeds that both have."""
+    losses_of, losses_other = ({seed: cast.loss for seed, cast in casts.items()} for casts in (of, other))
+    return confidence.paired_differences(losses_of, losses_other)
 
 
-def markdown(trainings: dict[str, Training]) -> str:
+def markdown(trainings: dict[str, ByCastAndSeed]) -> str:
     """Tables of the losses; of what the cast adds to each run's loss in BF16; of comparisons at equal size."""
     casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training))
     first, *_ = trainings
     others = {name: training for name, training in trainings.items() if name != first}
 
-    def to_first(training: Training, cast: str) -> list[float]:
+    def to_first(training: ByCastAndSeed, cast: str) -> list[float]:
         return differences(training[cast], trainings[first].get(EQUAL_SIZE.get(cast, cast), {}))
 
-    def to_uniform(training: Training, cast: str) -> list[float]:
+    def to_uniform(training: ByCastAndSeed, cast: str) -> list[float]:
         return differences(training[cast], training.get(EQUAL_SIZE[cast], {}))
 
-    interval_of = f'mean ± half the width of its {CONFIDENCE:.0%} confidence interval over the seeds'
+    interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
     paired = 'seed by seed, in bold where the interval excludes 0'
     tables = {
         f'Validation loss in nats a token, {interval_of} (bits of a quantized weight, scales included)': (
@@ -111,24 +93,24 @@ def markdown(trainings: dict[str, Training]) -> str:
     return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
 
 
-def losses(training: Training, cast: str) -> list[float]:
+def losses(training: ByCastAndSeed, cast: str) -> list[float]:
     """Of the weights as they were read back, by seed."""
     return [row.loss for row in training[cast].values()]
 
 
-def rises(training: Training, cast: str) -> list[float]:
+def rises(training: ByCastAndSeed, cast: str) -> list[float]:
     """Of the loss over that of the same run's weights in BF16, by seed."""
     return differences(training[cast], training[UNQUANTIZED])
 
 
-def draw(trainings: dict[str, Training], output: pathlib.Path):
+def draw(trainings: dict[str, ByCastAndSeed], output: pathlib.Path):
     """Left: loss over stored bits; right: what each cast adds, the smallest last. Learned formats are hollow."""
-    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+    with plt.rc_context(pictures.STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[5, 7], layout='constrained')
         _draw_losses(panels[0], trainings)
         _draw_rises(panels[1], trainings)
         handles, labels = panels[0].get_legend_handles_labels()
-        hollow = plt.Line2D([], [], color='#777777', linestyle=':', marker='o', markerfacecolor='white')
+        hollow = plt.Line2D([], [], color=palette.GREY, linestyle=':', marker='o', markerfacecolor='white')
         figure.legend(
             [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
         )
@@ -145,18 +127,18 @@ def short_name(name: str) -> str:
     return name.replace('learned ', 'learned ≤ ') if _is_learned(name) else name.upper()
 
 
-def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
+def _draw_losses(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
     """A curve a training over its uniform formats, and one over its learned ones."""
     for i, (name, training) in enumerate(trainings.items()):
         learned = [cast for cast in training if _is_learned(cast)]
         uniform = [cast for cast in training if not _is_learned(cast)]
         for casts, look in ((uniform, dict(linestyle='-', label=name)), (learned, dict(linestyle=':'))):
-            points = sorted((_bits(training, cast), *interval(losses(training, cast))) for cast in casts)
+            points = sorted((_bits(training, cast), *_point(losses(training, cast))) for cast in casts)
             for_learned = dict(markerfacecolor='white') if casts is learned else {}
             if points:
                 bits, means, halves = np.array(points).T
                 bits *= 2 ** _dodge(i, trainings, 0.2)  # side by side, for those that coincide
-                panel.errorbar(bits, means, np.nan_to_num(halves), **_style(i), **look, **for_learned)
+                panel.errorbar(bits, means, halves, **_style(i), **look, **for_learned)
     ticks = {_bits(training, cast): short_name(cast) for cast in uniform}
     panel.set_xscale('log', base=2)
     panel.set_xticks(list(ticks), [f'{name}\n{bits:.4g}' for bits, name in ticks.items()])
@@ -165,7 +147,7 @@ def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
     panel.set(xlabel='stored bits a weight, scales included', ylabel='nats a token', title='validation loss')
 
 
-def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
+def _draw_rises(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
     """A column a cast, in it a point a training."""
     bits = {}
     for training in trainings.values():
@@ -178,12 +160,12 @@ def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
     for i, training in enumerate(trainings.values()):
         for column, cast in enumerate(casts):
             if cast in training:
-                mean, half = interval(rises(training, cast))
+                mean, half = _point(rises(training, cast), scale=1000)
                 fill = dict(markerfacecolor='white') if _is_learned(cast) else {}
                 place = column + _dodge(i, trainings, 0.7)
-                panel.errorbar(place, 1000 * mean, 1000 * np.nan_to_num(half), **_style(i), **fill)
+                panel.errorbar(place, mean, half, **_style(i), **fill)
     for column in range(len(casts) - 1):
-        panel.axvline(column + 0.5, color='#cccccc', linewidth=0.6)
+        panel.axvline(column + 0.5, color=palette.PALE, linewidth=0.6)
     panel.axhline(0, color='black', linewidth=0.6)
     panel.set_xticks(range(len(casts)), labels)
     panel.tick_params(axis='x', length=0)
@@ -193,18 +175,17 @@ def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
     panel.set(ylabel='thousandths of a nat a token', title="rise over the loss of the same run's weights in BF16")
 
 
+def _point(values: Sequence[float], scale: float = 1) -> tuple[float, float]:
+    """A mean and half the width of its interval, 0 where there is none."""
+    mean, half_width = confidence.mean(values)
+    return scale * mean, scale * (half_width or 0)
+
+
 def _style(i: int) -> dict[str, object]:
-    return dict(
-        color=COLORS[i % len(COLORS)],
-        marker=MARKERS[i % len(MARKERS)],
-        markersize=5,
-        linewidth=1.1,
-        elinewidth=1,
-        capsize=2,
-    )
+    return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2)
 
 
-def _dodge(i: int, trainings: dict[str, Training], width: float) -> float:
+def _dodge(i: int, trainings: dict[str, ByCastAndSeed], width: float) -> float:
     """The place of the i-th training among all, of -width / 2 to width / 2."""
     return width * ((i + 0.5) / len(trainings) - 0.5)
 
@@ -213,52 +194,47 @@ def _is_learned(cast: str) -> bool:
     return cast.startswith(LEARNED)
 
 
-def _bits(training: Training, cast: str) -> float:
+def _bits(training: ByCastAndSeed, cast: str) -> float:
     return float(np.mean([row.stored_bits for row in training[cast].values()]))
 
 
-def _loss_table(trainings: dict[str, Training], casts: Sequence[str]) -> str:
+def _loss_table(trainings: dict[str, ByCastAndSeed], casts: Sequence[str]) -> str:
     """A row a training, a column a cast; the bits stand in the header where all rows have the same."""
     header = ['training', 'seeds']
     rows = [[name, str(len(training[UNQUANTIZED]))] for name, training in trainings.items()]
     for cast in casts:
-        cells = [_cell(losses(training, cast)) if cast in training else '' for training in trainings.values()]
+        cells = [
+            confidence.mean(losses(training, cast)).text('.4f') if cast in training else ''
+            for training in trainings.values()
+        ]
         bits = [f'{_bits(training, cast):.4g}' if cast in training else '' for training in trainings.values()]
         same = len(set(filter(None, bits))) == 1
         header.append(short_name(cast) + (f' ({next(filter(None, bits))})' if same else ''))
         for row, cell, number in zip(rows, cells, bits):
             row.append(cell if same or not cell else f'{cell} ({number})')
-    return _markdown_table([header, *rows])
+    return _without_empty(header, rows)
 
 
 def _difference_table(
-    trainings: dict[str, Training], casts: Sequence[str], differences_of: Callable[[Training, str], list[float]]
+    trainings: dict[str, ByCastAndSeed],
+    casts: Sequence[str],
+    differences_of: Callable[[ByCastAndSeed, str], list[float]],
 ) -> str:
     """A row a training, a column a cast."""
     rows = [
         [name, *(_signed_cell(differences_of(training, cast)) if cast in training else '' for cast in casts)]
         for name, training in trainings.items()
     ]
-    return _markdown_table([['training', *map(short_name, casts)], *rows])
+    return _without_empty(['training', *map(short_name, casts)], rows)
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first of them the header; without rows and columns that have nothing in them, '' if all."""
-    header, *rows = rows
+def _without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table without the rows and columns that have nothing in them; '' if all."""
     rows = [row for row in rows if any(row[1:])]
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    lines = [[row[i] for i in kept] for row in (header, ['---'] * len(header), *rows)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) if rows else ''
-
-
-def _cell(values: Sequence[float]) -> str:
-    mean, half = interval(values)
-    return f'{mean:.4f}' if math.isnan(half) else f'{mean:.4f} ± {half:.4f}'
+    of_kept = lambda line: [line[i] for i in kept]
+    return markdown_table(of_kept(header), list(map(of_kept, rows))) if rows else ''
 
 
 def _signed_cell(values: Sequence[float]) -> str:
-    if not values:
-        return ''
-    mean, half = interval(values)
-    text = f'{mean:+.4f}' if math.isnan(half) else f'{mean:+.4f} ± {half:.4f}'
-    return f'**{text}**' if abs(mean) > half else text
+    return confidence.mean(values).marked_text('+.4f') if values else ''

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
+import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,22 +17,18 @@ import gaussq_jax as gq
 from experiments import methods, workdirs
 from experiments.files import csv_files, json_files
 from experiments.methods import settings as method_settings
-from experiments.reports import pictures
+from experiments.reports import palette, pictures
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed_layout import Layout, LeafLayout, spread
 from gaussq_jax.param_reading import matrix_rules
 from gaussq_jax.param_tree import read_leaves
-
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
+from gaussq_jax.text_table import text_table
 
 SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a float32 one for the tensor besides
 ROUNDING_ERROR = 2.0**-22  # of float32 scales, relative: a block's largest magnitude may seem to exceed itself
 
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')  # Okabe and Ito, for every eye
 LONGEST_PATH = 1000  # of a leaf
-MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 PANELS = {
     'effective_bits': 'bits a weight, scales included',
     'underflow': 'weights that underflow to zero (%)',
@@ -208,7 +205,7 @@ def table(rows: Sequence[Row]) -> str:
         cells.append((*labels, f'{m.effective_bits:.3f}', *shares, f'{m.sqnr_db:.2f} dB', share_formats(row.formats)))
     if len(everything.formats) == 1:
         cells = [line[:-1] for line in cells]
-    return align(cells, left=(1, 6))
+    return text_table(cells, left=(1, 6))
 
 
 def total_formats(rows: Sequence[Row]) -> dict[str, int]:
@@ -224,18 +221,6 @@ def share_formats(formats: Mapping[str, int]) -> str:
     if len(formats) == 1:
         return next(iter(formats))
     return ', '.join(f'{name} {100 * number / sum(formats.values()):.3g} %' for name, number in formats.items())
-
-
-def align(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Lines of cells as a table; the columns `left` are aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    texts = (
-        '  '.join(
-            cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
-        )
-        for line in lines
-    )
-    return '\n'.join(text.rstrip() for text in texts)
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -279,7 +264,7 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
     names = short_names([row.path for row in rows])
     num_layers = 1 + max(row.layer for row in rows)
     few = num_layers <= 12
-    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+    with plt.rc_context(pictures.STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout='constrained')
         for panel, (quantity, label) in zip(axes.flat, PANELS.items()):
             percent = 100 if label.endswith('(%)') else 1
@@ -289,8 +274,7 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
                 panel.plot(
                     layers + (0.6 * ((i + 0.5) / len(names) - 0.5) if few else 0),
                     values,
-                    color=COLORS[i % len(COLORS)],
-                    marker=MARKERS[i % len(MARKERS)],
+                    **palette.look(i),
                     markersize=5,
                     markevery=1 if few else (i % num_layers, len(names)),
                     linewidth=0.6 if few else 1.2,

@@ -17,7 +17,7 @@ TRAIN = (sys.executable, '-m', 'experiments.train')
 LONGEST_NAME = 255  # of a directory, in bytes
 
 
-class Run(NamedTuple):
+class SweepRun(NamedTuple):
     """One training of a sweep."""
 
     name: str
@@ -27,7 +27,7 @@ class Run(NamedTuple):
     command: list[str]  # … -m experiments.train --config=… --config.<field>=<value> … --workdir=…
 
 
-def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathlib.Path) -> list[Run]:
+def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathlib.Path) -> list[SweepRun]:
     """The runs of a sweep, in the order of its grids; the last field of a grid varies fastest.
 
     Raises:
@@ -55,7 +55,7 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
             settings = {field: value for field, value in fields.items() if not field.startswith(':')}
             arguments = [f'--config={config}', *(f'--config.{field}={value}' for field, value in settings.items())]
             command = [*TRAIN, *arguments, f'--workdir={workdir / name}']
-            run = Run(name, fields, resolve(arguments), workdir / name, command)
+            run = SweepRun(name, fields, resolve(arguments), workdir / name, command)
             twin = sweep.setdefault(json.dumps(run.config), run)
             if twin is not run:
                 raise ValueError(f'grids[{number}]: {name} is the same run as {twin.name}; a run may occur only once')

@@ -3,7 +3,7 @@
 Every node sees this checkout, its Python and the sweep's WORKDIR under the same paths, on a filesystem that locks files
 for all of them; what else a training finds in its environment is that of the node's `ray start`. Ray gives each run
 its GPUs and CPUs, and where a node dies, gives it to another: the run continues from its newest checkpoint. A training
-that fails is a result, which Ray doesn't try again.
+that fails has its outcome, which Ray doesn't try again.
 """
 
 import math
@@ -14,9 +14,9 @@ import socket
 import sys
 import time
 
-from experiments.sweeps import trials
-from experiments.sweeps.plans import Run
-from experiments.sweeps.trials import Result
+from experiments.sweeps import sweep_runs
+from experiments.sweeps.plans import SweepRun
+from experiments.sweeps.sweep_runs import Outcome
 
 try:
     import ray
@@ -85,24 +85,24 @@ class RayJobs:
             self._environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.75 * gpus_per_run:.3f}'
         self._train = ray.remote(num_gpus=gpus_per_run, num_cpus=cpus_per_run, max_retries=RETRIES)(train)
 
-    def start(self, run: Run) -> bool:
+    def start(self, run: SweepRun) -> bool:
         task = self._train.options(name=run.name).remote(run, self._environment, pathlib.Path.cwd())
         self.running[task] = run
         return True
 
-    def ended(self) -> list[tuple[Run, Result, float]]:
-        tasks, results = list(self.running), []
+    def ended(self) -> list[tuple[SweepRun, Outcome, float]]:
+        tasks, outcomes = list(self.running), []
         for task in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0] if tasks else ():
             run = self.running.pop(task)
             try:
-                result, seconds = ray.get(task)
+                outcome, seconds = ray.get(task)
             except ray.exceptions.RayError as error:  # not of the training, but of its node or of the task around it
                 error = getattr(error, 'cause', None) or error
                 run.workdir.mkdir(parents=True, exist_ok=True)
-                result = trials.fail(run, f'{type(error).__name__}: {" ".join(str(error).split())}')
+                outcome = sweep_runs.fail(run, f'{type(error).__name__}: {" ".join(str(error).split())}')
                 seconds = math.nan
-            results.append((run, result, seconds))
-        return results
+            outcomes.append((run, outcome, seconds))
+        return outcomes
 
     def stop(self):
         tasks = list(self.running)
@@ -118,16 +118,16 @@ class RayJobs:
                 ray.cancel(task, force=True)
 
 
-def train(run: Run, environment: dict[str, str], directory: pathlib.Path) -> tuple[Result, float]:
-    """The task: trains a run, or continues it, on the node where this is called; its result, and after what seconds.
+def train(run: SweepRun, environment: dict[str, str], directory: pathlib.Path) -> tuple[Outcome, float]:
+    """The task: trains a run, or continues it, on the node where this is called; its outcome, and after what seconds.
 
     Where another process is at the run, as one may be that a lost node has not ended yet, it waits.
     """
     os.chdir(directory)
     started = time.monotonic()
     run = run._replace(command=[sys.executable, '-c', START, *run.command])
-    while not (result := trials.look(run)).is_final:
-        if not (process := trials.start(run, environment)):
+    while not (outcome := sweep_runs.look(run)).is_final:
+        if not (process := sweep_runs.start(run, environment)):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         try:
@@ -137,6 +137,6 @@ def train(run: Run, environment: dict[str, str], directory: pathlib.Path) -> tup
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
-        result = trials.finish(run, process.returncode)
+        outcome = sweep_runs.finish(run, process.returncode)
         break
-    return result, time.monotonic() - started
+    return outcome, time.monotonic() - started

@@ -1,4 +1,4 @@
-"""The table over a sweep's seeds: means, standard errors, and what counts as separated."""
+"""The table over a sweep's seeds: means, their intervals, and which differences are marked."""
 
 import csv
 import types
@@ -9,6 +9,7 @@ from programs import import_program
 
 compare = import_program('compare')
 
+STUDENT = 4.302652729911275  # its 97.5 % quantile of two degrees of freedom
 LOSSES = {  # format, block size -> by seed
     ('bf16', '32'): {'0': 2.0, '1': 2.2, '2': 2.1},
     ('e4m3', '32'): {'0': 2.02, '1': 2.19, '2': 2.11},  # as often better as worse
@@ -40,20 +41,20 @@ def write(path, table):
 
 def test_differences_are_taken_seed_by_seed(tmp_path):
     """The seeds differ by more than the formats do; paired, the difference is still seen, and noise is called noise."""
-    settings = compare.read_settings(write(tmp_path / 'results.csv', rows()), 'loss')
-    header, _, *lines = map(cells, compare.markdown(settings, 'loss').splitlines())
+    groups = compare.read_groups(write(tmp_path / 'results.csv', rows()), 'loss')
+    header, _, *lines = map(cells, compare.markdown(groups, 'loss').splitlines())
     assert header == ['format', 'block_size', 'seeds', 'loss', 'to the first row', 'to the row above']
     first, e4m3, e2m1, e1m1 = lines
-    assert first == ['bf16', '32', '3', f'2.1000 ± {0.1 / np.sqrt(3):.4f}', '', '']
+    assert first == ['bf16', '32', '3', f'2.1000 ± {STUDENT * 0.1 / np.sqrt(3):.4f}', '', '']
     difference = np.array([0.02, -0.01, 0.01])
-    error = difference.std(ddof=1) / np.sqrt(3)
-    assert e4m3[4] == e4m3[5] == f'{difference.mean() / 2.1:+.2%} ± {error / 2.1:.2%}, not separated'
+    half_width = STUDENT * difference.std(ddof=1) / np.sqrt(3)
+    assert e4m3[4] == e4m3[5] == f'{difference.mean() / 2.1:+.2%} ± {half_width / 2.1:.2%}'
     difference = np.array([0.1, 0.11, 0.1])
-    error = difference.std(ddof=1) / np.sqrt(3)
-    assert e2m1[4] == f'{difference.mean() / 2.1:+.2%} ± {error / 2.1:.2%}'
-    assert e2m1[5].startswith('+') and 'not' not in e2m1[5]
+    half_width = STUDENT * difference.std(ddof=1) / np.sqrt(3)
+    assert e2m1[4] == f'**{difference.mean() / 2.1:+.2%} ± {half_width / 2.1:.2%}**'
+    assert e2m1[5].startswith('**+')
     assert e1m1[2] == '2 of 3' and e1m1[5] == ''  # one failed; two fields changed
-    assert [setting.missing for setting in settings] == [[], [], [], ['broken']]
+    assert [group.missing for group in groups] == [[], [], [], ['broken']]
 
 
 def test_runs_that_diverged_are_left_out_and_counted(tmp_path, monkeypatch, capsys):
@@ -62,10 +63,10 @@ def test_runs_that_diverged_are_left_out_and_counted(tmp_path, monkeypatch, caps
     for i in (4, 6, 7, 8):  # one of e4m3, all of e2m1
         table[i] |= {'status': 'diverged', 'name': f'run-{i}', 'loss': 'nan' if i == 4 else ''}
     path = write(tmp_path / 'results.csv', table[:-1])
-    _, _, first, e4m3, e2m1, _ = map(cells, compare.markdown(compare.read_settings(path, 'loss'), 'loss').splitlines())
+    _, _, first, e4m3, e2m1, _ = map(cells, compare.markdown(compare.read_groups(path, 'loss'), 'loss').splitlines())
     assert (first[2], e4m3[2], e2m1[2]) == ('3', '2 of 3, 1 diverged', '0 of 3, 3 diverged')
     assert e4m3[3].startswith('2.0650 ') and 'nan' not in e4m3[4]
-    assert e2m1[4] == 'no seed in common'
+    assert e2m1[3:5] == ['', 'no seed in common']
     for name, value in dict(WORKDIR=tmp_path, METRIC='loss').items():
         monkeypatch.setattr(compare, name, types.SimpleNamespace(value=value))
     compare.main(['compare'])
@@ -77,20 +78,20 @@ def test_runs_that_diverged_are_left_out_and_counted(tmp_path, monkeypatch, caps
 
 def test_one_seed_separates_nothing(tmp_path):
     path = write(tmp_path / 'results.csv', [row for row in rows() if row['seed'] == '0'])
-    *_, last = compare.markdown(compare.read_settings(path, 'loss'), 'loss').splitlines()
-    assert 'nan' in last and 'not separated' in last
+    *_, last = compare.markdown(compare.read_groups(path, 'loss'), 'loss').splitlines()
+    assert '| 2.4000 (one seed) | +20.00% (one seed) |' in last and '±' not in last and '**' not in last
 
 
 def test_an_unknown_column_is_an_error_that_lists_the_columns(tmp_path):
     path = write(tmp_path / 'results.csv', rows())
     with pytest.raises(ValueError, match="no 'speed'; its columns are name, status, a"):
-        compare.read_settings(path, 'speed')
+        compare.read_groups(path, 'speed')
 
 
 def test_a_table_of_something_else_is_an_error(tmp_path):
     path = write(tmp_path / 'results.csv', [{'name': 'a', 'loss': 1.0}])
     with pytest.raises(ValueError, match="no 'status'; its columns are name, loss"):
-        compare.read_settings(path, 'loss')
+        compare.read_groups(path, 'loss')
 
 
 def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
@@ -100,5 +101,5 @@ def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
     ]
     names = ['name', 'status', 'method', 'quantization.targets', 'seed', 'seconds', 'loss']
     path = write(tmp_path / 'results.csv', [{name: row[name] for name in names} for row in table if row['loss']])
-    settings = compare.read_settings(path, 'loss')
-    assert [tuple(setting.fields.values()) for setting in settings] == [('bf16', ''), ('fqt', 'P2')]
+    groups = compare.read_groups(path, 'loss')
+    assert [tuple(group.fields.values()) for group in groups] == [('bf16', ''), ('fqt', 'P2')]

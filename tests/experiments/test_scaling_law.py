@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib
 import json
 import pathlib
 import re
@@ -17,23 +16,10 @@ from absl import flags
 from ml_collections import config_flags
 
 import gaussq_jax as gq
-from experiments.laws import known_laws, training_plans
+from experiments import scaling_law
+from experiments.laws import known_laws, notation, training_plans
 from experiments.training import optimizers
 from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw
-
-
-def import_program():
-    """The module, and its flags, which are taken away again: other programs have some of the same name."""
-    importlib.import_module('experiments.workdirs')
-    before = set(flags.FLAGS)
-    module = importlib.import_module('experiments.scaling_law')
-    own = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - before}
-    for name in own:
-        delattr(flags.FLAGS, name)
-    return module, own
-
-
-scaling_law, own_flags = import_program()
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
@@ -42,21 +28,14 @@ pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarni
 @pytest.fixture
 def run(capsys):
     """Runs the program with this command line; returns what it prints."""
-    was_parsed = flags.FLAGS.is_parsed()
-    for name, flag in own_flags.items():
-        flags.FLAGS[name] = flag
 
     def run(*arguments):
-        flags.FLAGS.unparse_flags()
-        for flag in own_flags.values():
-            flag.unparse()
-        scaling_law.main(flags.FLAGS(['scaling_law', *arguments]))
+        args = flags.FlagValues()
+        scaling_law.define_flags(args)
+        scaling_law.main(args(['scaling_law', *arguments]), args)
         return capsys.readouterr().out
 
-    yield run
-    for name in own_flags:
-        delattr(flags.FLAGS, name)
-    (flags.FLAGS.mark_as_parsed if was_parsed else flags.FLAGS.unparse_flags)()
+    return run
 
 
 @pytest.fixture
@@ -203,7 +182,7 @@ def test_the_training_of_a_plan_keeps_to_the_tokens(run):
     """And to the budget: of the sizes that it has bits for on so many tokens, the nearest."""
     plan = json.loads(run('plan', '--compute=1e22', '--tokens=10B', '--json'))
     option = plan['training']['option']
-    assert option['D'] == 1e10 and option['N'] == training_plans.model_sizes()['70b']
+    assert option['D'] == 1e10 and option['N'] == notation.model_sizes()['70b']
     assert 6 / 16 * option['N'] * option['D'] * option['bits'] <= 1e22
     D = resolve(plan['training']['command']).total_steps * 2**21
     assert pytest.approx(1e10, rel=1e-3) == D
@@ -240,7 +219,7 @@ def test_the_command_of_a_plan_trains_the_budget(run, compute, size):
     N = shape.num_layers * (4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.mlp_size)
     assert training['option']['N'] == N
     distance = lambda N: abs(np.log(plan['best']['N'] / N))
-    assert distance(N) == min(map(distance, training_plans.model_sizes().values()))
+    assert distance(N) == min(map(distance, notation.model_sizes().values()))
     D = config.total_steps * config.batch_size * config.sequence_length
     within_half_a_step = pytest.approx(training['option']['D'], rel=0.5 / config.total_steps + 1e-9)
     assert within_half_a_step == D
@@ -533,6 +512,7 @@ def test_too_few_runs_are_one_error_and_one_model_size_holds_none_out(run, tmp_p
         ('plan --compute=1e24 --model=1B --tokens=1T', '--model and --tokens leave no choice but the bits'),
         ('plan --compute=1e16 --tokens=2T', r'2T tokens are too many: the least model takes C = 5.99e\+16 for them'),
         ('plan --compute=1e24 --model=1B,2B', '--model=1B,2B: plan takes one'),
+        ('plan --compute=1e24 --block_size=', '--block_size=: plan takes one'),
         ('plan --compute=1e24 --block_size=1', 'B=1 must be above 1'),
         ('plan --compute=1e24 --block_size=tensor', "B='tensor': this law does not know"),
         ('layout --bits=1', "--bits='1' must be at least 2"),
@@ -564,12 +544,6 @@ def test_a_file_that_holds_no_law_is_one_error(run, tmp_path, text):
     ) as exit_:
         run('layout', f'--law={tmp_path / "law.json"}')
     assert '\n' not in str(exit_.value)
-
-
-def test_human_amounts():
-    amounts = {1732e12: '1730T', 393.4e9: '393B', 1.2e9: '1.2B', 999.6e3: '1M', 41e6: '41M', 512: '512', 2e18: '2e+18'}
-    assert {value: known_laws.human(value) for value in amounts} == amounts
-    assert scaling_law.amount('x', '1.5T') == 1.5e12 and scaling_law.amount('x', '2e3m') == 2e9
 
 
 def test_a_law_is_fitted_to_one_method(tmp_path):

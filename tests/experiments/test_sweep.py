@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from programs import import_program
 from stub_training import TEN_STEPS, column, read_table
 
-from experiments.sweeps import plans, trials
+from experiments.sweeps import local_jobs, plans, sweep_runs
 
 sweep = import_program('sweep')
 
@@ -60,7 +60,8 @@ def run_sweep(tmp_path, base, monkeypatch):
         workdir = tmp_path / 'sweep'
         stub_training.write_plan(tmp_path, plans.make_runs(base, grids, workdir), actions, configs)
         config = ConfigDict(dict(name='test', config=base, grids=grids))
-        flags = dict(config=config, workdir=workdir, jobs=jobs, dry_run=False, shard='0/1', ray=None, gpus_per_run=None)
+        flags = dict(config=config, workdir=workdir, jobs=jobs, dry_run=False, shard='0/1')
+        flags |= dict(ray=None, gpus_per_run=None, cpus_per_run=1)
         for name, value in (flags | changed).items():
             monkeypatch.setattr(sweep, name.upper(), types.SimpleNamespace(value=value))
         try:
@@ -105,7 +106,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(run_sweep, tmp_path, cap
 
     run_sweep(grids, dry_run=True)
     shown = capsys.readouterr().out
-    assert shown == ''.join(f'{row["status"]:<9}{row["name"]}\n' for row in rows)
+    assert shown == ''.join(f'{row["status"]:<8}  {row["name"]}\n' for row in rows)
 
     status, started, rows = run_sweep(grids, {'seed=1': 'sys.exit("error: again")'})
     assert started == ['seed=0', 'seed=1', 'method=fqt'] and status.endswith('seed=1/log.txt')
@@ -128,7 +129,7 @@ def test_a_run_that_diverged_has_its_result(run_sweep, tmp_path, capsys):
     assert shown.endswith('diverged  1 of 3 runs; the table says when\ndone      3 runs\n')
     assert run_sweep(grids) == (0, [], rows)
     run_sweep(grids, dry_run=True)
-    assert 'diverged seed=1\n' in capsys.readouterr().out
+    assert 'diverged  seed=1\n' in capsys.readouterr().out
 
     run = plans.make_runs(sweep.CONFIG.value.config, grids, tmp_path / 'sweep')[1]
     assert re.search('total_steps: stored 10, present 20', run_sweep(grids, base=f'{tmp_path}/base.py:steps=20')[0])
@@ -189,16 +190,6 @@ active.unlink()
     assert (status, sorted(started)) == (0, ['seed=0', 'seed=1', 'seed=2']), column(rows, 'error')
 
 
-def test_gpus_are_shared_out(monkeypatch):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,6')
-    devices = lambda jobs: [environment.get('CUDA_VISIBLE_DEVICES') for environment in sweep.job_environments(jobs)]
-    assert devices(1) == [None] and devices(2) == ['4', '6'] and devices(3) == ['4', '6', '4']
-    memory = [float(environment['XLA_PYTHON_CLIENT_MEM_FRACTION']) for environment in sweep.job_environments(4)]
-    assert sum(memory) / 2 <= 0.9
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    assert sweep.job_environments(2) == [{}, {}]
-
-
 def test_an_interruption_stops_the_runs_as_ctrl_c_does(run_sweep, tmp_path, monkeypatch, capsys):
     """Each gets one chance to end well, none is left, and none has failed; a failure of before isn't told any more."""
     grids = [{'seed': range(3)}]
@@ -232,15 +223,15 @@ def test_a_run_that_another_process_is_at(run_sweep, base, tmp_path):
     runs = plans.make_runs(base, grids, tmp_path / 'sweep')
     action = "while not (folder / 'released').exists(): time.sleep(0.01)"
     stub_training.write_plan(tmp_path, runs, {'seed=0': action})
-    process = trials.start(runs[0], {})
+    process = sweep_runs.start(runs[0], {})
     while not (tmp_path / 'started').read_text():
         assert process.poll() is None
         time.sleep(0.01)
-    assert trials.start(runs[0], {}) is None
+    assert sweep_runs.start(runs[0], {}) is None
     status, started, rows = run_sweep(grids, {'seed=0': action, 'seed=1': "(folder / 'released').touch()"})
     assert (status, started) == (0, ['seed=1']) and column(rows, 'status') == ['done', 'done']
     assert process.wait() == 0
-    assert trials.start(runs[0], {}) is None  # nor is it trained again by who finds its lock free only now
+    assert sweep_runs.start(runs[0], {}) is None  # nor is it trained again by who finds its lock free only now
 
 
 @pytest.mark.parametrize('with_its_trainings', [False, True])
@@ -291,7 +282,7 @@ def test_shards(run_sweep, capsys):
     assert run_sweep(grids, shard='5/6')[:2] == (0, [])
     capsys.readouterr()
     run_sweep(grids, shard='1/2', dry_run=True)
-    assert capsys.readouterr().out == 'done     seed=1\nfailed   seed=3\n'
+    assert capsys.readouterr().out == 'done    seed=1\nfailed  seed=3\n'
     assert run_sweep(grids)[:2] == (0, ['seed=3'])
 
 
@@ -308,8 +299,8 @@ while len((folder / 'started').read_text().split()) < 3:
     stub_training.write_plan(tmp_path, runs, {run.name: action for run in runs})
 
     def run_shard(index):
-        results = {run.name: trials.read_result(run) for run in runs}
-        sweep.run_all(runs, runs[index::3], results, tmp_path / 'sweep' / 'results.csv', sweep.LocalJobs(1))
+        results = {run.name: sweep_runs.read_outcome(run) for run in runs}
+        sweep.run_all(runs, runs[index::3], results, tmp_path / 'sweep' / 'results.csv', local_jobs.LocalJobs(1))
 
     (tmp_path / 'sweep').mkdir()
     threads = [threading.Thread(target=run_shard, args=(index,)) for index in range(3)]
@@ -378,10 +369,10 @@ def test_a_failure_is_not_written_over_the_next_try(base, tmp_path):
     run.workdir.mkdir()
     with open(run.workdir / '.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert trials.fail(run, 'it failed').status == 'failed'
-        assert trials.look(run).status == 'missing'
-    trials.fail(run, 'it failed')
-    assert trials.look(run) == trials.Result('failed', {}, 'it failed')
+        assert sweep_runs.fail(run, 'it failed').status == 'failed'
+        assert sweep_runs.look(run).status == 'missing'
+    sweep_runs.fail(run, 'it failed')
+    assert sweep_runs.look(run) == sweep_runs.Outcome('failed', {}, 'it failed')
 
 
 @pytest.mark.parametrize(
@@ -395,7 +386,7 @@ def test_a_failure_is_not_written_over_the_next_try(base, tmp_path):
     ],
 )
 def test_why_a_run_failed(exit_status, output, error):
-    assert trials.describe_failure(exit_status, output) == error
+    assert sweep_runs.describe_failure(exit_status, output) == error
 
 
 # Real trainings.

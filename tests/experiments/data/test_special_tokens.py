@@ -16,7 +16,7 @@ from experiments import workdirs
 from experiments.data.input_pipeline import load_tokens
 from experiments.data.special_tokens import ASK, SpecialTokens
 from experiments.data.tokenizers import load_tokenizer
-from experiments.sweeps import trials
+from experiments.sweeps import sweep_runs
 from experiments.training.experiment import make_experiment
 
 export, import_hf = import_program('export'), import_program('import_hf')
@@ -339,7 +339,7 @@ def test_a_sweep_compares_what_texts_begin_and_end_with(folder):
 
     def are_one(present, stored, tokenizer=path):
         both = ({'tokenizer': tokenizer, 'vocab_size': 0, 'special_tokens': asked} for asked in (present, stored))
-        one, other = trials._special_tokens(*both)
+        one, other = sweep_runs._special_tokens(*both)
         return one == other
 
     found = {'bos_token_id': '1', 'eos_token_id': '2', 'add_bos_token': 'true'}

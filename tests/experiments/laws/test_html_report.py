@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from experiments.laws import html_report, known_laws
+from experiments.laws import html_report, known_laws, notation
 from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw
 
 BITWIDTH = BitwidthLaw(n=69.2, alpha=0.237, d=68973.0, beta=0.516, epsilon=1.906, gamma=500.0, kappa=3.0)
@@ -99,7 +99,7 @@ def test_critical_tokens_are_those_of_the_law(tmp_path, no_comparison):
     assert '<p>No errors on runs held out: not now.</p>' in page
     law = known_laws.LAWS['capybara'](**{name: c['value'] for name, c in data['capybara']['constants'].items()})
     (row,) = cells(page, 'e2m1, channel')
-    expected = [known_laws.human(size) for size in law.critical_data_size(np.array(SIZES), 2, 1, 'channel').tolist()]
+    expected = [notation.human(size) for size in law.critical_data_size(np.array(SIZES), 2, 1, 'channel').tolist()]
     assert [cell.split(' ')[0] for cell in row[1:]] == expected
     (row,) = [row for row in cells(page, 'channel') if len(row) == 3]  # the budgets at which 4 and 8 bits are best
     for cell, bits in zip(row[1:], (4, 8)):

@@ -1,6 +1,7 @@
 """A sweep on a Ray cluster of two nodes, both on this machine: what a node's death costs, and what an interruption."""
 
 import collections
+import importlib
 import os
 import pathlib
 import signal
@@ -14,12 +15,12 @@ import stub_training
 from programs import import_program
 from stub_training import TEN_STEPS, column, read_table
 
-from experiments.sweeps import plans, trials
+from experiments.sweeps import plans, sweep_runs
 
 os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
 ray = pytest.importorskip('ray')
 cluster_utils = pytest.importorskip('ray.cluster_utils')
-ray_cluster = import_program('ray_cluster')
+ray_cluster = importlib.import_module('experiments.sweeps.ray_cluster')
 sweep = import_program('sweep')
 
 pytestmark = [
@@ -70,7 +71,7 @@ def make_runs(tmp_path, monkeypatch):
 def run_all(runs, jobs):
     workdir = runs[0].workdir.parent
     workdir.mkdir(exist_ok=True)
-    results = {run.name: trials.read_result(run) for run in runs}
+    results = {run.name: sweep_runs.read_outcome(run) for run in runs}
     sweep.run_all(runs, runs, results, workdir / 'results.csv', jobs)
     return read_table(workdir)
 
@@ -151,7 +152,7 @@ def test_a_training_ends_with_its_worker(tmp_path, make_runs):
     while stub_training.is_alive(path.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process = trials.start(run, {})  # its lock is free
+    process = sweep_runs.start(run, {})  # its lock is free
     process.send_signal(signal.SIGKILL)
     process.wait()
 

@@ -23,14 +23,14 @@ from experiments.data.special_tokens import ASK
 from experiments.data.tokenizers import load_tokenizer
 from experiments.files import foreign_text, json_files, paths
 from experiments.files.atomic_files import open_own, replace_file
-from experiments.sweeps.plans import Run
+from experiments.sweeps.plans import SweepRun
 from experiments.training import resuming
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
 FREE_FIELDS = set(resuming.FREE_FIELDS) - {'microbatches', 'eval_batches', 'tokenizer', 'data_dir', 'divergence'}
 
 
-class Result(NamedTuple):
+class Outcome(NamedTuple):
     """What became of a run."""
 
     status: str  # 'done' | 'diverged' | 'failed' | 'missing'
@@ -43,7 +43,7 @@ class Result(NamedTuple):
         return self.status in ('done', 'diverged')
 
 
-def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen | None:
+def start(run: SweepRun, environment: Mapping[str, str]) -> subprocess.Popen | None:
     """Starts a run, or continues it; None if another process trains it, or has this moment ended.
 
     It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep, once; and it inherits the
@@ -69,20 +69,20 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen | None:
             )
 
 
-def finish(run: Run, exit_status: int) -> Result:
-    """The result of a run that has ended; why it failed stays in its directory until it is tried again."""
-    result = look(run)
-    if result.status == 'diverged' or (result.status == 'done' and exit_status == 0):
-        return result
+def finish(run: SweepRun, exit_status: int) -> Outcome:
+    """The outcome of a run that has ended; why it failed stays in its directory until it is tried again."""
+    outcome = look(run)
+    if outcome.status == 'diverged' or (outcome.status == 'done' and exit_status == 0):
+        return outcome
     output = (run.workdir / 'log.txt').read_text(errors='replace')
-    return fail(run, (exit_status == 0 and result.error) or describe_failure(exit_status, output))
+    return fail(run, (exit_status == 0 and outcome.error) or describe_failure(exit_status, output))
 
 
-def fail(run: Run, error: str) -> Result:
-    """The result of a run that failed, which its directory tells, unless another process is trying it again already."""
+def fail(run: SweepRun, error: str) -> Outcome:
+    """The outcome of a run that failed; its directory tells it, unless another process is trying it again already."""
     with contextlib.suppress(workdir_lock.WorkdirLocked), workdir_lock.acquire(run.workdir):
         replace_file(run.workdir / 'error.txt', error + '\n')
-    return Result('failed', {}, error)
+    return Outcome('failed', {}, error)
 
 
 def describe_failure(exit_status: int, output: str) -> str:
@@ -96,28 +96,28 @@ def describe_failure(exit_status: int, output: str) -> str:
     return ' '.join(lines[errors[-1] if errors else -1 :])
 
 
-def look(run: Run) -> Result:
-    """As read_result; a run of another config has failed."""
+def look(run: SweepRun) -> Outcome:
+    """As read_outcome; a run of another config has failed."""
     try:
-        return read_result(run)
+        return read_outcome(run)
     except (ValueError, OSError) as error:
-        return Result('failed', {}, ' '.join(str(error).split()))
+        return Outcome('failed', {}, ' '.join(str(error).split()))
 
 
-def read_result(run: Run) -> Result:
+def read_outcome(run: SweepRun) -> Outcome:
     """What the run's directory says; ValueError if it holds the finished run of another config."""
     if (path := run.workdir / 'error.txt').exists():
-        return Result('failed', {}, _line(path))
+        return Outcome('failed', {}, _line(path))
     if (path := run.workdir / 'diverged.txt').exists():
-        result = Result('diverged', {}, _line(path))
+        outcome = Outcome('diverged', {}, _line(path))
     elif (path := run.workdir / 'summary.json').exists():
         summary = _read(path, **{'validation/loss': (float, str)})
         loss = _loss(path, summary['validation/loss'])
-        result = Result('done', summary, '')
+        outcome = Outcome('done', summary, '')
         if not math.isfinite(loss):
-            result = Result('diverged', summary, f'validation/loss is {loss} at the end')
+            outcome = Outcome('diverged', summary, f'validation/loss is {loss} at the end')
     else:
-        return Result('missing', {}, '')
+        return Outcome('missing', {}, '')
     path = run.workdir / 'config.json'
     stored = stored_configs.read(_read(path), path)
     present = stored_configs.read(traverse_util.unflatten_dict(run.config, sep='.'))
@@ -134,7 +134,7 @@ def read_result(run: Run) -> Result:
             f'{run.workdir} holds the finished run of another config:\n  {differences}\n'
             'Use another --workdir for this config, or give the stored values.'
         )
-    return result
+    return outcome
 
 
 def _special_tokens(present: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
