@@ -127,7 +127,10 @@ def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[s
                 rows = quantization.from_json(run.packed.info['report'])
         else:
             quantizer = quantization.choose_quantizer(run.experiment.config, **changes)
-            what, rows = quantization.describe(quantizer), quantization.measure_run(run, quantizer)
+            what, rows = (
+                quantization.describe(quantizer),
+                quantization.measure_run(run.experiment, run.state, quantizer),
+            )
     title = f'{source.name}, step {int(run.state.step)}: {what}'
     print(title)
     if not rows:

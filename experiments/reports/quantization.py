@@ -14,10 +14,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from experiments import methods, workdirs
+from experiments import methods
 from experiments.files import csv_files, json_files
 from experiments.methods import settings as method_settings
 from experiments.reports import palette, pictures
+from experiments.training.experiment import Experiment, TrainState
 from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed_layout import Layout, LeafLayout, spread
@@ -104,16 +105,16 @@ def choose_quantizer(
     return method_settings.make_quantizer(settings).deterministic()
 
 
-def measure_run(run: workdirs.Run, quantizer: gq.Quantizer | None) -> list[Row]:
+def measure_run(experiment: Experiment, state: TrainState, quantizer: gq.Quantizer | None) -> list[Row]:
     """Measures each matrix of a run, in the order of layers: its float32 weights, quantized along the contracted axis.
 
     Raises:
       ValueError: for weights that are infinite or NaN.
     """
-    config, params = run.experiment.config, run.state.params
+    params = state.params
     if quantizer is None:
-        return measure_layout(params, run.experiment.transform.learned_layout(params, run.state.transform_state))
-    matrices = matrix_rules(params, method_settings.layer_rules(config))
+        return measure_layout(params, experiment.transform.learned_layout(params, state.transform_state))
+    matrices = matrix_rules(params, method_settings.layer_rules(experiment.config))
     of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
     return _measure_matrices(params, matrices, of_matrix)
 

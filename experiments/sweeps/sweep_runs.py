@@ -27,7 +27,9 @@ from experiments.sweeps.plans import SweepRun
 from experiments.training import resuming
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
-FREE_FIELDS = set(resuming.FREE_FIELDS) - {'microbatches', 'eval_batches', 'tokenizer', 'data_dir', 'divergence'}
+FREE_FIELDS = set(resuming.FREE_FIELDS) - {
+    *('microbatches', 'validation_split', 'eval_batches', 'tokenizer', 'data_dir', 'divergence')
+}
 
 
 class Outcome(NamedTuple):

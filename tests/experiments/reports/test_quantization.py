@@ -205,7 +205,7 @@ def run_of(argument, **changes):
 def test_every_matrix_of_every_layer():
     run = run_of('method=fqt')
     quantizer = report.choose_quantizer(run.experiment.config)
-    rows = report.measure_run(run, quantizer)
+    rows = report.measure_run(run.experiment, run.state, quantizer)
     names = report.short_names([row.path for row in rows])
     assert [(row.layer, names[row.path]) for row in rows] == [(layer, kind) for layer in range(2) for kind in KINDS]
     assert sum(row.measurement.values for row in rows) == run.experiment.num_linear_params
@@ -221,7 +221,7 @@ def test_parts_that_are_sampled(parts):
     """Each layer's blocks with their own bitwidths, and no other weights."""
     run = run_of('method=gaussws,block_size=16', quantization__parts=parts)
     bitwidths = run.experiment.transform.bitwidths(run.state.transform_state)
-    rows = report.measure_run(run, None)
+    rows = report.measure_run(run.experiment, run.state, None)
     assert {row.path for row in rows} == set(bitwidths)
     for row in rows:
         formats = collections.Counter()
@@ -236,7 +236,7 @@ def test_weights_that_are_not_finite():
     kernel = run.state.params['layers']['mlp']['up']['kernel']
     run.state.params['layers']['mlp']['up']['kernel'] = kernel.at[1, 0, 0].set(math.nan)
     with pytest.raises(ValueError, match="'layers/mlp/up/kernel' has infinite or NaN weights in layer 1"):
-        report.measure_run(run, gq.Quantizer('e4m3'))
+        report.measure_run(run.experiment, run.state, gq.Quantizer('e4m3'))
 
 
 # --- how it is shown --------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_the_program(tmp_path, monkeypatch, capsys, sizes):
         run_evaluate(monkeypatch, tmp_path, QUANTIZATION=True, FORMAT='e2m1', BLOCK_SIZE='16')
     title, *table, written = capsys.readouterr().out.splitlines()
     assert title == f'{tmp_path.name}, step 7: e2m1, absmax scales, block size 16'
-    expected = report.measure_run(workdirs.Run(experiment, None, state), gq.Quantizer('e2m1', block_size=16))
+    expected = report.measure_run(experiment, state, gq.Quantizer('e2m1', block_size=16))
     assert '\n'.join(table) == report.table(expected)
     assert written == f'written to {tmp_path}/quantization.csv and {tmp_path}/quantization.png'
     assert {path.name for path in tmp_path.iterdir()} == {'checkpoints', 'quantization.csv', 'quantization.png'}
