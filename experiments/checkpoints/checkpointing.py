@@ -45,7 +45,7 @@ SECONDS_TO_SAVE = 7 * 24 * 3600
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
 
-class SaveError(RuntimeError):
+class SaveError(OSError):
     """A checkpoint could not be saved; the ones before it are as they were."""
 
 
