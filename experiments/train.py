@@ -21,8 +21,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, workdirs
-from experiments.checkpoints import checkpointing, workdir_lock
+from experiments.checkpoints import workdir_lock
 from experiments.checkpoints.checkpointing import Checkpointer
+from experiments.checkpoints.step_directories import newest_step
 from experiments.cost import dry_run
 from experiments.data import loading, tokenizer_files
 from experiments.devices import device_specs
@@ -135,7 +136,7 @@ def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
     """Where a training ends before its last step, one line says why, and from where the same command continues."""
 
     def newest() -> str:
-        step = checkpointing.newest_step(workdir / 'checkpoints')
+        step = newest_step(workdir / 'checkpoints')
         return 'its beginning' if step is None else f'step {step}'
 
     try:

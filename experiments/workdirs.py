@@ -8,7 +8,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments.checkpoints.checkpointing import Checkpointer, load_config, newest_step
+from experiments.checkpoints.checkpointing import Checkpointer
+from experiments.checkpoints.step_directories import load_config, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.files.atomic_files import replace_file

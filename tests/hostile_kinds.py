@@ -22,7 +22,7 @@ from pyarrow import Table, parquet
 import gaussq_jax as gq
 from configs import common
 from experiments import workdirs
-from experiments.checkpoints.checkpointing import CONTENTS
+from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
 from experiments.data import input_pipeline, tokenizers
 from experiments.files import huggingface_folder, json_files
