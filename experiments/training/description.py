@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import gaussq_jax as gq
 from experiments import methods
-from experiments.data.input_pipeline import TokenData
 from experiments.data.loading import Data
+from experiments.data.token_cache import TokenData
 from experiments.data.tokenizers import Tokenizer
 from experiments.training.experiment import Experiment
 

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
-from experiments.data import input_pipeline
+from experiments.data import batching
 from experiments.data.loading import Data
 from experiments.processes.preemption import Preempted, Preemption
 from experiments.processes.watchdog import Watchdog
@@ -76,7 +76,7 @@ class Training:
             evaluation.make_validation(experiment, data, self._watchdog.beat)
         )
         part = meshes.part_of_batch(experiment.mesh)
-        self._batches = input_pipeline.train_iterator(
+        self._batches = batching.train_iterator(
             data.train.tokens,
             global_batch_size=config.batch_size,
             sequence_length=config.sequence_length,

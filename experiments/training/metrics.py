@@ -140,7 +140,7 @@ class MetricWriter:
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: anything JSON-able, with NaN and infinity as in metrics.jsonl."""
         if self._is_main_process:
-            replace_file(self._summary_path, json.dumps(_encode(summary), indent=2, allow_nan=False) + '\n')
+            json_files.write(self._summary_path, _encode(summary))
 
     def close(self) -> None:
         """Ends the progress bar and writes the last events."""

@@ -12,8 +12,8 @@ from small_tokenizers import write_huggingface, write_sentencepiece
 
 from configs import common, from_run
 from experiments import workdirs
-from experiments.data.input_pipeline import load_tokens
 from experiments.data.special_tokens import ASK, SpecialTokens
+from experiments.data.token_cache import load_tokens
 from experiments.data.tokenizers import load_tokenizer
 from experiments.sweeps import trials
 from experiments.training.experiment import make_experiment

@@ -9,8 +9,8 @@ from small_experiments import ONE_DEVICE, on_mesh
 from small_runs import run_config
 
 from experiments.data import tokenizers
-from experiments.data.input_pipeline import TokenData
 from experiments.data.loading import Data
+from experiments.data.token_cache import TokenData
 from experiments.training import description
 from experiments.training.experiment import make_experiment
 
