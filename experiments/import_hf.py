@@ -28,9 +28,9 @@ from experiments import cli, workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.data import special_tokens, tokenizers
 from experiments.files import huggingface_folder, json_files, paths
-from experiments.files.atomic_files import new_directory
 from experiments.training.experiment import Experiment, init_state, make_experiment
 from gaussq_jax import models
+from gaussq_jax.atomic_files import new_directory
 from gaussq_jax.packed_layout import leaves_by_path
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The folder.', required=True)

@@ -46,10 +46,10 @@ from ml_collections import config_flags
 
 from experiments import cli
 from experiments.files import csv_files, paths
-from experiments.files.atomic_files import open_own
 from experiments.sweeps import trials
 from experiments.sweeps.plans import Run, make_runs
 from experiments.sweeps.trials import Result
+from gaussq_jax.atomic_files import open_own
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The sweep: a file with its name, base config and grids.')
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the runs' directories go; runs/<name of the sweep> if not given.")

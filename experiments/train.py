@@ -28,7 +28,6 @@ from experiments.cost import dry_run
 from experiments.data import loading, tokenizer_files
 from experiments.devices import device_specs
 from experiments.files import paths
-from experiments.files.atomic_files import replace_file
 from experiments.processes import distributed, exit_codes
 from experiments.processes.preemption import Preempted, Preemption
 from experiments.training import description, initial_weights, loop, profiling, resuming
@@ -37,6 +36,7 @@ from experiments.training.experiment import make_experiment
 from experiments.training.loop import RollbackError
 from experiments.training.metrics import MetricWriter
 from experiments.training.profiling import Profile
+from gaussq_jax.atomic_files import replace_file
 
 DEFAULT_CONFIG = 'configs/tiny.py'
 CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.py:name=value,…; else {DEFAULT_CONFIG}')

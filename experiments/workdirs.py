@@ -12,8 +12,8 @@ from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.checkpoints.step_directories import load_config, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import replace_file
 from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
+from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.export import Packed, read_packed
 
 

@@ -17,7 +17,7 @@ from absl import logging
 from experiments.data.documents import INVALID, Document, folder_name, open_dataset, read_documents
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import new_file
+from gaussq_jax.atomic_files import new_file
 
 COUNTS = ('num_tokens', 'num_bytes', 'num_documents')  # that the SHA-256 vouches for, as in every version
 UNUSUAL, OF_UNUSUAL = ('num_empty', 'num_invalid'), 'unusual_sha256'  # which version 0.1 didn't have

@@ -16,8 +16,8 @@ import numpy as np
 import safetensors
 
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import new_directory, new_file
 from gaussq_jax import models
+from gaussq_jax.atomic_files import new_directory, new_file
 from gaussq_jax.packed_file import save_tensors
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.files import paths
-from experiments.files.atomic_files import replace_file
+from gaussq_jax.atomic_files import replace_file
 
 MOST_BYTES = 2**26  # the largest tokenizers have half of it
 MOST_CONTAINERS = 2**22  # objects and arrays, which take much more memory than text

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from experiments.files.atomic_files import replace_file
 from experiments.laws import known_laws, studies
 from experiments.laws.known_laws import UNKNOWN, KnownLaw, human, value_text
 from experiments.laws.studies import Study
 from experiments.laws.training_plans import MOST_BITS, format_name
 from experiments.reports.quantization import COLORS, MARKERS
+from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
 

@@ -21,10 +21,10 @@ from absl import flags
 
 from experiments import cli
 from experiments.files import paths
-from experiments.files.atomic_files import replace_file
 from experiments.reliability import edge_faults, faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
+from gaussq_jax.atomic_files import replace_file
 
 OUTPUT = flags.DEFINE_string('output', None, 'A Markdown file for the table.')
 

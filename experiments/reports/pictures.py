@@ -4,7 +4,7 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-from experiments.files.atomic_files import new_file
+from gaussq_jax.atomic_files import new_file
 
 KINDS = ('.png', '.svg', '.pdf')
 

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from experiments.files.atomic_files import new_directory, new_file, open_own, replace_file
+from gaussq_jax.atomic_files import new_directory, new_file, open_own, replace_file
 
 
 def test_what_is_beside_it_is_left_alone(tmp_path):
