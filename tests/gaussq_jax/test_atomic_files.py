@@ -95,6 +95,14 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode) and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_is_not_replaced(tmp_path):
+    """It is refused before anything is written."""
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(IsADirectoryError, match='folder is no file, and is not replaced by one'):
+        replace_file(tmp_path / 'folder', 'text')
+    assert list(tmp_path.iterdir()) == [tmp_path / 'folder']
+
+
 def test_errors_of_another_file_name_that(tmp_path):
     """Of a copy, what can't be read; what can't be written is the file itself."""
     with pytest.raises(FileNotFoundError, match='source'), new_file(tmp_path / 'file') as partial:
