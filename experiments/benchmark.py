@@ -29,7 +29,7 @@ from absl import flags
 from experiments import cli
 from experiments.benchmarks import timing
 from experiments.files import paths
-from experiments.files.atomic_files import replace_file
+from gaussq_jax.atomic_files import replace_file
 from kernels_pallas import arg_specs
 
 try:

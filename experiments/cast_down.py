@@ -22,7 +22,7 @@ from absl import flags
 
 import gaussq_jax as gq
 from experiments import cli, methods, workdirs
-from experiments.checkpoints.checkpointing import load_contents
+from experiments.checkpoints.step_directories import load_contents
 from experiments.data import loading
 from experiments.files import csv_files, json_files, paths
 from experiments.reports import cast_losses, pictures

@@ -7,6 +7,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -105,5 +106,10 @@ def user_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        logging.info('raised here:', exc_info=True)
-        sys.exit(f'error: {foreign_text.printable(str(error))}')
+        fail(error)
+
+
+def fail(error: Exception, advice: str = '') -> NoReturn:
+    """Ends the program with one line for an error that is being handled; --verbosity=0 shows where it arose."""
+    logging.info('raised here:', exc_info=True)
+    sys.exit(f'error: {foreign_text.printable(str(error))}{advice}')

@@ -26,12 +26,12 @@ from ml_collections import ConfigDict
 from configs import common
 from configs import stored as stored_configs
 from experiments import cli, workdirs
-from experiments.checkpoints.checkpointing import Checkpointer, SaveError
+from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.data import special_tokens, tokenizers
 from experiments.files import huggingface_folder, json_files, paths
-from experiments.files.atomic_files import new_directory
 from experiments.training.experiment import Experiment, init_state, make_experiment
 from gaussq_jax import models
+from gaussq_jax.atomic_files import new_directory
 from gaussq_jax.packed_layout import leaves_by_path
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The folder.', required=True)
@@ -59,8 +59,6 @@ def main(argv):
             special = dict(bos_token_id=BOS.value, eos_token_id=EOS.value, add_bos_token=ADD_BOS.value)
             settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value, special=special)
             experiment, tokenizer, not_finite = import_checkpoint(checkpoint, workdir, **settings)
-    except SaveError as error:
-        sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(f'\ninterrupted; {workdir} was not written')
     config = experiment.config
@@ -85,7 +83,7 @@ def import_checkpoint(
 
     Raises:
       ValueError: a checkpoint, or a tokenizer, that can't be read or that we can't follow; a workdir in use.
-      SaveError: the checkpoint of our own could not be written.
+      OSError: the workdir could not be written.
     """
     with new_directory(workdir) as partial:
         tensors, theirs = huggingface_folder.read(checkpoint)

@@ -45,11 +45,11 @@ from ml_collections import config_flags
 
 from experiments import cli
 from experiments.files import csv_files, paths
-from experiments.files.atomic_files import open_own
 from experiments.sweeps import sweep_runs
 from experiments.sweeps.local_jobs import LocalJobs
 from experiments.sweeps.plans import SweepRun, make_runs
 from experiments.sweeps.sweep_runs import Outcome
+from gaussq_jax.atomic_files import open_own
 from gaussq_jax.text_table import text_table
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The sweep: a file with its name, base config and grids.')

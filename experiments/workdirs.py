@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs import stored as stored_configs
-from experiments.checkpoints.checkpointing import Checkpointer, load_config, newest_step
+from experiments.checkpoints.checkpointing import Checkpointer
+from experiments.checkpoints.step_directories import load_config, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import replace_file
 from experiments.methods import quantizes_matmuls
 from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
+from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.export import Packed, read_packed
 
 # What a packed file keeps of a config: what serving its weights takes, and what evaluating them as in training does.

@@ -11,13 +11,14 @@ import math
 import os
 import pathlib
 import re
-import secrets
 import stat
 import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from gaussq_jax.atomic_files import new_file
 
 KEY = 'gaussq_jax'
 RESERVED = '__metadata__'
@@ -39,28 +40,22 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], contents: 
       OSError: where the file can't be written; what was there before is as it was.
     """
     path = pathlib.Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():  # a device, a pipe
-        raise ValueError(f'{path} is no file, and is not replaced by one')
     text = to_json({'version': VERSION, 'sha256': NO_DIGEST, **contents})
     if RESERVED in tensors:
         raise ValueError(f'a tensor cannot be named {RESERVED!r}, which means something else in safetensors files')
-    unfinished = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.writing')
-    try:
+    with new_file(path) as partial:
         try:
-            save_tensors(unfinished, tensors, {KEY: text})
+            save_tensors(partial, tensors, {KEY: text})
         except OSError as error:
             raise OSError(f'{path} could not be written: {error}') from error
-        header = _read_header(unfinished)
+        header = _read_header(partial)
         place = 8 + header.index(NO_DIGEST.encode())
-        digest = _digest(unfinished, header)
-        with open(unfinished, 'r+b') as file:
+        digest = _digest(partial, header)
+        with open(partial, 'r+b') as file:
             file.seek(place)
             file.write(digest.encode())
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def save_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]):

@@ -22,9 +22,9 @@ from pyarrow import Table, parquet
 import gaussq_jax as gq
 from configs import stored as stored_configs
 from experiments import workdirs
-from experiments.checkpoints.checkpointing import CONTENTS
+from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
-from experiments.data import input_pipeline, tokenizers
+from experiments.data import token_cache, tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, quantization
@@ -270,8 +270,8 @@ def write_tokens(folder: pathlib.Path):
 
 def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
     bytes_tokenizer, where = tokenizers.load_tokenizer('bytes'), dict(data_dir=folder / 'texts', cache_dir=folder)
-    data = input_pipeline.load_tokens('documents', 'validation', bytes_tokenizer, **where)
-    counts = {name: getattr(data, name) for name in (*input_pipeline.COUNTS, *input_pipeline.UNUSUAL, 'sha256')}
+    data = token_cache.load_tokens('documents', 'validation', bytes_tokenizer, **where)
+    counts = {name: getattr(data, name) for name in (*token_cache.COUNTS, *token_cache.UNUSUAL, 'sha256')}
     return {'arrays': {'tokens': np.array(data.tokens)}, 'settings': counts}
 
 

@@ -30,7 +30,6 @@ os.environ['XLA_FLAGS'] = compilation.xla_flags(devices=1)
 from hostile_kinds import KINDS, ROOT, Kind
 from mutations import replace_by_link
 
-from experiments.checkpoints.checkpointing import SaveError
 from experiments.files import foreign_text
 
 SECONDS, BYTES = 20, 2 << 30
@@ -122,7 +121,7 @@ def judge(kind: Kind, folder: pathlib.Path, expected: dict, what: str) -> dict[s
     """Reads: {'read': ''} or {'refused': message}, and 'fault' if that isn't right."""
     try:
         found = kind.read(folder)
-    except (ValueError, OSError, SaveError) as error:
+    except (ValueError, OSError) as error:
         message = foreign_text.printable(str(error))
         fault = _fault_of_message(message, folder)
         return {'refused': message[:LONGEST], **({'fault': f'{fault}: {_place(error)}'} if fault else {})}

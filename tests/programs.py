@@ -10,7 +10,8 @@ from small_experiments import ONE_DEVICE, on_mesh
 
 def import_program(name):
     """The module `experiments.<name>`; its flags are taken away again, so that the next program can have them."""
-    importlib.import_module('experiments.workdirs')  # the libraries' flags are defined before, and stay
+    for module in ('workdirs', 'training.loop'):  # the libraries' flags are defined before, and stay
+        importlib.import_module(f'experiments.{module}')
     before = set(flags.FLAGS)
     module = importlib.import_module(f'experiments.{name}')
     for flag in set(flags.FLAGS) - before:

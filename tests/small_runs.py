@@ -13,7 +13,7 @@ from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh, small_config
 
 from experiments import workdirs
-from experiments.data import input_pipeline, loading, tokenizers
+from experiments.data import batching, loading, tokenizers
 from experiments.training import evaluation, loop, steps
 from experiments.training.metrics import read_metrics
 
@@ -80,7 +80,7 @@ def read_batches(config, count):
     """The tokens of the first batches of a run, in order."""
     data = loading.load_data(config, tokenizers.load_tokenizer(config.tokenizer))
     sizes = dict(global_batch_size=config.batch_size, sequence_length=config.sequence_length)
-    batches = input_pipeline.train_iterator(data.train.tokens, seed=config.seed, **sizes)
+    batches = batching.train_iterator(data.train.tokens, seed=config.seed, **sizes)
     tokens = [next(batches)['tokens'].copy() for _ in range(count)]
     batches.close()
     return tokens

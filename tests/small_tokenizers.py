@@ -10,6 +10,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 REAL_TEXT = inspect.getsource(typing)
 
+NAMES = ('<unk>', '<s>', '</s>', '<|im_end|>')  # ids 0 to 3
+IDS = {'bos_token_id': 1, 'eos_token_id': 2}
+
 
 def write_sentencepiece(path, **options):
     """Of 400 pieces, which takes any text and gives it back; `options` are SentencePiece's own."""

@@ -16,18 +16,14 @@ Process 0 alone picks the step, writes the JSON and the manifest, and deletes. T
 process 0's: where a batch is a function of (seed, step), every process has the same, whatever their number.
 """
 
-import base64
 import concurrent.futures
 import contextlib
-import hashlib
-import json
 import operator
 import os
 import pathlib
 import re
 import shutil
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,16 +32,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.checkpoints.manifests import MANIFEST, find_damage, write_manifest
-from experiments.files import foreign_text, json_files
+from experiments.checkpoints.contents import (
+    CONTENTS,
+    check_identity,
+    check_leaves,
+    data_state_in,
+    leaves_by_name,
+    make_contents,
+    read_contents,
+    stored_name,
+    write_contents,
+)
+from experiments.checkpoints.manifests import find_damage, sha256_of_manifest, write_manifest
+from experiments.checkpoints.step_directories import WRITING, all_steps, newest_whole_step
+from experiments.files import json_files
 
-CONTENTS = 'checkpoint.json'
-WRITING = '.writing'
 SECONDS_TO_SAVE = 7 * 24 * 3600
-ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 
 
-class SaveError(RuntimeError):
+class SaveError(OSError):
     """A checkpoint could not be saved; the ones before it are as they were."""
 
 
@@ -114,16 +119,11 @@ class Checkpointer:
         step = operator.index(step)
         if step < 0:
             raise ValueError(f'step={step}: a step is not negative')
-        leaves = _leaves_by_name(state)
+        leaves = leaves_by_name(state)
         empty = [name for name, leaf in leaves.items() if leaf.size == 0]
         if empty:
             raise ValueError(f'state: Orbax cannot save leaves without elements: {", ".join(empty)}')
-        contents = {
-            'step': step,
-            'leaves': {name: _describe(leaf) for name, leaf in leaves.items()},
-            'data_state': _encode_data_state(data_state),
-            'config': _through_json('config', config),
-        }
+        contents = make_contents(step, leaves, data_state, config)
         self.wait()
         if _decided_by_first_process(lambda: self._make_room(step)):
             return False
@@ -167,8 +167,7 @@ class Checkpointer:
     def latest_step(self, *, at_most: int | None = None) -> int | None:
         """The newest whole step, or None where nothing was saved; warns and raises as `restore` does."""
         self.wait()
-        step = _decided_by_first_process(lambda: _newest_whole_step(self._directory, at_most))
-        return None if step < 0 else step
+        return _decided_by_first_process(lambda: newest_whole_step(self._directory, at_most))
 
     def restore(
         self,
@@ -176,6 +175,7 @@ class Checkpointer:
         *,
         config: Mapping[str, Any],
         identity: Sequence[str],
+        clues: Sequence[str] = (),
         complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
         former_names: Mapping[str, str] = types.MappingProxyType({}),
         at_most: int | None = None,
@@ -188,6 +188,7 @@ class Checkpointer:
             an np.ndarray or a Python number, any other such.
           config: the present run's config.
           identity: the keys of `config` whose values define the state, and so must equal the stored ones.
+          clues: keys whose values may be why others of `identity` aren't, and are told with them.
           complete: a function of the stored config that adds the keys which an earlier version lacks, and raises
             ValueError for what is none.
           former_names: of the state's fields that earlier versions stored by another name, that name.
@@ -201,14 +202,15 @@ class Checkpointer:
         if step is None:
             return None
         directory = self._directory / str(step)
-        contents = _read_contents(directory)
+        contents = read_contents(directory)
         with json_files.naming(directory / CONTENTS):
             stored = complete(contents['config'])
-        _check_identity(directory, stored, config, identity)
-        leaves = _leaves_by_name(abstract_state)
-        names = {name: _name_in(contents['leaves'], name, former_names) for name in leaves}
-        _check_leaves(directory, contents['leaves'], {names[name]: leaf for name, leaf in leaves.items()})
-        targets = {names[name]: _restore_target(leaf) for name, leaf in leaves.items()}
+        check_identity(directory, stored, config, identity, clues)
+        leaves = {
+            stored_name(contents, name, former_names): leaf for name, leaf in leaves_by_name(abstract_state).items()
+        }
+        check_leaves(directory, contents, leaves)
+        targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}
         with _damage_of(directory):
             restored = self._orbax.restore(directory / 'state', targets)
         abstract_leaves, treedef = jax.tree.flatten(abstract_state)
@@ -217,14 +219,14 @@ class Checkpointer:
             for name, leaf in zip(targets, abstract_leaves, strict=True)
         ]
         with json_files.naming(directory):
-            data_state = _decode_data_state(contents['data_state'])
+            data_state = data_state_in(contents)
         return Restored(step, jax.tree.unflatten(treedef, values), data_state)
 
     def discard_after(self, step: int) -> None:
         """Deletes the checkpoints that are newer than a step, of a past that the run has gone back on."""
         self.wait()
         if jax.process_index() == 0:
-            for newer in _steps(self._directory):
+            for newer in all_steps(self._directory):
                 if newer > step:
                     shutil.rmtree(self._directory / str(newer))
 
@@ -251,13 +253,13 @@ class Checkpointer:
         if jax.process_index() != 0:
             return
         directory = self._directory / str(step)
-        (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1), encoding='utf-8')
+        write_contents(self._writing(step), contents)
         write_manifest(self._writing(step))
         if directory.exists():  # damaged, or `save` would have left it alone
             shutil.rmtree(directory)
         self._writing(step).rename(directory)
         whole = 0
-        for older in _steps(self._directory):
+        for older in all_steps(self._directory):
             if whole == self._keep:
                 if older != protected:
                     shutil.rmtree(self._directory / str(older))
@@ -265,13 +267,24 @@ class Checkpointer:
                 whole += 1
 
 
-def load_contents(directory: str | os.PathLike) -> dict[str, Any]:
-    """Step, config, leaves, and the manifest's SHA-256, of the newest whole checkpoint; ValueError if there is none."""
-    directory = pathlib.Path(directory).absolute()
-    step = _newest_whole_step(directory)
-    if step < 0:
-        raise ValueError(f'{directory} holds no checkpoint')
-    return _read_contents(directory / str(step)) | {'sha256': _manifest_sha256(directory / str(step))}
+def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, abstract_part: Any) -> Any:
+    """One field of the state of this very checkpoint, bit for bit; the others aren't read. Else as `restore`.
+
+    Raises:
+      ValueError: the checkpoint isn't there any more, or is damaged.
+    """
+    directory = pathlib.Path(directory).absolute() / str(step)
+    damage = find_damage(directory)
+    if damage is None and sha256_of_manifest(directory) != sha256:
+        damage = 'another one was saved in its place'
+    if damage:
+        raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
+    targets = {f'{name}/{leaf}': _restore_target(part) for leaf, part in leaves_by_name(abstract_part).items()}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
+    arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
+    with _damage_of(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(directory / 'state', args=arguments)
+    return jax.tree.unflatten(jax.tree.structure(abstract_part), [restored[leaf] for leaf in targets])
 
 
 @contextlib.contextmanager
@@ -286,96 +299,13 @@ def _damage_of(directory: pathlib.Path) -> Iterator[None]:
         raise ValueError(f"{directory / 'state'} can't be restored: {type(error).__name__}: {reason}") from error
 
 
-def _read_contents(directory: pathlib.Path) -> dict[str, Any]:
-    """What `save` wrote of a step beside its arrays; ValueError if it is something else."""
-    return json_files.read(directory / CONTENTS, step=int, leaves=dict, data_state=dict, config=dict)
-
-
-def load_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """The resolved config in the newest whole checkpoint of `directory`; ValueError if there is none."""
-    return load_contents(directory)['config']
-
-
-def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, abstract_part: Any) -> Any:
-    """One field of the state of this very checkpoint, bit for bit; the others aren't read. Else as `restore`.
-
-    Raises:
-      ValueError: the checkpoint isn't there any more, or is damaged.
-    """
-    directory = pathlib.Path(directory).absolute() / str(step)
-    damage = find_damage(directory)
-    if damage is None and _manifest_sha256(directory) != sha256:
-        damage = 'another one was saved in its place'
-    if damage:
-        raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
-    targets = {f'{name}/{leaf}': _restore_target(part) for leaf, part in _leaves_by_name(abstract_part).items()}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
-    arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
-    with _damage_of(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(directory / 'state', args=arguments)
-    return jax.tree.unflatten(jax.tree.structure(abstract_part), [restored[leaf] for leaf in targets])
-
-
-def newest_step(directory: str | os.PathLike) -> int | None:
-    """The newest step in `directory`, which was whole when it was written; nothing is read."""
-    return next(iter(_steps(pathlib.Path(directory))), None)
-
-
-def _manifest_sha256(directory: pathlib.Path) -> str:
-    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-    """The steps in `directory`, newest first, whole or not."""
-    names = [path.name for path in directory.glob('*')]
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-
-
-def _newest_whole_step(directory: pathlib.Path, at_most: int | None = None) -> int:
-    """The newest whole step, -1 where nothing was saved."""
-    steps = [step for step in _steps(directory) if at_most is None or step <= at_most]
-    for step in steps:
-        damage = find_damage(directory / str(step))
-        if damage is None:
-            return step
-        told = foreign_text.printable(f'skipping the damaged checkpoint {directory / str(step)}: {damage}')
-        warnings.warn(told, stacklevel=2)
-    if steps:
-        raise ValueError(
-            f'{directory} holds {len(steps)} checkpoint(s), but none is whole (each was named in a warning). '
-            'Restore one from a copy, or start again in another --workdir.'
-        )
-    for leftover in directory.glob(f'*{WRITING}'):
-        warnings.warn(f'{leftover} was never finished, and there is no checkpoint before it', stacklevel=2)
-    return -1
-
-
-def _decided_by_first_process(compute: Callable[[], int]) -> int:
+def _decided_by_first_process(compute: Callable[[], int | None]) -> int | None:
     """compute() of process 0, on every process: they must not disagree about what is on the disk."""
-    value = compute() if jax.process_index() == 0 else 0
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _leaves_by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by their paths, as arrays, in the pytree's order."""
-    leaves = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        if name in leaves:
-            raise ValueError(f'state: two of its leaves have the path {name}')
-        leaves[name] = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-    return leaves
-
-
-def _name_in(stored: Mapping[str, str], name: str, former_names: Mapping[str, str]) -> str:
-    """The name of a leaf in a checkpoint, whose field may have had another."""
-    field, _, path = name.partition('/')
-    former = f'{former_names.get(field)}/{path}'
-    return former if name not in stored and former in stored else name
-
-
-def _describe(leaf: Any) -> str:
-    return f'{leaf.dtype}{list(leaf.shape)}'
+    value = compute() if jax.process_index() == 0 else None
+    if jax.process_count() == 1:
+        return value
+    decided = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if value is None else value)))
+    return None if decided < 0 else decided
 
 
 def _restore_target(leaf: Any) -> Any:
@@ -383,64 +313,3 @@ def _restore_target(leaf: Any) -> Any:
         return leaf
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_leaves(directory: pathlib.Path, stored: dict[str, str], present: dict[str, Any]) -> None:
-    differences = list(_differences(stored, {name: _describe(leaf) for name, leaf in present.items()}))
-    if differences:
-        shown = differences[:20] + [f'... and {len(differences) - 20} more'] * (len(differences) > 20)
-        raise ValueError(
-            f'the checkpoint {directory} does not hold the state of this program. Leaves that differ:\n  '
-            + '\n  '.join(shown)
-            + '\nUse another --workdir, or the model, method and optimizer that it was saved with.'
-        )
-
-
-def _check_identity(
-    directory: pathlib.Path, stored: dict[str, Any], present: Mapping[str, Any], identity: Sequence[str]
-) -> None:
-    present = _through_json('config', present)
-    if unknown := [key for key in identity if key not in present]:
-        raise ValueError(f'identity names {unknown}, but config has only {sorted(present)}')
-    differences = [line for key in identity for line in _differences(stored.get(key, ABSENT), present[key], key)]
-    if differences:
-        raise ValueError(
-            f'the checkpoint {directory} was saved by a run with another config:\n  '
-            + '\n  '.join(differences)
-            + '\nUse another --workdir for this config, or give the stored values to continue that run.'
-        )
-
-
-def _differences(stored: Any, present: Any, name: str = '') -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(present, dict):
-        for key in dict.fromkeys([*stored, *present]):
-            inner = f'{name}.{key}' if name else key
-            yield from _differences(stored.get(key, ABSENT), present.get(key, ABSENT), inner)
-    elif stored != present:
-        yield f'{name}: stored {stored!r}, present {present!r}'
-
-
-def _through_json(name: str, value: Any) -> Any:
-    """A copy of a value as JSON keeps it."""
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{name}={value!r} cannot be stored as JSON: {error}') from error
-
-
-def _encode_data_state(data_state: Any) -> dict[str, Any]:
-    if isinstance(data_state, bytes):
-        return {'base64': base64.b64encode(data_state).decode()}
-    copy = _through_json('data_state', data_state)
-    if copy != data_state:
-        raise ValueError(f'data_state={data_state!r}: JSON makes it {copy!r}; give bytes, or what JSON keeps')
-    return {'json': copy}
-
-
-def _decode_data_state(encoded: dict[str, Any]) -> Any:
-    match encoded:
-        case {'base64': str(text)}:
-            return base64.b64decode(text, validate=True)
-        case {'json': value}:
-            return value
-    raise ValueError(f'{CONTENTS} has a data_state of no kind that is written')

@@ -44,6 +44,11 @@ def write_manifest(directory: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
+def sha256_of_manifest(directory: pathlib.Path) -> str:
+    """What names all that is in the directory; OSError if there is no manifest."""
+    return _sha256(directory / MANIFEST)
+
+
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     files = {path.relative_to(directory).as_posix(): path for path in directory.rglob('*') if path.is_file()}
     files.pop(MANIFEST, None)

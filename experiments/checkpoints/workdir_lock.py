@@ -12,7 +12,7 @@ import socket
 import warnings
 from typing import TextIO
 
-from experiments.files.atomic_files import open_own
+from gaussq_jax.atomic_files import open_own
 
 INHERITED = 'GAUSSQ_WORKDIR_LOCK'  # the environment variable with the number of an inherited descriptor
 CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)

@@ -4,14 +4,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.data import input_pipeline, tokenizers
+from experiments.data import token_cache, tokenizers
 
 
 class Data(NamedTuple):
     """Both splits as token arrays, and where the weights come from that training starts from, if not at random."""
 
-    train: input_pipeline.TokenData
-    validation: input_pipeline.TokenData
+    train: token_cache.TokenData
+    validation: token_cache.TokenData
     initial_weights: dict[str, Any] | None = None  # as initial_weights.find gives
 
 
@@ -27,7 +27,7 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
       ValueError: for a dataset, a split or a text feature that isn't there.
     """
     splits = (
-        input_pipeline.load_tokens(
+        token_cache.load_tokens(
             config.dataset,
             split,
             tokenizer,

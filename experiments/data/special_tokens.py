@@ -180,7 +180,7 @@ class _Files(NamedTuple):
         def ids_of(name: str, field: str) -> Iterator[int]:
             given = contents[name].get(field)
             for value in given if isinstance(given, list) else [given]:
-                if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit:
+                if json_files.is_a(value, int) and 0 <= value < limit:
                     yield value
                 elif value is not None:
                     remarks.append(f'{folder / name}: {field}={value!r:.80} is none of {limit} ids, and is not used')
@@ -204,7 +204,7 @@ class _Files(NamedTuple):
         eos = [] if of_tokenizer in (None, ...) else [of_tokenizer]
         eos += [*ids_of(CONFIG, 'eos_token_id'), *ids_of(GENERATION, 'eos_token_id')]
         bos, config_bos = id_of('bos_token'), next(ids_of(CONFIG, 'bos_token_id'), None)
-        add_bos = add_bos if isinstance(add_bos, bool) else None
+        add_bos = add_bos if json_files.is_a(add_bos, bool) else None
         return cls(bos, config_bos, tuple(dict.fromkeys(eos)), add_bos, tuple(remarks))
 
 
@@ -219,7 +219,7 @@ def _find(token, vocabulary, tokenizer_config, added_tokens):
         if isinstance(entry, dict) and entry.get('content') == token and _is_number(number):
             return int(number)
     found = added_tokens.get(token)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+    return found if json_files.is_a(found, int) and found >= 0 else None
 
 
 def _ids(name, text, limit, *, several):

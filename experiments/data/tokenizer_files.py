@@ -9,8 +9,8 @@ import pathlib
 import shutil
 
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import new_file
 from experiments.files.huggingface_folder import TOKENIZER_FILES, TOKENIZERS, copy_own_file
+from gaussq_jax.atomic_files import new_file
 
 DIRECTORY = 'tokenizer'
 

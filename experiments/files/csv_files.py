@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from experiments.files import paths
-from experiments.files.atomic_files import replace_file
+from gaussq_jax.atomic_files import replace_file
 
 MOST_ROWS = 100_000
 MOST_LETTERS = 200  # of a column's name that are shown

@@ -4,7 +4,6 @@ What is read is JSON and safetensors, of which nothing is ever executed; weights
 are refused.
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -16,8 +15,8 @@ import numpy as np
 import safetensors
 
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import new_directory, new_file
 from gaussq_jax import models
+from gaussq_jax.atomic_files import new_directory, new_file
 from gaussq_jax.packed_file import save_tensors
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
@@ -122,7 +121,7 @@ def write(
         if theirs.get('model_type') == config['model_type']:
             config |= kept_fields(theirs)
     with new_directory(directory) as partial:
-        _write_json(partial / CONFIG, config)
+        json_files.write(partial / CONFIG, config)
         _write_tensors(partial, tensors)
         if tokenizer_directory is not None:
             copy_tokenizer(tokenizer_directory, partial)
@@ -131,7 +130,7 @@ def write(
                 (partial / name).write_text(contents, encoding='utf-8')
             else:
                 before = json_files.read(partial / name) if (partial / name).exists() else {}
-                _write_json(partial / name, before | contents)
+                json_files.write(partial / name, before | contents)
     return sorted(directory.iterdir())
 
 
@@ -159,7 +158,7 @@ def copy_own_file(file: pathlib.Path, target: pathlib.Path):
 
 def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):
     """Writes the CONFIG that `write` looks for beside the tokenizer's files, from that of a whole model."""
-    _write_json(directory / CONFIG, {'model_type': config['model_type'], **kept_fields(config)})
+    json_files.write(directory / CONFIG, {'model_type': config['model_type'], **kept_fields(config)})
 
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +185,7 @@ def _write_tensors(directory, tensors):
         save_tensors(directory / file, rounded, {'format': 'pt'})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
-        _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+        json_files.write(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
 
 
 def _open(path):
@@ -202,7 +201,3 @@ def _is_file_name(name):
     return (
         isinstance(name, str) and name.isprintable() and len(name) < 256 and pathlib.PurePath(name).name == name != ''
     )
-
-
-def _write_json(path, contents):
-    path.write_text(json.dumps(contents, indent=2) + '\n')

@@ -1,4 +1,4 @@
-"""JSON as it is read from disk, whoever wrote it: bounded, and of the types that its reader asks for."""
+"""JSON as it is read, whoever wrote it, bounded and of the types that its reader asks for; and as it is written."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.files import paths
+from gaussq_jax.atomic_files import replace_file
 
 MOST_BYTES = 2**26  # the largest tokenizers have half of it
 MOST_CONTAINERS = 2**22  # objects and arrays, which take much more memory than text
@@ -40,6 +41,16 @@ def read(path: str | os.PathLike, **kinds: type | tuple[type, ...]) -> dict[str,
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     return require(contents, path, kinds)
+
+
+def write(path: pathlib.Path, contents: Mapping[str, Any]) -> None:
+    """Writes an object in one step: a reader, or a kill, finds the old one or the new.
+
+    Raises:
+      ValueError: a number that is not finite, which JSON doesn't have; what `atomic_files.new_file` refuses.
+      OSError: naming the file.
+    """
+    replace_file(path, json.dumps(contents, indent=2, allow_nan=False) + '\n')
 
 
 def parse(text: str | bytes, where: Any) -> Any:

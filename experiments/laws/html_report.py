@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 
-from experiments.files.atomic_files import replace_file
 from experiments.laws import known_laws, studies
 from experiments.laws.html_page import heading, image, page, paragraph, table
 from experiments.laws.known_laws import KnownLaw
@@ -16,6 +15,7 @@ from experiments.laws.notation import UNKNOWN, format_name, human, value_text
 from experiments.laws.studies import Study
 from experiments.laws.training_plans import MOST_BITS
 from experiments.reports import palette, pictures
+from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments.files import foreign_text, json_files, paths
-from experiments.files.atomic_files import replace_file
 from experiments.laws.run_tables import RunTable, read_runs, select
 from gaussq_jax import scaling_laws
+from gaussq_jax.atomic_files import replace_file
 
 LAWS = {
     'capybara': scaling_laws.CapybaraLaw,

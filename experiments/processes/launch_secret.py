@@ -12,7 +12,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 
-from experiments.files.atomic_files import new_file
+from gaussq_jax.atomic_files import new_file
 
 VARIABLE = 'GAUSSQ_SECRET'
 LEAST_CHARACTERS, MOST_CHARACTERS = 16, 1024

@@ -21,11 +21,11 @@ from absl import flags
 
 from experiments import cli
 from experiments.files import paths
-from experiments.files.atomic_files import replace_file
 from experiments.reliability import edge_faults, faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
 from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
 from experiments.reports.markdown import markdown_table
+from gaussq_jax.atomic_files import replace_file
 
 OUTPUT = flags.DEFINE_string('output', None, 'A Markdown file for the table.')
 

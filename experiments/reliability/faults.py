@@ -32,13 +32,13 @@ atexit.register(lambda: print('jumps', len(seen)))
 {RUN_TRAIN}
 """
 POISONED_DATA = f"""
-from experiments.data import input_pipeline
-clean = input_pipeline.train_iterator
+from experiments.data import batching
+clean = batching.train_iterator
 def poisoned(tokens, **sizes):
     tokens = tokens.copy()
     tokens[::20_000] = 60_000
     return clean(tokens, **sizes)
-input_pipeline.train_iterator = poisoned
+batching.train_iterator = poisoned
 {RUN_TRAIN}
 """
 

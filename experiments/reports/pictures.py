@@ -5,7 +5,7 @@ import pathlib
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.files.atomic_files import new_file
+from gaussq_jax.atomic_files import new_file
 
 matplotlib.use('agg')  # no window is opened
 

@@ -22,9 +22,9 @@ from experiments.checkpoints import workdir_lock
 from experiments.data.special_tokens import ASK
 from experiments.data.tokenizers import load_tokenizer
 from experiments.files import foreign_text, json_files, paths
-from experiments.files.atomic_files import open_own, replace_file
 from experiments.sweeps.plans import SweepRun
 from experiments.training import resuming
+from gaussq_jax.atomic_files import open_own, replace_file
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
 FREE_FIELDS = set(resuming.FREE_FIELDS) - {

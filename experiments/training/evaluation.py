@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from experiments.data import input_pipeline
+from experiments.data import batching
 from experiments.data.loading import Data
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, TrainState
@@ -26,7 +26,7 @@ def make_validation(
     config = experiment.config
     evaluate = make_evaluation(experiment)
     part = meshes.part_of_batch(experiment.mesh)
-    batches = input_pipeline.validation_batches(
+    batches = batching.validation_batches(
         data.validation.tokens,
         global_batch_size=config.batch_size // config.microbatches,
         sequence_length=config.sequence_length,

@@ -8,14 +8,14 @@ that run's config.json each time).
 import pathlib
 from typing import Any
 
-import jax
 from absl import logging
 
-from experiments.checkpoints import checkpointing
+from experiments.checkpoints.checkpointing import load_part
+from experiments.checkpoints.contents import describe_leaf, leaves_by_name
+from experiments.checkpoints.step_directories import load_config, load_contents, newest_step
 from experiments.files import paths
 from experiments.training.experiment import Experiment
 from gaussq_jax import models
-from gaussq_jax.param_tree import leaf_path
 
 
 def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -27,9 +27,9 @@ def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None
     init_from = experiment.config.init_from
     if not init_from:
         return None
-    if checkpointing.newest_step(workdir / 'checkpoints') is not None:
-        return checkpointing.load_config(workdir / 'checkpoints').get('initial_weights')
-    contents = checkpointing.load_contents(_directory(init_from))
+    if newest_step(workdir / 'checkpoints') is not None:
+        return load_config(workdir / 'checkpoints').get('initial_weights')
+    contents = load_contents(_directory(init_from))
     if differences := _differences(contents, experiment):
         more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
         raise ValueError(f'config.init_from={init_from!r} is of another model: {"; ".join(differences[:4])}{more}')
@@ -44,7 +44,7 @@ def load(experiment: Experiment, source: dict[str, Any]) -> Any:
     """
     logging.info('starting from the weights of %s, %s', experiment.config.init_from, source)
     directory = _directory(experiment.config.init_from)
-    return checkpointing.load_part(directory, name='params', abstract_part=experiment.abstract_state.params, **source)
+    return load_part(directory, name='params', abstract_part=experiment.abstract_state.params, **source)
 
 
 def _directory(init_from):
@@ -71,8 +71,8 @@ def _leaves(contents):
 
 
 def _shapes(experiment):
-    leaves = jax.tree_util.tree_leaves_with_path(experiment.abstract_state.params)
-    return {leaf_path(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
+    leaves = leaves_by_name(experiment.abstract_state.params)
+    return {name: describe_leaf(leaf) for name, leaf in leaves.items()}
 
 
 def _settings(model):

@@ -6,13 +6,17 @@ has diverged.
 """
 
 import collections
+import contextlib
 import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
-from experiments import cli
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
-from experiments.data import input_pipeline, loading
+from experiments.data import batching
+from experiments.data.loading import Data
 from experiments.processes.preemption import Preempted, Preemption
 from experiments.processes.watchdog import Watchdog
 from experiments.training import evaluation, initial_weights, meshes, resuming, steps, throughput
@@ -28,30 +32,51 @@ SHOWN = (
 )
 
 
-def train(
-    experiment: Experiment,
-    data: loading.Data,
-    checkpointer: Checkpointer,
-    restored: Restored | None,
-    writer: MetricWriter,
-    preemption: Preemption,
-    profile: Profile,
-) -> dict[str, float]:
-    """Trains from the restored state, or from the beginning, to the last step; evaluates and saves on the way.
+class RollbackError(RuntimeError):
+    """The state to go back to can't be had; the message says why."""
+
+
+class Training:
+    """A training, from the restored state, or from the beginning, to the last step.
+
+    Args:
+      experiment: what is trained.
+      data: on what.
+      checkpointer: saves the state where the config says, and at a preemption.
+      restored: the state to continue from; None begins.
+      writer: of the metrics.
+      preemption: says when to save and to end.
+      profile: of some of the steps.
 
     Raises:
-      Diverged: after as many rollbacks as the config allows.
-      Preempted: with the last step saved.
-      SaveError, OSError: a checkpoint, or another of the run's files, could not be written.
+      ValueError: of the config, the text and the batches, what doesn't fit; the weights to begin with aren't there.
+
+    Example:
+      summary = Training(experiment, data, checkpointer, restored, writer, preemption, profile).run()
     """
-    config = experiment.config
-    started = time.perf_counter()
-    with cli.user_errors():
-        watchdog = Watchdog(config.stall_timeout)
-        detector = DivergenceDetector(config.divergence)
-        validate = watchdog.unwatched_first(evaluation.make_validation(experiment, data, watchdog.beat))
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: Data,
+        checkpointer: Checkpointer,
+        restored: Restored | None,
+        writer: MetricWriter,
+        preemption: Preemption,
+        profile: Profile,
+    ):
+        config = experiment.config
+        self._began = time.perf_counter()
+        self._experiment, self._data = experiment, data
+        self._checkpointer, self._writer = checkpointer, writer
+        self._preemption, self._profile = preemption, profile
+        self._watchdog = Watchdog(config.stall_timeout)
+        self._detector = DivergenceDetector(config.divergence)
+        self._validate = self._watchdog.unwatched_first(
+            evaluation.make_validation(experiment, data, self._watchdog.beat)
+        )
         part = meshes.part_of_batch(experiment.mesh)
-        batches = input_pipeline.train_iterator(
+        self._batches = batching.train_iterator(
             data.train.tokens,
             global_batch_size=config.batch_size,
             sequence_length=config.sequence_length,
@@ -59,108 +84,192 @@ def train(
             process_index=part.index,
             process_count=part.count,
         )
-    train_step = watchdog.unwatched_first(steps.make_train_step(experiment))
-    if restored:
-        step, state = restored.step, restored.state
-        batches.set_state(restored.data_state['batches'])
-        detector.set_state(restored.data_state['divergence'])
-    else:
-        step, state = 0, initial_state(experiment, data)
-    unchecked = collections.deque()  # of each step that was dispatched: its number, metrics, and data iterator's state
-    clock, is_first = throughput.make_clock(experiment), True
+        self._train_step = self._watchdog.unwatched_first(steps.make_train_step(experiment))
+        if restored:
+            self._step, self._state = restored.step, restored.state
+            self._batches.set_state(restored.data_state['batches'])
+            self._detector.set_state(restored.data_state['divergence'])
+        else:
+            self._step, self._state = 0, initial_state(experiment, data)
+        self._clock = throughput.make_clock(experiment)
+        self._dispatched = DispatchedSteps(self._detector, self._watchdog, self._clock)
 
-    with watchdog:
-        while step < config.total_steps:
-            step += 1
-            if profile.begins_with(step):
-                with watchdog.paused(), clock.waiting_for('profile'):
-                    profile.start()
-            with jax.profiler.StepTraceAnnotation('train', step_num=step):
-                with clock.waiting_for('data', is_lost=state.step.is_ready):
-                    batch = meshes.to_devices(next(batches), experiment.mesh)
-                state, metrics = train_step(state, batch)
-            unchecked.append((step, metrics, batches.get_state()))
-            preemption.defer()
-            is_last = step == config.total_steps
-            is_log, is_evaluation, is_checkpoint = (
-                is_last or step % every == 0 for every in (config.log_every, config.eval_every, config.checkpoint_every)
-            )
-            is_preempted = preemption.is_requested()
-            is_awaited = is_log or is_evaluation or is_checkpoint or is_preempted or is_first or profile.awaits(step)
+    def run(self) -> dict[str, float]:
+        """Trains, and evaluates and saves on the way; what the last step came to.
+
+        Raises:
+          Diverged: after as many rollbacks as the config allows.
+          RollbackError: before that.
+          Preempted: with the last step saved.
+          OSError: a checkpoint, or another of the run's files, could not be written.
+        """
+        config = self._experiment.config
+        with self._watchdog:
+            while self._step < config.total_steps:
+                self._step += 1
+                metrics = self._dispatch()
+                self._preemption.defer()
+                profile, preempted = self._profile.awaits(self._step), self._preemption.is_requested()
+                due = due_at(self._step, config, profile=profile, preempted=preempted)
+                try:
+                    self._dispatched.check(all_of_them=any(due))
+                    self._checkpointer.raise_if_failed()
+                except Diverged as diverged:
+                    if not self._detector.may_roll_back:
+                        raise
+                    self._roll_back(diverged)
+                    continue
+                if self._profile.ends_with(self._step):
+                    with self._unwatched('profile'):
+                        self._profile.stop(is_whole=True)
+                if due.log:
+                    logged = self._log(metrics)
+                if due.evaluation:
+                    evaluated = self._evaluate()
+                if due.last:  # before the last checkpoint: a run that has that one has its summary
+                    summary = self._summarize(logged | evaluated)
+                if due.checkpoint:
+                    self._detector.reach_checkpoint(self._step)
+                if due.checkpoint or due.preempted:
+                    self._save(wait=due.preempted)
+                if due.preempted and not due.last:
+                    raise Preempted
+        self._batches.close()
+        self._checkpointer.wait()
+        return summary
+
+    def _dispatch(self) -> dict[str, Any]:
+        """Gives the step to the devices; its metrics, which they have yet to compute."""
+        if self._profile.begins_with(self._step):
+            with self._unwatched('profile'):
+                self._profile.start()
+        with jax.profiler.StepTraceAnnotation('train', step_num=self._step):
+            with self._clock.waiting_for('data', is_lost=self._state.step.is_ready):
+                batch = meshes.to_devices(next(self._batches), self._experiment.mesh)
+            self._state, metrics = self._train_step(self._state, batch)
+        self._dispatched.add(self._step, metrics, self._batches.get_state())
+        return metrics
+
+    def _log(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Writes the metrics of the step, and how fast it was; the former, and of the latter what is shown."""
+        times = self._clock.metrics() | throughput.memory_metrics(self._experiment.mesh)
+        measured = metrics | times
+        shown = {name: measured[name] for name in SHOWN if name in measured}
+        self._writer.write(self._step, shown | times)
+        return metrics | shown
+
+    def _evaluate(self) -> dict[str, float]:
+        with self._clock.waiting_for('evaluation'):
+            metrics = self._validate(self._state)
+        self._writer.write(self._step, metrics)
+        return metrics
+
+    def _summarize(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Writes what the training came to; the metrics as numbers."""
+        of = self._experiment
+        sizes = {'parameters': of.num_params, 'N': of.num_linear_params, 'D': of.num_tokens}
+        summary = {name: float(value) for name, value in metrics.items()}
+        seconds = time.perf_counter() - self._began
+        self._writer.summary({'step': self._step, 'seconds': seconds, **sizes, **summary})
+        return summary
+
+    def _save(self, *, wait: bool) -> None:
+        data_state = {'batches': self._batches.get_state(), 'divergence': self._detector.get_state()}
+        config = resuming.stored_config(self._experiment.config, self._data)
+        with self._unwatched('checkpoint'):
+            self._checkpointer.save(self._step, self._state, data_state, config, protected=self._detector.checkpoint)
+            if wait:
+                self._checkpointer.wait()
+
+    def _roll_back(self, diverged: Diverged) -> None:
+        """Goes back to the last checkpoint that was due, or to the beginning, and on with the batch after the bad one.
+
+        What was saved since, at a preemption, is discarded: how often a run was stopped changes nothing.
+        """
+        self._state = None  # its memory is the restored one's
+        with self._unwatched('checkpoint'):
+            self._profile.stop()
+            self._checkpointer.wait()
             try:
-                while len(unchecked) > (0 if is_awaited else 1):
-                    checked_step, checked_metrics, batches_state = unchecked.popleft()
-                    detector.check(checked_step, checked_metrics)
-                    clock.step_done()
-                    watchdog.beat()
-                checkpointer.raise_if_failed()
-            except Diverged as diverged:
-                if not detector.may_roll_back:
-                    raise
-                unchecked.clear()
-                state = None  # its memory is the restored one's
-                with watchdog.paused(), clock.waiting_for('checkpoint'):
-                    profile.stop()
-                    step, state = roll_back(experiment, data, checkpointer, detector)
-                batches.set_state(batches_state)  # after the batch that diverged
-                writer.roll_back(step, from_step=diverged.step, loss=diverged.loss)
-                continue
+                self._step, self._state, detector_state = self._state_to_go_back_to()
+            except (ValueError, OSError) as error:
+                raise RollbackError(str(error)) from error
+            self._checkpointer.discard_after(self._step)
+            self._detector.roll_back(detector_state)
+        self._batches.set_state(self._dispatched.forget())
+        self._writer.roll_back(self._step, from_step=diverged.step, loss=diverged.loss)
 
-            is_first = False
-            if profile.ends_with(step):
-                with watchdog.paused(), clock.waiting_for('profile'):
-                    profile.stop(is_whole=True)
-            if is_log:
-                times = clock.metrics() | throughput.memory_metrics(experiment.mesh)
-                metrics |= {name: times.pop(name) for name in ('tokens_per_second', 'mfu') if name in times}
-                writer.write(step, {name: metrics[name] for name in SHOWN if name in metrics} | times)
-            if is_evaluation:
-                with clock.waiting_for('evaluation'):
-                    results = validate(state)
-                writer.write(step, results)
-            if is_last:  # before the last checkpoint: a run that has that one has its summary
-                summary = {name: float(value) for name, value in {**metrics, **results}.items()}
-                sizes = dict(parameters=experiment.num_params, N=experiment.num_linear_params, D=experiment.num_tokens)
-                writer.summary({'step': step, 'seconds': time.perf_counter() - started, **sizes, **summary})
-            if is_checkpoint:
-                detector.reach_checkpoint(step)
-            if is_checkpoint or is_preempted:
-                data_state = {'batches': batches.get_state(), 'divergence': detector.get_state()}
-                with watchdog.paused(), clock.waiting_for('checkpoint'):
-                    stored_config = resuming.stored_config(config, data)
-                    checkpointer.save(step, state, data_state, stored_config, protected=detector.checkpoint)
-                    if is_preempted:
-                        checkpointer.wait()
-            if is_preempted and not is_last:
-                raise Preempted
-    batches.close()
-    checkpointer.wait()
-    return summary
+    def _state_to_go_back_to(self) -> tuple[int, TrainState, dict[str, Any] | None]:
+        """The step, the state, and that of the detector; None of the beginning's."""
+        step = self._detector.checkpoint
+        if step is None:
+            return 0, initial_state(self._experiment, self._data), None
+        restored = resuming.restore(self._checkpointer, self._experiment, self._data, at_most=step)
+        if restored is None:
+            raise ValueError(f'the checkpoint of step {step} to go back to is not there any more')
+        return restored.step, restored.state, restored.data_state['divergence']
+
+    @contextlib.contextmanager
+    def _unwatched(self, what: str) -> Iterator[None]:
+        """Around what may take as long as it needs, and counts as a wait."""
+        with self._watchdog.paused(), self._clock.waiting_for(what):
+            yield
 
 
-def roll_back(
-    experiment: Experiment, data: loading.Data, checkpointer: Checkpointer, detector: DivergenceDetector
-) -> tuple[int, TrainState]:
-    """The step and the state of the last checkpoint that was due, or of the run's beginning.
+class Due(NamedTuple):
+    """What follows a step; all of it has to wait for the step's result."""
 
-    What was saved after it, at a preemption, is discarded: how often a run was stopped changes nothing.
+    log: bool
+    evaluation: bool
+    checkpoint: bool
+    profile: bool  # begins after this step, or ends with it
+    preempted: bool
+    last: bool
+
+
+def due_at(step: int, config: ConfigDict, *, profile: bool, preempted: bool) -> Due:
+    """What follows a step: what the config says, all of it at the last one; and what comes unasked."""
+    last = step == config.total_steps
+    intervals = dict(log=config.log_every, evaluation=config.eval_every, checkpoint=config.checkpoint_every)
+    every = {what: last or step % interval == 0 for what, interval in intervals.items()}
+    return Due(**every, profile=profile, preempted=preempted, last=last)
+
+
+class DispatchedSteps:
+    """Steps that the devices were given, and that nobody has looked at yet.
+
+    Looking at one waits for its result, which is a heartbeat, and the end of its time.
     """
-    step, state, detector_state = 0, None, None
-    if detector.checkpoint is not None:
-        with cli.user_errors():
-            restored = resuming.restore(checkpointer, experiment, data, at_most=detector.checkpoint)
-            if restored is None:
-                raise ValueError(f'the checkpoint of step {detector.checkpoint} to go back to is not there any more')
-        step, state, data_state = restored
-        detector_state = data_state['divergence']
-    checkpointer.discard_after(step)
-    detector.roll_back(detector_state)
-    return step, initial_state(experiment, data) if state is None else state
+
+    def __init__(self, detector: DivergenceDetector, watchdog: Watchdog, clock: throughput.StepClock):
+        self._detector, self._watchdog, self._clock = detector, watchdog, clock
+        self._steps = collections.deque()  # of each: its number, metrics, and the data iterator's state after it
+        self._is_first = True
+
+    def add(self, step: int, metrics: dict[str, Any], batches_state: Any) -> None:
+        self._steps.append((step, metrics, batches_state))
+
+    def check(self, *, all_of_them: bool) -> None:
+        """Looks at all steps but the newest, or at all, as at the very first, which compiles; raises Diverged."""
+        while len(self._steps) > (0 if all_of_them or self._is_first else 1):
+            step, metrics, self._batches_state = self._steps.popleft()
+            self._detector.check(step, metrics)
+            self._clock.step_done()
+            self._watchdog.beat()
+        self._is_first = False
+
+    def forget(self) -> Any:
+        """Drops what comes after the step that was looked at last; the data iterator's state after that one."""
+        self._steps.clear()
+        return self._batches_state
 
 
-def initial_state(experiment: Experiment, data: loading.Data) -> TrainState:
-    """The state before the first step: of random weights, or of those of another run."""
+def initial_state(experiment: Experiment, data: Data) -> TrainState:
+    """The state before the first step: of random weights, or of those of another run.
+
+    Raises:
+      ValueError: the checkpoint with these isn't there any more, or is damaged.
+    """
     if data.initial_weights is None:
         return init_state(experiment)
-    with cli.user_errors():
-        return init_state(experiment, initial_weights.load(experiment, data.initial_weights))
+    return init_state(experiment, initial_weights.load(experiment, data.initial_weights))

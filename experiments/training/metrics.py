@@ -17,7 +17,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from experiments.files import json_files, paths
-from experiments.files.atomic_files import named_errors, open_own, replace_file
+from gaussq_jax.atomic_files import named_errors, open_own, replace_file
 
 RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|device_memory)/.*')  # not in lines
 WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
@@ -140,7 +140,7 @@ class MetricWriter:
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: anything JSON-able, with NaN and infinity as in metrics.jsonl."""
         if self._is_main_process:
-            replace_file(self._summary_path, json.dumps(_encode(summary), indent=2, allow_nan=False) + '\n')
+            json_files.write(self._summary_path, _encode(summary))
 
     def close(self) -> None:
         """Ends the progress bar and writes the last events."""

@@ -52,6 +52,7 @@ def restore(
         experiment.abstract_state,
         config=config,
         identity=identity,
+        clues=TEXT,
         complete=stored_configs.read,
         former_names=FORMER_NAMES,
         at_most=at_most,

@@ -14,7 +14,7 @@ from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 import gaussq_jax as gq
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.data import input_pipeline, loading
+from experiments.data import loading, token_cache
 from experiments.reports import cast_losses
 from experiments.reports.cast_losses import Cast
 from experiments.training import evaluation
@@ -75,7 +75,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
-    data = input_pipeline.TokenData(TOKENS, len(TOKENS), 1, '')
+    data = token_cache.TokenData(TOKENS, len(TOKENS), 1, '')
     monkeypatch.setattr(loading, 'load_data', lambda *_: loading.Data(data, data))
     with on_mesh(ONE_DEVICE):
         yield
@@ -86,7 +86,7 @@ def casts(sweep):
     """All casts of the sweep, and how many evaluations were made for them."""
     made = []
     with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(ONE_DEVICE):
-        data = input_pipeline.TokenData(TOKENS, len(TOKENS), 1, '')
+        data = token_cache.TokenData(TOKENS, len(TOKENS), 1, '')
         make_validation = evaluation.make_validation
         monkeypatch.setattr(loading, 'load_data', lambda *_: loading.Data(data, data))
         monkeypatch.setattr(evaluation, 'make_validation', lambda *_: made.append(1) or make_validation(*_))

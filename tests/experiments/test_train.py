@@ -17,7 +17,7 @@ from compilation import xla_flags
 from parameter_trees import assert_identical_trees
 from small_runs import final_state, records, run_config, start, without_seconds
 
-from experiments.checkpoints import checkpointing
+from experiments.checkpoints.contents import CONTENTS
 from experiments.training import steps
 from experiments.training.metrics import read_metrics
 
@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
     with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(SystemExit, match='continues from step 8'):
         interrupt(monkeypatch, 10)
         start(tmp_path, run_config())
-    contents = tmp_path / 'checkpoints' / '8' / checkpointing.CONTENTS
+    contents = tmp_path / 'checkpoints' / '8' / CONTENTS
     contents.write_text(contents.read_text().replace('corpus', 'korpus'))
     with pytest.warns(UserWarning, match='skipping the damaged checkpoint .*/8: checkpoint.json'):
         start(tmp_path, run_config())

@@ -14,7 +14,7 @@ from compilation import xla_flags
 from small_runs import assert_ends_as, change_steps, run_config, run_stubbed, start, stub_steps
 
 from experiments.checkpoints.manifests import find_damage
-from experiments.files import atomic_files
+from gaussq_jax import atomic_files
 
 REPOSITORY = pathlib.Path(__file__).parents[3]
 FULL = pathlib.Path('/dev/full')  # each write to it fails as one to a full disk does

@@ -23,6 +23,16 @@ def test_it_reads_what_json_writes(tmp_path):
     assert json_files.read(tmp_path / 'file.json', model_max_length=float) == {'model_max_length': 1e30}
 
 
+def test_it_writes_what_it_reads(tmp_path):
+    """Or nothing: JSON has no number that is not finite."""
+    path, value = tmp_path / 'file.json', {'a': [1, 0.1, None, True], 'b': {'naïve': '😀'}}
+    json_files.write(path, value)
+    assert json_files.read(path) == value
+    with pytest.raises(ValueError, match='not JSON compliant'):
+        json_files.write(path, {'a': float('inf')})
+    assert json_files.read(path) == value and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ('text', 'error'),
     [

@@ -10,7 +10,7 @@ from programs import import_program, run_program
 
 from experiments.checkpoints import manifests
 from experiments.data import tokenizers
-from experiments.data.input_pipeline import load_tokens
+from experiments.data.token_cache import load_tokens
 from experiments.files import csv_files, huggingface_folder, json_files, paths
 from experiments.laws import known_laws, run_tables
 from experiments.training import metrics

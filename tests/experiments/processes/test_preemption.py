@@ -12,6 +12,7 @@ from compilation import xla_flags
 from small_runs import assert_ends_as, change_steps, records, run_config, run_stubbed, start, stub_steps
 
 from experiments.checkpoints import checkpointing
+from experiments.checkpoints.manifests import find_damage
 from experiments.data import loading
 from experiments.processes import exit_codes
 from experiments.processes.preemption import Preempted, Preemption
@@ -92,7 +93,7 @@ def test_during_a_step(expected, tmp_path, monkeypatch, capsys, at, saved):
     with monkeypatch.context() as context:
         change_steps(context, change)
         assert preempted(tmp_path / 'run', capsys) == saved
-    assert checkpointing.find_damage(tmp_path / 'run' / 'checkpoints' / str(at)) is None
+    assert find_damage(tmp_path / 'run' / 'checkpoints' / str(at)) is None
     assert_ends_as(tmp_path / 'run', expected)
 
 
@@ -182,4 +183,4 @@ def test_the_program_itself(tmp_path):
     message = re.fullmatch(r'preempted; the same command continues from step (\d+)', errors.splitlines()[-1])
     steps = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
     assert int(message[1]) == steps[-1] >= 3
-    assert checkpointing.find_damage(tmp_path / 'checkpoints' / message[1]) is None
+    assert find_damage(tmp_path / 'checkpoints' / message[1]) is None

@@ -2,7 +2,9 @@
 
 import math
 import os
+import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -16,6 +18,31 @@ from experiments.processes import exit_codes
 from experiments.training import loop, meshes, steps
 from experiments.training.experiment import make_experiment
 from experiments.training.metrics import read_metrics
+
+# Intervals of 3, 6 and 4 steps, of 12.
+DUE = {
+    1: set(),
+    3: {'log'},
+    4: {'checkpoint'},
+    6: {'log', 'evaluation'},
+    12: {'log', 'evaluation', 'checkpoint', 'last'},
+}
+
+
+@pytest.mark.parametrize('profile', [False, True])
+@pytest.mark.parametrize('preempted', [False, True])
+def test_what_follows_a_step(profile, preempted):
+    for step, expected in DUE.items():
+        due = loop.due_at(step, run_config(), profile=profile, preempted=preempted)
+        found = {what for what, is_due in due._asdict().items() if is_due}
+        assert found == expected | ({'profile'} if profile else set()) | ({'preempted'} if preempted else set())
+
+
+def test_the_last_step_is_all_that_is_due():
+    """However long the intervals are."""
+    config = run_config(total_steps=2, log_every=100, eval_every=100, checkpoint_every=100)
+    assert loop.due_at(2, config, profile=False, preempted=False) == (True, True, True, False, False, True)
+
 
 ROLLBACKS = dict(divergence__max_rollbacks=2)
 
@@ -111,6 +138,24 @@ def test_no_more_rollbacks_in_a_row_than_allowed(tmp_path, monkeypatch, batches,
         assert error.value.code == f'error: {reason}; the newest checkpoint is of {newest}'
         assert (tmp_path / 'diverged.txt').read_text() == f'{reason}\n'
         assert [step for step, *_ in rollbacks(tmp_path)] == [last, last]
+
+
+def test_a_checkpoint_to_go_back_to_that_is_gone(tmp_path, monkeypatch, batches):
+    """One line says so; no state of another step stands in for it."""
+    stub_steps(monkeypatch)
+    poison(monkeypatch, batches, {6: math.nan})
+
+    def change(step, state, batch):
+        if int(state.step) == 5:
+            while not (saved := tmp_path / 'checkpoints' / '4').exists():
+                time.sleep(0.01)
+            shutil.rmtree(saved)
+        return step(state, batch)
+
+    change_steps(monkeypatch, change)
+    with pytest.raises(SystemExit) as error:
+        start(tmp_path, run_config(**ROLLBACKS))
+    assert error.value.code == 'error: the checkpoint of step 4 to go back to is not there any more'
 
 
 SPIKES = dict(divergence__spike_sigmas=6.0, divergence__spike_window=6)

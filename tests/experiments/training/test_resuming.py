@@ -1,4 +1,4 @@
-"""What two starts of a run may differ in: every field of a config is known, and the error names what tells them apart."""
+"""What two starts of a run may differ in: every field of a config is known, and an error tells what differs."""
 
 import pytest
 from small_runs import change_steps, run_config, start, stub_steps

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 import pytest
 
-from experiments.data.input_pipeline import train_iterator, validation_batches
+from experiments.data.batching import train_iterator, validation_batches
 
 
 def take(iterator, count: int) -> np.ndarray:

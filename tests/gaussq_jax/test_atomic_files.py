@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from experiments.files.atomic_files import new_directory, new_file, open_own, replace_file
+from gaussq_jax.atomic_files import new_directory, new_file, open_own, replace_file
 
 
 def test_what_is_beside_it_is_left_alone(tmp_path):
@@ -93,6 +93,14 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     with pytest.raises(ValueError, match='pipe is no file, and is not replaced by one'):
         replace_file(tmp_path / 'pipe', 'text')
     assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    """It is refused before anything is written."""
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(IsADirectoryError, match='folder is no file, and is not replaced by one'):
+        replace_file(tmp_path / 'folder', 'text')
+    assert list(tmp_path.iterdir()) == [tmp_path / 'folder']
 
 
 def test_errors_of_another_file_name_that(tmp_path):

@@ -18,15 +18,16 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Where to write a file that replaces `path` at the end; after an error, or an interrupt, all is as it was.
 
     Raises:
-      ValueError: there is something that is no file: a folder, a device.
-      OSError: naming `path`, if that fails.
+      ValueError: there is something that is no file, such as a device.
+      OSError: naming `path`, if that fails, or is a folder.
 
     Example:
       with new_file(pathlib.Path('picture.png')) as partial:
           figure.savefig(partial, format='png')
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f'{path} is no file, and is not replaced by one')
+        kind = IsADirectoryError if path.is_dir() else ValueError
+        raise kind(f'{path} is no file, and is not replaced by one')
     partial = _partial(path)
     try:
         with named_errors(path, partial):

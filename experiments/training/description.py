@@ -1,0 +1,78 @@
+"""What a training says of itself before its first step and after its last: lines of text, most with a label."""
+
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+
+import gaussq_jax as gq
+from experiments import methods
+from experiments.data.loading import Data
+from experiments.data.token_cache import TokenData
+from experiments.data.tokenizers import Tokenizer
+from experiments.training.experiment import Experiment
+
+
+def beginning(
+    experiment: Experiment,
+    data: Data,
+    tokenizer: Tokenizer,
+    workdir: pathlib.Path,
+    *,
+    start: int | None,
+    remarks: Sequence[str] = (),
+) -> str:
+    """What is about to be trained, on what, and where.
+
+    Args:
+      start: the step that it continues from; None if it starts.
+      remarks: on the workdir.
+    """
+    config, mesh = experiment.config, experiment.mesh
+    leaves = len(experiment.abstract_state.transform_state)
+    blocks_of = f'; {experiment.num_blocks:,} blocks in {leaves} leaves' if experiment.num_blocks else ''
+    device = mesh.devices.flat[0]
+    sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
+    is_exact = config.deterministic and device.platform == 'gpu'
+    exact = ['deterministic operations are on, so that a resumed run is exact (config.deterministic)'] * is_exact
+    origin = data.initial_weights and f' from the weights of {config.init_from}, step {data.initial_weights["step"]}'
+    action = f'starting{origin or ""}' if start is None else f'continuing from step {start}'
+    lines = [
+        f'model     {config.model.family}, {experiment.num_params:,} parameters,'
+        f' N = {experiment.num_linear_params:,} in linear layers',
+        f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}',
+        f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}',
+        f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on{_unusual(data.train)};'
+        f' tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
+        f' D = {experiment.num_tokens:,} tokens in all steps',
+        *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
+        f'devices   {mesh.size} x {device.device_kind}: {sizes}',
+        *_unlabelled(*exact),
+        f'run       {workdir}, {action}, {config.total_steps} steps',
+        *_unlabelled(*remarks),
+    ]
+    return '\n'.join(lines)
+
+
+def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.Path) -> str:
+    """What the training came to, and what can be done with it."""
+    loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
+    lines = [f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise']
+    if experiment.num_blocks:
+        before = experiment.config.quantization.b_init
+        lines += _unlabelled(
+            f'with noise {summary["validation/loss_with_noise"]:.3f};'
+            f' bitwidths went from {before:g} to {summary["bits/mean"]:.2f} bits on average'
+        )
+    lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} --prompt="def "')
+    return '\n'.join(lines)
+
+
+def _unlabelled(*lines: str) -> list[str]:
+    return [f'          {line}' for line in lines]
+
+
+def _unusual(tokens: TokenData) -> str:
+    """How many documents are empty, or are not UTF-8."""
+    counts = {'empty': tokens.num_empty, 'not UTF-8': tokens.num_invalid}
+    told = ' and '.join(f'{count:,} {what}' for what, count in counts.items() if count)
+    return f' ({told}, of {tokens.num_documents:,} documents)' if told else ''
