@@ -13,7 +13,7 @@ from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.files.atomic_files import replace_file
 from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
-from gaussq_jax.export import Packed, read_packed
+from gaussq_jax.packed import Packed, read_packed
 
 
 class Run(NamedTuple):

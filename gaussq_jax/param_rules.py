@@ -196,6 +196,11 @@ class RuleFinder:
 
     Args:
       rules: in order, first match wins.
+
+    Example:
+      >>> finder = RuleFinder((CastOnly('.*/head'), MatrixRule('.*', (), (0,), (1,))))
+      >>> finder.find('model/head', 2), [type(rule).__name__ for rule in finder.named('model/head')]
+      (CastOnly(path_regex='.*/head'), ['CastOnly', 'MatrixRule'])
     """
 
     def __init__(self, rules: Sequence[Rule]):

@@ -23,8 +23,7 @@ import pytest
 import safetensors.numpy
 
 import gaussq_jax as gq
-from gaussq_jax import packed_file
-from gaussq_jax.export import read_packed
+from gaussq_jax.packed import checked_file, read_packed
 
 RULE = gq.MatrixRule('.*', (0,), (1,), (2,))
 FORMATS = tuple(map(gq.parse_format, ('e2m1', 'float8_e4m3')))
@@ -199,8 +198,8 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read_all_the_same(path, he
     """The first two bytes of a file are those of its header's length; these are a pickle's, and a zip archive's."""
     filled = 0
     for _ in range(2):
-        packed_file.write(path, {'x': np.zeros(3, np.int32)}, {**NOTHING, 'info': {'x': 'x' * filled}})
-        filled = 8 + header_bytes - packed_file.header_bytes(path)
+        checked_file.write(path, {'x': np.zeros(3, np.int32)}, {**NOTHING, 'info': {'x': 'x' * filled}})
+        filled = 8 + header_bytes - checked_file.header_bytes(path)
     assert path.read_bytes()[:2] in (b'\x80\x02', b'PK')
     assert gq.load_packed(path)['x'].tolist() == [0, 0, 0]
 
@@ -437,7 +436,7 @@ def test_leaves_are_written_as_they_are_whatever_their_memory_looks_like(path):
 def test_an_error_in_the_middle_leaves_what_was_there(path, monkeypatch):
     save(path)
     before = path.read_bytes()
-    for module, name in ((packed_file, '_digest'), (safetensors.numpy, 'save_file')):
+    for module, name in ((checked_file, '_digest'), (safetensors.numpy, 'save_file')):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, failing)
             with pytest.raises(OSError, match='no space left'):
@@ -468,7 +467,7 @@ def test_two_writers_at_a_time_leave_the_file_of_one(path):
 def test_a_file_that_is_replaced_while_it_is_read_is_one_of_the_two_or_an_error(path, monkeypatch):
     """Its tensors are those of the file whose metadata were read."""
     save(path, seed=1)
-    digest = packed_file._digest
+    digest = checked_file._digest
 
     def replaced_meanwhile(*arguments):
         result = digest(*arguments)
@@ -477,11 +476,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_one_of_the_two_or_an_error(
 
     def save_without_patch(path):
         with monkeypatch.context() as patch:
-            patch.setattr(packed_file, '_digest', digest)
+            patch.setattr(checked_file, '_digest', digest)
             save(path, seed=2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packed_file, '_digest', replaced_meanwhile)
+        patch.setattr(checked_file, '_digest', replaced_meanwhile)
         weights = gq.load_packed(path)
     assert weights['bias'].tolist() == [1, 2, 3]
     assert gq.load_packed(path)['bias'].tolist() == [2, 3, 4]
@@ -490,19 +489,19 @@ def test_a_file_that_is_replaced_while_it_is_read_is_one_of_the_two_or_an_error(
 KILLED = """
 import os, sys, time
 import numpy as np
-from gaussq_jax import packed_file
-digest = packed_file._digest
+from gaussq_jax.packed import checked_file
+digest = checked_file._digest
 def wait(*arguments):
     print('written, not yet named', flush=True)
     time.sleep(600)
-packed_file._digest = wait
-packed_file.write(sys.argv[1], {'x': np.ones(1000, np.int32)}, {'info': {}})
+checked_file._digest = wait
+checked_file.write(sys.argv[1], {'x': np.ones(1000, np.int32)}, {'info': {}})
 """
 
 
 @pytest.mark.slow
 def test_a_kill_leaves_the_old_file(path):
-    packed_file.write(path, {'x': np.zeros(3, np.int32)}, NOTHING)
+    checked_file.write(path, {'x': np.zeros(3, np.int32)}, NOTHING)
     before = path.read_bytes()
     process = subprocess.Popen([sys.executable, '-c', KILLED, path], stdout=subprocess.PIPE, text=True)
     with process:
@@ -514,14 +513,14 @@ def test_a_kill_leaves_the_old_file(path):
 
 def test_a_leaf_as_it_is_must_be_bfloat16_if_it_is_floating(path):
     """What a whole file of others may hold; ours never do, and sizes count two bytes."""
-    packed_file.write(path, {'x': np.zeros(3, np.float32)}, NOTHING)
+    checked_file.write(path, {'x': np.zeros(3, np.float32)}, NOTHING)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is none .*'x' is float32, and not bfloat16$"):
         gq.load_packed(path)
 
 
 def test_the_header_is_what_is_before_the_tensors(path, whole):
     path.write_bytes(whole)
-    assert packed_file.header_bytes(path) == header_length(whole)
+    assert checked_file.header_bytes(path) == header_length(whole)
     packed = read_packed(path)
     assert packed.size.total_bytes == len(whole) - header_length(whole)
     assert jnp.isnan(packed.size.mean_bitwidth)

@@ -10,13 +10,13 @@ import numpy as np
 
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
-from gaussq_jax.packed_layout import (
+from gaussq_jax.packed.layout import (
     Formats,
     as_they_act,
     check_bitwidths,
     layout_of_bitwidths,
-    leaves_by_path,
     size_of_leaves,
+    storable_leaves,
 )
 from gaussq_jax.param_reading import checked_readings
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
@@ -61,7 +61,7 @@ def formats_within_budget(
       ('e2m1', 'e3m3')
     """
     block_size = check_block_size(block_size)
-    readings, leaves = checked_readings(params, rules, unnamed=unnamed), leaves_by_path(params)
+    readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
     check_bitwidths(readings, bitwidths, block_size)
     levels = np.unique(np.concatenate([as_they_act(grid).ravel() for grid in bitwidths.values()]))
     costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gaussq_jax.bit_packing import MOST_BITS, packed_bytes
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.packed.bit_packing import MOST_BITS, packed_bytes
 from gaussq_jax.param_reading import KEPT, SAMPLED, Reading, checked_readings
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
-from gaussq_jax.param_tree import is_floating, read_leaves
+from gaussq_jax.param_tree import is_floating, leaves_by_path
 from gaussq_jax.rounding import as_format
 from gaussq_jax.weight_sampling import block_grid, check_block_size
 
@@ -227,7 +227,7 @@ def layout_size(params: Any, layout: Layout) -> ModelSize:
     Raises:
       ValueError: if the layout is not of these params.
     """
-    return size_of_leaves(leaves_by_path(params), layout)
+    return size_of_leaves(storable_leaves(params), layout)
 
 
 def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
@@ -258,9 +258,9 @@ def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
     return ModelSize(*sums, math.nan, _mean(quantized_bits, quantized), sizes)
 
 
-def leaves_by_path(params: Any) -> dict[str, Any]:
-    """The leaves of params by path; ValueError for two of one path, and one that can't be stored."""
-    leaves = {path: leaf.value for path, leaf in read_leaves(params).items()}
+def storable_leaves(params: Any) -> dict[str, Any]:
+    """`leaves_by_path`; ValueError as there, and for a leaf that can't be stored."""
+    leaves = leaves_by_path(params)
     for path, leaf in leaves.items():
         dtype = str(leaf.dtype) if hasattr(leaf, 'dtype') else f'a {type(leaf).__name__} of Python'
         if dtype not in STORABLE:
@@ -287,14 +287,41 @@ def check_layout(leaves: Mapping[str, Any], layout: Layout):
 
 
 def weights_of_formats(leaf: Any, layout: LeafLayout) -> np.ndarray:
-    """How many weights of each matrix have each format: int (batch.., formats)."""
+    """How many weights of each matrix have each format.
+
+    Args:
+      leaf: of shape `shape`, or what has that shape alone.
+      layout: of this leaf.
+
+    Returns:
+      int (batch.., formats), in the order of `layout.formats`.
+
+    Example:
+      >>> params = {'up': {'kernel': jax.numpy.ones((40, 32))}}
+      >>> layout = learned_layout(params, {'up/kernel': np.array([[3.0], [4.5]])})
+      >>> weights_of_formats(params['up']['kernel'], layout['up/kernel']).tolist()
+      [1024, 256]
+    """
     weights = _weights_of_tiles(layout.rule.matrix_shape(leaf.shape), layout.tile)
     counts = [np.sum(weights * (layout.indices == i), axis=(-2, -1)) for i in range(len(layout.formats))]
     return np.stack(counts, axis=-1)
 
 
-def spread(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Of one matrix of this shape, a number a tile -> a number a weight."""
+def value_per_weight(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """A value a tile -> a value a weight.
+
+    Args:
+      of_tiles: (.., ceil(m / rows), ceil(n / columns)).
+      tile: (rows, columns) that have one value; less at the edges.
+      shape: (m, n) of a matrix.
+
+    Returns:
+      (.., m, n), of the dtype of `of_tiles`.
+
+    Example:
+      >>> value_per_weight(np.array([[1, 2]]), (2, 2), (1, 3))
+      array([[1, 1, 2]])
+    """
     for axis, side, size in zip((-2, -1), tile, shape):
         of_tiles = of_tiles.repeat(min(side, size), axis=axis)
     return of_tiles[..., : shape[0], : shape[1]]
