@@ -8,7 +8,7 @@ from typing import Any
 
 from gaussq_jax.param_reading import CAST, KEPT, SAMPLED, UNEXPLAINED, Reading, explain, read_params
 from gaussq_jax.param_transforms import ParamTransform
-from gaussq_jax.weight_sampling import block_grid
+from gaussq_jax.weight_sampling import shape_in_blocks
 
 COLUMNS = ('leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'format', 'share', 'why')
 
@@ -70,7 +70,7 @@ class Description:
             roles = ' '.join(rule.roles)
             matrices = ' x '.join(map(str, [*batch, f'({rows} -> {columns})']))
             if self.block_size:
-                blocks = f'{math.prod(block_grid(rule.matrix_shape(reading.shape), self.block_size))}'
+                blocks = f'{math.prod(shape_in_blocks(rule.matrix_shape(reading.shape), self.block_size))}'
         formats = {SAMPLED: self.format, CAST: self.dtype, KEPT: str(reading.dtype or ''), UNEXPLAINED: ''}
         share = f'{reading.size * len(same) / total:.2%}'
         shape = ' x '.join(map(str, reading.shape)) or 'a number'

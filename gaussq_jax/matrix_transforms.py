@@ -28,8 +28,8 @@ from gaussq_jax.param_reading import (
 )
 from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
-from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
-from kernels_pallas.float_rounding import round_to_dtype
+from gaussq_jax.weight_sampling import check_block_size, check_dtype, check_format, sample_weights, shape_in_blocks
+from kernels_pallas.rounding_on_bits import round_to_dtype
 from kernels_pallas.weight_sampling import select
 
 _logger = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ class WeightSampling(MatrixTransform):
 
     def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
         return {
-            path: jnp.ones(block_grid(shape, self.block_size), jnp.float32) for path, shape in matrix_shapes.items()
+            path: jnp.ones(shape_in_blocks(shape, self.block_size), jnp.float32)
+            for path, shape in matrix_shapes.items()
         }
 
     def check_state(self, learned: Iterable[str], found: Iterable[str]):

@@ -63,7 +63,7 @@ def formats_within_budget(
     block_size = check_block_size(block_size)
     readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
     check_bitwidths(readings, bitwidths, block_size)
-    levels = np.unique(np.concatenate([as_they_act(grid).ravel() for grid in bitwidths.values()]))
+    levels = np.unique(np.concatenate([as_they_act(of_leaf).ravel() for of_leaf in bitwidths.values()]))
     costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
 
     def stored_bits(most: float) -> float:

@@ -27,7 +27,7 @@ from gaussq_jax.packed.layout import (
 )
 from gaussq_jax.param_rules import MatrixRule
 from gaussq_jax.param_tree import is_floating, map_leaves
-from kernels_pallas.float_rounding import round_to_dtype
+from kernels_pallas.rounding_on_bits import round_to_dtype
 
 SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127), and 255 none
 MOST_SCALE = 254

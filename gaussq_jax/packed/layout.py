@@ -16,7 +16,7 @@ from gaussq_jax.param_reading import KEPT, SAMPLED, Reading, checked_readings
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
 from gaussq_jax.param_tree import is_floating, leaves_by_path
 from gaussq_jax.rounding import as_format
-from gaussq_jax.weight_sampling import block_grid, check_block_size
+from gaussq_jax.weight_sampling import check_block_size, shape_in_blocks
 
 Formats = Callable[[float], FloatFormat]  # b_t -> format
 
@@ -149,7 +149,7 @@ def uniform_layout(
         return layout
     for path, (rule, shape) in _matrices(readings).items():
         if math.prod(shape):
-            layout[path] = LeafLayout(rule, tile, (fmt,), np.zeros(_grid(shape, tile), np.uint8))
+            layout[path] = LeafLayout(rule, tile, (fmt,), np.zeros(_shape_in_tiles(shape, tile), np.uint8))
     return layout
 
 
@@ -210,8 +210,8 @@ def model_size(
 
     Source: arXiv 2505.11170, section 3; DiffQ, arXiv 2104.09987, section 3.4 (model size).
     """
-    how = dict(block_size=block_size, rules=rules, unnamed=unnamed)
-    size = layout_size(params, learned_layout(params, bitwidths, formats=formats, **how))
+    layout = learned_layout(params, bitwidths, formats=formats, block_size=block_size, rules=rules, unnamed=unnamed)
+    size = layout_size(params, layout)
     leaves, total, count = dict(size.leaves), 0.0, 0
     for path, (_, shape) in _matrices(checked_readings(params, rules, unnamed=unnamed)).items():
         weights = _weights_of_tiles(shape, (block_size, block_size))
@@ -280,7 +280,7 @@ def check_layout(leaves: Mapping[str, Any], layout: Layout):
     for path, stored in layout.items():
         shape = leaves[path].shape
         fits = len(shape) == len(stored.rule.axes)
-        if not fits or stored.indices.shape != _grid(stored.rule.matrix_shape(shape), stored.tile):
+        if not fits or stored.indices.shape != _shape_in_tiles(stored.rule.matrix_shape(shape), stored.tile):
             raise ValueError(f'the layout of {path!r} is of a leaf of another shape than {shape}')
         if not math.prod(shape):
             raise ValueError(f'{path!r} is empty, {shape}: there is nothing to quantize, and no layout of it')
@@ -348,8 +348,8 @@ def layout_of_bitwidths(readings, bitwidths, formats: Formats, block_size: int) 
         of_levels = [formats(float(level)) for level in levels]
         found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
         numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
-        grid = block_grid(shape, block_size)
-        layout[path] = LeafLayout(rule, (block_size, block_size), found, numbers[indices].reshape(grid))
+        indices = numbers[indices].reshape(shape_in_blocks(shape, block_size))
+        layout[path] = LeafLayout(rule, (block_size, block_size), found, indices)
     return layout
 
 
@@ -364,11 +364,11 @@ def check_bitwidths(readings, bitwidths, block_size):
             f' {unexpected or "nothing"} besides'
         )
     for path, (_, shape) in matrices.items():
-        grid = block_grid(shape, block_size)
-        if np.shape(bitwidths[path]) != grid:
+        expected = shape_in_blocks(shape, block_size)
+        if np.shape(bitwidths[path]) != expected:
             raise ValueError(
                 f'bitwidths[{path!r}] has the shape {np.shape(bitwidths[path])}, but blocks of {block_size} x'
-                f' {block_size} are {grid}'
+                f' {block_size} are {expected}'
             )
         if not np.all(np.isfinite(np.asarray(bitwidths[path], np.float32))):
             raise ValueError(f'bitwidths[{path!r}] has NaN or infinity in it')
@@ -382,7 +382,7 @@ def _mean(total: float, count: int) -> float:
     return total / count if count else math.nan
 
 
-def _grid(shape, tile) -> tuple[int, ...]:
+def _shape_in_tiles(shape, tile) -> tuple[int, ...]:
     return (*shape[:-2], *(-(-size // side) for size, side in zip(shape[-2:], tile)))
 
 

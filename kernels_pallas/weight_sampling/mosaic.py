@@ -18,9 +18,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
 from kernels_pallas.philox import Words4
+from kernels_pallas.rounding_on_bits import Representable
 from kernels_pallas.weight_sampling import noise as noise_bits
 from kernels_pallas.weight_sampling.blocks import (
-    Grid,
     add_halves,
     block_step,
     exact_parts,
@@ -43,7 +43,7 @@ def forward(
     *,
     noise: str,
     dtype: jnp.dtype,
-    grid: Grid | None = None,
+    representable: Representable | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """W_hat (l, m, n) in `dtype` and the blocks' steps (l, m / 32, n / 32): `xla.forward` for whole blocks of 32.
@@ -79,8 +79,8 @@ def forward(
         words = _random_words(tile, place.at[k], row_block[i], column.at[j], lane_row)
         for lane, bits in enumerate(noise_bits.lanes(words)):
             sample = rows[lane] + decode(bits) * expand(steps)
-            if grid:
-                sample = round_sampled(rows[lane], sample, absmax, grid, expand)
+            if representable is not None:
+                sample = round_sampled(rows[lane], sample, absmax, representable, expand)
             store(w_hat.at[k, i, lane, :, :, j], sample.astype(dtype))
 
     w_hat, step = mosaic_kernel(

@@ -468,11 +468,11 @@ def test_runs_of_one_size_and_data_are_a_group_by_default():
 
 def test_folds_are_groups_drawn_together():
     """Each run is predicted by the law of the runs that are not in its fold, and those of a group are in one."""
-    runs, how = chinchilla_runs(), dict(num_starts=4)
+    runs, options = chinchilla_runs(), dict(num_starts=4)
     given = []
     progress = lambda fits: given.append(len(fits)) or iter(fits)
     results = [fit(law, runs, **FEW) for law in (ChinchillaLaw, KaplanLaw)]
-    by_folds = hold_out(results, runs, groups=runs['N'], num_folds=3, progress=progress, **how)
+    by_folds = hold_out(results, runs, groups=runs['N'], num_folds=3, progress=progress, **options)
     assert given == [6] and [held.law for held in by_folds] == [ChinchillaLaw, KaplanLaw]
     sizes = np.unique(runs['N'])
     places = dict(zip(dict.fromkeys(runs['N'].tolist()), np.random.default_rng(0).permutation(len(sizes)) % 3))
