@@ -194,7 +194,15 @@ def gaussian_weight_sampling(
     """
     return _transform(
         WeightSampling(
-            check_rules(rules), unnamed, dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
+            noise='rounded_normal',
+            b_init=b_init,
+            b_target=b_target,
+            rules=check_rules(rules),
+            unnamed=unnamed,
+            block_size=block_size,
+            fmt=fmt,
+            dtype=dtype,
+            implementation=implementation,
         )
     )
 
@@ -218,7 +226,17 @@ def uniform_weight_sampling(
     Source: DiffQ, arXiv 2104.09987, with the blocks and the step of arXiv 2505.11170.
     """
     return _transform(
-        WeightSampling(check_rules(rules), unnamed, dtype, 'uniform', b_init, b_target, block_size, fmt, implementation)
+        WeightSampling(
+            noise='uniform',
+            b_init=b_init,
+            b_target=b_target,
+            rules=check_rules(rules),
+            unnamed=unnamed,
+            block_size=block_size,
+            fmt=fmt,
+            dtype=dtype,
+            implementation=implementation,
+        )
     )
 
 
@@ -253,7 +271,7 @@ def quantization_aware(
     Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
     """
     check_quantizer(quantizer)
-    return _transform(QuantizationAware(check_rules(rules), unnamed, dtype, quantizer))
+    return _transform(QuantizationAware(quantizer=quantizer, rules=check_rules(rules), unnamed=unnamed, dtype=dtype))
 
 
 def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RULES) -> ParamTransform:
@@ -297,7 +315,7 @@ def _transform(of: MatrixTransform) -> ParamTransform:
         resolve=lambda params: _transform(of.resolve(params)),
         rules=of.rules,
         unnamed=of.unnamed,
-        block_size=getattr(of, 'block_size', None),
+        block_size=of.block_size,
         matrices=of.matrices,
         format=of.format_name,
         dtype=jnp.dtype(of.dtype).name,
