@@ -16,14 +16,12 @@ from gaussq_jax.packed.layout import (
     Formats,
     Layout,
     LeafLayout,
-    ModelSize,
-    layout_size,
     learned_layout,
-    model_size,
     uniform_layout,
     value_per_weight,
     weights_of_formats,
 )
+from gaussq_jax.packed.size import ModelSize, layout_size, model_size
 
 __all__ = [
     'Formats',

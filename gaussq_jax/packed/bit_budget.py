@@ -15,9 +15,9 @@ from gaussq_jax.packed.layout import (
     as_they_act,
     check_bitwidths,
     layout_of_bitwidths,
-    size_of_leaves,
     storable_leaves,
 )
+from gaussq_jax.packed.size import size_of_leaves
 from gaussq_jax.param_reading import checked_readings
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
 from gaussq_jax.weight_sampling import check_block_size

@@ -17,14 +17,13 @@ from gaussq_jax.packed.layout import (
     STORABLE,
     Layout,
     LeafLayout,
-    ModelSize,
     check_layout,
     kept_leaves,
-    size_of_leaves,
     storable_leaves,
     value_per_weight,
     weights_of_formats,
 )
+from gaussq_jax.packed.size import ModelSize, size_of_leaves
 from gaussq_jax.param_rules import MatrixRule
 from gaussq_jax.param_tree import is_floating, map_leaves
 from kernels_pallas.rounding_on_bits import round_to_dtype

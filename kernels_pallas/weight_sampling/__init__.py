@@ -15,7 +15,7 @@ from kernels_pallas.weight_sampling.noise import GROUP_ROWS, NOISES
 from kernels_pallas.weight_sampling.sharded_sampling import BACKWARD, FORWARD, fits_a_launch, on_any_mesh
 from kernels_pallas.weight_sampling.xla import Origin, draw
 
-__all__ = ['BLOCK_SIZE', 'NOISES', 'backward', 'draw', 'forward', 'select', 'why_not']
+__all__ = ['BLOCK_SIZE', 'NOISES', 'PREFERENCE', 'backward', 'draw', 'forward', 'select', 'why_not']
 
 # In this order. Triton serves more GPUs, and JAX is going to drop it; from then on the choice is Mosaic's.
 PREFERENCE = ('triton', 'mosaic', 'xla')
@@ -91,7 +91,12 @@ def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
 
 
 def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
-    """Why an implementation can't run here for blocks of this size; None if it can."""
+    """Why an implementation can't run here for blocks of this size; None if it can. "Here" is as for `select`.
+
+    Example:
+      >>> why_not('triton_interpret', 16)
+      'its blocks are 32 x 32, and block_size is 16'
+    """
     return _wrong_block_size(implementation, block_size) or implementations.why_not(implementation)
 
 
