@@ -28,11 +28,6 @@ def mosaic_kernel(kernel: Callable, *, interpret: bool, **launch) -> Callable:
     )
 
 
-def load(ref, layout: plgpu.Layout) -> jax.Array:
-    """Reads an array of this layout from a `ref` of its shape."""
-    return jax_internals.mosaic_load(ref, layout)
-
-
 def store(ref, x: jax.Array):
     """Writes x, whatever its layout, to a `ref` of its shape."""
     if x.shape == (1,):  # no layout of a single number is stored

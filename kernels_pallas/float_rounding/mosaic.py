@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
+from kernels_pallas.jax_internals import mosaic_load
+from kernels_pallas.mosaic_kernel import mosaic_kernel, store
 from kernels_pallas.rounding_on_bits import round_in_kernel
 
 THREADS = 128  # of a program
@@ -34,7 +35,7 @@ def round_to_representable(
         # None lies beyond the end: the last values are two programs', which write the same.
         here = pl.ds(jnp.minimum(jax.lax.axis_index('tile') * tile, size - tile), tile)
         *inputs, output = (ref.at[here] for ref in refs)
-        values, *bits = (load(ref, layout=layout) for ref in inputs)
+        values, *bits = (mosaic_load(ref, layout=layout) for ref in inputs)
         store(output, round_in_kernel(values, *bits or [None], **options))
 
     rounded = mosaic_kernel(

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
+from kernels_pallas.jax_internals import mosaic_load
+from kernels_pallas.mosaic_kernel import mosaic_kernel, store
 from kernels_pallas.philox import Words4
 from kernels_pallas.rounding_on_bits import Representable
 from kernels_pallas.weight_sampling import noise as noise_bits
@@ -177,7 +178,7 @@ class _Tile:
     def load(self, ref, *axes: int) -> jax.Array:
         """What has these axes of the tile; all of them if none is named."""
         others = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
-        return load(ref, layout=self.layout.reduce(others) if axes else self.layout)
+        return mosaic_load(ref, layout=self.layout.reduce(others) if axes else self.layout)
 
     def expand(self, x: jax.Array, *axes: int) -> jax.Array:
         """What has these axes of the tile, at each of its weights."""

@@ -275,7 +275,7 @@ def cotangents(shape, dtype):
 def in_e3m2(total, w):
     """s round(total / s) where w is finite, s = 2^max(floor(log2 max |w|) - 4, -127) by block, as in OCP's MX."""
     absmax = oracle.block_sum(np.where(np.isfinite(w), np.abs(np.asarray(w, np.float64)), 0.0), 32, np.max)
-    exponent = oracle.spread(np.maximum(np.frexp(absmax)[1] - 5, -127), w.shape, 32)
+    exponent = oracle.per_weight(np.maximum(np.frexp(absmax)[1] - 5, -127), w.shape, 32)
     rounded = numpy_float_formats.cast(np.ldexp(total, -exponent), (3, 2, 'finite'), dtype=np.float64)
     return np.where(np.isfinite(w), np.ldexp(rounded, exponent), w)
 
