@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-LIBRARY = ['jax>=0.10.2,<0.13', 'flax>=0.12.8,<0.13', 'numpy>=2.0', 'safetensors>=0.8', 'scipy>=1.15']
+LIBRARY = ['jax>=0.10.2,<0.13', 'flax>=0.12.8,<0.13', 'numpy>=2.0', 'rich>=13.7', 'safetensors>=0.8', 'scipy>=1.15']
 EXPERIMENTS = [
     'absl-py>=2.3',
     'array_record>=0.8.3',

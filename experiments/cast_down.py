@@ -29,7 +29,7 @@ from experiments.reports import cast_losses, pictures
 from experiments.reports.cast_losses import LEARNED, UNQUANTIZED, Cast
 from experiments.training import evaluation
 from experiments.training.experiment import TrainState, with_fixed_weights
-from gaussq_jax.packed_layout import Layout
+from gaussq_jax.packed import Layout
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'The picture: .png, .svg or .pdf. By default WORKDIR/cast_down.png.')

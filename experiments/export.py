@@ -34,8 +34,7 @@ from experiments.data import tokenizer_files
 from experiments.files import huggingface_folder, paths
 from experiments.reports import quantization as report
 from gaussq_jax import models
-from gaussq_jax.packed_file import header_bytes
-from gaussq_jax.packed_layout import Layout, leaves_by_path, weights_of_formats
+from gaussq_jax.packed import Layout, header_bytes, weights_of_formats
 from gaussq_jax.param_tree import is_floating
 from gaussq_jax.text_table import text_table
 
@@ -195,7 +194,7 @@ def what_files_say(run: workdirs.Run, folder: pathlib.Path | None, is_imported: 
 def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:
     """A line a leaf, one for all that are quantized, and one for all."""
     lines = [('leaf', 'weights', 'bitwidth', 'stored bits', 'bytes', 'formats')]
-    leaves = leaves_by_path(params)
+    leaves = gq.leaves_by_path(params)
     for path, leaf in leaves.items():
         formats = leaf.dtype.name
         if path in layout:

@@ -30,9 +30,8 @@ from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.data import special_tokens, tokenizers
 from experiments.files import huggingface_folder, json_files, paths
 from experiments.training.experiment import Experiment, init_state, make_experiment
-from gaussq_jax import models
+from gaussq_jax import leaves_by_path, models
 from gaussq_jax.atomic_files import new_directory
-from gaussq_jax.packed_layout import leaves_by_path
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The folder.', required=True)
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; is not there yet, or empty.", required=True)

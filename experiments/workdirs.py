@@ -16,7 +16,7 @@ from experiments.files import json_files, paths
 from experiments.methods import quantizes_matmuls
 from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
 from gaussq_jax.atomic_files import replace_file
-from gaussq_jax.export import Packed, read_packed
+from gaussq_jax.packed import Packed, read_packed
 
 # What a packed file keeps of a config: what serving its weights takes, and what evaluating them as in training does.
 SERVED = ('model', 'vocab_size', 'dtype', 'sequence_length', 'tokenizer', 'special_tokens')

@@ -2,19 +2,21 @@
 
 import importlib
 
-from gaussq_jax.bit_budget import formats_within_budget
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.describe import describe
-from gaussq_jax.export import load_packed, quantize_params, save_packed
 from gaussq_jax.formats import FloatFormat, parse_format
 from gaussq_jax.layerwise import layerwise
-from gaussq_jax.packed_layout import (
+from gaussq_jax.packed import (
     LeafLayout,
     ModelSize,
+    formats_within_budget,
     layout_size,
     learned_layout,
+    load_packed,
     model_size,
+    quantize_params,
+    save_packed,
     uniform_layout,
 )
 from gaussq_jax.param_rules import DEFAULT_RULES, CastOnly, Keep, MatrixRule
@@ -25,6 +27,7 @@ from gaussq_jax.param_transforms import (
     quantization_aware,
     uniform_weight_sampling,
 )
+from gaussq_jax.param_tree import leaf_path, leaves_by_path
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 from gaussq_jax.quantized_einsum import quantized_einsum
 from gaussq_jax.rounding import round_to_format
@@ -50,7 +53,9 @@ __all__ = [
     'gaussian_weight_sampling',
     'layerwise',
     'layout_size',
+    'leaf_path',
     'learned_layout',
+    'leaves_by_path',
     'load_packed',
     'model_size',
     'parse_format',

@@ -6,6 +6,7 @@ python -m gaussq_jax [FORMAT ..]
 import sys
 
 from gaussq_jax.formats import ML_DTYPES_FORMATS, FloatFormat, parse_format
+from gaussq_jax.text_table import text_table
 
 COLUMNS = ('format', 'special', 'bits', 'bias', 'largest', 'least normal', 'least subnormal', 'numbers >= 0')
 
@@ -17,12 +18,14 @@ def main(names: list[str]):
         formats = [parse_format(name) for name in names] or [*ML_DTYPES_FORMATS.values(), *finite_formats()]
     except ValueError as error:
         sys.exit(f'error: {error}')
-    print('{:<15}{:<9}{:>4}{:>6}{:>14}{:>14}{:>17}{:>14}'.format(*COLUMNS))
-    for fmt in formats:
-        numbers = [fmt.max, fmt.smallest_normal, fmt.smallest_subnormal]
-        largest, normal, subnormal = ('-' if number is None else f'{number:.7g}' for number in numbers)
-        print(f'{fmt.name:<15}{fmt.special_values:<9}{fmt.bits:>4}{fmt.bias:>6}', end='')
-        print(f'{largest:>14}{normal:>14}{subnormal:>17}{len(fmt.values()):>14}')
+    print(text_table([COLUMNS, *map(row, formats)], left=(0, 1)))
+
+
+def row(fmt: FloatFormat) -> tuple[str, ...]:
+    """Its cells, of `COLUMNS`."""
+    numbers = (fmt.max, fmt.smallest_normal, fmt.smallest_subnormal)
+    shown = ('-' if number is None else f'{number:.7g}' for number in numbers)
+    return (fmt.name, fmt.special_values, str(fmt.bits), str(fmt.bias), *shown, str(len(fmt.values())))
 
 
 def finite_formats() -> list[FloatFormat]:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from gaussq_jax.axis_evidence import AxisReading
+from gaussq_jax.axis_clues import AxisReading
 from gaussq_jax.param_rules import EXPERT, LAYER
 from gaussq_jax.param_tree import HAIKU, Leaf, is_class
 

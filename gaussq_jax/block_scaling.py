@@ -13,7 +13,13 @@ import numpy as np
 from gaussq_jax import explicit_sharding
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.rounding import as_format, check_input, check_rounding, straight_through
-from kernels_pallas.float_rounding import ROUNDINGS, power_of_two_scale, round_to_dtype, round_to_grid
+from kernels_pallas.rounding_on_bits import (
+    ROUNDINGS,
+    BlockScale,
+    power_of_two_scale,
+    round_to_dtype,
+    round_to_representable,
+)
 
 SCALES = ('absmax', 'mx', 'nvfp4')
 Axis = int | Sequence[int]
@@ -152,13 +158,14 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
         return x.astype(jnp.float32)
     blocks = _Blocks(x.shape, axes, quantizer.block_size)
 
-    def spread(x):
+    def of_blocks(x):
         split = blocks.split(x)
-        _, inverse, largest, _ = _scale_blocks(split.astype(jnp.float32), blocks.within, quantizer)
+        _, inverse, shift = _scale_blocks(split.astype(jnp.float32), blocks.within, quantizer)
+        largest = quantizer.fmt.representable.shifted(shift).largest
         inverse = jax.lax.optimization_barrier(inverse)  # or XLA multiplies its constant factor by `largest` first
         return blocks.join(jnp.broadcast_to(largest * inverse, split.shape))
 
-    return explicit_sharding.like(x, spread)(x)
+    return explicit_sharding.like(x, of_blocks)(x)
 
 
 def scale_exponents(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -> jax.Array:
@@ -186,63 +193,45 @@ def scale_exponents(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -> j
     if quantizer.scale != 'mx':
         raise ValueError(f"scale={quantizer.scale!r}: only those of scale='mx' are powers of two")
     blocks = _Blocks(x.shape, _check_axis(axis, x.ndim, quantizer.block_size), quantizer.block_size)
-    _, inverse, _, shift = _scale_blocks(blocks.split(x).astype(jnp.float32), blocks.within, quantizer)
+    _, inverse, shift = _scale_blocks(blocks.split(x).astype(jnp.float32), blocks.within, quantizer)
     return (jax.lax.bitcast_convert_type(jnp.squeeze(inverse, blocks.within), jnp.int32) >> 23) - 127 + shift
 
 
 def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantizer):
     """Fake quantization of x, whose axes `within` lie within blocks, all others count them."""
-    fmt = quantizer.fmt
     wide = x.astype(jnp.float32)
-    scale, inverse, largest, shift = _scale_blocks(wide, within, quantizer)
-    rounded = round_to_grid(
-        wide * scale,
-        random_bits,
-        mantissa_bits=fmt.mantissa_bits,
-        min_exponent=fmt.min_exponent + shift,
-        largest=largest,
-        rounding=quantizer.rounding,
+    scale, inverse, shift = _scale_blocks(wide, within, quantizer)
+    representable = quantizer.fmt.representable.shifted(shift)
+    rounded = round_to_representable(
+        wide * scale, random_bits, representable=representable, rounding=quantizer.rounding
     )
     return round_to_dtype(jnp.where(jnp.isfinite(wide), rounded * inverse, wide), x.dtype)
 
 
-def _scale_blocks(wide, within: tuple[int, ...], quantizer: Quantizer):
-    """Each block's scale, its inverse, the largest number of the grid that X scale is rounded to, and that grid's k."""
-    fmt = quantizer.fmt
+def _scale_blocks(wide, within: tuple[int, ...], quantizer: Quantizer) -> BlockScale:
     absmax = jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=within, keepdims=True)
-    scales = {'absmax': _absmax_scales, 'mx': _mx_scales, 'nvfp4': _nvfp4_scales}[quantizer.scale]
-    scale, inverse, shift = scales(absmax, fmt)
-    return scale, inverse, fmt.max * 2.0**shift, shift
+    if quantizer.scale == 'mx':
+        return power_of_two_scale(absmax, quantizer.fmt.max)
+    return (_absmax_scale if quantizer.scale == 'absmax' else _nvfp4_scale)(absmax, quantizer.fmt)
 
 
-# Each of the following returns a block's scale, its inverse, and an integer k such that X scale is rounded to
-# the format's numbers times 2^k. The k keeps scale and inverse normal float32 numbers for blocks of (almost) any
-# magnitude, and makes formats that differ by a power of two, as E0M7 and E1M6, one and the same. No array is divided by
-# a number: XLA makes that a multiplication by the reciprocal, or doesn't, according to the shape.
+# No array is divided by a number: XLA makes that a multiplication by the reciprocal, or doesn't, according to the
+# shape. The shift makes formats that differ by a power of two, as E0M7 and E1M6, one and the same.
 
 
-def _absmax_scales(absmax, fmt):
+def _absmax_scale(absmax: jax.Array, fmt: FloatFormat) -> BlockScale:
     shift = 3 - math.frexp(fmt.max)[1]  # the largest number is in [4, 8)
     absmax = jnp.clip(absmax, 2.0**-123, _LARGEST)
     largest = fmt.max * 2.0**shift
-    return largest / absmax, absmax * np.float32(1 / largest), shift
+    return BlockScale(largest / absmax, absmax * np.float32(1 / largest), shift)
 
 
-def _mx_scales(absmax, fmt):
-    return power_of_two_scale(absmax, fmt.max)
-
-
-def _nvfp4_scales(absmax, fmt):
+def _nvfp4_scale(absmax: jax.Array, fmt: FloatFormat) -> BlockScale:
     of_tensor = jnp.clip(jnp.max(absmax), 2.0**-105, _LARGEST)
     largest = _NVFP4_SCALE.max
-    block_scale = round_to_grid(
-        absmax * (largest / of_tensor),
-        mantissa_bits=_NVFP4_SCALE.mantissa_bits,
-        min_exponent=_NVFP4_SCALE.min_exponent,
-        largest=largest,
-    )
+    block_scale = round_to_representable(absmax * (largest / of_tensor), representable=_NVFP4_SCALE.representable)
     scale = jnp.where(block_scale > 0, (fmt.max * largest / of_tensor) / jnp.where(block_scale > 0, block_scale, 1), 0)
-    return scale, block_scale * (of_tensor * np.float32(1 / (fmt.max * largest))), 0
+    return BlockScale(scale, block_scale * (of_tensor * np.float32(1 / (fmt.max * largest))), 0)
 
 
 class _Blocks:

@@ -8,9 +8,11 @@ from typing import Any
 
 from gaussq_jax.param_reading import CAST, KEPT, SAMPLED, UNEXPLAINED, Reading, explain, read_params
 from gaussq_jax.param_transforms import ParamTransform
-from gaussq_jax.weight_sampling import block_grid
+from gaussq_jax.text_table import text_table
+from gaussq_jax.weight_sampling import shape_in_blocks
 
 COLUMNS = ('leaf', 'shape', 'action', 'axes', 'matrices', 'blocks', 'format', 'share', 'why')
+NUMBERS = ('blocks', 'share')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -70,7 +72,7 @@ class Description:
             roles = ' '.join(rule.roles)
             matrices = ' x '.join(map(str, [*batch, f'({rows} -> {columns})']))
             if self.block_size:
-                blocks = f'{math.prod(block_grid(rule.matrix_shape(reading.shape), self.block_size))}'
+                blocks = f'{math.prod(shape_in_blocks(rule.matrix_shape(reading.shape), self.block_size))}'
         formats = {SAMPLED: self.format, CAST: self.dtype, KEPT: str(reading.dtype or ''), UNEXPLAINED: ''}
         share = f'{reading.size * len(same) / total:.2%}'
         shape = ' x '.join(map(str, reading.shape)) or 'a number'
@@ -88,10 +90,9 @@ class Description:
 
     def __str__(self) -> str:
         table = [COLUMNS, *self.rows()]
-        used = [column for column in range(len(COLUMNS)) if any(row[column] for row in table[1:])]
-        widths = {column: max(len(row[column]) for row in table) for column in used}
-        lines = ['  '.join(row[column].ljust(widths[column]) for column in used).rstrip() for row in table]
-        text = '\n'.join([*lines, self.summary])
+        used = [column for column in zip(*table) if any(column[1:])]
+        left = [place for place, (name, *_) in enumerate(used) if name not in NUMBERS]
+        text = f'{text_table(zip(*used), left=left)}\n{self.summary}'
         return f'{text}\n{explain(self.leaves)}' if self.totals[UNEXPLAINED] else text
 
     __repr__ = __str__
@@ -123,9 +124,9 @@ def describe(params: Any, transform: ParamTransform) -> Description:
     Example:
       >>> params = {'up': {'kernel': jnp.ones((64, 128)), 'bias': jnp.ones(128)}}
       >>> print(describe(params, gq.gaussian_weight_sampling()))
-      leaf       shape     action   axes    matrices     blocks  format    share   why
-      up/bias    128       cast                                  bfloat16  1.54%   a bias or scale
-      up/kernel  64 x 128  sampled  in out  (64 -> 128)  8       bfloat16  98.46%  kernel (in, out)
+      leaf       shape     action   axes    matrices     blocks  format     share  why
+      up/bias    128       cast                                  bfloat16   1.54%  a bias or scale
+      up/kernel  64 x 128  sampled  in out  (64 -> 128)       8  bfloat16  98.46%  kernel (in, out)
       8,192 sampled (98.5%), 128 cast (1.5%), in 2 leaves
     """
     readings = read_params(params, transform.rules, unnamed=transform.unnamed)

@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 
+from kernels_pallas.rounding_on_bits import Representable
+
 SPECIAL_VALUES = ('finite', 'ieee', 'fn')
 _OCP_MAX = {(4, 3): 448.0, (3, 2): 28.0, (2, 3): 7.5, (2, 1): 6.0}  # of the 'fn' formats
 
@@ -111,6 +113,11 @@ class FloatFormat:
     def smallest_subnormal(self) -> float | None:
         """2^(1 - bias - M); None if there are no subnormals (M = 0)."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits) if self.mantissa_bits else None
+
+    @property
+    def representable(self) -> Representable:
+        """The numbers, as kernels are told of them."""
+        return Representable(self.mantissa_bits, self.min_exponent, self.max)
 
     def values(self) -> np.ndarray:
         """All non-negative numbers, ascending, float64: the codes 0, 1, .. of the exponent and mantissa bits."""

@@ -3,10 +3,11 @@
 `param_transforms` makes ParamTransforms of these.
 """
 
+import abc
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -28,8 +29,8 @@ from gaussq_jax.param_reading import (
 )
 from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
-from gaussq_jax.weight_sampling import block_grid, check_block_size, check_dtype, check_format, sample_weights
-from kernels_pallas.float_rounding import round_to_dtype
+from gaussq_jax.weight_sampling import check_block_size, check_dtype, check_format, sample_weights, shape_in_blocks
+from kernels_pallas.rounding_on_bits import round_to_dtype
 from kernels_pallas.weight_sampling import select
 
 _logger = logging.getLogger(__name__)
@@ -38,11 +39,12 @@ Params = Any  # a pytree of weights: linen, NNX, Equinox, haliax, Haiku
 State = dict[str, jax.Array]  # leaf path -> b_i
 
 
-@dataclasses.dataclass(frozen=True)
-class MatrixTransform:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixTransform(abc.ABC):
     """The functions of a transform of weight matrices, over what its constructor fixed; others are cast or kept."""
 
-    matrices: ClassVar[str]
+    matrices: ClassVar[str]  # these two as ParamTransform has them
+    block_size: ClassVar[int | None]
     rules: Sequence[Rule]
     unnamed: str
     dtype: Any
@@ -64,9 +66,8 @@ class MatrixTransform:
                     _logger.warning('%s, %s, is cast only: %s', name, reading.shape, reading.why)
         sampled = {name: reading for name, reading in readings.items() if reading.action == SAMPLED}
         _check_hashes(sampled)
-        return self.init_state(
-            {name: reading.matrices[0].matrix_shape(reading.shape) for name, reading in sampled.items()}
-        )
+        shapes = {name: reading.matrices[0].matrix_shape(reading.shape) for name, reading in sampled.items()}
+        return self.init_state(matrix_shapes=shapes)
 
     def apply(self, key, params, state, *, path=(), layer=None):
         if isinstance(path, str):
@@ -76,6 +77,12 @@ class MatrixTransform:
         unnamed = 'cast' if is_part else self.unnamed  # what a part is of the weights says nothing
         readings = read_params(params, self.rules, unnamed=unnamed, path=path, is_layer=is_layer)
         check_explained(readings, is_part=is_part)
+        found = {name for name, reading in readings.items() if reading.action == SAMPLED}
+        if is_layer and not found:
+            raise ValueError(f'path={path}: no leaf under it is a weight matrix of the rules {self.rules}')
+        prefix = ''.join(f'{part}/' for part in path)
+        of_part = {name: b_i for name, b_i in state.items() if f'{name}/'.startswith(prefix)}
+        self.check_state(state=of_part, paths=found, layer=layer)
 
         def transform_leaf(name, leaf):
             reading = readings[name]
@@ -85,18 +92,44 @@ class MatrixTransform:
                 return cast(leaf, self.dtype)
             leaf_key = None if key is None else jax.random.fold_in(key, path_hash(name))
             rule = reading.matrices[0]
-            matrices = self.transform_matrices(leaf_key, rule.to_matrices(leaf), name, state, layer)
-            return rule.from_matrices(matrices, leaf.shape)
+            matrices = rule.to_matrices(leaf)
+            w_hat = self.transform_matrices(key=leaf_key, matrices=matrices, b_i=state.get(name), layer=layer)
+            return rule.from_matrices(w_hat, leaf.shape)
 
-        transformed = map_leaves(transform_leaf, params, path)
-        found = {name for name, reading in readings.items() if reading.action == SAMPLED}
-        self.check_state({name for name in state if f'{name}/'.startswith(''.join(f'{part}/' for part in path))}, found)
-        if is_layer and not found:
-            raise ValueError(f'path={tuple(path)}: no leaf under it is a weight matrix of the rules {self.rules}')
-        return transformed
+        return map_leaves(transform_leaf, params, path)
+
+    @property
+    @abc.abstractmethod
+    def format_name(self) -> str:
+        """Of the format that matrices are rounded to."""
+
+    @abc.abstractmethod
+    def init_state(self, *, matrix_shapes: Mapping[str, tuple[int, ...]]) -> State:
+        """The state at the start, of weight matrices of these shapes (batch.., m, n), by path."""
+
+    @abc.abstractmethod
+    def check_state(self, *, state: State, paths: Collection[str], layer: jax.Array | int | None):
+        """ValueError unless the state is that of the matrices of these paths, or has this layer of them."""
+
+    @abc.abstractmethod
+    def bitwidths(self, state: State) -> dict[str, jax.Array]:
+        """Of each block, by path."""
+
+    @abc.abstractmethod
+    def transform_matrices(
+        self, *, key: jax.Array | None, matrices: jax.Array, b_i: jax.Array | None, layer: jax.Array | int | None
+    ) -> jax.Array:
+        """W_hat of the matrices (batch.., m, n) of one leaf, or of one layer of it.
+
+        Args:
+          key: the leaf's own; None for no noise.
+          matrices: of the layer, where there is one.
+          b_i: the leaf's state, of all layers; None if it has none.
+          layer: as for `apply`.
+        """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightSampling(MatrixTransform):
     """Matrices with noise by blocks, whose bitwidths are the state."""
 
@@ -127,36 +160,37 @@ class WeightSampling(MatrixTransform):
     def format_name(self) -> str:
         return jnp.dtype(self.dtype).name if self.fmt is None else check_format(self.fmt, self.dtype).name
 
-    def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
-        return {
-            path: jnp.ones(block_grid(shape, self.block_size), jnp.float32) for path, shape in matrix_shapes.items()
-        }
+    def init_state(self, *, matrix_shapes):
+        ones = lambda shape: jnp.ones(shape_in_blocks(shape, self.block_size), jnp.float32)
+        return {path: ones(shape) for path, shape in matrix_shapes.items()}
 
-    def check_state(self, learned: Iterable[str], found: Iterable[str]):
-        missing, unexpected = set(found) - set(learned), set(learned) - set(found)
+    def check_state(self, *, state, paths, layer):
+        missing, unexpected = set(paths) - set(state), set(state) - set(paths)
         if missing or unexpected:
             raise ValueError(
                 f'state is not of these params: it lacks {sorted(missing) or "nothing"}'
                 f' and has {sorted(unexpected) or "nothing"} besides; make it by init(params) of this transform'
             )
+        if layer is None or isinstance(layer, jax.core.Tracer):
+            return
+        for b_i in state.values():
+            if not 0 <= layer < b_i.shape[0]:
+                raise ValueError(f'layer={layer}: the leaf has the layers 0 to {b_i.shape[0] - 1}')
 
-    def bitwidths(self, state: State) -> dict[str, jax.Array]:
+    def bitwidths(self, state):
         return {path: self._bitwidths_of(b_i) for path, b_i in flat_state(state).items()}
 
     def _bitwidths_of(self, b_i):
         return effective_bitwidths(b_i, self.b_init, self.b_target)
 
-    def transform_matrices(self, key, matrices, name, state, layer):
+    def transform_matrices(self, *, key, matrices, b_i, layer):
         if key is None:
             if self.fmt is not None:
                 tiles = Quantizer(self.fmt, block_size=(self.block_size, self.block_size), scale='mx')
                 matrices = fake_quantize(matrices, tiles)
             return round_to_dtype(matrices, self.dtype)
-        self.check_state({name} & set(state), {name})
-        b_i, leading = state[name], 0
+        leading = 0
         if layer is not None:
-            if not isinstance(layer, jax.core.Tracer) and not 0 <= layer < b_i.shape[0]:
-                raise ValueError(f'layer={layer}: the leaf has the layers 0 to {b_i.shape[0] - 1}')
             leading = layer * math.prod(b_i.shape[1:-2])
             b_i = jax.lax.dynamic_index_in_dim(b_i, layer, axis=0, keepdims=False)
         return sample_weights(
@@ -172,27 +206,28 @@ class WeightSampling(MatrixTransform):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizationAware(MatrixTransform):
     """Matrices fake-quantized, each by itself; no state."""
 
     matrices = 'quantized'
+    block_size = None
     quantizer: Quantizer
 
     @property
     def format_name(self) -> str:
         return self.quantizer.fmt.name
 
-    def init_state(self, matrix_shapes: dict[str, tuple[int, ...]]) -> State:
+    def init_state(self, *, matrix_shapes):
         return {}
 
-    def check_state(self, learned: Iterable[str], found: Iterable[str]):
-        check_empty(learned)
+    def check_state(self, *, state, paths, layer):
+        check_empty(state)
 
-    def bitwidths(self, state: State) -> dict[str, jax.Array]:
+    def bitwidths(self, state):
         return {}
 
-    def transform_matrices(self, key, matrices, name, state, layer):
+    def transform_matrices(self, *, key, matrices, b_i, layer):
         *batch, m, n = matrices.shape
         quantizer = self.quantizer if key is not None else self.quantizer.deterministic()
         first = 0 if layer is None else layer * math.prod(batch)

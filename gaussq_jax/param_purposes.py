@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gaussq_jax.axis_names import axes_by_module
-from gaussq_jax.param_rules import DEFAULT_RULES, NORM, CastOnly, Keep, Rule, RuleFinder
+from gaussq_jax.param_rules import DEFAULT_RULES, NORMS, CastOnly, Keep, Rule, RuleFinder
 from gaussq_jax.param_tree import Leaf, is_floating
 
 LEAST_SHARE = 0.001  # of all weights; what no rule names and is less is cast
@@ -99,7 +99,7 @@ def _corrected(
         return Doubt("in an optimizer's state: give the parameters alone")
     if rule is _MATRIX and last in ('w', 'weight') and leaf.module is None and 'conv' in module.lower():
         return Doubt('named as a convolution, of no framework whose order of axes is known')
-    if rule is _MATRIX and last == 'kernel' and NORM.fullmatch(module):
+    if rule is _MATRIX and last == 'kernel' and NORMS.fullmatch(module):
         return Doubt('named as a norm, with as many axes as a matrix')
     if rule is _MATRIX and module == 'gate' and _is_router(leaves, name, modules, matrices):
         return _ROUTER

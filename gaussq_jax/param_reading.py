@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from gaussq_jax import axis_evidence
-from gaussq_jax.axis_evidence import AxisReading, Clue
+from gaussq_jax.axis_clues import EMBEDDING, HEAD_NORM, MATRIX, NORM, OTHER, AxisReading, Clue
+from gaussq_jax.axis_evidence import read_axes
 from gaussq_jax.axis_names import axes_by_module, axes_by_names, layer_axes
 from gaussq_jax.param_purposes import UNNAMED_LEAF, Doubt, find_purposes
-from gaussq_jax.param_rules import DEFAULT_RULES, NORM, CastOnly, Keep, MatrixRule, Rule
+from gaussq_jax.param_rules import DEFAULT_RULES, NORMS, CastOnly, Keep, MatrixRule, Rule
 from gaussq_jax.param_tree import HAIKU, Leaf, is_floating, read_leaves
 
 SAMPLED, CAST, KEPT, UNEXPLAINED = ACTIONS = ('sampled', 'cast', 'kept', 'unexplained')
@@ -80,7 +80,7 @@ def read_params(
         name: _clue(leaves, name, rule, told.get(name), is_transposed)._replace(layers=layer_axes(leaves[name]))
         for name, rule in found.items()
     }
-    left, contradictory = axis_evidence.read_axes(clues)
+    left, contradictory = read_axes(clues)
 
     def read(name: str, leaf: Leaf) -> Verdict:
         if name not in found:
@@ -275,26 +275,26 @@ def _clue(leaves: Mapping[str, Leaf], name: str, rule: Rule | None, told: Any, i
     shape, (*modules, last) = tuple(leaves[name].value.shape), name.split('/')
     module = modules[-1] if modules else ''
     if isinstance(told, AxisReading):
-        return Clue(shape, axis_evidence.MATRIX, stacks=told.batch)
+        return Clue(shape, MATRIX, stacks=told.batch)
     if isinstance(rule, MatrixRule) and told is None:
         is_haiku = leaves[name].module == HAIKU and last == 'w'
         may_be_linear = len(shape) < 4 and _POINTWISE.search(module)
         is_conv = (last == 'kernel' or is_haiku) and bool(_CONV.fullmatch(module)) and not may_be_linear
         is_ordered = (last == 'kernel' and not is_transposed) or (is_haiku and is_conv)
-        return Clue(shape, axis_evidence.MATRIX, (is_ordered and not _UNORDERED.search(module)) or None, is_conv)
+        return Clue(shape, MATRIX, (is_ordered and not _UNORDERED.search(module)) or None, is_conv)
     if not shape or (rule is not None and rule not in DEFAULT_RULES):
         return Clue(shape)  # whatever its name says, its axes may be others
     has_scale = '/'.join((*modules, 'scale')) in leaves
     if len(shape) > 2 or leaves[name].module is not None:
         return Clue(shape)  # a norm over several axes, or of a framework whose norms have other axes
-    if last == 'scale' or (last == 'bias' and has_scale) or (last in ('weight', 'w') and NORM.fullmatch(module)):
-        return Clue(shape, axis_evidence.HEAD_NORM if _HEAD_NORM.fullmatch(module) else axis_evidence.NORM)
-    return Clue(shape, axis_evidence.EMBEDDING if last == 'embedding' else axis_evidence.OTHER)
+    if last == 'scale' or (last == 'bias' and has_scale) or (last in ('weight', 'w') and NORMS.fullmatch(module)):
+        return Clue(shape, HEAD_NORM if _HEAD_NORM.fullmatch(module) else NORM)
+    return Clue(shape, EMBEDDING if last == 'embedding' else OTHER)
 
 
 def _doubtful(leaf: Leaf, doubt: Doubt) -> Verdict:
     """A leaf that can't be told what it is for; if it is a weight matrix, it has one of these readings."""
-    readings, _ = axis_evidence.read_axes({leaf.path: Clue(tuple(leaf.value.shape), axis_evidence.MATRIX)})
+    readings, _ = read_axes({leaf.path: Clue(tuple(leaf.value.shape), MATRIX)})
     return Verdict(UNEXPLAINED, doubt.why, tuple(_matrix_rule(leaf.path, reading) for reading in readings[leaf.path]))
 
 

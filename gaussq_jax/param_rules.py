@@ -169,7 +169,7 @@ Rule = MatrixRule | CastOnly
 
 # Names that tell what a leaf is for, in the models of flax's examples, T5X, MaxText, Hugging Face, big_vision, bonsai,
 # Equinox, haliax, levanter and Haiku.
-NORM = re.compile(r'\w*([Nn]orm|ln|LN|bn|BN)\d*|(ln|norm|bn)_\w+|\w*[Nn]orm_\d+')
+NORMS = re.compile(r'\w*([Nn]orm|ln|LN|bn|BN)\d*|(ln|norm|bn)_\w+|\w*[Nn]orm_\d+')
 _EMBEDDINGS = r'\w*embeddings?|cls(_token)?|probe|register_tokens'
 _HEADS = (
     r'(\w+_)?head|logits|logits_dense|logitdense|to_logits|classifier|qa_outputs|seq_relationship|predictions/decoder'
@@ -184,7 +184,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     CastOnly(r'(.*/)?(\w+_)?lora_[ab]', 'a low-rank adapter', optional=True),
     CastOnly(r'(.*/)?((\w*_)?(bias|scale|offset|gamma|beta)|b)', 'a bias or scale', optional=True),
     CastOnly(rf'(.*/)?({_EMBEDDINGS})', 'an embedding', optional=True),
-    CastOnly(rf'(.*/)?({NORM.pattern})/(\d+/)?(weight|w)', 'a norm', optional=True),
+    CastOnly(rf'(.*/)?({NORMS.pattern})/(\d+/)?(weight|w)', 'a norm', optional=True),
     CastOnly(r'(.*/)?(\w*([Ee]mbed|tokens)\w*|wte|wpe)/(\d+/)?(weight|w)', 'an embedding', optional=True),
     CastOnly(rf'(.*/)?({_HEADS})/([^/]+/)?(kernel|weight|w)', 'a head', optional=True),
     MatrixRule(r'(.*/)?(kernel|weight(_[ih]h)?|w(_[ih])?|wi(_\d+)?|wo)', optional=True),
@@ -196,6 +196,11 @@ class RuleFinder:
 
     Args:
       rules: in order, first match wins.
+
+    Example:
+      >>> finder = RuleFinder((CastOnly('.*/head'), MatrixRule('.*', (), (0,), (1,))))
+      >>> finder.find('model/head', 2), [type(rule).__name__ for rule in finder.named('model/head')]
+      (CastOnly(path_regex='.*/head'), ['CastOnly', 'MatrixRule'])
     """
 
     def __init__(self, rules: Sequence[Rule]):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from gaussq_jax import bit_budget, export, packed_layout
+from gaussq_jax import packed
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, check_quantizer
 from gaussq_jax.formats import FloatFormat
@@ -27,7 +27,7 @@ from gaussq_jax.matrix_transforms import (
     cast,
     check_empty,
 )
-from gaussq_jax.packed_layout import Formats, Layout, ModelSize
+from gaussq_jax.packed import Formats, Layout, ModelSize
 from gaussq_jax.param_purposes import find_purposes
 from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, check_rules
 from gaussq_jax.param_tree import map_leaves, read_leaves
@@ -106,19 +106,19 @@ class ParamTransform(NamedTuple):
 
     def learned_layout(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> Layout:
         """`gq.learned_layout` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
-        return packed_layout.learned_layout(params, self.bitwidths(state), formats=formats, **self._blocks())
+        return packed.learned_layout(params, self.bitwidths(state), formats=formats, **self._blocks())
 
     def uniform_layout(self, params: Params, fmt: FloatFormat | str, *, block_size: int = 32) -> Layout:
         """`gq.uniform_layout` of the weights that this transform's rules name, with its arguments and errors."""
-        return packed_layout.uniform_layout(params, fmt, block_size=block_size, rules=self.rules, unnamed=self.unnamed)
+        return packed.uniform_layout(params, fmt, block_size=block_size, rules=self.rules, unnamed=self.unnamed)
 
     def formats_within_budget(self, params: Params, state: State, mean_stored_bits: float) -> Formats:
         """`gq.formats_within_budget` by the bitwidths, rules and blocks of this transform, with its errors."""
-        return bit_budget.formats_within_budget(params, self.bitwidths(state), mean_stored_bits, **self._blocks())
+        return packed.formats_within_budget(params, self.bitwidths(state), mean_stored_bits, **self._blocks())
 
     def model_size(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> ModelSize:
         """`gq.model_size` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
-        return packed_layout.model_size(params, self.bitwidths(state), formats=formats, **self._blocks())
+        return packed.model_size(params, self.bitwidths(state), formats=formats, **self._blocks())
 
     def save_packed(
         self,
@@ -139,7 +139,7 @@ class ParamTransform(NamedTuple):
           >>> size.mean_stored_bits
           6.0078125
         """
-        return export.save_packed(path, params, self.learned_layout(params, state, formats=formats), info=info)
+        return packed.save_packed(path, params, self.learned_layout(params, state, formats=formats), info=info)
 
     def _blocks(self) -> dict[str, Any]:
         if self.block_size is None:
@@ -194,7 +194,15 @@ def gaussian_weight_sampling(
     """
     return _transform(
         WeightSampling(
-            check_rules(rules), unnamed, dtype, 'rounded_normal', b_init, b_target, block_size, fmt, implementation
+            noise='rounded_normal',
+            b_init=b_init,
+            b_target=b_target,
+            rules=check_rules(rules),
+            unnamed=unnamed,
+            block_size=block_size,
+            fmt=fmt,
+            dtype=dtype,
+            implementation=implementation,
         )
     )
 
@@ -218,7 +226,17 @@ def uniform_weight_sampling(
     Source: DiffQ, arXiv 2104.09987, with the blocks and the step of arXiv 2505.11170.
     """
     return _transform(
-        WeightSampling(check_rules(rules), unnamed, dtype, 'uniform', b_init, b_target, block_size, fmt, implementation)
+        WeightSampling(
+            noise='uniform',
+            b_init=b_init,
+            b_target=b_target,
+            rules=check_rules(rules),
+            unnamed=unnamed,
+            block_size=block_size,
+            fmt=fmt,
+            dtype=dtype,
+            implementation=implementation,
+        )
     )
 
 
@@ -253,7 +271,7 @@ def quantization_aware(
     Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
     """
     check_quantizer(quantizer)
-    return _transform(QuantizationAware(check_rules(rules), unnamed, dtype, quantizer))
+    return _transform(QuantizationAware(quantizer=quantizer, rules=check_rules(rules), unnamed=unnamed, dtype=dtype))
 
 
 def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RULES) -> ParamTransform:
@@ -297,7 +315,7 @@ def _transform(of: MatrixTransform) -> ParamTransform:
         resolve=lambda params: _transform(of.resolve(params)),
         rules=of.rules,
         unnamed=of.unnamed,
-        block_size=getattr(of, 'block_size', None),
+        block_size=of.block_size,
         matrices=of.matrices,
         format=of.format_name,
         dtype=jnp.dtype(of.dtype).name,

@@ -28,16 +28,28 @@ class Leaf(NamedTuple):
 
 
 def leaf_path(path: Sequence[Any], above: Sequence[Any] = ()) -> str:
-    """A leaf's path by name from a JAX key path: ('layers', 'up', 'kernel') -> 'layers/up/kernel'.
+    """A leaf's path by name, such as 'layers/up/kernel', from a JAX key path.
 
-    `above` are names from the root, where the key path is one in a part of the tree.
+    Args:
+      path: keys, as `jax.tree_util.tree_leaves_with_path` gives them.
+      above: names from the root, where the key path is one in a part of the tree.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones(3), 'bias': jnp.ones(3)}}
+      >>> [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+      ['up/bias', 'up/kernel']
     """
     name = jax.tree_util.keystr(tuple(path), simple=True, separator='/')
     return '/'.join((*map(str, above), *filter(None, [name])))
 
 
 def path_hash(path: str) -> int:
-    """32 bits that name a leaf in `jax.random.fold_in`: the first four bytes of SHA-256, little-endian."""
+    """32 bits that name a leaf in `jax.random.fold_in`: the first four bytes of SHA-256, little-endian.
+
+    Example:
+      >>> path_hash('up/kernel')
+      1099992685
+    """
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], 'little')
 
 
@@ -54,6 +66,19 @@ def read_leaves(tree: Any, above: Sequence[Any] = ()) -> dict[str, Leaf]:
             raise ValueError(f'two leaves have the path {leaf.path!r}; rename one: it is what their noise comes from')
         leaves[leaf.path] = leaf
     return leaves
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by path, out of what they are boxed in.
+
+    Raises:
+      ValueError: for two leaves of one path, and for an NNX module.
+
+    Example:
+      >>> leaves_by_path({'up': {'kernel': jnp.ones(3), 'bias': jnp.int32(1)}})
+      {'up/bias': Array(1, dtype=int32), 'up/kernel': Array([1., 1., 1.], dtype=float32)}
+    """
+    return {path: leaf.value for path, leaf in read_leaves(tree).items()}
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any, above: Sequence[Any] = ()) -> Any:
@@ -73,7 +98,12 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Any, above: Sequence[A
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether the leaf is an array (or an array's shape and dtype) of floating-point numbers."""
+    """Whether the leaf is an array (or an array's shape and dtype) of floating-point numbers.
+
+    Example:
+      >>> is_floating(jnp.bfloat16(1)), is_floating(jnp.int32(1)), is_floating(1.0)
+      (True, False, False)
+    """
     return hasattr(leaf, 'dtype') and hasattr(leaf, 'ndim') and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 

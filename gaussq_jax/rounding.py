@@ -10,7 +10,8 @@ import numpy as np
 
 from gaussq_jax import explicit_sharding
 from gaussq_jax.formats import FloatFormat, parse_format
-from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid
+from kernels_pallas.float_rounding import round_to_representable
+from kernels_pallas.rounding_on_bits import ROUNDINGS
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -62,7 +63,7 @@ def round_to_format(
     fmt = as_format(fmt)
     check_input(x)
     check_rounding(rounding, key)
-    largest = _largest_in(x.dtype, fmt)
+    representable = fmt.representable._replace(largest=_largest_in(x.dtype, fmt))
     overflow = None
     if not saturate and fmt.special_values == 'ieee':
         overflow = math.inf
@@ -70,12 +71,10 @@ def round_to_format(
         overflow = math.nan  # the one object: another NaN would count as new, and compile anew
 
     def round_(x, key):
-        rounded = round_to_grid(
+        rounded = round_to_representable(
             x.astype(jnp.float32),
             None if key is None else jax.random.bits(key, x.shape, jnp.uint32),
-            mantissa_bits=fmt.mantissa_bits,
-            min_exponent=fmt.min_exponent,
-            largest=largest,
+            representable=representable,
             overflow=overflow,
             rounding=rounding,
             implementation=implementation,

@@ -15,6 +15,7 @@ from gaussq_jax.formats import FloatFormat
 from gaussq_jax.rounding import as_format
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.philox import Words2, philox_4x32
+from kernels_pallas.rounding_on_bits import Representable
 
 Origin = tuple[Any, Any, Any]
 
@@ -120,7 +121,7 @@ def sample_weights(
         raise ValueError(f'noise={noise!r} is not one of {", ".join(map(repr, kernels.NOISES))}')
     if w.ndim < 2 or w.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f'w is {w.dtype}{list(w.shape)}; allowed are float32 and bfloat16 of two or more axes')
-    blocks = block_grid(w.shape, block_size)
+    blocks = shape_in_blocks(w.shape, block_size)
     if bitwidths.shape != blocks:
         raise ValueError(
             f'bitwidths has shape {bitwidths.shape}; w of shape {w.shape} in blocks of {block_size} needs {blocks}'
@@ -128,14 +129,14 @@ def sample_weights(
     if not jnp.issubdtype(bitwidths.dtype, jnp.floating):
         raise ValueError(f'bitwidths is {bitwidths.dtype}; it must be floating, bitwidths are real numbers')
     dtype = check_dtype(dtype)
-    grid = None if fmt is None else _grid(check_format(fmt, dtype))
-    how = _How(block_size, noise, grid, dtype, w.dtype, bitwidths.dtype, implementation)
+    representable = None if fmt is None else check_format(fmt, dtype).representable
+    settings = _Settings(block_size, noise, representable, dtype, w.dtype, bitwidths.dtype, implementation)
     kernels.select(implementation, block_size)
-    sample = explicit_sharding.like(w, functools.partial(_sample, how))
+    sample = explicit_sharding.like(w, functools.partial(_sample, settings))
     return sample(_key_words(key), _check_origin(origin, block_size), w, bitwidths)
 
 
-def block_grid(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
+def shape_in_blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
     """The shape of one number a block, (..., ceil(m / B), ceil(n / B)), for weights (..., m, n)."""
     return (*shape[:-2], *(-(-size // block_size) for size in shape[-2:]))
 
@@ -166,49 +167,50 @@ def check_block_size(block_size: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _How:
+class _Settings:
     """What is fixed at trace time."""
 
     block_size: int
     noise: str
-    grid: kernels.Grid | None
+    representable: Representable | None
     dtype: np.dtype
     weight_dtype: np.dtype
     bitwidth_dtype: np.dtype
     implementation: str | None
 
 
-def _grid(fmt: FloatFormat) -> kernels.Grid:
-    return kernels.Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sample(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array) -> jax.Array:
-    return _sample_forward(how, key, origin, w, bitwidths)[0]
+def _sample(settings: _Settings, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array) -> jax.Array:
+    return _sample_forward(settings, key, origin, w, bitwidths)[0]
 
 
-def _sample_forward(how: _How, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array):
+def _sample_forward(settings: _Settings, key: Words2, origin: Origin, w: jax.Array, bitwidths: jax.Array):
     w_hat, step = kernels.forward(
         key,
         origin,
         w,
         _power_of_two(1 - _round_bitwidths(bitwidths)),
-        block_size=how.block_size,
-        noise=how.noise,
-        dtype=how.dtype,
-        grid=how.grid,
-        implementation=how.implementation,
+        block_size=settings.block_size,
+        noise=settings.noise,
+        dtype=settings.dtype,
+        representable=settings.representable,
+        implementation=settings.implementation,
     )
     return w_hat, (key, origin, step)
 
 
-def _sample_backward(how: _How, residuals, dw_hat: jax.Array):
+def _sample_backward(settings: _Settings, residuals, dw_hat: jax.Array):
     key, origin, step = residuals
     sums = kernels.backward(
-        key, origin, dw_hat, block_size=how.block_size, noise=how.noise, implementation=how.implementation
+        key,
+        origin,
+        dw_hat,
+        block_size=settings.block_size,
+        noise=settings.noise,
+        implementation=settings.implementation,
     )
     db = jnp.float32(-math.log(2)) * (step * sums)
-    return None, None, dw_hat.astype(how.weight_dtype), db.astype(how.bitwidth_dtype)
+    return None, None, dw_hat.astype(settings.weight_dtype), db.astype(settings.bitwidth_dtype)
 
 
 _sample.defvjp(_sample_forward, _sample_backward)

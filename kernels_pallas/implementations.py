@@ -7,6 +7,8 @@ import warnings
 
 import jax
 
+from kernels_pallas import jax_internals
+
 KERNELS = ('triton', 'mosaic')
 INTERPRETED = tuple(f'{name}_interpret' for name in KERNELS)  # step by step in XLA, on any platform: to test them
 IMPLEMENTATIONS = (*KERNELS, 'xla', *INTERPRETED)
@@ -18,7 +20,6 @@ _COMPUTE_CAPABILITIES = {
     'triton': ('8.0 or newer', lambda major: major >= 8),
     'mosaic': ('9.x or 10.x', lambda major: major in (9, 10)),
 }
-_MOSAIC_INTERPRETS_FROM = (0, 11, 2)
 # Of GPUs that are only described, by what their device kinds contain. Source: developer.nvidia.com/cuda/gpus.
 _DESCRIBED = {
     r'V100': '7.0',
@@ -62,9 +63,7 @@ def why_not(implementation: str) -> str | None:
     if importlib.util.find_spec(f'jax.experimental.pallas.{_BACKENDS[kernel]}') is None:
         return f'JAX {jax.__version__} has no {kernel.capitalize()} backend of Pallas'
     if implementation in INTERPRETED:
-        if kernel == 'mosaic' and jax.__version_info__ < _MOSAIC_INTERPRETS_FROM:
-            return f'JAX {jax.__version__} interprets no Mosaic kernels; {_dotted(_MOSAIC_INTERPRETS_FROM)} does'
-        return None
+        return jax_internals.why_mosaic_is_not_interpreted() if kernel == 'mosaic' else None
     device, (needed, suffices) = _device(), _COMPUTE_CAPABILITIES[kernel]
     capability = _compute_capability(device)
     if device.platform != 'gpu':
@@ -105,7 +104,3 @@ def load(package: str, implementation: str):
         warnings.filterwarnings('ignore', 'The Pallas Triton backend is deprecated', DeprecationWarning)
     module = importlib.import_module(f'{package}.{kernel}')
     return module, {'interpret': True} if implementation in INTERPRETED else {}
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return '.'.join(map(str, version))

@@ -1,17 +1,16 @@
-"""Pallas by way of Mosaic GPU, as each version of JAX has it: kernels of four warps, without shared memory."""
+"""Pallas by way of Mosaic GPU: kernels of four warps, without shared memory."""
 
-import functools
-import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas import jax_internals
 from kernels_pallas.implementations import why_not
 
 
-def mosaic_kernel(kernel: Callable, *, interpret: bool, **how) -> Callable:
+def mosaic_kernel(kernel: Callable, *, interpret: bool, **launch) -> Callable:
     """`plgpu.kernel` with these arguments; or its emulation, on any platform.
 
     Raises:
@@ -25,7 +24,7 @@ def mosaic_kernel(kernel: Callable, *, interpret: bool, **how) -> Callable:
             lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
         interpret=plgpu.InterpretGPUParams() if interpret else None,
-        **how,
+        **launch,
     )
 
 
@@ -34,19 +33,4 @@ def store(ref, x: jax.Array):
     if x.shape == (1,):  # no layout of a single number is stored
         ref[0] = jnp.max(x)
     else:
-        _store_array(ref, x)
-
-
-# 'Optimized' is a check that a warp's accesses fill whole sectors, which a number a block does not.
-_INDEX = inspect.signature(plgpu.load).parameters.get('idx')
-if _INDEX and _INDEX.default is inspect.Parameter.empty:  # JAX 0.10; 0.11 warns if it is given
-    load = lambda ref, layout: plgpu.load(ref, ..., layout=layout, optimized=False)
-else:
-    load = functools.partial(plgpu.load, optimized=False)
-
-if hasattr(plgpu, 'store'):  # from JAX 0.12
-    _store_array = functools.partial(plgpu.store, optimized=False)
-else:
-
-    def _store_array(ref, x):
-        ref[...] = x
+        jax_internals.mosaic_store(ref, x)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 import gaussq_jax as gq
 from experiments.methods.method import Method
-from experiments.methods.settings import matrix_rules
+from experiments.methods.settings import layer_rules
 
 
 def make_transform(config):
-    cast = gq.cast_params(jnp.bfloat16, rules=matrix_rules(config))
+    cast = gq.cast_params(jnp.bfloat16, rules=layer_rules(config))
     clip = functools.partial(clipped, config.quantization.sigmas)
     return cast._replace(apply=lambda key, params, state, **where: cast.apply(key, clip(params), state, **where))
 

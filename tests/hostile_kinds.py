@@ -30,8 +30,7 @@ from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, quantization
 from experiments.sweeps import plans, sweep_runs
 from experiments.training import metrics as run_metrics
-from gaussq_jax.export import read_packed
-from gaussq_jax.packed_layout import leaves_by_path
+from gaussq_jax.packed import read_packed
 
 cast_down, compare, export, import_hf, plot, sweep = map(
     import_program, ('cast_down', 'compare', 'export', 'import_hf', 'plot', 'sweep')
@@ -276,7 +275,7 @@ def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in leaves_by_path(tree).items()}
+    return {path: np.asarray(leaf) for path, leaf in gq.leaves_by_path(tree).items()}
 
 
 JSON_OR_DAMAGE = (of_json, of_json, of_json, of_bytes)

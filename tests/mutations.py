@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from gaussq_jax.packed_file import KEY
+from gaussq_jax.packed.checked_file import KEY
 
 Mutator = Callable[[random.Random, bytes], tuple[bytes, str]]
 

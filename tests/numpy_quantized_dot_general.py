@@ -45,15 +45,15 @@ def operands(contraction, seed=0, dtype=np.float32):
     return lhs, rhs, small_numbers(out.shape, 3 * seed + 2, dtype), dimension_numbers
 
 
-def round_to_grid(x, fmt):
+def round_to_values(x, fmt):
     """The nearest of the format's values, of two as near the one with the even code; saturating."""
-    grid = fmt.values()
-    magnitude = np.minimum(np.abs(x), grid[-1])
-    above = np.searchsorted(grid, magnitude)
+    values = fmt.values()
+    magnitude = np.minimum(np.abs(x), values[-1])
+    above = np.searchsorted(values, magnitude)
     below = np.maximum(above - 1, 0)
-    to_above, to_below = grid[above] - magnitude, magnitude - grid[below]
+    to_above, to_below = values[above] - magnitude, magnitude - values[below]
     up = (to_above < to_below) | ((to_above == to_below) & (above % 2 == 0))
-    return np.copysign(np.where(up, grid[above], grid[below]), x)
+    return np.copysign(np.where(up, values[above], values[below]), x)
 
 
 def quantize_block(x, quantizer):
@@ -66,7 +66,7 @@ def quantize_block(x, quantizer):
         scale = 2.0 ** np.clip(math.frexp(largest)[1] - 1 - emax, -127, 127)
     else:
         scale = largest / quantizer.fmt.max
-    return scale * round_to_grid(x / scale, quantizer.fmt)
+    return scale * round_to_values(x / scale, quantizer.fmt)
 
 
 def quantize(matrices, quantizer):

@@ -99,7 +99,7 @@ def block_sum(values, block_size, reduce=np.sum):
     return np.concatenate(by_column, axis=-1)
 
 
-def spread(blocks, shape, block_size):
+def per_weight(blocks, shape, block_size):
     """One value per block to one per weight."""
     return blocks.repeat(block_size, -2).repeat(block_size, -1)[..., : shape[-2], : shape[-1]]
 
@@ -123,7 +123,7 @@ def sample_weights(
 ):
     """W_hat = round(w + R step), float64 holding bfloat16 or float32 values; fmt as in numpy_float_formats."""
     w = np.asarray(w, np.float64)
-    step = spread(block_step(w, bitwidths, block_size, noise), w.shape, block_size)
+    step = per_weight(block_step(w, bitwidths, block_size, noise), w.shape, block_size)
     total = to_float32(w + noise_values(key_data, w.shape, origin, noise) * step)
     if fmt is not None:
         total = np.where(np.isfinite(w), block_cast(total, w, fmt, block_size), w)
@@ -135,7 +135,7 @@ def block_cast(total, w, fmt, block_size=32):
     absmax = block_sum(np.where(np.isfinite(w), np.abs(w), 0.0), block_size, np.max)
     emax = math.floor(math.log2(numpy_float_formats.code_values(*fmt)[0][-1]))
     exponent = np.maximum(np.frexp(absmax)[1] - 1 - emax, max(-127, -125 - emax))
-    exponent = spread(exponent, np.shape(w), block_size)
+    exponent = per_weight(exponent, np.shape(w), block_size)
     return np.ldexp(numpy_float_formats.cast(np.ldexp(total, -exponent), fmt, dtype=np.float64), exponent)
 
 

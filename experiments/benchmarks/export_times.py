@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 import gaussq_jax as gq
 from experiments.benchmarks import timing
 from experiments.training.experiment import make_experiment
-from gaussq_jax import models, packed_file
+from gaussq_jax import models
+from gaussq_jax.packed import header_bytes
 
 LEARNED = 'learned'
 DEFAULT_FORMATS = (LEARNED, 'float6_e3m2fn', 'float4_e2m1fn')
@@ -58,7 +59,7 @@ def _time_export(path: pathlib.Path, params: Any, layout: dict[str, gq.LeafLayou
     if read['bytes'] is not None:
         read['bytes'] -= sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
     file_bytes = path.stat().st_size
-    if file_bytes != size.total_bytes + packed_file.header_bytes(path):
+    if file_bytes != size.total_bytes + header_bytes(path):
         raise RuntimeError(f'the file has {file_bytes} bytes, not a header and the {size.total_bytes} promised')
     expected = gq.quantize_params(params, layout)
     if not jax.tree.all(jax.tree.map(lambda *leaves: bool(jnp.array_equal(*leaves)), weights, expected)):

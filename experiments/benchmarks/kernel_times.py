@@ -16,7 +16,7 @@ from experiments.benchmarks import timing
 from gaussq_jax.formats import parse_format
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.arg_specs import ArgSpec
-from kernels_pallas.float_rounding import round_to_grid
+from kernels_pallas.float_rounding import round_to_representable
 
 DEFAULT_SHAPES = {  # regular expressions: what a minute measures on a CPU, and a few on a GPU
     'cpu': '^tiny/|ragged/wide|llama2-134m/attention',
@@ -94,8 +94,7 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
     scale = jnp.exp2(-jax.random.uniform(keys[2], spec.blocks(kernels.BLOCK_SIZE), minval=3, maxval=5))
     key, origin = (jnp.uint32(1), jnp.uint32(2)), (jnp.uint32(0),) * 3
     inputs = {'float32': w, 'bfloat16': w.astype(jnp.bfloat16)}
-    fmt = parse_format(FORMAT)
-    grid = kernels.Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
+    representable = parse_format(FORMAT).representable
 
     found = {(COPIES[0], REFERENCE): _operation(jnp.copy, w)}
     found[COPIES[1], REFERENCE] = _operation(lambda x: x.astype(jnp.bfloat16), w)
@@ -103,15 +102,16 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
         how = dict(block_size=kernels.BLOCK_SIZE, implementation=name)
         for dtype, x in inputs.items():
             for noise, to in (('rounded_normal', None), ('uniform', None), ('rounded_normal', FORMAT)):
+                to_format = representable if to else None
                 forward = functools.partial(
-                    kernels.forward, noise=noise, dtype=jnp.bfloat16, grid=grid if to else None, **how
+                    kernels.forward, noise=noise, dtype=jnp.bfloat16, representable=to_format, **how
                 )
                 label = f'forward {dtype} -> {to or "bfloat16"}, {noise}'
                 found[label, name] = _operation(forward, key, origin, x, scale)
         for noise in kernels.NOISES:
             backward = functools.partial(kernels.backward, noise=noise, **how)
             found[f'backward bfloat16, {noise}', name] = _operation(backward, key, origin, inputs['bfloat16'])
-        cast = functools.partial(round_to_grid, **grid._asdict(), implementation=name)
+        cast = functools.partial(round_to_representable, representable=representable, implementation=name)
         found['cast nearest_even', name] = _operation(cast, w)
         found['cast stochastic', name] = _operation(functools.partial(cast, rounding='stochastic'), w, bits)
     return found

@@ -29,7 +29,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 from gaussq_jax.formats import parse_format
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule
 from gaussq_jax.param_transforms import gaussian_weight_sampling
-from kernels_pallas.weight_sampling import BLOCK_SIZE, NOISES, Grid
+from kernels_pallas.weight_sampling import BLOCK_SIZE, NOISES
 
 TARGET = pathlib.Path(__file__).parent / 'h100_target.textproto'
 DEVICE = 'NVIDIA H100'
@@ -186,9 +186,8 @@ def _kernel(shape, *, implementation, direction, dtype, noise, format):
     places = of_shape('uint32', l, 5), of_shape('uint32', m // BLOCK_SIZE), of_shape('uint32', n)
     if direction == 'backward':
         return functools.partial(module.backward, noise=noise), (*places, of_shape(dtype, *shape))
-    fmt = format and parse_format(format)
-    grid = fmt and Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
-    function = functools.partial(module.forward, noise=noise, dtype=jnp.bfloat16, grid=grid)
+    representable = parse_format(format).representable if format else None
+    function = functools.partial(module.forward, noise=noise, dtype=jnp.bfloat16, representable=representable)
     scale = of_shape('float32', l, m // BLOCK_SIZE, n // BLOCK_SIZE)
     return function, (*places, of_shape(dtype, *shape), scale)
 

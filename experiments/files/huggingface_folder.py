@@ -17,7 +17,7 @@ import safetensors
 from experiments.files import json_files, paths
 from gaussq_jax import models
 from gaussq_jax.atomic_files import new_directory, new_file
-from gaussq_jax.packed_file import save_tensors
+from gaussq_jax.packed import save_tensors
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 GENERATION, TOKENIZER_CONFIG, NAMES = 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json'

@@ -19,11 +19,9 @@ from experiments.files import csv_files, json_files
 from experiments.methods import settings as method_settings
 from experiments.reports import palette, pictures
 from experiments.training.experiment import Experiment, TrainState
-from gaussq_jax.bit_packing import packed_bytes
 from gaussq_jax.block_scaling import largest_magnitudes
-from gaussq_jax.packed_layout import Layout, LeafLayout, spread
+from gaussq_jax.packed import Layout, LeafLayout, packed_bytes, value_per_weight
 from gaussq_jax.param_reading import matrix_rules
-from gaussq_jax.param_tree import read_leaves
 from gaussq_jax.text_table import text_table
 
 SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a float32 one for the tensor besides
@@ -143,7 +141,7 @@ def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) 
     num_bytes, formats = indices.size + names, {}
     for i, fmt in enumerate(layout.formats):
         quantizer = gq.Quantizer(fmt, block_size=layout.tile, scale='mx')
-        here = spread(indices == i, layout.tile, weights.shape)
+        here = value_per_weight(indices == i, layout.tile, weights.shape)
         for result, of_this in zip((quantized, largest), _quantize(weights, quantizer, -1)):
             result[here] = of_this[here]
         if number := int(np.count_nonzero(here)):
@@ -305,10 +303,10 @@ def short_names(paths: Sequence[str]) -> Mapping[str, str]:
 
 def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix: Callable) -> list[Row]:
     """The rows of `of_matrix(path, weights)`, a Measurement and the formats, over the leaves' matrices in order."""
-    leaves = read_leaves(params)
+    leaves = gq.leaves_by_path(params)
     rows = []
     for path, rule in rules.items():
-        stack = rule.to_matrices(leaves[path].value)
+        stack = rule.to_matrices(leaves[path])
         stack = stack.reshape(-1, *stack.shape[-2:])
         for layer, weights in enumerate(map(np.asarray, stack)):
             if not np.all(np.isfinite(weights)):

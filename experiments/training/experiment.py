@@ -18,7 +18,6 @@ from experiments.files import json_files
 from experiments.training import meshes, optimizers
 from experiments.training.divergence import DivergenceDetector
 from gaussq_jax import models
-from gaussq_jax.packed_layout import leaves_by_path
 from gaussq_jax.param_reading import matrix_rules
 from gaussq_jax.param_tree import is_floating, leaf_path
 
@@ -179,8 +178,8 @@ def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> t
     shapes = jax.tree.map(lambda leaf: leaf.shape, experiment.abstract_state.params)
     if jax.tree.map(jnp.shape, weights) != shapes:
         raise ValueError('these weights are of another model: the shapes or the names of their leaves differ')
-    if wrong := [path for path, leaf in leaves_by_path(weights).items() if not is_floating(leaf)]:
-        raise ValueError(f'these weights are of no model: {wrong[0]} is {leaves_by_path(weights)[wrong[0]].dtype}')
+    if wrong := [path for path, leaf in gq.leaves_by_path(weights).items() if not is_floating(leaf)]:
+        raise ValueError(f'these weights are of no model: {wrong[0]} is {gq.leaves_by_path(weights)[wrong[0]].dtype}')
     state = TrainState(jnp.int32(step), jax.device_put(weights, experiment.shardings.params), {}, ())
     abstract_state = TrainState(*(jax.tree.map(jax.typeof, part) for part in state))
     return dataclasses.replace(experiment, transform=UNCHANGED, abstract_state=abstract_state), state

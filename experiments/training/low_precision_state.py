@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gaussq_jax.formats import parse_format
 from gaussq_jax.param_tree import is_floating, leaf_path, path_hash
-from kernels_pallas.float_rounding import round_to_grid
+from kernels_pallas.float_rounding import round_to_representable
 from kernels_pallas.philox import philox_4x32
 
-_BFLOAT16 = dict(mantissa_bits=7, min_exponent=-126, largest=float(jnp.finfo(jnp.bfloat16).max), overflow=math.inf)
+_BFLOAT16 = parse_format('bfloat16').representable
 
 
 class LowPrecisionState(NamedTuple):
@@ -70,7 +71,8 @@ def _round(seed, count, path, leaf):
         return leaf
     key = jnp.uint32(seed % 2**32), jnp.uint32(path_hash(leaf_path(path)))
     random_bits = _random_bits(key, count.astype(jnp.uint32), leaf.shape)
-    return round_to_grid(leaf, random_bits, **_BFLOAT16, rounding='stochastic').astype(jnp.bfloat16)
+    to = dict(representable=_BFLOAT16, overflow=math.inf, rounding='stochastic')
+    return round_to_representable(leaf, random_bits, **to).astype(jnp.bfloat16)
 
 
 def _random_bits(key, count, shape):

@@ -100,7 +100,7 @@ def fit(
 
     Example:
       >>> laws = gq.scaling_laws
-      >>> N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
+      >>> N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
       >>> runs = {'N': N, 'D': D, 'loss': laws.PUBLISHED_CHINCHILLA.loss(N, D)}
       >>> result = laws.fit(laws.ChinchillaLaw, runs)
       >>> round(result.law.alpha, 6), result.undetermined
@@ -144,8 +144,8 @@ def fit_capybara(runs: Mapping[str, Any], *, include_e0: bool = True, **options)
 
     Args:
       runs: N, D, E, M, B, loss.
-      include_e0: with False, runs of E = 0 are left out. The quantizer gives E0M7 the grid of E1M6, where the law has a
-        penalty 22 times as large: those runs pull the constants from those of the others.
+      include_e0: with False, runs of E = 0 are left out. The quantizer gives E0M7 the numbers of E1M6, where the law
+        has a penalty 22 times as large: those runs pull the constants from those of the others.
       **options: of `fit`.
     """
     if not include_e0:
@@ -265,7 +265,7 @@ class _Problem:
                 difference = np.full(len(self.loss), FAR)
         return np.sqrt(self.weights) * np.nan_to_num(difference, nan=FAR, posinf=FAR, neginf=-FAR)
 
-    def solve(self, start, how, hold=None):
+    def solve(self, start, options, hold=None):
         """From a start, which holds the search: what is minimized has hold^2 (x - start)^2 / 2 beside, hold (p,)."""
         loss = {} if self.delta is None else dict(loss='huber', f_scale=self.delta)
 
@@ -273,7 +273,7 @@ class _Problem:
             return self.residuals(x) if hold is None else np.concatenate([self.residuals(x), hold * (x - start)])
 
         with np.errstate(all='ignore'):  # squares of what is far away
-            return scipy.optimize.least_squares(residuals, start, x_scale='jac', bounds=self.bounds, **loss, **how)
+            return scipy.optimize.least_squares(residuals, start, x_scale='jac', bounds=self.bounds, **loss, **options)
 
     def redrawn(self, point, residuals):
         """The law found from a point if the losses were those of the point and these weighted residuals."""
@@ -281,8 +281,8 @@ class _Problem:
         with np.errstate(all='ignore'):  # of constants that nothing determines
             predicted = self.predict(point)
         loss = predicted * np.exp(residuals) if self.is_log else predicted + residuals
-        how = SEARCH if self.delta is None else FINISH  # which ends early where there are kinks
-        return self.law(dataclasses.replace(self, loss=loss).solve(point, how).x)
+        options = SEARCH if self.delta is None else FINISH  # which ends early where there are kinks
+        return self.law(dataclasses.replace(self, loss=loss).solve(point, options).x)
 
     def result(self, solution, solutions, starts):
         """The solution with its errors, and what the others say of it."""
@@ -366,8 +366,8 @@ class _Problem:
         """Of the scores, with the 0 and 1 of Huber's function spread out where few residuals are within delta."""
         if self.delta is None:
             return np.ones_like(residuals)
-        spread = 1.06 * DEVIATION * np.median(np.abs(residuals)) * len(residuals) ** -0.2  # Silverman's bandwidth
-        within = max(self.delta, spread)
+        bandwidth = 1.06 * DEVIATION * np.median(np.abs(residuals)) * len(residuals) ** -0.2  # Silverman's
+        within = max(self.delta, bandwidth)
         return (np.abs(residuals) <= within) * (self.delta / within)
 
     def _ambiguous(self, solution, solutions, variance):

@@ -48,8 +48,8 @@ def compare(
     Raises:
       ValueError: as `fit` and `hold_out` do.
     """
-    how = dict(objective=objective, num_starts=num_starts, seed=seed)
-    return hold_out([fit(law, runs, **how) for law in laws], runs, groups=groups, num_folds=num_folds, **how)
+    options = dict(objective=objective, num_starts=num_starts, seed=seed)
+    return hold_out([fit(law, runs, **options) for law in laws], runs, groups=groups, num_folds=num_folds, **options)
 
 
 def hold_out(
@@ -92,11 +92,11 @@ def hold_out(
     if len(folds) != len(loss):
         raise ValueError(f'groups has {len(folds)} labels, for {len(loss)} runs')
     results, columns = list(results), {name: np.asarray(runs[name], object) for name in runs}
-    how = dict(objective=objective, num_starts=-(-num_starts // 4), seed=seed)
+    options = dict(objective=objective, num_starts=-(-num_starts // 4), seed=seed)
     predicted = np.full((len(results), len(loss)), np.nan)
     for (i, result), fold in progress(list(itertools.product(enumerate(results), range(max(folds) + 1)))):
         law, out = type(result.law), folds == fold
-        fitted = fit(law, _part(columns, ~out), start=result.law, **how).law
+        fitted = fit(law, _part(columns, ~out), start=result.law, **options).law
         held, _ = read_columns(law, _part(columns, out))
         predicted[i, out] = fitted.loss(*held.values())
     out = folds >= 0

@@ -1,4 +1,4 @@
-"""Rounding to a grid as one kernel, for GPUs of compute capability 9.x and 10.x: Mosaic GPU, to `xla.py`'s bits."""
+"""Rounding as one kernel, for GPUs of compute capability 9.x and 10.x: Pallas by way of Mosaic GPU."""
 
 import math
 
@@ -7,15 +7,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas.float_rounding.xla import round_in_kernel
-from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
+from kernels_pallas.jax_internals import mosaic_load
+from kernels_pallas.mosaic_kernel import mosaic_kernel, store
+from kernels_pallas.rounding_on_bits import round_in_kernel
 
 THREADS = 128  # of a program
 TILE = 2048  # values a program: 16 a thread, loaded four at a time
 
 
-def round_to_grid(x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **how) -> jax.Array:
-    """`xla.round_to_grid`; arguments as of the kernel in `triton.py`.
+def round_to_representable(
+    x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **options
+) -> jax.Array:
+    """The bits of `rounding_on_bits.round_to_representable`; arguments as of the kernel in `triton.py`.
 
     Raises:
       NotImplementedError: if this JAX can't interpret it.
@@ -32,15 +35,15 @@ def round_to_grid(x: jax.Array, random_bits: jax.Array | None = None, *, interpr
         # None lies beyond the end: the last values are two programs', which write the same.
         here = pl.ds(jnp.minimum(jax.lax.axis_index('tile') * tile, size - tile), tile)
         *inputs, output = (ref.at[here] for ref in refs)
-        values, *bits = (load(ref, layout=layout) for ref in inputs)
-        store(output, round_in_kernel(values, *bits or [None], **how))
+        values, *bits = (mosaic_load(ref, layout=layout) for ref in inputs)
+        store(output, round_in_kernel(values, *bits or [None], **options))
 
     rounded = mosaic_kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((size,), jnp.float32),
         grid=(pl.cdiv(size, tile),),
         grid_names=('tile',),
-        kernel_name=f'round_{how["rounding"]}',
+        kernel_name=f'round_{options["rounding"]}',
         interpret=interpret,
     )(*inputs)
     return rounded[: x.size].reshape(x.shape)

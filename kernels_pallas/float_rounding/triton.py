@@ -1,26 +1,26 @@
-"""Rounding to a grid as one kernel, for NVIDIA GPUs from Ampere on: Pallas by way of Triton, to `xla.py`'s bits."""
+"""Rounding as one kernel, for NVIDIA GPUs from Ampere on: Pallas by way of Triton."""
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kernels_pallas.float_rounding.xla import round_in_kernel
+from kernels_pallas.rounding_on_bits import round_in_kernel
 
 TILE = 2048  # values a program: 16 a thread, loaded four at a time
 
 
-def round_to_grid(
-    x: jax.Array, random_bits: jax.Array | None = None, *, tile: int = TILE, interpret: bool = False, **how
+def round_to_representable(
+    x: jax.Array, random_bits: jax.Array | None = None, *, tile: int = TILE, interpret: bool = False, **options
 ) -> jax.Array:
-    """`xla.round_to_grid`.
+    """The bits of `rounding_on_bits.round_to_representable`.
 
     Args:
       x: float32 of any shape.
       random_bits: for stochastic rounding, uint32 of x's shape.
       tile: the most values that a program takes, a power of two.
       interpret: run it step by step in XLA, on any platform.
-      **how: the other arguments of `xla.round_to_grid`, all of them.
+      **options: the other arguments of `rounding_on_bits.round_to_representable`, all of them.
     """
     if not x.size:
         return x
@@ -31,7 +31,7 @@ def round_to_grid(
         here = pl.ds(jnp.minimum(pl.program_id(0) * tile, x.size - tile), tile)
         *inputs, output = (ref.at[here] for ref in refs)
         values, *bits = (ref[...] for ref in inputs)
-        output[...] = round_in_kernel(values, *bits or [None], **how)
+        output[...] = round_in_kernel(values, *bits or [None], **options)
 
     inputs = [x] if random_bits is None else [x, random_bits]
     rounded = pl.pallas_call(
@@ -39,7 +39,7 @@ def round_to_grid(
         grid=pl.cdiv(x.size, tile),
         out_shape=jax.ShapeDtypeStruct((x.size,), jnp.float32, manual_axis_type=jax.typeof(x).manual_axis_type),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
-        name=f'round_{how["rounding"]}',
+        name=f'round_{options["rounding"]}',
         interpret=interpret,
     )(*(array.reshape(-1) for array in inputs))
     return rounded.reshape(x.shape)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from kernels_pallas import implementations
 from kernels_pallas.philox import Words2
+from kernels_pallas.rounding_on_bits import Representable
 from kernels_pallas.weight_sampling import xla
-from kernels_pallas.weight_sampling.blocks import Grid
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS, NOISES
-from kernels_pallas.weight_sampling.partitioning import BACKWARD, FORWARD, fits_a_launch, on_any_mesh
+from kernels_pallas.weight_sampling.sharded_sampling import BACKWARD, FORWARD, fits_a_launch, on_any_mesh
 from kernels_pallas.weight_sampling.xla import Origin, draw
 
-__all__ = ['NOISES', 'Grid', 'backward', 'draw', 'forward', 'select', 'why_not']
+__all__ = ['BLOCK_SIZE', 'NOISES', 'PREFERENCE', 'backward', 'draw', 'forward', 'select', 'why_not']
 
 # In this order. Triton serves more GPUs, and JAX is going to drop it; from then on the choice is Mosaic's.
 PREFERENCE = ('triton', 'mosaic', 'xla')
@@ -33,7 +33,7 @@ def forward(
     block_size: int,
     noise: str,
     dtype: jnp.dtype,
-    grid: Grid | None = None,
+    representable: Representable | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """W_hat and the step of each block: arguments and results of `xla.forward`, by any implementation.
@@ -41,12 +41,13 @@ def forward(
     Raises:
       ValueError: as `select` does; for more matrices or rows than a launch can have, if a kernel is asked for by name.
     """
+    options = dict(noise=noise, dtype=dtype, representable=representable)
     name = _select_for(w.shape, implementation, block_size)
     if name == 'xla' or not w.size:
-        return xla.forward(key, origin, w, scale, block_size=block_size, noise=noise, dtype=dtype, grid=grid)
-    kernels, how = implementations.load(__name__, name)
-    how |= dict(has_effects=name == 'mosaic_interpret', noise=noise, dtype=dtype, grid=grid)
-    sample = on_any_mesh(kernels.forward, FORWARD, **how)
+        return xla.forward(key, origin, w, scale, block_size=block_size, **options)
+    kernel, interpret = implementations.load(__name__, name)
+    options |= dict(has_effects=name == 'mosaic_interpret', **interpret)
+    sample = on_any_mesh(kernel.forward, FORWARD, **options)
     w_hat, step = sample(_place(key, origin, w.shape[:-2]), _whole_blocks(w), scale)
     return w_hat[..., : w.shape[-2], : w.shape[-1]], step
 
@@ -62,9 +63,9 @@ def backward(
     name = _select_for(dw_hat.shape, implementation, block_size)
     if name == 'xla' or not dw_hat.size:
         return xla.backward(key, origin, dw_hat, block_size=block_size, noise=noise)
-    kernels, how = implementations.load(__name__, name)
-    how |= dict(has_effects=name == 'mosaic_interpret', noise=noise)
-    return on_any_mesh(kernels.backward, BACKWARD, **how)(_place(key, origin, dw_hat.shape[:-2]), _whole_blocks(dw_hat))
+    kernel, interpret = implementations.load(__name__, name)
+    sum_ = on_any_mesh(kernel.backward, BACKWARD, has_effects=name == 'mosaic_interpret', noise=noise, **interpret)
+    return sum_(_place(key, origin, dw_hat.shape[:-2]), _whole_blocks(dw_hat))
 
 
 def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
@@ -73,8 +74,16 @@ def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
     "Here" is the device of the mesh in whose context this is, else the default device: for arrays on devices of another
     kind, name one. What None picks is logged, once, to the logger 'kernels_pallas'.
 
+    Args:
+      implementation: None, or one of `implementations.IMPLEMENTATIONS`.
+      block_size: side of the blocks; kernels have those of BLOCK_SIZE alone.
+
     Raises:
       ValueError: if there is no such implementation, or if it can't run here, saying why.
+
+    Example:
+      >>> select(None, 16), select('triton_interpret')
+      ('xla', 'triton_interpret')
     """
     if implementation is None:
         return _pick(block_size)
@@ -82,7 +91,12 @@ def select(implementation: str | None, block_size: int = BLOCK_SIZE) -> str:
 
 
 def why_not(implementation: str, block_size: int = BLOCK_SIZE) -> str | None:
-    """Why an implementation can't run here for blocks of this size; None if it can."""
+    """Why an implementation can't run here for blocks of this size; None if it can. "Here" is as for `select`.
+
+    Example:
+      >>> why_not('triton_interpret', 16)
+      'its blocks are 32 x 32, and block_size is 16'
+    """
     return _wrong_block_size(implementation, block_size) or implementations.why_not(implementation)
 
 

@@ -4,26 +4,17 @@ Backends differ about NaN in minima and maxima of floats: there are none here.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.float_rounding import power_of_two_scale, round_in_kernel
+from kernels_pallas.rounding_on_bits import Representable, power_of_two_scale, round_in_kernel
 
 SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}  # so that R * step is a normal number
 LARGEST_STEP = 2.0**125  # so that 2 * step is finite
 
 _UPPER_HALF = 0xFFFF0000  # of a float32: its sign, exponent and seven bits of mantissa
 _WRAPS_NONFINITE = 1 << 24
-
-
-class Grid(NamedTuple):
-    """A low-bit format as plain numbers, see `round_to_grid`."""
-
-    mantissa_bits: int
-    min_exponent: int
-    largest: float
 
 
 def finite_order(w: jax.Array) -> jax.Array:
@@ -53,18 +44,15 @@ def block_step(absmax: jax.Array, scale: jax.Array, noise: str) -> jax.Array:
     return jnp.where(step == step, rounded, step)
 
 
-def round_sampled(w: jax.Array, w_hat: jax.Array, absmax: jax.Array, grid: Grid, expand: Callable) -> jax.Array:
+def round_sampled(
+    w: jax.Array, w_hat: jax.Array, absmax: jax.Array, representable: Representable, expand: Callable
+) -> jax.Array:
     """W + R * step rounded to a low-bit format, whose top binade `absmax` of the block is scaled into.
 
-    An infinite or NaN weight stays as it is. `expand` spreads one number a block over the block's weights.
+    An infinite or NaN weight stays as it is. `expand` makes of one number a block one of each of the block's weights.
     """
-    scale, inverse, shift = power_of_two_scale(absmax, grid.largest)
-    rounded = round_in_kernel(
-        w_hat * expand(scale),
-        mantissa_bits=grid.mantissa_bits,
-        min_exponent=grid.min_exponent + shift,
-        largest=grid.largest * 2.0**shift,
-    )
+    scale, inverse, shift = power_of_two_scale(absmax, representable.largest)
+    rounded = round_in_kernel(w_hat * expand(scale), representable=representable.shifted(shift))
     return jnp.where(jnp.abs(w) < jnp.inf, rounded * expand(inverse), w)
 
 

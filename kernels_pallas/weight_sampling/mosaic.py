@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels_pallas.mosaic_kernel import load, mosaic_kernel, store
+from kernels_pallas.jax_internals import mosaic_load
+from kernels_pallas.mosaic_kernel import mosaic_kernel, store
 from kernels_pallas.philox import Words4
+from kernels_pallas.rounding_on_bits import Representable
 from kernels_pallas.weight_sampling import noise as noise_bits
 from kernels_pallas.weight_sampling.blocks import (
-    Grid,
     add_halves,
     block_step,
     exact_parts,
@@ -43,7 +44,7 @@ def forward(
     *,
     noise: str,
     dtype: jnp.dtype,
-    grid: Grid | None = None,
+    representable: Representable | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """W_hat (l, m, n) in `dtype` and the blocks' steps (l, m / 32, n / 32): `xla.forward` for whole blocks of 32.
@@ -79,8 +80,8 @@ def forward(
         words = _random_words(tile, place.at[k], row_block[i], column.at[j], lane_row)
         for lane, bits in enumerate(noise_bits.lanes(words)):
             sample = rows[lane] + decode(bits) * expand(steps)
-            if grid:
-                sample = round_sampled(rows[lane], sample, absmax, grid, expand)
+            if representable is not None:
+                sample = round_sampled(rows[lane], sample, absmax, representable, expand)
             store(w_hat.at[k, i, lane, :, :, j], sample.astype(dtype))
 
     w_hat, step = mosaic_kernel(
@@ -177,7 +178,7 @@ class _Tile:
     def load(self, ref, *axes: int) -> jax.Array:
         """What has these axes of the tile; all of them if none is named."""
         others = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
-        return load(ref, layout=self.layout.reduce(others) if axes else self.layout)
+        return mosaic_load(ref, layout=self.layout.reduce(others) if axes else self.layout)
 
     def expand(self, x: jax.Array, *axes: int) -> jax.Array:
         """What has these axes of the tile, at each of its weights."""

@@ -18,9 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kernels_pallas.philox import Words4
+from kernels_pallas.rounding_on_bits import Representable
 from kernels_pallas.weight_sampling import noise as noise_bits
 from kernels_pallas.weight_sampling.blocks import (
-    Grid,
     add_halves,
     block_step,
     exact_parts,
@@ -42,7 +42,7 @@ def forward(
     *,
     noise: str,
     dtype: jnp.dtype,
-    grid: Grid | None = None,
+    representable: Representable | None = None,
     tile: int = TILE,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -61,7 +61,7 @@ def forward(
     weights, blocks, places, columns, launch = _launch(w.shape, tile)
     output = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(w).manual_axis_type)
     w_hat, step = pl.pallas_call(
-        functools.partial(_forward_kernel, noise=noise, grid=grid),
+        functools.partial(_forward_kernel, noise=noise, representable=representable),
         in_specs=[*places, columns, weights, blocks],
         out_specs=[weights, blocks],
         out_shape=[output(_by_block(w.shape), dtype), output(scale.shape, jnp.float32)],
@@ -97,7 +97,9 @@ def backward(
     )(place, row_block, column.reshape(-1, BLOCK_SIZE), dw_hat.reshape(shape))
 
 
-def _forward_kernel(place_ref, row_block_ref, column_ref, w_ref, scale_ref, w_hat_ref, step_ref, *, noise, grid):
+def _forward_kernel(
+    place_ref, row_block_ref, column_ref, w_ref, scale_ref, w_hat_ref, step_ref, *, noise, representable
+):
     rows = [w_ref[0, 0, row] for row in range(BLOCK_SIZE)]
     order = functools.reduce(jnp.maximum, (finite_order(row.astype(jnp.float32)) for row in rows))
     absmax = magnitude_of(jnp.max(order, axis=1))
@@ -111,8 +113,8 @@ def _forward_kernel(place_ref, row_block_ref, column_ref, w_ref, scale_ref, w_ha
             row = lane * noise_bits.LANE_ROWS + lane_row
             w = rows[row].astype(jnp.float32)
             w_hat = w + decode(bits) * expand(step)
-            if grid:
-                w_hat = round_sampled(w, w_hat, absmax, grid, expand)
+            if representable is not None:
+                w_hat = round_sampled(w, w_hat, absmax, representable, expand)
             w_hat_ref[0, 0, row] = w_hat.astype(w_hat_ref.dtype)
 
 

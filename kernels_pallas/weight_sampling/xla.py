@@ -14,15 +14,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.float_rounding import round_to_dtype
+from kernels_pallas import jax_internals
 from kernels_pallas.philox import Words2, Words4
+from kernels_pallas.rounding_on_bits import Representable, round_to_dtype
 from kernels_pallas.weight_sampling import noise as noise_bits
-from kernels_pallas.weight_sampling.blocks import Grid, block_step, exact_parts, round_sampled
+from kernels_pallas.weight_sampling.blocks import block_step, exact_parts, round_sampled
 
 Origin = tuple[jax.Array, jax.Array, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=('block_size', 'noise', 'dtype', 'grid'))
+@functools.partial(jax.jit, static_argnames=('block_size', 'noise', 'dtype', 'representable'))
 def forward(
     key: Words2,
     origin: Origin,
@@ -32,7 +33,7 @@ def forward(
     block_size: int,
     noise: str,
     dtype: jnp.dtype,
-    grid: Grid | None = None,
+    representable: Representable | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """W_hat (..., m, n) in `dtype`, and the step of each block (..., ceil(m / B), ceil(n / B)) in float32.
 
@@ -45,8 +46,8 @@ def forward(
       block_size: B, the side of a block.
       noise: 'rounded_normal' or 'uniform'.
       dtype: bfloat16 or float32.
-      grid: a low-bit format that W + R * step is rounded to first, each block scaled by the power of two that puts A
-        into the format's top binade.
+      representable: the numbers of a low-bit format, to which W + R * step is rounded first, each block scaled by the
+        power of two that puts A into the format's top binade.
     """
     w = w.astype(jnp.float32)
     magnitude = jnp.where(jnp.isfinite(w), jnp.abs(w), 0)
@@ -55,8 +56,8 @@ def forward(
     expand = lambda x: _expand_blocks(_positive_computed_once(x), block_size, w.shape)
     r = draw(key, origin, w.shape, noise=noise, row_alignment=block_size)
     w_hat = w + r * expand(step)
-    if grid is not None:
-        w_hat = round_sampled(w, w_hat, absmax, grid, expand)
+    if representable is not None:
+        w_hat = round_sampled(w, w_hat, absmax, representable, expand)
     return round_to_dtype(w_hat, dtype), step
 
 
@@ -103,7 +104,7 @@ def _rounded_normal_lanes(words: Words4) -> jax.Array:
     code = jnp.zeros_like(words[0])
     for i, lane in enumerate(noise_bits.lanes(words)):
         code |= (noise_bits.rounded_normal(lane) + 2).astype(jnp.uint32) << jnp.uint32(4 * i)
-    code, lane_index = _spread_over_lanes(_computed_once(code))
+    code, lane_index = _over_lanes(_computed_once(code))
     return ((code >> (4 * lane_index)) & jnp.uint32(0xF)).astype(jnp.float32) - 2
 
 
@@ -112,12 +113,12 @@ def _uniform_lanes(words: Words4) -> jax.Array:
     with jax.enable_x64(True):  # a word may have all bits set: as 64 bits it hasn't
         words = [_computed_once(jax.lax.convert_element_type(word, jnp.uint64)) for word in words]
         words = [jax.lax.convert_element_type(word, jnp.uint32) for word in words]
-    (word0, _), (word1, _), (word2, _), (word3, i) = map(_spread_over_lanes, words)
+    (word0, _), (word1, _), (word2, _), (word3, i) = map(_over_lanes, words)
     word = jnp.where(i < 4, jnp.where(i < 2, word0, word1), jnp.where(i < 6, word2, word3))
     return noise_bits.uniform(jnp.where(i % 2, word, word << jnp.uint32(16)))
 
 
-def _spread_over_lanes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _over_lanes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(..., groups, 4, n) -> the same with a lane axis, (..., groups, 8, 4, n), and the index along it."""
     shape = (*x.shape[:-2], noise_bits.LANES, *x.shape[-2:])
     return jnp.broadcast_to(x[..., None, :, :], shape), jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 3)
@@ -127,12 +128,9 @@ def _computed_once(bits: jax.Array) -> jax.Array:
     """Unsigned `bits`, of which not all are set, computed once although they are read many times.
 
     XLA:CPU fuses a producer that it deems cheap into each read of it: Philox would run once a lane, the block's
-    maximum once a weight. From JAX 0.11 a barrier keeps it from that; 0.10 drops it before fusion, but a remainder
-    counts as expensive, and this one is the identity.
+    maximum once a weight. A barrier keeps it from that.
     """
-    if jax.__version_info__ < (0, 11):
-        bits = jax.lax.rem(bits, jnp.full_like(bits, jnp.iinfo(bits.dtype).max))
-    return jax.lax.optimization_barrier(bits)
+    return jax_internals.optimization_barrier(bits)
 
 
 def _positive_computed_once(x: jax.Array) -> jax.Array:

@@ -23,8 +23,7 @@ from experiments.files import huggingface_folder
 from experiments.reports import quantization
 from experiments.training import evaluation
 from experiments.training.experiment import make_experiment
-from gaussq_jax.export import read_packed
-from gaussq_jax.packed_file import header_bytes
+from gaussq_jax.packed import header_bytes, read_packed
 
 export = import_program('export')
 evaluate = import_program('evaluate')

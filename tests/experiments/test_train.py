@@ -17,6 +17,7 @@ from compilation import xla_flags
 from parameter_trees import assert_identical_trees
 from small_runs import final_state, records, run_config, start, without_seconds
 
+from configs import stored as stored_configs
 from experiments.checkpoints.contents import CONTENTS
 from experiments.training import steps
 from experiments.training.metrics import read_metrics
@@ -46,7 +47,9 @@ def finished(tmp_path_factory):
 
 def test_files_of_a_run(finished):
     found = {'bos_token_id': '256', 'eos_token_id': '256', 'add_bos_token': 'true'}  # by the tokenizer
-    assert json.loads((finished / 'config.json').read_text()) == run_config().to_dict() | {'special_tokens': found}
+    assert json.loads((finished / 'config.json').read_text()) == stored_configs.write(
+        run_config().to_dict() | {'special_tokens': found}
+    )
     assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['12', '4', '8']
     assert list((finished / 'tensorboard').iterdir())
     lines = read_metrics(finished / 'metrics.jsonl')

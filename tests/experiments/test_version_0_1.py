@@ -18,7 +18,7 @@ from small_runs import start, without_seconds
 
 import gaussq_jax as gq
 from configs import tiny
-from gaussq_jax.export import read_packed
+from gaussq_jax.packed import read_packed
 
 evaluate = import_program('evaluate')
 

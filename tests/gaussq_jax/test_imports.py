@@ -21,7 +21,7 @@ EXPERIMENTS = (
     ('module', 'forbidden'),
     [
         ('kernels_pallas.weight_sampling', ('gaussq_jax', 'experiments', 'flax', 'optax', 'orbax', *EXPERIMENTS)),
-        ('gaussq_jax', ('experiments', 'flax', 'optax', 'orbax', 'safetensors', *EXPERIMENTS)),
+        ('gaussq_jax', ('experiments', 'flax', 'optax', 'orbax', 'rich', 'safetensors', *EXPERIMENTS)),
         ('gaussq_jax.models', ('experiments', 'tensorflow_datasets', 'grain', 'matplotlib', 'ml_collections')),
     ],
 )

@@ -13,7 +13,7 @@ from parameter_trees import nest
 import gaussq_jax as gq
 from gaussq_jax import models
 from gaussq_jax.block_scaling import largest_magnitudes, scale_exponents
-from gaussq_jax.weight_sampling import block_grid
+from gaussq_jax.weight_sampling import shape_in_blocks
 from kernels_pallas import implementations
 
 SEED = 2**32 - 1  # the largest; as a signed number of 32 bits it is -1
@@ -81,10 +81,10 @@ def noise():
     ('rounded_normal', dict(noise='rounded_normal', dtype=jnp.float32)),
     ('uniform, e3m2', dict(noise='uniform', fmt='e3m2', block_size=8)),
 )
-def sample_weights(how):
+def sample_weights(options):
     w = normal(2, 33, 40)
-    bitwidths = np.full(block_grid(w.shape, how.get('block_size', 32)), 4.3, np.float32)
-    return with_gradients(functools.partial(gq.sample_weights, jax.random.key(SEED), **how), w, bitwidths)
+    bitwidths = np.full(shape_in_blocks(w.shape, options.get('block_size', 32)), 4.3, np.float32)
+    return with_gradients(functools.partial(gq.sample_weights, jax.random.key(SEED), **options), w, bitwidths)
 
 
 @case(('triton', 'triton_interpret'), ('mosaic', 'mosaic_interpret'), slow=True)

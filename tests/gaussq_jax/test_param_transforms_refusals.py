@@ -40,6 +40,13 @@ def test_a_layer_that_is_not_there_is_refused(layer):
         pqt.apply(KEY, {'kernel': W}, pqt.init(params), path=('layers',), layer=layer)
 
 
+@pytest.mark.parametrize('key', [KEY, None])
+def test_a_state_of_other_params_is_refused_with_all_that_differs(key):
+    pqt, params = gq.gaussian_weight_sampling(), {'up': {'kernel': W}, 'down': {'kernel': W}}
+    with pytest.raises(ValueError, match=r"it lacks \['down/kernel', 'up/kernel'\] and has \['gate/kernel'\] besides"):
+        pqt.apply(key, params, {'gate/kernel': jnp.ones((1, 2))})
+
+
 def test_two_leaves_with_one_path_are_refused():
     with pytest.raises(ValueError, match='two leaves have the path'):
         gq.gaussian_weight_sampling().init({'a/b': {'kernel': W}, 'a': {'b': {'kernel': W}}})

@@ -182,7 +182,7 @@ def test_step_is_exact_for_every_kind_of_bitwidth(noise):
     w[0, ::32] = absmax
     w_hat = sample_weights(KEY, jnp.asarray(w), jnp.asarray(bitwidths), noise=noise, dtype=jnp.float32)
     assert_identical(w_hat, oracle.sample_weights(key_data(KEY), w, bitwidths, noise=noise, dtype='float32'))
-    step = oracle.spread(oracle.block_step(w, bitwidths, noise=noise), w.shape, 32)
+    step = oracle.per_weight(oracle.block_step(w, bitwidths, noise=noise), w.shape, 32)
     real_step = np.abs(absmax.astype(np.float32)) * np.exp2(1 - bitwidths[0].astype(np.float64))
     np.testing.assert_allclose(step[0, ::32], real_step, rtol=4e-4 if noise == 'rounded_normal' else 4e-4 + 2**-8)
     if noise == 'rounded_normal':
@@ -205,7 +205,7 @@ def test_noise_survives_rounding_to_bfloat16_up_to_eight_bits():
     """Where R != 0 no block's largest weight keeps its value at b = 8; at b = 9 about a quarter do."""
     shape = (32 * 40, 32 * 40)
     w = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    is_largest = np.abs(w) == oracle.spread(oracle.block_sum(np.abs(w), 32, np.max), shape, 32)
+    is_largest = np.abs(w) == oracle.per_weight(oracle.block_sum(np.abs(w), 32, np.max), shape, 32)
     drawn = is_largest & (np.asarray(rounded_normal(KEY, shape)) != 0)
     lost = {}
     for bits in (8.0, 9.0):

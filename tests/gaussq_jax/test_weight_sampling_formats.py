@@ -185,7 +185,9 @@ def largest_weights(mantissa_bits):
 def noise_and_what_is_left(b, exponent_bits, mantissa_bits, w):
     """R step, and W_hat - W."""
     fmt, bitwidths = f'e{exponent_bits}m{mantissa_bits}', np.full((1, w.shape[1] // 32), float(b))
-    noise = np.asarray(gq.rounded_normal(KEY, w.shape)) * oracle.spread(oracle.block_step(w, bitwidths), w.shape, 32)
+    noise = np.asarray(gq.rounded_normal(KEY, w.shape)) * oracle.per_weight(
+        oracle.block_step(w, bitwidths), w.shape, 32
+    )
     return noise, np.asarray(sample(w, bitwidths, fmt, dtype=jnp.float32), np.float64) - w
 
 

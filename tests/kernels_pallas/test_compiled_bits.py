@@ -23,7 +23,7 @@ from numpy_ptx import Output, Refused
 
 import gaussq_jax as gq
 from experiments.devices import compiled_kernels
-from kernels_pallas.weight_sampling import NOISES, Grid, xla
+from kernels_pallas.weight_sampling import NOISES, xla
 
 pytestmark = pytest.mark.optimized
 
@@ -81,7 +81,7 @@ def test_forward(implementation, noise, w_dtype, dtype, fmt, shape):
         assert_same_bits(w_hat, expected.astype(w_hat.dtype))
         assert_same_bits(step, expected_step.astype(np.float32))
 
-    options = {'block_size': 32, 'noise': noise, 'dtype': jnp.dtype(dtype), 'grid': as_grid(fmt)}
+    options = dict(block_size=32, noise=noise, dtype=jnp.dtype(dtype), representable=representable(fmt))
     reference = xla.forward(tuple(WORDS), tuple(np.array(ORIGIN, np.uint32)), w, scale, **options)
     flushed = is_denormal(w) | is_denormal(expected)  # by XLA on a CPU
     assert np.mean(flushed) < 0.3
@@ -275,7 +275,7 @@ def cotangents(shape, dtype):
 def in_e3m2(total, w):
     """s round(total / s) where w is finite, s = 2^max(floor(log2 max |w|) - 4, -127) by block, as in OCP's MX."""
     absmax = oracle.block_sum(np.where(np.isfinite(w), np.abs(np.asarray(w, np.float64)), 0.0), 32, np.max)
-    exponent = oracle.spread(np.maximum(np.frexp(absmax)[1] - 5, -127), w.shape, 32)
+    exponent = oracle.per_weight(np.maximum(np.frexp(absmax)[1] - 5, -127), w.shape, 32)
     rounded = numpy_float_formats.cast(np.ldexp(total, -exponent), (3, 2, 'finite'), dtype=np.float64)
     return np.where(np.isfinite(w), np.ldexp(rounded, exponent), w)
 
@@ -288,9 +288,8 @@ def place(shape):
     return of_matrices, np.arange(2, 2 + m // 32, dtype=np.uint32), np.arange(5, 5 + n, dtype=np.uint32)
 
 
-def as_grid(fmt):
-    fmt = fmt and gq.parse_format(fmt)
-    return fmt and Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
+def representable(fmt):
+    return gq.parse_format(fmt).representable if fmt else None
 
 
 def is_denormal(x):
@@ -343,7 +342,8 @@ def compiled(implementation, direction, noise, w_dtype, dtype, fmt, shape):
     arguments = [*place(shape), jax.ShapeDtypeStruct(shape, w_dtype)]
     if direction == 'forward':
         arguments.append(jax.ShapeDtypeStruct(blocks, np.float32))
-        function = functools.partial(module.forward, noise=noise, dtype=jnp.dtype(dtype), grid=as_grid(fmt))
+        options = dict(noise=noise, dtype=jnp.dtype(dtype), representable=representable(fmt))
+        function = functools.partial(module.forward, **options)
         outputs = Output(shape, jnp.dtype(dtype)), Output(blocks, np.dtype(np.float32))
     else:
         function = functools.partial(module.backward, noise=noise)

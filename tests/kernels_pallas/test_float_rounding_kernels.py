@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 import gaussq_jax as gq
 from experiments.devices import compiled_kernels
-from kernels_pallas import implementations
-from kernels_pallas.float_rounding import ROUNDINGS, round_to_grid, xla
+from kernels_pallas import implementations, rounding_on_bits
+from kernels_pallas.float_rounding import round_to_representable
+from kernels_pallas.rounding_on_bits import ROUNDINGS, Representable
 
 MESH = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-GRID = {'mantissa_bits': 2, 'min_exponent': -2, 'largest': 28.0}  # e3m2
+E3M2 = {'representable': Representable(mantissa_bits=2, min_exponent=-2, largest=28.0)}
 FORMATS = [
     (4, 0, 'finite'),
     (3, 10, 'finite'),
@@ -60,10 +61,10 @@ RANDOM_BITS[::7], RANDOM_BITS[1::7] = 0, 2**32 - 1
 
 @functools.partial(jax.jit, static_argnames=('cases', 'implementation'))
 def round_in_ways(x, random_bits, cases, implementation):
-    """x on the grids and in the ways of `cases`: mantissa_bits, min_exponent, largest, overflow, rounding."""
-    names = ('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'rounding')
+    """x in the ways of `cases`: representable, overflow, rounding."""
+    names = ('representable', 'overflow', 'rounding')
     return [
-        round_to_grid(
+        round_to_representable(
             x,
             random_bits if case[-1] == 'stochastic' else None,
             **dict(zip(names, case)),
@@ -86,9 +87,9 @@ def test_bits_of_every_kind_of_number(implementation, triple):
     """In each rounding, and saturating or not; NumPy says what, stochastic rounding apart, which has its own tests."""
     fmt = gq.FloatFormat(*triple)
     overflow = {'finite': None, 'ieee': math.inf, 'fn': math.nan}[triple[2]]
-    grid = (fmt.mantissa_bits, fmt.min_exponent, fmt.max)
-    cases = [(*grid, None, rounding) for rounding in ROUNDINGS]
-    cases += [(*grid, overflow, rounding) for rounding in ('nearest_even', 'toward_zero') if overflow is not None]
+    cases = [(fmt.representable, None, rounding) for rounding in ROUNDINGS]
+    if overflow is not None:
+        cases += [(fmt.representable, overflow, rounding) for rounding in ('nearest_even', 'toward_zero')]
     for (*_, beyond, rounding), result in zip(cases, assert_equals_reference(cases, implementation)):
         if rounding != 'stochastic':
             expected = oracle.cast(X, triple, rounding, saturate=beyond is None).astype(np.float32)
@@ -98,7 +99,7 @@ def test_bits_of_every_kind_of_number(implementation, triple):
 
 
 def test_limits_of_the_quick_arithmetic(implementation):
-    cases = [(*limits, overflow, 'nearest_even') for limits in LIMITS for overflow in (None, math.inf)]
+    cases = [(Representable(*limits), overflow, 'nearest_even') for limits in LIMITS for overflow in (None, math.inf)]
     assert_equals_reference(cases, implementation)
 
 
@@ -107,8 +108,9 @@ def test_sizes(implementation, shape):
     """Whole tiles, parts of one, and sizes that no vector of values divides."""
     x = np.resize(X, shape)
     bits = np.resize(RANDOM_BITS, shape)
-    for how in ({'random_bits': bits, 'rounding': 'stochastic'}, {}):
-        got, expected = (round_to_grid(x, **how, **GRID, implementation=name) for name in (implementation, None))
+    for options in ({'random_bits': bits, 'rounding': 'stochastic'}, {}):
+        function = functools.partial(round_to_representable, x, **options, **E3M2)
+        got, expected = (function(implementation=name) for name in (implementation, None))
         oracle.assert_same_bits(got, expected)
 
 
@@ -123,7 +125,8 @@ def test_no_program_goes_beyond_the_end(implementation, size, monkeypatch):
         return ds(start, length)
 
     monkeypatch.setattr(pl, 'ds', noted)
-    module.round_to_grid(X[:size], **GRID, overflow=None, rounding='nearest_even', **interpret).block_until_ready()
+    options = dict(overflow=None, rounding='nearest_even', **interpret)
+    module.round_to_representable(X[:size], **E3M2, **options).block_until_ready()
     jax.effects_barrier()
     size = max(size, 128) if implementation == 'mosaic_interpret' else size  # as many as it has threads
     assert min(start for start, _ in slices) == 0 and max(end for _, end in slices) == size
@@ -132,7 +135,7 @@ def test_no_program_goes_beyond_the_end(implementation, size, monkeypatch):
 def test_mapped(implementation):
     """Over any axis, of values alone or of random bits too, and twice."""
     x, bits = X[: 4 * 5 * 6].reshape(4, 5, 6), RANDOM_BITS[: 4 * 5 * 6].reshape(4, 5, 6)
-    stochastic = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    stochastic = functools.partial(round_to_representable, **E3M2, rounding='stochastic')
     alone = functools.partial(stochastic, implementation=implementation)
     oracle.assert_same_bits(jax.vmap(jax.vmap(alone), 2, 2)(x, bits), stochastic(x, bits))
     shared = np.broadcast_to(bits[:, 0], (5, 4, 6)).swapaxes(0, 1)
@@ -142,8 +145,8 @@ def test_mapped(implementation):
 def test_public_function(implementation):
     """By any implementation `round_to_format` has one result, of x's dtype, and the gradient straight through."""
     x = X[:2000].astype(jnp.bfloat16)
-    for how in ({'rounding': 'stochastic', 'key': jax.random.key(0)}, {'saturate': False}):
-        round_ = functools.partial(gq.round_to_format, fmt='float8_e4m3fn', **how)
+    for options in ({'rounding': 'stochastic', 'key': jax.random.key(0)}, {'saturate': False}):
+        round_ = functools.partial(gq.round_to_format, fmt='float8_e4m3fn', **options)
         by_kernel = functools.partial(round_, implementation=implementation)
         oracle.assert_same_bits(by_kernel(x), round_(x))
     tangent = np.arange(2000).astype(jnp.bfloat16)
@@ -155,9 +158,9 @@ def test_a_cast_compiles_once():
     """Also one that overflows to NaN, which is unlike itself."""
     x = jnp.ones(123)
     gq.round_to_format(x, 'float8_e4m3fn', saturate=False)
-    compiled = xla.round_to_grid._cache_size()
+    compiled = rounding_on_bits.round_to_representable._cache_size()
     gq.round_to_format(x, 'float8_e4m3fn', saturate=False)
-    assert xla.round_to_grid._cache_size() == compiled
+    assert rounding_on_bits.round_to_representable._cache_size() == compiled
 
 
 @pytest.mark.parametrize('name', ['cuda', 'triton', 'mosaic'])
@@ -175,7 +178,7 @@ SHARDINGS = [P('data', 'model'), P(('data', 'model')), P(None, None, 'data'), P(
 @pytest.mark.parametrize('spec', SHARDINGS, ids=str)
 def test_shards_stay_where_they_are(spec):
     x, bits = (array[: 2**14].reshape(8, 16, 128) for array in (X, RANDOM_BITS))
-    function = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    function = functools.partial(round_to_representable, **E3M2, rounding='stochastic')
     placed = jax.device_put((x, bits), NamedSharding(MESH, spec))
     compiled = jax.jit(functools.partial(function, implementation='triton_interpret')).lower(*placed).compile()
     assert not any(word in compiled.as_text() for word in ('all-', 'collective', 'permute', 'scatter'))
@@ -187,7 +190,7 @@ def test_shards_stay_where_they_are(spec):
 def test_random_bits_follow_x():
     """Also where they lie otherwise, and on a mesh whose axes are explicit."""
     x, bits = (array[: 2**14].reshape(128, 128) for array in (X, RANDOM_BITS))
-    function = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    function = functools.partial(round_to_representable, **E3M2, rounding='stochastic')
     by_kernel = functools.partial(function, implementation='triton_interpret')
     place = lambda array, *spec: jax.device_put(array, NamedSharding(MESH, P(*spec)))
     oracle.assert_same_bits(jax.jit(by_kernel)(place(x, 'data', None), place(bits, 'model', 'data')), function(x, bits))
@@ -202,7 +205,7 @@ def test_random_bits_follow_x():
 def test_inside_shard_map():
     """Random bits that don't vary over an axis over which x does. (Interpreted, vma can't be checked.)"""
     x, bits = X[: 2**14].reshape(128, 128), RANDOM_BITS[: 2**13].reshape(128, 64)
-    function = functools.partial(round_to_grid, **GRID, rounding='stochastic')
+    function = functools.partial(round_to_representable, **E3M2, rounding='stochastic')
     by_kernel = functools.partial(function, implementation='triton_interpret')
     specs = {'mesh': MESH, 'in_specs': (P('data', 'model'), P('data')), 'out_specs': P('data', 'model')}
     rounded = jax.jit(jax.shard_map(by_kernel, **specs, check_vma=False))(x, bits)
@@ -214,13 +217,13 @@ def test_an_interpreter_for_one_device_refuses_others():
         pytest.skip(reason)
     placed = jax.device_put(X[: 2**14], NamedSharding(MESH, P('data')))
     with pytest.raises(jax.errors.JaxRuntimeError, match='several devices'):
-        round_to_grid(placed, **GRID, implementation='mosaic_interpret')
+        round_to_representable(placed, **E3M2, implementation='mosaic_interpret')
 
 
 def test_more_values_than_an_index_counts_are_an_error():
     """The reference takes them."""
     x = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
-    round_all = lambda name: jax.eval_shape(functools.partial(round_to_grid, **GRID, implementation=name), x)
+    round_all = lambda name: jax.eval_shape(functools.partial(round_to_representable, **E3M2, implementation=name), x)
     assert round_all('xla').shape == round_all(None).shape == x.shape
     with pytest.raises(ValueError, match=r'a kernel rounds at most 2,147,483,647 values.*x has 2,147,483,648; leave'):
         round_all('triton_interpret')
@@ -239,8 +242,9 @@ def described_gpu():
 def test_lowers_for_cuda(name, rounding):
     """Each kernel to a call of its own; by default there is none, so that XLA can fuse the cast."""
     shapes = [jax.ShapeDtypeStruct((33, 129), dtype) for dtype in ('float32', 'uint32')]
-    for grid in (GRID, GRID | {'overflow': math.nan}, GRID | {'min_exponent': -126}):
-        function = jax.jit(functools.partial(round_to_grid, **grid, rounding=rounding, implementation=name))
+    subnormal = {'representable': E3M2['representable']._replace(min_exponent=-126)}
+    for options in (E3M2, E3M2 | {'overflow': math.nan}, subnormal):
+        function = jax.jit(functools.partial(round_to_representable, **options, rounding=rounding, implementation=name))
         with described_gpu():
             traced = function.trace(*shapes[: 1 + (rounding == 'stochastic')])
             text = traced.lower(lowering_platforms=('cuda',)).as_text()
@@ -253,7 +257,7 @@ def test_lowers_for_cuda(name, rounding):
 def test_compiled_for_a_gpu_it_is_one_kernel_at_the_floor_of_memory(name, rounding):
     """An H100 has time for some 68 instructions while it reads and writes 8 bytes, 34 of them of integers."""
     shapes = [jax.ShapeDtypeStruct((1024, 1024), dtype) for dtype in ('float32', 'uint32')]
-    function = functools.partial(round_to_grid, **GRID, rounding=rounding, implementation=name)
+    function = functools.partial(round_to_representable, **E3M2, rounding=rounding, implementation=name)
     try:
         [kernel] = compiled_kernels.compile_for_h100(function, *shapes[: 1 + (rounding == 'stochastic')])
     except compiled_kernels.CannotCompile as error:

@@ -12,7 +12,7 @@ from numpy_float_formats import STANDARD
 
 import gaussq_jax as gq
 from kernels_pallas import implementations
-from kernels_pallas.weight_sampling import NOISES, Grid, triton, xla
+from kernels_pallas.weight_sampling import NOISES, triton, xla
 
 WORDS = np.array([0xDEADBEEF, 0x01234567], np.uint32)
 KEY = jax.random.wrap_key_data(WORDS, impl='threefry2x32')
@@ -168,17 +168,16 @@ def slow(cases):
 
 def interpreted(implementation, shape, origin, tile):
     """The kernels' module, their arguments that say where an array of `shape` lies, and those that say how to run."""
-    module, how = implementations.load('kernels_pallas.weight_sampling', implementation)
+    module, interpret = implementations.load('kernels_pallas.weight_sampling', implementation)
     leading, row, column = origin
     place = np.array([[*WORDS, leading + i, 0, column // 2] for i in range(shape[0])], np.uint32)
     row_block = np.arange(row // 32, row // 32 + shape[1] // 32, dtype=np.uint32)
     column = np.arange(column - column // 2, column - column // 2 + shape[2], dtype=np.uint32)
-    return module, (place, row_block, column), how | ({'tile': tile} if module is triton else {})
+    return module, (place, row_block, column), interpret | ({'tile': tile} if module is triton else {})
 
 
-def as_grid(fmt):
-    fmt = fmt and gq.parse_format(fmt)
-    return fmt and Grid(fmt.mantissa_bits, fmt.min_exponent, fmt.max)
+def representable(fmt):
+    return gq.parse_format(fmt).representable if fmt else None
 
 
 def as_words(numbers):
@@ -201,10 +200,10 @@ def test_every_tile(tile, n_blocks):
 
 def check_forward(implementation, noise, w_dtype, dtype, fmt, blocks, tile, origin):
     w, bitwidths = arrange(blocks)
-    w, scale, grid = jnp.asarray(w, w_dtype), scales(bitwidths), as_grid(fmt)
-    module, where, how = interpreted(implementation, w.shape, origin, tile)
-    options = dict(noise=noise, dtype=jnp.dtype(dtype), grid=grid)
-    w_hat, step = jax.jit(functools.partial(module.forward, **options, **how))(*where, w, scale)
+    w, scale = jnp.asarray(w, w_dtype), scales(bitwidths)
+    module, where, launch = interpreted(implementation, w.shape, origin, tile)
+    options = dict(noise=noise, dtype=jnp.dtype(dtype), representable=representable(fmt))
+    w_hat, step = jax.jit(functools.partial(module.forward, **options, **launch))(*where, w, scale)
     reference = xla.forward(as_words(WORDS), as_words(origin), w, scale, block_size=32, **options)
     assert_same_bits(w_hat, reference[0])
     assert_same_bits(step, reference[1])
@@ -218,9 +217,9 @@ def check_forward(implementation, noise, w_dtype, dtype, fmt, blocks, tile, orig
 
 def test_a_nan_bitwidth_shows_in_its_block_alone(implementation):
     w, scale = np.ones((1, 32, 96), np.float32), np.array([[[0.25, np.nan, 0.25]]], np.float32)
-    module, where, how = interpreted(implementation, w.shape, (0, 0, 0), 4)
+    module, where, launch = interpreted(implementation, w.shape, (0, 0, 0), 4)
     options = dict(noise='rounded_normal', dtype=jnp.dtype('bfloat16'))
-    w_hat, step = jax.jit(functools.partial(module.forward, **options, **how))(*where, w, scale)
+    w_hat, step = jax.jit(functools.partial(module.forward, **options, **launch))(*where, w, scale)
     np.testing.assert_array_equal(np.isnan(w_hat), np.isnan(scale).repeat(32, 1).repeat(32, 2))
     np.testing.assert_array_equal(np.isnan(step), np.isnan(scale))
 
@@ -233,8 +232,8 @@ def test_backward(implementation, noise, dtype, blocks, tile, origin):
 def check_backward(implementation, noise, dtype, blocks, tile, origin):
     """Bits against the reference and the sum by halves, and the size of the sum in float64."""
     dw_hat = cotangents(blocks, dtype)
-    module, where, how = interpreted(implementation, dw_hat.shape, origin, tile)
-    sums = jax.jit(functools.partial(module.backward, noise=noise, **how))(*where, dw_hat)
+    module, where, launch = interpreted(implementation, dw_hat.shape, origin, tile)
+    sums = jax.jit(functools.partial(module.backward, noise=noise, **launch))(*where, dw_hat)
     assert sums.dtype == jnp.float32
     assert_same_bits(sums, xla.backward(as_words(WORDS), as_words(origin), dw_hat, block_size=32, noise=noise))
     r = oracle.noise_values(WORDS, dw_hat.shape, origin, noise)

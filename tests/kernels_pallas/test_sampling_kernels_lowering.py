@@ -17,11 +17,12 @@ from jax_modes import in_mode
 import gaussq_jax as gq
 from kernels_pallas import implementations
 from kernels_pallas.arg_specs import matching
-from kernels_pallas.weight_sampling import NOISES, Grid
+from kernels_pallas.rounding_on_bits import Representable
+from kernels_pallas.weight_sampling import NOISES
 
 KEY = jax.random.key(0)
 DTYPES = ('float32', 'bfloat16')
-E3M2 = Grid(mantissa_bits=2, min_exponent=-2, largest=28.0)
+E3M2 = Representable(mantissa_bits=2, min_exponent=-2, largest=28.0)
 TARGETS = {'triton': '__gpu$xla.gpu.triton', 'mosaic': 'mosaic_gpu'}  # of the kernels' custom calls
 STACKED, SINGLE, NARROW = 'llama2-1b/mlp/gate', 'llama-7b/mlp/down', 'capybara-tiny/mlp'
 
@@ -76,10 +77,10 @@ FORWARD += [pytest.param(*case, marks=pytest.mark.slow) for case in EVERY_FORWAR
 
 
 @pytest.mark.parametrize('implementation', implementations.KERNELS)
-@pytest.mark.parametrize(('noise', 'w_dtype', 'dtype', 'grid', 'spec'), FORWARD)
-def test_forward(implementation, noise, w_dtype, dtype, grid, spec):
+@pytest.mark.parametrize(('noise', 'w_dtype', 'dtype', 'representable', 'spec'), FORWARD)
+def test_forward(implementation, noise, w_dtype, dtype, representable, spec):
     module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
-    forward = functools.partial(module.forward, noise=noise, dtype=jnp.dtype(dtype), grid=grid)
+    forward = functools.partial(module.forward, noise=noise, dtype=jnp.dtype(dtype), representable=representable)
     program = lower(forward, *arguments(matching(spec)[0].shape, w_dtype))
     assert kernels_in(program, implementation) == [f'sample_weights_{noise}']
 
@@ -98,11 +99,11 @@ def test_backward(implementation, noise, dtype, spec):
 @pytest.mark.parametrize('implementation', implementations.KERNELS)
 def test_with_64_bit_numbers_and_without_promotion(implementation):
     module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
-    how = dict(noise='rounded_normal')
     arrays = arguments(matching(NARROW)[0].shape, 'float32')
     with in_mode('all'):
-        program = lower(functools.partial(module.forward, dtype=jnp.dtype('bfloat16'), grid=E3M2, **how), *arrays)
-        backward = lower(functools.partial(module.backward, **how), *arrays[:-1])
+        options = dict(noise='rounded_normal', dtype=jnp.dtype('bfloat16'), representable=E3M2)
+        program = lower(functools.partial(module.forward, **options), *arrays)
+        backward = lower(functools.partial(module.backward, noise='rounded_normal'), *arrays[:-1])
     assert kernels_in(program, implementation) + kernels_in(backward, implementation) == ONE_EACH_WAY
 
 

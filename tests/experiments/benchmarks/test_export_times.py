@@ -10,7 +10,6 @@ from programs import import_program
 from small_experiments import VOCABULARY, small_config
 
 from experiments.benchmarks import export_times
-from gaussq_jax import packed_file
 
 benchmark = import_program('benchmark')
 
@@ -37,7 +36,7 @@ def test_each_format_is_written_and_read(monkeypatch, capsys):
 
 
 def test_a_file_of_another_size_than_promised_is_an_error(monkeypatch):
-    monkeypatch.setattr(packed_file, 'header_bytes', lambda path: 0)
+    monkeypatch.setattr(export_times, 'header_bytes', lambda path: 0)
     with pytest.raises(RuntimeError, match='bytes, not a header and the'):
         export_times.time_exports(small_config(), vocab_size=VOCABULARY, formats=['bfloat16'])
 

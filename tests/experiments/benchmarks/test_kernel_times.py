@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import kernel_times, timing
-from kernels_pallas import arg_specs, float_rounding
+from kernels_pallas import arg_specs, rounding_on_bits
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.weight_sampling import xla
 
@@ -29,8 +29,8 @@ def faulty(monkeypatch):
     backward = lambda *arguments, implementation, **how: xla.backward(*arguments, **how)
     monkeypatch.setattr(kernels, 'forward', forward)
     monkeypatch.setattr(kernels, 'backward', backward)
-    cast = lambda *arguments, implementation, **how: float_rounding.xla.round_to_grid(*arguments, **how)
-    monkeypatch.setattr(kernel_times, 'round_to_grid', cast)
+    cast = lambda *arguments, implementation, **options: rounding_on_bits.round_to_representable(*arguments, **options)
+    monkeypatch.setattr(kernel_times, 'round_to_representable', cast)
     names = ('xla', 'wrong', 'failing', 'absent')
     monkeypatch.setattr(kernels, 'PREFERENCE', names)
     monkeypatch.setattr(kernels, 'why_not', {**dict.fromkeys(names), 'absent': 'no GPU'}.get)

@@ -14,7 +14,7 @@ from experiments.data.token_cache import load_tokens
 from experiments.files import csv_files, huggingface_folder, json_files, paths
 from experiments.laws import known_laws, run_tables
 from experiments.training import metrics
-from gaussq_jax.export import read_packed
+from gaussq_jax.packed import read_packed
 
 FLAGS = [  # of each program, those that are looked at first, or beside a workdir that isn't there
     *(('evaluate', flag, {}) for flag in ('WORKDIR', 'WEIGHTS')),

@@ -160,9 +160,9 @@ def test_columns_of_another_length_are_named(columns, message):
 def test_other_columns_are_no_concern(monkeypatch):
     """Also where runs are left out."""
     runs = with_noise(PUBLISHED_CAPYBARA, formats_grid(3, 4), 0) | {'source': 'my sweep', 'notes': [1, 2]}
-    how = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
-    assert fit_capybara(runs, **how).num_runs == 96
-    assert fit_capybara(runs, groups=list(zip(runs['N'], runs['D'])), **how).num_groups == 12
+    options = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
+    assert fit_capybara(runs, **options).num_runs == 96
+    assert fit_capybara(runs, groups=list(zip(runs['N'], runs['D'])), **options).num_groups == 12
 
 
 def test_a_law_of_ones_own_needs_neither_sizes_nor_epsilon():
@@ -219,12 +219,12 @@ def test_columns_of_the_runs_make_the_groups():
     assert refit(PUBLISHED_CAPYBARA, runs | {'seed': np.arange(96) % 2}).num_groups == 24
     assert refit(PUBLISHED_CAPYBARA, runs | {'seed': np.arange(96), 'run': np.arange(96) // 4}).num_groups == 24
     runs['E'][:4] = 0
-    how = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
-    result = fit_capybara(runs | {'seed': np.arange(96)}, **how)
+    options = dict(include_e0=False, start=PUBLISHED_CAPYBARA, num_starts=0)
+    result = fit_capybara(runs | {'seed': np.arange(96)}, **options)
     assert (result.num_runs, result.num_groups) == (92, 92)
-    result = fit_capybara(runs | {'seed': np.arange(96), 'run': [''] * 94 + ['a', 'a']}, **how)
+    result = fit_capybara(runs | {'seed': np.arange(96), 'run': [''] * 94 + ['a', 'a']}, **options)
     assert (result.num_runs, result.num_groups) == (92, 91)
-    assert fit_capybara(runs, groups=np.arange(96) // 3, **how).num_groups == 31
+    assert fit_capybara(runs, groups=np.arange(96) // 3, **options).num_groups == 31
 
 
 def test_what_one_group_alone_says_has_no_error():

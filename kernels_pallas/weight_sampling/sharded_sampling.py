@@ -6,7 +6,6 @@ as the weights are. Under `jax.vmap`, the mapped axis becomes one more leading a
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.sharding import AbstractMesh
 
+from kernels_pallas import jax_internals
 from kernels_pallas.partitioning import partitioned, vary_alike, vary_as
 from kernels_pallas.weight_sampling.noise import GROUP_ROWS
 
@@ -29,14 +29,14 @@ def fits_a_launch(matrices: int, rows: int) -> bool:
 
 
 @functools.cache
-def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **how) -> Callable:
-    """`kernel(place, row_block, column, weights[, scale], **how)`, sharded or not, mapped or not.
+def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **options) -> Callable:
+    """`kernel(place, row_block, column, weights[, scale], **options)`, sharded or not, mapped or not.
 
     Args:
       kernel: the forward or backward of weights of one leading axis, see `triton.py`.
       sharding_rule: FORWARD or BACKWARD.
       has_effects: see `partitioned`.
-      how: its other arguments, hashable.
+      **options: its other arguments, hashable.
 
     Returns:
       A function of place (..., 5), weights (..., m, n) and scale (..., m / 32, n / 32) of any leading axes. It raises
@@ -53,7 +53,8 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
                 f" a time, and these are {matrices.shape}; implementation='xla' samples any"
             )
         flat = lambda x, axes: x.reshape(-1, *x.shape[x.ndim - axes :])
-        results = kernel(flat(place, 1), row_block, column.reshape(-1), matrices, *(flat(x, 2) for x in scale), **how)
+        scale = (flat(x, 2) for x in scale)
+        results = kernel(flat(place, 1), row_block, column.reshape(-1), matrices, *scale, **options)
         by_block = lambda x: x.reshape(*leading, m, n) if x.shape[1:] == (m, n) else x.reshape(weights.shape)
         return vary_as(weights, jax.tree.map(by_block, results))
 
@@ -80,10 +81,9 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
 
     @mappable.def_vmap
     def map_matrices(size, mapped, place, row_block, column, *arrays):
-        spread = lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-        results = mappable(
-            spread(place, mapped[0]), row_block, column, *(spread(*pair) for pair in zip(arrays, mapped[3:]))
-        )
+        map_all = lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+        arrays = map(map_all, arrays, mapped[3:])
+        results = mappable(map_all(place, mapped[0]), row_block, column, *arrays)
         return results, jax.tree.map(lambda _: True, results)
 
     @jax.jit  # called as it is, what is partitioned would run on gathered arrays
@@ -102,22 +102,16 @@ def on_any_mesh(kernel: Callable, sharding_rule: str, *, has_effects: bool, **ho
 
 def _sharded_as(weights: jax.ShapeDtypeStruct) -> Callable:
     """A function of axes of the weights, None for another, that gives the sharding of an array that has these axes."""
-    sharding = weights.sharding
-    hlo = sharding._to_xla_hlo_sharding(len(weights.shape))
-    if hlo.is_replicated():
+    sharding, ndim = weights.sharding, len(weights.shape)
+    devices = jax_internals.device_tiles(sharding, ndim)
+    if devices is None:
         return lambda *axes: sharding
-    devices = np.reshape(hlo.tile_assignment_devices(), hlo.tile_assignment_dimensions())
 
     def like(*axes):
         axes = [axis if axis is not None and weights.shape[axis] % devices.shape[axis] == 0 else None for axis in axes]
         kept = [axis for axis in axes if axis is not None]
         cuts = [1 if axis is None else devices.shape[axis] for axis in axes]
-        proto = hlo.to_proto()
-        proto.tile_assignment_dimensions = [*cuts, devices.size // math.prod(cuts)]
         others = [axis for axis in range(devices.ndim) if axis not in kept]
-        proto.tile_assignment_devices = devices.transpose(*kept, *others).ravel().tolist()
-        proto.iota_reshape_dims = proto.iota_transpose_perm = []
-        proto.replicate_on_last_tile_dim = True
-        return type(sharding)(sharding._devices, proto)
+        return jax_internals.tiled(sharding, ndim, devices.transpose(*kept, *others).reshape(*cuts, -1))
 
     return like

@@ -13,8 +13,8 @@ MOST_VALUES = 2**31 - 1  # their indices are of 32 bits
 
 
 @functools.cache
-def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **how) -> Callable:
-    """`kernel(*arrays, **how)` of so many arrays of one shape, which its result has too; sharded or not, mapped or not.
+def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **options) -> Callable:
+    """`kernel(*arrays, **options)`, sharded or not, mapped or not, of so many arrays of one shape, its result's too.
 
     Each value is for itself: shards may be any, as long as all arrays are cut alike. Under `jax.vmap`, the mapped axis
     is one more. Of `has_effects`, see `partitioned`.
@@ -30,7 +30,7 @@ def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **how) ->
                 " implementation at None, or give 'xla', which takes any number"
             )
         arrays = vary_alike(arrays)
-        return vary_as(arrays[0], kernel(*arrays, **how))
+        return vary_as(arrays[0], kernel(*arrays, **options))
 
     def partition(mesh, arrays, result):
         return mesh, on_device, arrays[0].sharding, (arrays[0].sharding,) * operands
@@ -40,7 +40,7 @@ def on_any_mesh(kernel: Callable, operands: int, *, has_effects: bool, **how) ->
 
     @mappable.def_vmap
     def map_values(size, mapped, *arrays):
-        spread = (x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in zip(arrays, mapped))
-        return mappable(*spread), True
+        arrays = (x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in zip(arrays, mapped))
+        return mappable(*arrays), True
 
     return jax.jit(mappable)

@@ -1,11 +1,13 @@
-"""The reference: rounding to a grid of floating-point numbers, on integer bit patterns, in plain `jax.numpy`.
+"""Rounding on the bit patterns of float32, in plain `jax.numpy`: the reference for casts, and what all kernels do.
 
 No arithmetic on the values takes place, so that nothing can be folded, fused or flushed: float32 subnormals
-are numbers like others, whatever the device does with them.
+are numbers like others, whatever the device does with them. Kernels take a quicker way to the same bits where there is
+one, `round_in_kernel`.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,36 +20,72 @@ _INFINITY = np.uint32(0x7F800000)
 _QUICK_LIMIT = 2.0**100  # of `_round_to_nearest`
 
 
-@functools.partial(jax.jit, static_argnames=('mantissa_bits', 'min_exponent', 'largest', 'overflow', 'rounding'))
-def round_to_grid(
+class Representable(NamedTuple):
+    """The numbers that a low-bit format has: +-k 2^(e - M), e >= `min_exponent`, k < 2^(M + 1), at most `largest`.
+
+    Attributes:
+      mantissa_bits: M, 0 to 10.
+      min_exponent: exponent of the smallest normal number.
+      largest: the largest number, one of them.
+
+    Example:
+      >>> Representable(mantissa_bits=2, min_exponent=-2, largest=28.0).shifted(-3)  # E3M2, as OCP has it
+      Representable(mantissa_bits=2, min_exponent=-5, largest=3.5)
+    """
+
+    mantissa_bits: int
+    min_exponent: int
+    largest: float
+
+    def shifted(self, shift: int) -> 'Representable':
+        """The same numbers times 2^shift."""
+        return Representable(self.mantissa_bits, self.min_exponent + shift, self.largest * 2.0**shift)
+
+
+class BlockScale(NamedTuple):
+    """How blocks are scaled: X * scale is rounded to the format's numbers times 2^shift, and multiplied by `inverse`.
+
+    Attributes:
+      scale, inverse: float32, one a block.
+      shift: an integer that keeps both of them normal float32 numbers for blocks of (almost) any magnitude.
+    """
+
+    scale: jax.Array
+    inverse: jax.Array
+    shift: int
+
+
+@functools.partial(jax.jit, static_argnames=('representable', 'overflow', 'rounding'))
+def round_to_representable(
     x: jax.Array,
     random_bits: jax.Array | None = None,
     *,
-    mantissa_bits: int,
-    min_exponent: int,
-    largest: float,
+    representable: Representable,
     overflow: float | None = None,
     rounding: str = 'nearest_even',
 ) -> jax.Array:
-    """x rounded to the numbers +-k 2^(e - M), with e >= `min_exponent` and k < 2^(M + 1), of at most `largest`.
+    """x rounded to the numbers of a format.
 
     Args:
       x: float32 of any shape.
       random_bits: for stochastic rounding, uint32 of x's shape: |x| goes up if the fraction of the step that it lies
         above the number below is greater than random_bits / 2^32.
-      mantissa_bits: M, 0 to 10.
-      min_exponent: exponent of the smallest normal number.
-      largest: the largest number, on the grid.
+      representable: these numbers.
       overflow: what infinity becomes, and a magnitude that is rounded beyond `largest` (toward zero, that one is
         `largest` anyway); None for `largest`. NaN stays NaN.
       rounding: of ROUNDINGS.
 
     Returns:
       float32 of x's shape, with the signs of x.
+
+    Example:
+      >>> round_to_representable(jnp.float32([0.3, -100.0]), representable=Representable(1, 0, 6.0))
+      Array([ 0.5, -6. ], dtype=float32)
     """
+    largest = representable.largest
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     magnitude = bits & _MAGNITUDE
-    rounded = _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, rounding)
+    rounded = _round_magnitude(magnitude, random_bits, representable, rounding)
     infinity = largest if overflow is None else overflow
     beyond = largest if rounding == 'toward_zero' else infinity
     rounded = jnp.where(rounded > _bits_of(largest), _bits_of(beyond), rounded)
@@ -60,20 +98,18 @@ def round_in_kernel(
     x: jax.Array,
     random_bits: jax.Array | None = None,
     *,
-    mantissa_bits: int,
-    min_exponent: int,
-    largest: float,
+    representable: Representable,
     overflow: float | None = None,
     rounding: str = 'nearest_even',
 ) -> jax.Array:
-    """`round_to_grid` for kernels: the same bits, by way of `_round_to_nearest` where that will do."""
+    """`round_to_representable` for kernels: the same bits, by way of `_round_to_nearest` where that will do."""
+    mantissa_bits, min_exponent, largest = representable
     half_step = 2.0 ** (min_exponent - mantissa_bits - 1)  # a device may flush x below 2^-126: then none goes up
     quick = rounding == 'nearest_even' and mantissa_bits and half_step >= 2.0**-126 and largest < _QUICK_LIMIT
     if not quick:
-        grid = dict(mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=largest)
-        return round_to_grid(x, random_bits, **grid, overflow=overflow, rounding=rounding)
+        return round_to_representable(x, random_bits, representable=representable, overflow=overflow, rounding=rounding)
     limit = largest if overflow is None else _QUICK_LIMIT
-    rounded = _round_to_nearest(x, mantissa_bits=mantissa_bits, min_exponent=min_exponent, largest=limit)
+    rounded = _round_to_nearest(x, representable._replace(largest=limit))
     if overflow is not None:
         sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
         beyond = jax.lax.bitcast_convert_type(sign | _bits_of(overflow), jnp.float32)
@@ -81,13 +117,13 @@ def round_in_kernel(
     return jnp.where(x != x, x, rounded)  # NaN with all its bits
 
 
-def power_of_two_scale(absmax: jax.Array, largest: float) -> tuple[jax.Array, jax.Array, int]:
-    """The scale of OCP's MX formats for blocks of these largest magnitudes, its inverse, and an integer k.
+def power_of_two_scale(absmax: jax.Array, largest: float) -> BlockScale:
+    """The scale of OCP's MX formats for blocks of these largest magnitudes.
 
     MX divides a block by s = 2^(floor(log2 absmax) - floor(log2 largest)), with the exponent of s clipped to +-127, so
-    that its largest magnitude falls into the format's top binade. Returned is 2^k / s, such that the block times it
-    is to be rounded to the format's numbers times 2^k, and s / 2^k. The k makes both normal float32 numbers, the less
-    usual formats with floor(log2 largest) < 2 and blocks below 2^-125 apart, which are scaled as if they were that.
+    that its largest magnitude falls into the format's top binade. The scale is 2^shift / s. It and its inverse
+    are normal float32 numbers: blocks below 2^-125, in the less usual formats with floor(log2 largest) < 2, are scaled
+    as if they were that.
 
     Args:
       absmax: float32 of any shape, finite.
@@ -97,7 +133,7 @@ def power_of_two_scale(absmax: jax.Array, largest: float) -> tuple[jax.Array, ja
     exponent = (jax.lax.bitcast_convert_type(absmax, jnp.int32) >> 23) - 127
     exponent = jnp.maximum(exponent - 1, max(-127 - shift, -126))
     power_of_two = lambda n: jax.lax.bitcast_convert_type((n + 127) << 23, jnp.float32)
-    return power_of_two(-exponent), power_of_two(exponent), shift
+    return BlockScale(power_of_two(-exponent), power_of_two(exponent), shift)
 
 
 def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -112,17 +148,17 @@ def round_to_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return x.astype(dtype)
 
 
-def _round_to_nearest(x: jax.Array, *, mantissa_bits: int, min_exponent: int, largest: float) -> jax.Array:
-    """`round_to_grid` to nearest even and saturating, in few instructions, for most formats.
+def _round_to_nearest(x: jax.Array, representable: Representable) -> jax.Array:
+    """`round_to_representable` to nearest even and saturating, in few instructions, for most formats.
 
     |x| + c rounds |x| to the step that it needs, where c is 2^23 such steps; the same c is then taken away.
 
     Args:
       x: float32 of any shape; NaN stays NaN.
-      mantissa_bits: M, 1 to 22: two neighbours of M = 0 may both be even numbers of steps.
-      min_exponent: exponent of the smallest normal number; below -126 it counts as that.
-      largest: the largest number, on the grid, less than 2^100.
+      representable: M is at least 1, for two neighbours of M = 0 may both be even numbers of steps; `min_exponent`
+        counts as -126 if it is less; `largest` is less than 2^100.
     """
+    mantissa_bits, min_exponent, largest = representable
     magnitude = jnp.abs(x)
     magnitude = jnp.where(magnitude > largest, jnp.float32(largest), magnitude)  # backends' minima differ about NaN
     exponent = jax.lax.bitcast_convert_type(magnitude, jnp.int32) & jnp.int32(0x7F800000)
@@ -137,8 +173,9 @@ def _round_to_nearest(x: jax.Array, *, mantissa_bits: int, min_exponent: int, la
     return jax.lax.bitcast_convert_type(bits | sign, jnp.float32)
 
 
-def _round_magnitude(magnitude, random_bits, mantissa_bits, min_exponent, rounding):
-    """Bit patterns of numbers >= 0 -> those of their neighbours on a grid without an upper end."""
+def _round_magnitude(magnitude, random_bits, representable, rounding):
+    """Bit patterns of numbers >= 0 -> those of their neighbours that are representable, or lie beyond the largest."""
+    mantissa_bits, min_exponent, _ = representable
     exponent = jnp.maximum(magnitude >> 23, 1).astype(jnp.int32)  # the code of float32, as in `first_normal`
     significand = magnitude - ((exponent - 1) << 23).astype(jnp.uint32)  # its leading bit, 23, is set unless subnormal
     first_normal = min_exponent + 127

@@ -10,14 +10,14 @@ import numpy as np
 
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
-from gaussq_jax.packed_layout import (
+from gaussq_jax.packed.layout import (
     Formats,
     as_they_act,
     check_bitwidths,
     layout_of_bitwidths,
-    leaves_by_path,
-    size_of_leaves,
+    storable_leaves,
 )
+from gaussq_jax.packed.size import size_of_leaves
 from gaussq_jax.param_reading import checked_readings
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
 from gaussq_jax.weight_sampling import check_block_size
@@ -61,9 +61,9 @@ def formats_within_budget(
       ('e2m1', 'e3m3')
     """
     block_size = check_block_size(block_size)
-    readings, leaves = checked_readings(params, rules, unnamed=unnamed), leaves_by_path(params)
+    readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
     check_bitwidths(readings, bitwidths, block_size)
-    levels = np.unique(np.concatenate([as_they_act(grid).ravel() for grid in bitwidths.values()]))
+    levels = np.unique(np.concatenate([as_they_act(of_leaf).ravel() for of_leaf in bitwidths.values()]))
     costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
 
     def stored_bits(most: float) -> float:

@@ -1,12 +1,4 @@
-"""Trained weights -> a packed low-bit file, and back, bit for bit.
-
-    layout = gq.learned_layout(params, pqt.bitwidths(state))   # each block in the format that its bitwidth asks for
-    weights = gq.quantize_params(params, layout)               # what the model will be served with: evaluate these
-    gq.save_packed('model.safetensors', params, layout)
-    weights = gq.load_packed('model.safetensors')              # the same weights
-
-docs/packed_format.md tells what is in a file.
-"""
+"""Weights of a layout: quantized, written to a file, and read from it."""
 
 import functools
 import math
@@ -18,24 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax import bit_packing, packed_file
 from gaussq_jax.block_scaling import Quantizer, fake_quantize, scale_exponents
 from gaussq_jax.formats import FloatFormat, parse_format
-from gaussq_jax.packed_layout import (
+from gaussq_jax.packed import bit_packing, checked_file
+from gaussq_jax.packed.layout import (
     STORABLE,
     Layout,
     LeafLayout,
-    ModelSize,
     check_layout,
     kept_leaves,
-    leaves_by_path,
-    size_of_leaves,
-    spread,
+    storable_leaves,
+    value_per_weight,
     weights_of_formats,
 )
+from gaussq_jax.packed.size import ModelSize, size_of_leaves
 from gaussq_jax.param_rules import MatrixRule
 from gaussq_jax.param_tree import is_floating, map_leaves
-from kernels_pallas.float_rounding import round_to_dtype
+from kernels_pallas.rounding_on_bits import round_to_dtype
 
 SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127), and 255 none
 MOST_SCALE = 254
@@ -75,7 +66,7 @@ def quantize_params(params: Any, layout: Layout) -> Any:
 
     Source: OCP Microscaling Formats v1.0, section 6.3.
     """
-    check_layout(leaves_by_path(params), layout)
+    check_layout(storable_leaves(params), layout)
 
     def quantize(path, leaf):
         if path not in layout:
@@ -102,7 +93,7 @@ def save_packed(
       info: what else is to be kept, for example the model's configuration: a dict that JSON keeps as it is.
 
     Returns:
-      The size. The file is larger by its header, `packed_file.header_bytes(path)`.
+      The size. The file is larger by its header, `header_bytes(path)`.
 
     Raises:
       ValueError: as `quantize_params`; for info that JSON can't keep; for leaves whose names would clash.
@@ -117,10 +108,10 @@ def save_packed(
       >>> size.mean_stored_bits, bool(jnp.all(weights['up']['kernel'] == 1))
       (6.25, True)
     """
-    leaves = leaves_by_path(params)
+    leaves = storable_leaves(params)
     check_layout(leaves, layout)
     info = {} if info is None else info
-    if not isinstance(info, Mapping) or packed_file.of_json(packed_file.to_json(info)) != info:
+    if not isinstance(info, Mapping) or checked_file.of_json(checked_file.to_json(info)) != info:
         raise ValueError(
             f'info={info!r}: allowed is a dict that JSON keeps as it is: of lists, not tuples; keys are text'
         )
@@ -142,7 +133,7 @@ def save_packed(
     }
     if kept := sorted(kept_leaves(layout)):
         contents['kept_leaves'] = kept
-    packed_file.write(path, tensors, {**contents, 'info': dict(info)})
+    checked_file.write(path, tensors, {**contents, 'info': dict(info)})
     return size_of_leaves(leaves, layout)
 
 
@@ -168,8 +159,19 @@ def load_packed(path: str | os.PathLike, *, like: Any = None) -> Any:
 
 
 def read_packed(path: str | os.PathLike, *, like: Any = None) -> Packed:
-    """All that a packed file holds. Arguments and errors are those of `load_packed`."""
-    contents, file = packed_file.open_checked(path)
+    """All that a packed file holds. Arguments and errors are those of `load_packed`.
+
+    Example:
+      >>> import tempfile
+      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     file, layout = f'{directory}/up.safetensors', gq.uniform_layout(params, 'float6_e3m2fn')
+      ...     size = save_packed(file, params, layout, info={'step': 7})
+      ...     packed = read_packed(file)
+      >>> packed.info, packed.size.total_bytes == size.total_bytes, packed.layout['up/kernel'].tile
+      ({'step': 7}, True, (32, 1))
+    """
+    contents, file = checked_file.open_checked(path)
     try:
         with file:
             leaves, layout = _unpack(contents, file)
@@ -206,7 +208,7 @@ def _quantize_matrix(weights, indices, tile, formats):
     values, exponents = jnp.zeros_like(wide), jnp.zeros(indices.shape, jnp.int32)
     for i, fmt in enumerate(formats):
         quantizer = Quantizer(fmt, block_size=tile, scale='mx')
-        values = jnp.where(spread(indices == i, tile, wide.shape), fake_quantize(wide, quantizer), values)
+        values = jnp.where(value_per_weight(indices == i, tile, wide.shape), fake_quantize(wide, quantizer), values)
         exponents = jnp.where(indices == i, scale_exponents(wide, quantizer), exponents)
     return values, exponents, jnp.all(jnp.isfinite(wide))
 
@@ -221,7 +223,7 @@ def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
     for values, exponents, indices in _quantized_matrices(path, leaf, of_leaf):
         values, exponents = np.asarray(values), np.asarray(exponents)
         scales.append((exponents + SCALE_BIAS).astype(np.uint8))
-        exponents = spread(exponents, of_leaf.tile, values.shape).ravel()
+        exponents = value_per_weight(exponents, of_leaf.tile, values.shape).ravel()
         for fmt, weights in _weights_by_format(of_leaf, indices, values.shape):
             of_format = bit_packing.encode(values.ravel()[weights], exponents[weights], fmt)
             codes[fmt].append(bit_packing.pack(of_format, fmt.bits))
@@ -297,7 +299,7 @@ def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLay
     streams = zip(*(np.split(stream, end[:-1]) for stream, end in zip(codes, ends)))
     for matrix, of_tiles, which, parts in zip(*map(_each_matrix, (matrices, scales, indices)), streams):
         factors = np.ldexp(np.float32(1), of_tiles.astype(np.int32) - SCALE_BIAS)
-        factors = spread(factors, of_leaf.tile, (m, n)).ravel()
+        factors = value_per_weight(factors, of_leaf.tile, (m, n)).ravel()
         for (fmt, weights), part in zip(_weights_by_format(of_leaf, which, (m, n)), parts):
             values = factors[weights]
             with np.errstate(over='ignore'):
@@ -313,7 +315,7 @@ def _weights_by_format(of_leaf: LeafLayout, indices, shape) -> Iterator[tuple[Fl
     if len(of_leaf.formats) == 1:
         yield of_leaf.formats[0], slice(None)
         return
-    of_weights = spread(indices, of_leaf.tile, shape).ravel()
+    of_weights = value_per_weight(indices, of_leaf.tile, shape).ravel()
     for i, fmt in enumerate(of_leaf.formats):
         yield fmt, of_weights == i
 
@@ -347,7 +349,7 @@ def _nest(file, leaves):
 
 
 def _arrange(file, leaves, like):
-    wanted = leaves_by_path(like)
+    wanted = storable_leaves(like)
     kind = lambda leaf: 'floating' if is_floating(leaf) else leaf.dtype.name
     differences = [
         f'{path}: {np.shape(leaves.get(path)) if path in leaves else "not there"} in the file,'

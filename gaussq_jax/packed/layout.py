@@ -1,4 +1,4 @@
-"""How the weights of a model are stored in few bits: the format of each block, and the bytes that it all takes."""
+"""How the weights of a model are stored in few bits: which tiles share a scale, and the format of each."""
 
 import dataclasses
 import math
@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from gaussq_jax.bit_packing import MOST_BITS, packed_bytes
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.packed.bit_packing import MOST_BITS
 from gaussq_jax.param_reading import KEPT, SAMPLED, Reading, checked_readings
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
-from gaussq_jax.param_tree import is_floating, read_leaves
+from gaussq_jax.param_tree import leaves_by_path
 from gaussq_jax.rounding import as_format
-from gaussq_jax.weight_sampling import block_grid, check_block_size
+from gaussq_jax.weight_sampling import check_block_size, shape_in_blocks
 
 Formats = Callable[[float], FloatFormat]  # b_t -> format
 
@@ -86,32 +86,6 @@ STORABLE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSize:
-    """What weights take, in bytes, and in bits a weight.
-
-    Attributes:
-      payload_bytes: of the codes of all quantized weights, and of all other leaves.
-      scale_bytes: of the scales, one a tile.
-      format_bytes: of the names of the tiles' formats, one a tile where a leaf has several formats.
-      mean_bitwidth: mean b_t over the quantized weights, in bits; NaN where there are none, or no bitwidths.
-      mean_stored_bits: what a quantized weight takes on average, its share of scales and names included: the number of
-        bits that is on the disk. A b_t of 4 is stored in E3M2, 6 bits. NaN where no weight is quantized.
-      leaves: the same of each leaf, by path.
-    """
-
-    payload_bytes: int
-    scale_bytes: int
-    format_bytes: int
-    mean_bitwidth: float
-    mean_stored_bits: float
-    leaves: Mapping[str, 'ModelSize'] = dataclasses.field(default_factory=dict)
-
-    @property
-    def total_bytes(self) -> int:
-        return self.payload_bytes + self.scale_bytes + self.format_bytes
-
-
 def uniform_layout(
     params: Any,
     fmt: FloatFormat | str,
@@ -147,9 +121,9 @@ def uniform_layout(
     layout = _empty_layout(readings)
     if fmt == BFLOAT16:
         return layout
-    for path, (rule, shape) in _matrices(readings).items():
+    for path, (rule, shape) in matrices_of(readings).items():
         if math.prod(shape):
-            layout[path] = LeafLayout(rule, tile, (fmt,), np.zeros(_grid(shape, tile), np.uint8))
+            layout[path] = LeafLayout(rule, tile, (fmt,), np.zeros(_shape_in_tiles(shape, tile), np.uint8))
     return layout
 
 
@@ -190,77 +164,9 @@ def learned_layout(
     return layout_of_bitwidths(readings, bitwidths, formats, block_size)
 
 
-def model_size(
-    params: Any,
-    bitwidths: Mapping[str, jax.Array],
-    *,
-    formats: Formats = format_for_bitwidth,
-    block_size: int = 32,
-    rules: Sequence[Rule] = DEFAULT_RULES,
-    unnamed: str = 'error',
-) -> ModelSize:
-    """What the weights take if each block is stored in its bitwidth's format: `save_packed`'s file less the header.
-
-    Args and Raises: as for `learned_layout`.
-
-    Example:
-      >>> size = model_size({'up': {'kernel': jnp.ones((64, 32))}}, {'up/kernel': jnp.array([[4.0], [4.0]])})
-      >>> size.payload_bytes, size.scale_bytes, size.mean_bitwidth, size.mean_stored_bits
-      (1536, 2, 4.0, 6.0078125)
-
-    Source: arXiv 2505.11170, section 3; DiffQ, arXiv 2104.09987, section 3.4 (model size).
-    """
-    how = dict(block_size=block_size, rules=rules, unnamed=unnamed)
-    size = layout_size(params, learned_layout(params, bitwidths, formats=formats, **how))
-    leaves, total, count = dict(size.leaves), 0.0, 0
-    for path, (_, shape) in _matrices(checked_readings(params, rules, unnamed=unnamed)).items():
-        weights = _weights_of_tiles(shape, (block_size, block_size))
-        sum_of_bits = float(np.sum(weights * np.asarray(bitwidths[path], np.float64)))
-        leaves[path] = dataclasses.replace(leaves[path], mean_bitwidth=_mean(sum_of_bits, math.prod(shape)))
-        total, count = total + sum_of_bits, count + math.prod(shape)
-    return dataclasses.replace(size, mean_bitwidth=_mean(total, count), leaves=leaves)
-
-
-def layout_size(params: Any, layout: Layout) -> ModelSize:
-    """What the weights take in this layout; without bitwidths, which it doesn't know.
-
-    Raises:
-      ValueError: if the layout is not of these params.
-    """
-    return size_of_leaves(leaves_by_path(params), layout)
-
-
-def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
-    """`layout_size` of leaves by path."""
-    check_layout(leaves, layout)
-    sizes, quantized_bits, quantized = {}, 0, 0
-    for path, leaf in leaves.items():
-        count = math.prod(leaf.shape)
-        if path not in layout:
-            is_rounded = is_floating(leaf) and path not in kept_leaves(layout)
-            itemsize = BFLOAT16.bits // 8 if is_rounded else leaf.dtype.itemsize
-            sizes[path] = ModelSize(count * itemsize, 0, 0, math.nan, math.nan)
-            continue
-        counts = weights_of_formats(leaf, layout[path])
-        payload = sum(
-            packed_bytes(int(number), fmt.bits)
-            for of_matrix in counts.reshape(-1, len(layout[path].formats))
-            for number, fmt in zip(of_matrix, layout[path].formats)
-        )
-        tiles = layout[path].indices.size
-        names = tiles * (len(layout[path].formats) > 1)
-        bits = 8 * (payload + tiles + names)
-        sizes[path] = ModelSize(payload, tiles, names, math.nan, bits / count)
-        quantized_bits, quantized = quantized_bits + bits, quantized + count
-    sums = (
-        sum(getattr(size, name) for size in sizes.values()) for name in ('payload_bytes', 'scale_bytes', 'format_bytes')
-    )
-    return ModelSize(*sums, math.nan, _mean(quantized_bits, quantized), sizes)
-
-
-def leaves_by_path(params: Any) -> dict[str, Any]:
-    """The leaves of params by path; ValueError for two of one path, and one that can't be stored."""
-    leaves = {path: leaf.value for path, leaf in read_leaves(params).items()}
+def storable_leaves(params: Any) -> dict[str, Any]:
+    """`leaves_by_path`; ValueError as there, and for a leaf that can't be stored."""
+    leaves = leaves_by_path(params)
     for path, leaf in leaves.items():
         dtype = str(leaf.dtype) if hasattr(leaf, 'dtype') else f'a {type(leaf).__name__} of Python'
         if dtype not in STORABLE:
@@ -280,27 +186,54 @@ def check_layout(leaves: Mapping[str, Any], layout: Layout):
     for path, stored in layout.items():
         shape = leaves[path].shape
         fits = len(shape) == len(stored.rule.axes)
-        if not fits or stored.indices.shape != _grid(stored.rule.matrix_shape(shape), stored.tile):
+        if not fits or stored.indices.shape != _shape_in_tiles(stored.rule.matrix_shape(shape), stored.tile):
             raise ValueError(f'the layout of {path!r} is of a leaf of another shape than {shape}')
         if not math.prod(shape):
             raise ValueError(f'{path!r} is empty, {shape}: there is nothing to quantize, and no layout of it')
 
 
 def weights_of_formats(leaf: Any, layout: LeafLayout) -> np.ndarray:
-    """How many weights of each matrix have each format: int (batch.., formats)."""
-    weights = _weights_of_tiles(layout.rule.matrix_shape(leaf.shape), layout.tile)
+    """How many weights of each matrix have each format.
+
+    Args:
+      leaf: an array, or what has its shape alone.
+      layout: of this leaf.
+
+    Returns:
+      int (batch.., formats), in the order of `layout.formats`.
+
+    Example:
+      >>> params = {'up': {'kernel': jax.numpy.ones((40, 32))}}
+      >>> layout = learned_layout(params, {'up/kernel': np.array([[3.0], [4.5]])})
+      >>> weights_of_formats(params['up']['kernel'], layout['up/kernel']).tolist()
+      [1024, 256]
+    """
+    weights = weights_of_tiles(layout.rule.matrix_shape(leaf.shape), layout.tile)
     counts = [np.sum(weights * (layout.indices == i), axis=(-2, -1)) for i in range(len(layout.formats))]
     return np.stack(counts, axis=-1)
 
 
-def spread(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Of one matrix of this shape, a number a tile -> a number a weight."""
+def value_per_weight(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """A value a tile -> a value a weight.
+
+    Args:
+      of_tiles: (.., ceil(m / rows), ceil(n / columns)).
+      tile: (rows, columns) that have one value; less at the edges.
+      shape: (m, n) of a matrix.
+
+    Returns:
+      (.., m, n), of the dtype of `of_tiles`.
+
+    Example:
+      >>> value_per_weight(np.array([[1, 2]]), (2, 2), (1, 3))
+      array([[1, 1, 2]])
+    """
     for axis, side, size in zip((-2, -1), tile, shape):
         of_tiles = of_tiles.repeat(min(side, size), axis=axis)
     return of_tiles[..., : shape[0], : shape[1]]
 
 
-def _matrices(readings: Mapping[str, Reading]) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
+def matrices_of(readings: Mapping[str, Reading]) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
     """The leaves that are weight matrices: path -> rule, and the matrices' shape."""
     sampled = {path: reading for path, reading in readings.items() if reading.action == SAMPLED}
     return {path: (of.matrices[0], of.matrices[0].matrix_shape(of.shape)) for path, of in sampled.items()}
@@ -312,24 +245,28 @@ def _empty_layout(readings: Mapping[str, Reading]) -> Layout:
     return Layout(kept=(path for path, reading in readings.items() if reading.action == KEPT and floating(reading)))
 
 
-def layout_of_bitwidths(readings, bitwidths, formats: Formats, block_size: int) -> Layout:
+def layout_of_bitwidths(
+    readings: Mapping[str, Reading], bitwidths: Mapping[str, Any], formats: Formats, block_size: int
+) -> Layout:
+    """`learned_layout` of bitwidths that `check_bitwidths` has found good."""
     layout = _empty_layout(readings)
-    for path, (rule, shape) in _matrices(readings).items():
+    for path, (rule, shape) in matrices_of(readings).items():
         if not math.prod(shape):
             continue
         levels, indices = np.unique(as_they_act(bitwidths[path]), return_inverse=True)
         of_levels = [formats(float(level)) for level in levels]
         found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
         numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
-        grid = block_grid(shape, block_size)
-        layout[path] = LeafLayout(rule, (block_size, block_size), found, numbers[indices].reshape(grid))
+        indices = numbers[indices].reshape(shape_in_blocks(shape, block_size))
+        layout[path] = LeafLayout(rule, (block_size, block_size), found, indices)
     return layout
 
 
-def check_bitwidths(readings, bitwidths, block_size):
+def check_bitwidths(readings: Mapping[str, Reading], bitwidths: Mapping[str, Any], block_size: int):
+    """ValueError for bitwidths that are not of these leaves and blocks, or not finite."""
     if not bitwidths:
         raise ValueError('bitwidths has no entry: nothing was learned that could choose formats; choose one for all')
-    matrices = _matrices(readings)
+    matrices = matrices_of(readings)
     lacking, unexpected = sorted(set(matrices) - set(bitwidths)), sorted(set(bitwidths) - set(matrices))
     if lacking or unexpected:
         raise ValueError(
@@ -337,29 +274,26 @@ def check_bitwidths(readings, bitwidths, block_size):
             f' {unexpected or "nothing"} besides'
         )
     for path, (_, shape) in matrices.items():
-        grid = block_grid(shape, block_size)
-        if np.shape(bitwidths[path]) != grid:
+        expected = shape_in_blocks(shape, block_size)
+        if np.shape(bitwidths[path]) != expected:
             raise ValueError(
                 f'bitwidths[{path!r}] has the shape {np.shape(bitwidths[path])}, but blocks of {block_size} x'
-                f' {block_size} are {grid}'
+                f' {block_size} are {expected}'
             )
         if not np.all(np.isfinite(np.asarray(bitwidths[path], np.float32))):
             raise ValueError(f'bitwidths[{path!r}] has NaN or infinity in it')
 
 
-def as_they_act(bitwidths) -> np.ndarray:
+def as_they_act(bitwidths: Any) -> np.ndarray:
+    """Bitwidths rounded to multiples of 2^-10, float64."""
     return np.round(np.asarray(bitwidths, np.float64) * 1024) / 1024
 
 
-def _mean(total: float, count: int) -> float:
-    return total / count if count else math.nan
-
-
-def _grid(shape, tile) -> tuple[int, ...]:
+def _shape_in_tiles(shape, tile) -> tuple[int, ...]:
     return (*shape[:-2], *(-(-size // side) for size, side in zip(shape[-2:], tile)))
 
 
-def _weights_of_tiles(shape, tile) -> np.ndarray:
+def weights_of_tiles(shape, tile) -> np.ndarray:
     """How many weights each tile of a matrix has: int (ceil(m / rows), ceil(n / columns))."""
     sides = [np.minimum(side, size - side * np.arange(-(-size // side))) for size, side in zip(shape[-2:], tile)]
     return np.multiply.outer(*sides)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaussq_jax import bit_packing
 from gaussq_jax.formats import FloatFormat, parse_format
+from gaussq_jax.packed import bit_packing
 
 FORMATS = [fmt for fmt in oracle.all_formats() if sum(fmt[:2]) < bit_packing.MOST_BITS]
 WIDTHS = range(1, bit_packing.MOST_BITS + 1)

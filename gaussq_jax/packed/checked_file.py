@@ -61,8 +61,20 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], contents: 
 def save_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]):
     """Writes a safetensors file that whoever may read other new files of this user may read.
 
+    Args:
+      path: of the file; its directory is there.
+      tensors: NumPy arrays, in any order of memory, of a dtype that safetensors has.
+      metadata: texts, kept beside them.
+
     Raises:
       OSError: where it can't be written.
+
+    Example:
+      >>> import safetensors.numpy, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     save_tensors(pathlib.Path(directory, 'file'), {'up': np.ones(3, np.float16)}, {'format': 'pt'})
+      ...     safetensors.numpy.load_file(f'{directory}/file')
+      {'up': array([1., 1., 1.], dtype=float16)}
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -128,7 +140,20 @@ def of_json(text: str) -> Any:
 
 
 def header_bytes(path: str | os.PathLike) -> int:
-    """The bytes of the file before its first tensor."""
+    """The bytes of a safetensors file before its first tensor: 8, which say how long the header is, and the header.
+
+    What `save_packed` writes has so many more than `ModelSize.total_bytes`.
+
+    Raises:
+      OSError: if the file can't be read.
+
+    Example:
+      >>> import safetensors.numpy, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     safetensors.numpy.save_file({'up': np.ones(3, np.float16)}, f'{directory}/file')
+      ...     os.path.getsize(f'{directory}/file') - header_bytes(f'{directory}/file')
+      6
+    """
     return 8 + len(_read_header(path))
 
 

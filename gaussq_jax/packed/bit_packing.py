@@ -55,7 +55,12 @@ def decoded(fmt: FloatFormat) -> np.ndarray:
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """The bytes that so many codes of so many bits take."""
+    """The bytes that so many codes of so many bits take: ceil(count bits / 8).
+
+    Example:
+      >>> packed_bytes(3, 4)
+      2
+    """
     return -(-count * bits // 8)
 
 

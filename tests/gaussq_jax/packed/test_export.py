@@ -24,10 +24,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parameter_trees import assert_identical_trees, flatten, nest
 
 import gaussq_jax as gq
-from gaussq_jax import bit_packing, packed_file
-from gaussq_jax.export import read_packed
+from gaussq_jax.packed import bit_packing, header_bytes, read_packed
 
-PAGE = pathlib.Path(__file__).parents[2] / 'docs/packed_format.md'
+PAGE = pathlib.Path(__file__).parents[3] / 'docs/packed_format.md'
 M, N = 40, 50  # of all matrices: what is compiled for one is for all
 RULES = (gq.MatrixRule('layers/experts/kernel', (0, 2), (1,), (3,)), *parameter_trees.RULES)
 SHAPES = {
@@ -85,7 +84,7 @@ def check_round_trip(path, params, layout, info=None):
     """Evaluated = loaded = what the oracle says = what NumPy alone reads; the size is as promised."""
     size = gq.save_packed(path, params, layout, info=info)
     assert size == gq.layout_size(params, layout)
-    assert os.path.getsize(path) == size.total_bytes + packed_file.header_bytes(path)
+    assert os.path.getsize(path) == size.total_bytes + header_bytes(path)
     quantized = gq.quantize_params(params, layout)
     loaded = gq.load_packed(path)
     assert {type(leaf) for leaf in jax.tree.leaves(loaded)} == {np.ndarray}
@@ -205,7 +204,7 @@ def test_many_weights_in_many_blocks(tmp_path_factory, weights, indices):
 def check_blocks(path, weights, indices):
     layout = gq.LeafLayout(gq.MatrixRule('.*', (0,), (1,), (2,)), (4, 4), FORMATS, indices)
     size = gq.save_packed(path, {'kernel': weights}, {'kernel': layout})
-    assert path.stat().st_size == size.total_bytes + packed_file.header_bytes(path)
+    assert path.stat().st_size == size.total_bytes + header_bytes(path)
     loaded = gq.load_packed(path)['kernel']
     np.testing.assert_array_equal(
         loaded, gq.quantize_params({'kernel': weights}, {'kernel': layout})['kernel'], strict=True
