@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.cost import collectives, memory_advice, step_costs
 from experiments.data import loading
-from experiments.devices import compiled_kernels, device_specs
+from experiments.devices import described_h100, device_specs
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, make_experiment
 
@@ -150,7 +150,7 @@ def _step_costs(experiment, device) -> step_costs.StepCosts:
     if device.source.startswith('NVIDIA'):
         try:
             return step_costs.step_costs(experiment, compile_for='gpu')
-        except compiled_kernels.CannotCompile:
+        except described_h100.CannotCompile:
             pass
     return step_costs.step_costs(experiment, compile_for='cpu')
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
+
+from experiments.devices import jax_internals
 
 _UNCOUNTED = ('conv_general_dilated', 'ragged_dot_general', 'pallas_call')  # none of ours multiplies matrices in these
 
@@ -36,7 +37,7 @@ def matmul_flops(function: Callable, *args: Any) -> int:
 
 def of_jaxpr(jaxpr: jax.extend.core.Jaxpr) -> int:
     """`matmul_flops` of what has been traced."""
-    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+    return _count(jax_internals.without_unused(jaxpr))
 
 
 def model_flops(experiment: Any) -> int:
