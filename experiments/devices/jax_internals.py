@@ -14,14 +14,13 @@ from jax.interpreters import partial_eval
 
 
 def wait_at_barrier(name: str, seconds: float) -> None:
-    """Waits until all processes are at the barrier of this name, which has to be a new one; alone, does nothing.
+    """Waits until all processes that `jax.distributed` knows are at the barrier of this name, which has to be new.
 
     JAX 0.10 to 0.12: the client of `jax.distributed`, which Orbax uses in the same way. The public
     `multihost_utils.sync_global_devices` is a collective, whose timeout of minutes ends a process that waits for long.
     Should the client go, take the one that Orbax then takes.
     """
-    if client := distributed.global_state.client:
-        client.wait_at_barrier(name, timeout_in_ms=round(1000 * seconds))
+    distributed.global_state.client.wait_at_barrier(name, timeout_in_ms=round(1000 * seconds))
 
 
 def without_unused(jaxpr: jax.extend.core.Jaxpr) -> jax.extend.core.Jaxpr:
