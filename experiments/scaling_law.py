@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.devices import device_specs
 from experiments.files import paths
 from experiments.laws import known_laws, studies, training_plans
 from experiments.laws.known_laws import UNKNOWN, KnownLaw, aligned, human, interval_text
@@ -70,7 +71,7 @@ BLOCK_SIZE = flags.DEFINE_list('block_size', ['128'], 'How many values share a s
 BITS = flags.DEFINE_list('bits', None, 'P; for the bitwidth law, b.')
 NEW_BITS = flags.DEFINE_list('new_bits', ['4', '6', '8', '16'], 'exchange: the P to change to.')
 COMPUTE = flags.DEFINE_string('compute', None, 'plan: C, in operations as 6 N D at 16 bits.')
-GPU = flags.DEFINE_enum('gpu', None, tuple(training_plans.GPUS), 'plan: tell how long it takes on these.')
+GPU = flags.DEFINE_enum('gpu', None, ('a100', 'h100', 'h200', 'b200'), 'plan: tell how long it takes on these.')
 MFU = flags.DEFINE_float('mfu', 0.4, "plan: the part of a GPU's peak that the training attains.")
 DAYS = flags.DEFINE_float('days', None, 'plan: tell how many GPUs it takes to be done in so many days.')
 OUTPUT = flags.DEFINE_string('output', None, 'fit: a JSON file for the law. report: the HTML file.')
@@ -263,7 +264,7 @@ def plan() -> Answer:
     given = {'block_size': several(BLOCK_SIZE, block), 'N': several(MODEL, model), 'D': several(TOKENS, amount)}
     known = which_law('capybara')
     made = training_plans.make_plan(known, compute, **{name: (values or [None])[0] for name, values in given.items()})
-    gpu = training_plans.GPUS[GPU.value] if GPU.value else None
+    gpu = GPU.value and device_specs.find(GPU.value)
     return Answer(*training_plans.describe(made, gpu, MFU.value, DAYS.value))
 
 
