@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 from jax.sharding import SingleDeviceSharding
 
 from experiments.devices import described_h100, hlo, jax_internals
@@ -87,7 +88,7 @@ def compile_for_h100(function: Callable, *args: Any) -> CompiledFunction:
       0
     """
     with tempfile.TemporaryDirectory() as folder:
-        jaxpr, text = compile_program(function, args, folder)
+        jaxpr, text = compile_to_text(function, args, folder)
         modules = [path.read_text() for path in sorted(pathlib.Path(folder).rglob('*.ptx'))]
     kernels = [kernel for ptx in modules if '.entry' in ptx for kernel in assemble(ptx)]
     if 'mosaic_gpu' in text and not any(kernel.name.endswith(MOSAIC_SUFFIX) for kernel in kernels):
@@ -106,12 +107,12 @@ def count_launches(function: Callable, *args: Any) -> int:
       CannotCompile: where a package is missing.
       ValueError: if a loop's length is unknown.
     """
-    return count_launches_in(compile_program(function, args)[1])
+    return count_launches_in(compile_to_text(function, args)[1])
 
 
-def compile_program(
+def compile_to_text(
     function: Callable, args: Sequence[Any], dump_folder: str | None = None
-) -> tuple[jax.extend.core.ClosedJaxpr, str]:
+) -> tuple[jax.extend.core.Jaxpr, str]:
     """The jaxpr, and the text of the program compiled for an H100; each kernel's PTX goes to `dump_folder`."""
     sharding = SingleDeviceSharding(described_h100.devices()[0])
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
@@ -120,7 +121,7 @@ def compile_program(
     with described_h100.tracing(), dumps, warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=DeprecationWarning)  # Triton is
         traced = jax.jit(function).trace(*args)
-        return traced.jaxpr, traced.lower().compile(compiler_options=options).as_text()
+        return traced.jaxpr.jaxpr, traced.lower().compile(compiler_options=options).as_text()
 
 
 @contextlib.contextmanager

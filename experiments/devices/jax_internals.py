@@ -32,18 +32,28 @@ def without_unused(jaxpr: jax.extend.core.Jaxpr) -> jax.extend.core.Jaxpr:
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
-def pallas_programs(jaxpr: Any) -> Iterator[tuple[str, int]]:
+def jaxprs_among(params: dict[str, Any]) -> Iterator[jax.extend.core.Jaxpr]:
+    """The jaxprs among an equation's parameters, whatever they are called.
+
+    JAX 0.10 to 0.12: primitives keep them there, alone or in tuples. Should one hide its jaxpr in an object of another
+    kind, open that here.
+    """
+    is_jaxpr = lambda x: isinstance(x, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
+    for leaf in filter(is_jaxpr, jax.tree.leaves(params, is_leaf=is_jaxpr)):
+        yield getattr(leaf, 'jaxpr', leaf)
+
+
+def pallas_programs(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[str, int]]:
     """The name of each Pallas kernel in a jaxpr, and how many programs it has.
 
     JAX 0.10 to 0.12: parameters of the primitives behind `pallas_call` and `plgpu.kernel`. Should they have other
     names, print the jaxpr of a kernel, in which they stand.
     """
-    is_jaxpr = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    for equation in jaxpr.eqns:
         params = equation.params
         if 'grid_mapping' in params:
             yield params['name'], math.prod(params['grid_mapping'].grid)
         elif 'meshes' in params:
             yield params['name'], math.prod(params['meshes'][0].grid)
-        for inner in filter(is_jaxpr, jax.tree.leaves(params, is_leaf=is_jaxpr)):
+        for inner in jaxprs_among(params):
             yield from pallas_programs(inner)

@@ -1,7 +1,7 @@
 """How many floating-point operations matrix multiplications take: of a function, and of a training step."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,7 +69,7 @@ def _count_equation(equation) -> int:
         (contracted, _), _ = params['dimension_numbers']
         shape = equation.invars[0].aval.shape
         return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-    counts = [_count(inner) for inner in _jaxprs(params)]
+    counts = [_count(inner) for inner in jax_internals.jaxprs_among(params)]
     if name == 'cond':
         return max(counts)
     if name == 'scan':
@@ -82,11 +82,3 @@ def _count_equation(equation) -> int:
     if name == 'while' and sum(counts):
         raise ValueError('the FLOPs of a while loop are unknown, since its length is; a scan says its length')
     return sum(counts)
-
-
-def _jaxprs(params) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters, whatever they are called."""
-    is_jaxpr = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-    for leaf in jax.tree.leaves(params, is_leaf=is_jaxpr):
-        if is_jaxpr(leaf):
-            yield getattr(leaf, 'jaxpr', leaf)

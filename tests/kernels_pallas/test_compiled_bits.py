@@ -351,7 +351,7 @@ def compiled(implementation, direction, noise, w_dtype, dtype, fmt, shape):
         outputs = (Output(blocks, np.dtype(np.float32)),)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv('MOSAIC_GPU_DUMP_HOST_LLVM', '1')
-        _, program = compiled_kernels.compile_program(function, arguments, folder)
+        _, program = compiled_kernels.compile_to_text(function, arguments, folder)
         [ptx] = [text for path in pathlib.Path(folder).rglob('*.ptx') if '.entry' in (text := path.read_text())]
         launches = [text for path in pathlib.Path(folder).rglob('*.ll') if '@mosaic_gpu_' in (text := path.read_text())]
     buffers = buffers_of_call(program)

@@ -33,5 +33,5 @@ def test_programs_of_pallas_kernels_are_found_inside_of_what_is_called():
         y_ref[...] = x_ref[...]
 
     call = lambda x: pl.pallas_call(kernel, out_shape=x, grid=(2, 3), name='copies')(x)
-    jaxpr = jax.make_jaxpr(jax.jit(lambda x: call(x) + 1))(jnp.zeros((8, 128)))
+    jaxpr = jax.make_jaxpr(jax.jit(lambda x: call(x) + 1))(jnp.zeros((8, 128))).jaxpr
     assert list(jax_internals.pallas_programs(jaxpr)) == [('copies', 6)]
