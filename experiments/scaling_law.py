@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.devices import device_specs
 from experiments.files import paths
 from experiments.laws import known_laws, studies, training_plans
 from experiments.laws.answers import Answer, Point, Quantity, cells_of, columns_of, plain, tabulate
@@ -76,7 +77,7 @@ def define_flags(args: flags.FlagValues):
     several_of('bits', None, 'P; for the bitwidth law, b.')
     several_of('new_bits', ['4', '6', '8', '16'], 'exchange: the P to change to.')
     string('compute', None, 'plan: C, in operations as 6 N D at 16 bits.')
-    one_of('gpu', None, tuple(training_plans.GPUS), 'plan: tell how long it takes on these.')
+    one_of('gpu', None, ('a100', 'h100', 'h200', 'b200'), 'plan: tell how long it takes on these.')
     number('mfu', 0.4, "plan: the part of a GPU's peak that the training attains.")
     number('days', None, 'plan: tell how many GPUs it takes to be done in so many days.')
     string('output', None, 'fit: a JSON file for the law. report: the HTML file.')
@@ -221,7 +222,8 @@ def plan(args: flags.FlagValues) -> Answer:
     (block_size,) = several(args, 'block_size', parse_block)
     (N,), (D,) = several(args, 'model', parse_model) or [None], several(args, 'tokens', parse_amount) or [None]
     made = training_plans.make_plan(which_law(args, 'capybara'), compute, block_size, N=N, D=D)
-    return Answer(*training_plans.describe(made, training_plans.GPUS.get(args.gpu), args.mfu, args.days))
+    gpu = args.gpu and device_specs.find(args.gpu)
+    return Answer(*training_plans.describe(made, gpu, args.mfu, args.days))
 
 
 HOW_TO_FIT = ('law_name', 'exclude_e0', 'objective', 'robust', 'errors')

@@ -43,6 +43,17 @@ CONFIG = config_flags.DEFINE_config_file('config', None, f'What to train: file.p
 WORKDIR = flags.DEFINE_string('workdir', None, "Where the run's files go; runs/<name of the config> if not given.")
 PROFILE = flags.DEFINE_string('profile', None, 'START:STOP: the steps of which workdir/profile gets a trace for XProf.')
 
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT of process 0, of several processes started by hand.'
+)
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are, started by hand.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, …')
+COORDINATOR_BIND_ADDRESS = flags.DEFINE_string(
+    'coordinator_bind_address',
+    None,
+    'IP address at which process 0 listens, 0.0.0.0 or :: for all of its host; that of the coordinator if not given.',
+)
+
 DRY_RUN = flags.DEFINE_bool(
     'dry_run', False, 'Say what the training will need on --devices of --device; train nothing.'
 )
@@ -67,7 +78,13 @@ def main(argv):
         workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         if config.deterministic:
             os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
-        distributed.initialize(workdir)
+        distributed.initialize(
+            COORDINATOR_ADDRESS.value,
+            NUM_PROCESSES.value,
+            PROCESS_ID.value,
+            workdir=workdir,
+            coordinator_bind_address=COORDINATOR_BIND_ADDRESS.value,
+        )
     with distributed.lost_process_errors(), exit_codes_of(workdir):
         train(config, workdir, profiled=PROFILE.value)
 

@@ -19,9 +19,9 @@ def import_program(name):
     return module
 
 
-def run_program(program, **given):
-    """What `python -m experiments.<program>` does, after its flags are read."""
-    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(ONE_DEVICE):
+def run_program(program, *, sizes=ONE_DEVICE, **given):
+    """What `python -m experiments.<program>` does on a mesh of these sizes, after its flags are read."""
+    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(sizes):
         for name in [name for name, value in vars(program).items() if isinstance(value, flags.FlagHolder)]:
             flag = types.SimpleNamespace(name=name.lower(), value=given.get(name), present=int(name in given))
             monkeypatch.setattr(program, name, flag)

@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import types
 
 import jax
 import numpy as np
 import pytest
 from parameter_trees import assert_identical_trees
-from programs import import_program
+from programs import import_program, run_program
 from small_experiments import ONE_DEVICE, on_mesh, small_config
 
 from experiments import workdirs
@@ -30,13 +29,9 @@ def run_config(**changes):
 
 def start(workdir, config, sizes=ONE_DEVICE, profile=None):
     """What `python -m experiments.train` does, after its flags are read."""
-    with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(sizes):
-        monkeypatch.setattr(train, 'CONFIG', types.SimpleNamespace(value=config))
-        monkeypatch.setattr(train, 'WORKDIR', types.SimpleNamespace(value=str(workdir)))
-        monkeypatch.setattr(train, 'DRY_RUN', types.SimpleNamespace(value=False))
-        monkeypatch.setattr(train, 'PROFILE', types.SimpleNamespace(value=profile))
+    with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'])  # which it changes
-        train.main(['train'])
+        run_program(train, sizes=sizes, CONFIG=config, WORKDIR=str(workdir), PROFILE=profile)
 
 
 def final_state(workdir, sizes=ONE_DEVICE):

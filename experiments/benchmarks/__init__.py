@@ -1,1 +1,4 @@
-"""What `experiments.benchmark` compares."""
+"""What `python -m experiments.benchmark` measures.
+
+Each module but `timing` is a benchmark: its `benchmark` yields the results so far, for JSON, and what to print next.
+"""

@@ -9,7 +9,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from experiments.benchmarks import timing
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.rounding import round_to_format
+from gaussq_jax.text_table import text_table
 
 FMT = FloatFormat(4, 3, 'fn')
 COPY, CAST = 'copy', 'cast'
@@ -36,6 +38,25 @@ DIVISOR = 128  # of both lengths: the others have whole blocks only
 PEERS = {QWIX: 'qwix', PYTORCH: 'torch'}  # the packages that may be missing
 
 Contender = Callable[[], Any]
+
+
+def benchmark(shape: str, turns: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """`time_casts` of a matrix of 'ROWSxCOLUMNS', and its table."""
+    if not (lengths := re.fullmatch(r'(\d+)x(\d+)', shape)):
+        raise ValueError(f'shape={shape!r} is not ROWSxCOLUMNS, such as 4096x4096')
+    results = time_casts((int(lengths[1]), int(lengths[2])), turns)
+    table = casts_table(results['operations'])
+    yield results, f'float32 {shape} to float8_e4m3fn and back, {results["device"]}\n{table}'
+
+
+def casts_table(operations: dict[str, dict[str, Any]]) -> str:
+    def cells(row):
+        if isinstance(row, str):
+            return (row,)
+        return f'{row["nanoseconds_per_value"]:.3f} ns', f'{row["ratio"]:.2f}', timing.quartiles_text(row, 2)
+
+    rows = [(what, by, *cells(row)) for what, rows in operations.items() for by, row in rows.items()]
+    return text_table([('operation', 'by', 'a value', 'to a copy', 'quartiles'), *rows], left=(0, 1))
 
 
 def time_casts(shape: tuple[int, int], turns: int) -> dict[str, Any]:
@@ -62,7 +83,7 @@ def time_casts(shape: tuple[int, int], turns: int) -> dict[str, Any]:
         package: importlib.metadata.version(package) if _installed(package) else 'not installed'
         for package in ('ml_dtypes', *PEERS.values())
     }
-    return {**timing.environment(), **versions, 'shape': list(shape), 'turns': turns, 'operations': rows}
+    return {**timing.provenance(), **versions, 'shape': list(shape), 'turns': turns, 'operations': rows}
 
 
 def contenders(x: np.ndarray) -> dict[str, dict[str, Contender | None]]:

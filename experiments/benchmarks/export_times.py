@@ -5,7 +5,7 @@ import gc
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,31 @@ from experiments.benchmarks import timing
 from experiments.training.experiment import make_experiment
 from gaussq_jax import models
 from gaussq_jax.packed import header_bytes
+from gaussq_jax.text_table import text_table
 
 LEARNED = 'learned'
 DEFAULT_FORMATS = (LEARNED, 'float6_e3m2fn', 'float4_e2m1fn')
 RULES = (models.RULES[0], *gq.DEFAULT_RULES)
 BITWIDTHS = (3, 7)
+
+
+def benchmark(config: ConfigDict, *, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """`time_exports` and its table."""
+    results = time_exports(config, vocab_size=vocab_size)
+    title = f'packed files of {results["config"]}, {results["parameters"]:,} parameters, {results["device"]}'
+    yield results, f'{title}\n{exports_table(results["formats"])}'
+
+
+def exports_table(formats: dict[str, dict[str, Any]]) -> str:
+    def cells(fmt, row):
+        yield from (fmt, f'{row["file_bytes"] * 1e-6:.1f} MB', f'{row["mean_stored_bits"]:.2f} bits')
+        for name in ('write', 'read'):
+            extra = row[name]['bytes']
+            memory = 'unknown' if extra is None else f'{extra / row["file_bytes"]:.2f} files'
+            yield from (f'{row[name]["seconds"]:.1f} s', memory)
+
+    header = ('format', 'file', 'a quantized weight', 'write', 'memory', 'read', 'memory')
+    return text_table([header, *(tuple(cells(fmt, row)) for fmt, row in formats.items())])
 
 
 def time_exports(config: ConfigDict, *, vocab_size: int, formats: Sequence[str] = DEFAULT_FORMATS) -> dict[str, Any]:
@@ -31,7 +51,7 @@ def time_exports(config: ConfigDict, *, vocab_size: int, formats: Sequence[str] 
       formats: names of formats, and 'learned': each block in the format of its own random bitwidth.
 
     Returns:
-      What `timing.environment` says, 'config', 'parameters', and 'formats': of each the 'file_bytes' and the
+      What `timing.provenance` says, 'config', 'parameters', and 'formats': of each the 'file_bytes' and the
       'mean_stored_bits', and of 'write' and 'read' the 'seconds', compilation included, and the 'bytes' that the
       process took beyond what it had before at the most, the file's pages included; the weights that are read don't
       count. None but on Linux.
@@ -45,7 +65,7 @@ def time_exports(config: ConfigDict, *, vocab_size: int, formats: Sequence[str] 
         path = pathlib.Path(directory) / 'weights.safetensors'
         rows = {fmt: _time_export(path, params, _make_layout(params, fmt)) for fmt in formats}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {**timing.environment(), 'config': config.name, 'parameters': parameters, 'formats': rows}
+    return {**timing.provenance(), 'config': config.name, 'parameters': parameters, 'formats': rows}
 
 
 def random_weights(config: ConfigDict, vocab_size: int) -> Any:

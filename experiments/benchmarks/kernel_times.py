@@ -5,7 +5,7 @@ to be compared with that of the faster of two copies in the same turns: float32 
 """
 
 import functools
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,8 @@ from absl import logging
 
 from experiments.benchmarks import timing
 from gaussq_jax.formats import parse_format
+from gaussq_jax.text_table import text_table
+from kernels_pallas import arg_specs
 from kernels_pallas import weight_sampling as kernels
 from kernels_pallas.arg_specs import ArgSpec
 from kernels_pallas.float_rounding import round_to_representable
@@ -28,10 +30,10 @@ REFERENCE = 'xla'
 SLOW_TO_COMPILE = ('backward bfloat16, uniform', REFERENCE)  # for a GPU: a minute, and as much for every other shape
 CACHE_BYTES = 2**28  # more than any GPU's caches
 
-Contender = tuple[str, str]  # operation, implementation
+Name = tuple[str, str]  # operation, implementation
 
 
-class Operation(NamedTuple):
+class Contender(NamedTuple):
     """What is timed: a compiled function of arrays."""
 
     function: Callable
@@ -47,12 +49,57 @@ class Operation(NamedTuple):
         return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
+def benchmark(shapes: str | None, turns: int, clock: str | None) -> Iterator[tuple[dict[str, Any], str]]:
+    """`time_shape` of each shape, one after the other, and its table.
+
+    Args:
+      shapes: a regular expression of names in arg_specs.py; None for those of the device.
+      turns: how many are timed.
+      clock: of `timing.CLOCKS`; None for the device's.
+
+    Raises:
+      ValueError: if no shape has such a name.
+    """
+    backend, clock = jax.default_backend(), clock or timing.default_clock()
+    specs = arg_specs.matching(shapes or DEFAULT_SHAPES.get(backend, DEFAULT_SHAPES['cpu']))
+    results = {**timing.provenance(), 'clock': clock, 'turns': turns, 'implementations': implementations(), 'rows': []}
+    missing = [f'{name} is not measured: {why}' for name, why in results['implementations'].items() if why is not None]
+    yield results, '\n'.join([f"{results['device']}, by the {clock}'s clock", *missing])
+    for spec in specs:
+        leave_out = [SLOW_TO_COMPILE] if backend == 'gpu' and results['rows'] else []
+        rows = time_shape(spec, turns, clock, leave_out=leave_out)
+        results['rows'] += rows
+        unseen = timing.unseen_text({' by '.join((row['operation'], row['implementation'])): row for row in rows})
+        remark = f'{" by ".join(SLOW_TO_COMPILE)} is measured on the first shape alone: it takes a minute to compile\n'
+        shape = ' x '.join(map(str, spec.shape))
+        text = f'\n{spec.name}, {shape}\n{kernels_table(rows)}\n{unseen}{remark if leave_out else ""}'
+        yield results, text.rstrip('\n')
+
+
+def kernels_table(rows: list[dict[str, Any]]) -> str:
+    def cells(row):
+        if 'error' in row:
+            return row['operation'], row['implementation'], row['error']
+        return (
+            row['operation'],
+            row['implementation'],
+            f'{row["seconds"] * 1e6:,.1f} µs',
+            f'{row["bytes_per_second"] * 1e-9:,.1f} GB/s',
+            f'{row["copy_fraction"]:.0%}',
+            str(row.get('launches', '')),
+            {None: '', True: 'equal', False: 'DIFFER'}[row['equals_reference']],
+        )
+
+    header = ('operation', 'implementation', 'median', 'bandwidth', 'of a copy', 'kernels', 'bits')
+    return text_table([header, *map(cells, rows)], left=(0, 1))
+
+
 def implementations() -> dict[str, str | None]:
     """The implementations of sampling and casts, and why those that can't run here can't."""
     return {name: kernels.why_not(name) for name in kernels.PREFERENCE}
 
 
-def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Contender] = ()) -> list[dict[str, Any]]:
+def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Name] = ()) -> list[dict[str, Any]]:
     """Times all operations on weights of one shape, but for those to be left out; all are compiled before, together.
 
     Returns:
@@ -60,8 +107,8 @@ def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Co
       for copies, the reference, and where that is left out), what `take_turns` measured, the ratio being to the copy,
       'bytes_per_second' and 'copy_fraction'; or, where it fails, 'error'.
     """
-    contenders = {key: operation for key, operation in operations(spec).items() if key not in leave_out}
-    compiled = _compile(contenders)
+    competing = {name: contender for name, contender in contenders(spec).items() if name not in leave_out}
+    compiled = _compile(competing)
     rows, works = {}, {}
     for (operation, name), call in compiled.items():
         rows[operation, name] = {'shape': spec.name, 'operation': operation, 'implementation': name}
@@ -72,13 +119,13 @@ def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Co
             rows[operation, name]['error'] = f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
         else:
             works[operation, name] = call
-            rows[operation, name] |= {'bytes': contenders[operation, name].bytes, 'equals_reference': equals_reference}
+            rows[operation, name] |= {'bytes': competing[operation, name].bytes, 'equals_reference': equals_reference}
     before = _overwrite_caches if jax.default_backend() == 'gpu' else None
-    for contender, measured in timing.take_turns(works, turns, clock=clock, before=before).items():
-        rows[contender] |= {**measured, 'bytes_per_second': rows[contender]['bytes'] / measured['seconds']}
+    for name, measured in timing.take_turns(works, turns, clock=clock, before=before).items():
+        rows[name] |= {**measured, 'bytes_per_second': rows[name]['bytes'] / measured['seconds']}
     copy_bandwidth = max(rows[copy, REFERENCE]['bytes_per_second'] for copy in COPIES)
     copy_bytes = rows[COPIES[0], REFERENCE]['bytes']
-    for row in (rows[contender] for contender in works):
+    for row in (rows[name] for name in works):
         is_back_to_back = row['clock'] == timing.BACK_TO_BACK  # then its copy is one by the same clock
         row['copy_fraction'] = row['bytes_per_second'] / (
             copy_bytes / row['base_seconds'] if is_back_to_back else copy_bandwidth
@@ -86,7 +133,7 @@ def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Co
     return list(rows.values())
 
 
-def operations(spec: ArgSpec) -> dict[Contender, Operation]:
+def contenders(spec: ArgSpec) -> dict[Name, Contender]:
     """The copies; sampling and casts by each implementation that can run here."""
     keys = jax.random.split(jax.random.key(0), 3)
     w = 0.02 * jax.random.normal(keys[0], spec.shape)
@@ -96,8 +143,8 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
     inputs = {'float32': w, 'bfloat16': w.astype(jnp.bfloat16)}
     representable = parse_format(FORMAT).representable
 
-    found = {(COPIES[0], REFERENCE): _operation(jnp.copy, w)}
-    found[COPIES[1], REFERENCE] = _operation(lambda x: x.astype(jnp.bfloat16), w)
+    found = {(COPIES[0], REFERENCE): _contender(jnp.copy, w)}
+    found[COPIES[1], REFERENCE] = _contender(lambda x: x.astype(jnp.bfloat16), w)
     for name in (name for name, reason in implementations().items() if reason is None):
         how = dict(block_size=kernels.BLOCK_SIZE, implementation=name)
         for dtype, x in inputs.items():
@@ -107,21 +154,21 @@ def operations(spec: ArgSpec) -> dict[Contender, Operation]:
                     kernels.forward, noise=noise, dtype=jnp.bfloat16, representable=to_format, **how
                 )
                 label = f'forward {dtype} -> {to or "bfloat16"}, {noise}'
-                found[label, name] = _operation(forward, key, origin, x, scale)
+                found[label, name] = _contender(forward, key, origin, x, scale)
         for noise in kernels.NOISES:
             backward = functools.partial(kernels.backward, noise=noise, **how)
-            found[f'backward bfloat16, {noise}', name] = _operation(backward, key, origin, inputs['bfloat16'])
+            found[f'backward bfloat16, {noise}', name] = _contender(backward, key, origin, inputs['bfloat16'])
         cast = functools.partial(round_to_representable, representable=representable, implementation=name)
-        found['cast nearest_even', name] = _operation(cast, w)
-        found['cast stochastic', name] = _operation(functools.partial(cast, rounding='stochastic'), w, bits)
+        found['cast nearest_even', name] = _contender(cast, w)
+        found['cast stochastic', name] = _contender(functools.partial(cast, rounding='stochastic'), w, bits)
     return found
 
 
-def _operation(function: Callable, *arguments: Any) -> Operation:
-    return Operation(jax.jit(function), arguments)
+def _contender(function: Callable, *arguments: Any) -> Contender:
+    return Contender(jax.jit(function), arguments)
 
 
-def _compile(contenders: dict[Contender, Operation]) -> dict[Contender, Callable[[], Any] | Exception]:
+def _compile(contenders: dict[Name, Contender]) -> dict[Name, Callable[[], Any] | Exception]:
     """Calls of the compiled functions; or why one can't be compiled."""
     lower = {name: functools.partial(function.lower, *arguments) for name, (function, arguments) in contenders.items()}
     compiled = timing.compile_together(lower)

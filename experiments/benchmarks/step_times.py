@@ -6,7 +6,7 @@ The methods are those of the configs, `naive` and the PEERS.
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from experiments.training import meshes, steps
 from experiments.training.experiment import Experiment, init_state, make_experiment
 from gaussq_jax import models
 from gaussq_jax.param_tree import leaf_path, path_hash
+from gaussq_jax.text_table import text_table
 
 BASE = 'bf16'
 NAIVE = 'naive'
@@ -29,26 +30,43 @@ PEERS = {'qwix-int8': 'int8', 'qwix-int4': 'int4', 'qwix-float8': 'float8_e4m3fn
 Step = Callable[[], Any]
 
 
+def benchmark(
+    config: ConfigDict, methods: list[str], turns: int, *, vocab_size: int, clock: str | None
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """`time_steps` and, at its end, its table; None for the device's clock."""
+    clock = clock or timing.default_clock()
+    for results in time_steps(config, methods, turns, vocab_size=vocab_size, clock=clock):
+        yield results, ''
+    title = (
+        f'training step of {results["config"]}, {results["parameters"]:,} parameters, {results["tokens"]:,} tokens,'
+        f" {results['device']}, by the {clock}'s clock"
+    )
+    unseen = timing.unseen_text(results['methods'])
+    yield results, f'{title}\n{steps_table(results["methods"])}\n{unseen}'.rstrip('\n')
+
+
+def steps_table(methods: dict[str, Any]) -> str:
+    def cells(row):
+        if isinstance(row, str):
+            return (row,)
+        times = (f'{row[name] * 1e3:.1f} ms' for name in ('seconds', 'base_seconds'))
+        return '', *times, f'{row["ratio"]:.3f}', timing.quartiles_text(row, 3), str(row.get('launches', ''))
+
+    header = ('method', '', 'median step', 'bf16 beside it', 'to bf16', 'quartiles', 'kernels')
+    return text_table([header, *((name, *cells(row)) for name, row in methods.items())], left=(0, 1))
+
+
 def time_steps(
-    config: ConfigDict,
-    methods: list[str],
-    turns: int,
-    *,
-    vocab_size: int,
-    clock: str,
-    keep: Callable[[dict[str, Any]], None] = lambda results: None,
-) -> dict[str, Any]:
+    config: ConfigDict, methods: list[str], turns: int, *, vocab_size: int, clock: str
+) -> Iterator[dict[str, Any]]:
     """Times `turns` training steps of each method, which takes turns with bf16, on one random batch.
 
     Each has its turns with bf16 alone, so that no more than two training states are in memory. All are compiled before,
     at the same time.
 
-    Args:
-      keep: called with the results there are, each time a method is done.
-
-    Returns:
-      What it was measured on, and under 'methods' for each, bf16 first, what `take_turns` measured; or why there is
-      nothing: 'not installed', or the error.
+    Yields:
+      Each time a method is done, what it was measured on, and under 'methods' for each, bf16 first, what `take_turns`
+      measured; or why there is nothing: 'not measured yet', 'not installed', or the error.
 
     Raises:
       ValueError: for a method or a config that isn't allowed.
@@ -59,10 +77,10 @@ def time_steps(
     config = config.copy_and_resolve_references()
     config.optimizer.warmup_steps, config.total_steps = 1, (turns + 2) * len(methods) + 1
     names = dict.fromkeys([BASE, *methods])
-    experiments = {name: make_contender(config, name, vocab_size) for name in names if installed(name)}
+    experiments = {name: make_method_experiment(config, name, vocab_size) for name in names if installed(name)}
     base = experiments[BASE]
     results = {
-        **timing.environment(),
+        **timing.provenance(),
         'config': config.name.replace(f'-{config.method}', ''),
         'parameters': base.num_params,
         'sampled': base.num_linear_params,
@@ -79,23 +97,22 @@ def time_steps(
     for name in [name for name in experiments if name != BASE] or [BASE]:
         try:
             base_step = base_step or make_step(base, compiled[BASE])
-            steps = {BASE: base_step, name: base_step if name == BASE else make_step(experiments[name], compiled[name])}
-            timings = timing.take_turns(steps, turns, clock=clock)
+            pair = {BASE: base_step, name: base_step if name == BASE else make_step(experiments[name], compiled[name])}
+            timings = timing.take_turns(pair, turns, clock=clock)
             rows |= timings if isinstance(rows[BASE], str) else {name: timings[name]}
         except Exception as error:  # such as too little memory; the others are timed all the same
             logging.info('%s fails:', name, exc_info=True)
             rows[name] = str(error).strip().splitlines()[0]
         finally:
-            steps = None  # frees the training state of this method before the next one's is made
-        keep(results)
-    return results
+            pair = None  # frees the training state of this method before the next one's is made
+        yield results
 
 
 def installed(method: str) -> bool:
     return method not in PEERS or importlib.util.find_spec('qwix') is not None
 
 
-def make_contender(config: ConfigDict, method: str, vocab_size: int) -> Experiment:
+def make_method_experiment(config: ConfigDict, method: str, vocab_size: int) -> Experiment:
     """The config's experiment by this method."""
     if method == NAIVE:
         return naive(make_experiment(with_method(config, 'gaussws'), vocab_size))

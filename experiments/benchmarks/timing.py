@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 CLOCKS = ('host', 'profiler')
+DEFAULT_TURNS = 40
 BACK_TO_BACK = 'host, back to back'  # the clock of what the profiler doesn't see
-LAUNCHES = 20  # of which that is the mean
+CALLS_IN_A_ROW = 20  # of which that is the mean
 MOST_KERNELS = 10  # that are named of a call
 
 Functions = Mapping[str, Callable[[], Any]]
@@ -77,8 +78,8 @@ def take_turns(
       turns: how many are timed.
       clock: 'host', from the call to its result on the host's clock; or 'profiler', from the start of the first kernel
         on a device to the end of the last, without what the host does before and after. A function of which the
-        profiler sees nothing is timed again, in turns with the first one, by the host's clock: the mean of LAUNCHES
-        calls in a row, which hides the host's overhead, without `before`. Its timing says so.
+        profiler sees nothing is timed again, in turns with the first one, by the host's clock: the mean of
+        CALLS_IN_A_ROW, which hides the host's overhead, without `before`. Its timing says so.
       before: called, untimed, before each call.
     """
     calls = _measure(functions, turns, {'host': _by_host, 'profiler': _by_profiler}[clock], before)
@@ -113,7 +114,7 @@ def compile_together(programs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -
     return results
 
 
-def environment() -> dict[str, str]:
+def provenance() -> dict[str, str]:
     """On what, with what and when something was measured."""
     device = jax.devices()[0]
     git = shutil.which('git')
@@ -127,6 +128,17 @@ def environment() -> dict[str, str]:
         'date': datetime.date.today().isoformat(),
         'commit': (commit or 'unknown').strip(),
     }
+
+
+def quartiles_text(timing: Timing, digits: int) -> str:
+    """Of the ratio: '0.98 .. 1.03'."""
+    return ' .. '.join(f'{quartile:.{digits}f}' for quartile in timing['ratio_quartiles'])
+
+
+def unseen_text(rows: Mapping[str, Any]) -> str:
+    """A line, with its end, that says which rows the profiler saw nothing of; none if there are none."""
+    names = [name for name, row in rows.items() if isinstance(row, dict) and row.get('clock') == BACK_TO_BACK]
+    return f'timed by the host, back to back, because the profiler saw nothing: {"; ".join(names)}\n' if names else ''
 
 
 def read_trace(directory: str | os.PathLike) -> tuple[list[Event], list[Event]]:
@@ -206,10 +218,10 @@ def _back_to_back(functions: Functions, before: Callable[[], Any] | None) -> dic
     calls = {}
     for name, function in functions.items():
         start = time.perf_counter()
-        for _ in range(LAUNCHES):
+        for _ in range(CALLS_IN_A_ROW):
             result = function()
         jax.block_until_ready(result)
-        calls[name] = Call((time.perf_counter() - start) / LAUNCHES)
+        calls[name] = Call((time.perf_counter() - start) / CALLS_IN_A_ROW)
         del result
     return calls
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments.cost import hlo
+from experiments.devices import hlo
 from experiments.devices.compilation_cache import without_cache
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast')
@@ -118,16 +118,10 @@ def _collectives(module: hlo.Module, computation: hlo.Computation) -> Iterator[C
                 length = module.trip_count(computation, instruction)
                 yield from (dataclasses.replace(one, count=one.count * length) for one in inside)
         elif opcode == 'conditional':
-            branches = [list(_collectives(module, module.computations[name])) for name in _branches(instruction)]
+            branches = [list(_collectives(module, branch)) for branch in module.branches(instruction)]
             yield from max(branches, key=lambda branch: sum(one.count * one.sent_bytes for one in branch))
         elif opcode in ('call', 'async-start'):
             yield from _collectives(module, module.called(instruction, '(?:to_apply|calls)'))
-
-
-def _branches(conditional: hlo.Instruction) -> list[str]:
-    listed = re.search(r'branch_computations=\{(.*?)\}', conditional.text)
-    names = listed[1].split(', ') if listed else re.findall(r'(?:true|false)_computation=([^,\s]+)', conditional.text)
-    return [name.lstrip('%') for name in names]
 
 
 def _read_collective(module, computation, instruction) -> Iterator[Collective]:

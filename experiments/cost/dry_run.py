@@ -9,14 +9,17 @@ Elsewhere a compilation for CPUs stands in: weights, optimizer's state and colle
 multiply bfloat16 as float32 and fuse less, so that activations and other temporaries take more.
 """
 
+from collections.abc import Sequence
+
 import jax
 from ml_collections import ConfigDict
 
 from experiments.cost import collectives, memory_advice, step_costs
 from experiments.data import loading
-from experiments.devices import compiled_kernels, device_specs
+from experiments.devices import described_h100, device_specs
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, make_experiment
+from gaussq_jax.text_table import text_table
 
 USABLE = 0.9  # of a device's memory; the rest is for the runtime, communication buffers and fragmentation
 JAX_DEFAULT = 0.75  # of a GPU's memory, which JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
@@ -79,23 +82,19 @@ def print_memory(experiment: Experiment, costs: step_costs.StepCosts, device: de
         'cpu': f'compiled for CPUs, which stand in for {device.name} and take more for activations and the rest',
     }[costs.compiled_for]
     kept = "one layer's at a time" if config.resample_weights else "all layers'"
-    rows = (
-        ('weights, float32', memory.weights),
-        ('bitwidths, float32', memory.bitwidths),
-        (f"optimizer's state, {config.optimizer.name}", memory.optimizer),
-        (f'W_hat, bfloat16, {kept}', memory.samples),
-        ('gradients', memory.gradients),
-        ('activations, gathered weights and the rest', memory.rest),
-    )
-    _print('memory', f'on each device, {compiler}')
-    for name, size in rows:
-        _print('', f'{name:<44}{_gb(size):>12}')
     limit = USABLE * device.memory_bytes
     fits = memory.total <= limit
-    _print(
-        '',
-        f'{"in all":<44}{_gb(memory.total):>12} of {_gb(device.memory_bytes)}: ' + ('fits' if fits else 'DOES NOT FIT'),
+    rows = (
+        ('weights, float32', _gb(memory.weights)),
+        ('bitwidths, float32', _gb(memory.bitwidths)),
+        (f"optimizer's state, {config.optimizer.name}", _gb(memory.optimizer)),
+        (f'W_hat, bfloat16, {kept}', _gb(memory.samples)),
+        ('gradients', _gb(memory.gradients)),
+        ('activations, gathered weights and the rest', _gb(memory.rest)),
+        ('in all', _gb(memory.total), f'of {_gb(device.memory_bytes)}: {"fits" if fits else "DOES NOT FIT"}'),
     )
+    _print('memory', f'on each device, {compiler}')
+    _print_table(rows, left=(0, 2))
     is_gpu = not device.name.startswith('tpu')
     if fits and is_gpu and memory.total > JAX_DEFAULT * device.memory_bytes:
         _print('', f'with XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE + 0.02:.2f}: by itself, JAX takes {JAX_DEFAULT:.0%}')
@@ -108,8 +107,8 @@ def print_advice(experiment: Experiment, costs: step_costs.StepCosts, limit: flo
     memory = costs.memory
     measure = lambda changed: step_costs.step_costs(changed, compile_for=costs.compiled_for).memory
     _print('to fit', f'a device may hold {_gb(limit)}; by themselves, as estimates:')
-    for advice in memory_advice.single_changes(experiment, memory):
-        _print('', f'{_gb(advice.total):>12}  {advice}')
+    changes = memory_advice.single_changes(experiment, memory)
+    _print_table([(_gb(advice.total), str(advice)) for advice in changes], left=(1,))
     if together := memory_advice.combined_changes(experiment, memory, limit, measure):
         _print('', f'together, compiled like the above:\n{"":<10}{_gb(together.total):>12}  {together}')
     elif more := memory_advice.more_devices(experiment, memory, limit):
@@ -122,12 +121,11 @@ def print_collectives(costs: step_costs.StepCosts):
     """Prints what devices send to each other."""
     where = {'gpu': 'of the compiled program', 'cpu': 'of the program after partitioning'}[costs.compiled_for]
     _print('sent', f'by each device in a step, {where}')
-    _print('', f'{"":<20}{"dtype":<8}{"number":>10}{"whole arrays":>16}{"sent, in rings":>16}')
-    for row in collectives.summary(costs.collectives):
-        sizes = f'{_gb(row["bytes"]):>16}{_gb(row["sent_bytes"]):>16}'
-        _print('', f'{row["kind"]:<20}{row["dtype"]:<8}{row["number"]:>10,}{sizes}')
-    if not costs.collectives:
-        _print('', 'nothing')
+    rows = [
+        (row['kind'], row['dtype'], f'{row["number"]:,}', _gb(row['bytes']), _gb(row['sent_bytes']))
+        for row in collectives.summary(costs.collectives)
+    ]
+    _print_table([('', 'dtype', 'number', 'whole arrays', 'sent, in rings'), *(rows or [('nothing',)])], left=(0, 1))
 
 
 def print_time(experiment: Experiment, costs: step_costs.StepCosts, device, mfu: float):
@@ -150,13 +148,18 @@ def _step_costs(experiment, device) -> step_costs.StepCosts:
     if device.source.startswith('NVIDIA'):
         try:
             return step_costs.step_costs(experiment, compile_for='gpu')
-        except compiled_kernels.CannotCompile:
+        except described_h100.CannotCompile:
             pass
     return step_costs.step_costs(experiment, compile_for='cpu')
 
 
 def _print(label: str, text: str):
     print(f'{label:<10}{text}', flush=True)
+
+
+def _print_table(rows: Sequence[Sequence[str]], left: Sequence[int]):
+    for line in text_table(rows, left=left).splitlines():
+        _print('', line)
 
 
 def _gb(size: float) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from experiments.cost import collectives
-from experiments.devices import compiled_kernels
+from experiments.devices import described_h100
 from experiments.training import flops, meshes, steps
 from experiments.training.experiment import Experiment
 
@@ -78,7 +77,7 @@ def step_costs(experiment: Experiment, *, compile_for: str = 'cpu') -> StepCosts
       compile_for: 'cpu', or 'gpu' for as many described H100s, which takes the packages of the extra `compile`.
 
     Raises:
-      compiled_kernels.CannotCompile: where one of them is missing.
+      described_h100.CannotCompile: where one of them is missing.
     """
     if compile_for == 'cpu':
         traced = trace(experiment)
@@ -147,18 +146,12 @@ def _shard_bytes(tree: Any, shardings: Any) -> int:
 
 @contextlib.contextmanager
 def _on_described_gpus(experiment):
-    """The experiment on described H100s, eight to a host; in this context its step is traced for them."""
-    compiled_kernels.find_h100()
-    size = experiment.mesh.size
-    hosts = size // 8 if size % 8 == 0 else 1
-    topology = topologies.get_topology_desc(
-        platform='cuda', target_config=compiled_kernels.TARGET.read_text(), topology=f'1x{hosts}x{size // hosts}'
-    )
-    mesh = Mesh(np.asarray(topology.devices).reshape(experiment.mesh.devices.shape), experiment.mesh.axis_names)
+    """The experiment on described H100s; in this context its step is traced for them."""
+    devices = np.asarray(described_h100.devices(experiment.mesh.size))
+    mesh = Mesh(devices.reshape(experiment.mesh.devices.shape), experiment.mesh.axis_names)
     state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec)),
         experiment.abstract_state,
     )
-    device = AbstractDevice(device_kind=compiled_kernels.DEVICE, num_cores=None, platform='gpu')
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+    with described_h100.tracing():
         yield dataclasses.replace(experiment, mesh=mesh, abstract_state=state)

@@ -1,1 +1,1 @@
-"""What machines have: their peaks, memory, and compilers for those that are not here."""
+"""What machines have: their peaks and memory; compiling, also for those that are not here."""

@@ -1,52 +1,31 @@
 """What GPU kernels compile to, where there is no GPU: registers, spills, instructions a weight, launches.
 
-XLA compiles for the H100 that `h100_target.textproto` describes, and writes down each kernel's PTX; NVIDIA's assembler
-and disassembler, `ptxas` and `nvdisasm`, say the rest. The packages come with the extra `compile`.
+XLA compiles for a described H100, and writes down each kernel's PTX; NVIDIA's assembler and disassembler, `ptxas` and
+`nvdisasm`, say the rest.
 """
 
 import contextlib
 import dataclasses
-import functools
-import importlib.metadata
-import importlib.util
-import itertools
-import math
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
+import jax.extend
+from jax.sharding import SingleDeviceSharding
 
-from gaussq_jax.formats import parse_format
-from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule
-from gaussq_jax.param_transforms import gaussian_weight_sampling
-from kernels_pallas.weight_sampling import BLOCK_SIZE, NOISES
+from experiments.devices import described_h100, hlo, jax_internals
 
-TARGET = pathlib.Path(__file__).parent / 'h100_target.textproto'
-DEVICE = 'NVIDIA H100'
-ARCHITECTURE = 'sm_90a'
 MOSAIC_SUFFIX = '_mosaic_gpu_kernel'  # that Mosaic gives to the names of its kernels
 LAUNCHES_NOTHING = {
     *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'opt-barrier', 'after-all', 'add-dependency'),
     *('partition-id', 'replica-id'),
 }
-
-IMPLEMENTATIONS = ('triton', 'mosaic')  # modules of kernels_pallas.weight_sampling
-DIRECTIONS = ('forward', 'backward')
-FORMATS = (None, 'e3m2')
-
-
-class CannotCompile(ImportError):
-    """A package that compiling for a GPU takes isn't installed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +59,19 @@ class CompiledKernel:
         return self.instructions * self.threads * self.programs / elements
 
 
-def compile_for_h100(function: Callable, *args: Any) -> list[CompiledKernel]:
-    """The GPU kernels of jit(function)(*args), by name; XLA's own are among them.
+class CompiledFunction(NamedTuple):
+    """A function compiled for an H100.
+
+    kernels: by name; XLA's own are among them.
+    launches: how many kernels, library calls and copies it starts.
+    """
+
+    kernels: list[CompiledKernel]
+    launches: int
+
+
+def compile_for_h100(function: Callable, *args: Any) -> CompiledFunction:
+    """jit(function)(*args), and what its kernels take.
 
     Args:
       function: of arrays.
@@ -89,146 +79,49 @@ def compile_for_h100(function: Callable, *args: Any) -> list[CompiledKernel]:
 
     Raises:
       CannotCompile: where a package is missing.
-      ValueError: if the assembler refuses the code.
+      ValueError: if the assembler refuses the code, or if a loop's length is unknown.
       RuntimeError: if Mosaic, which compiles a kernel once a process, has done so before and left nothing to look at.
 
     Example:
-      >>> [kernel] = compile_for_h100(jnp.negative, jax.ShapeDtypeStruct((4096, 4096), jnp.float32))
+      >>> [kernel] = compile_for_h100(jnp.negative, jax.ShapeDtypeStruct((4096, 4096), jnp.float32)).kernels
       >>> kernel.spill_bytes
       0
     """
-    return _compile_and_inspect(function, args)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        jaxpr, text = compile_to_text(function, args, folder)
+        modules = [path.read_text() for path in sorted(pathlib.Path(folder).rglob('*.ptx'))]
+    kernels = [kernel for ptx in modules if '.entry' in ptx for kernel in assemble(ptx)]
+    if 'mosaic_gpu' in text and not any(kernel.name.endswith(MOSAIC_SUFFIX) for kernel in kernels):
+        raise RuntimeError('Mosaic has compiled this kernel in this process before: look at it in another')
+    programs = dict(jax_internals.pallas_programs(jaxpr))
+    kernels = [dataclasses.replace(k, programs=programs.get(k.name.removesuffix(MOSAIC_SUFFIX))) for k in kernels]
+    return CompiledFunction(sorted(kernels, key=lambda kernel: kernel.name), count_launches_in(text))
 
 
 def count_launches(function: Callable, *args: Any) -> int:
-    """How many kernels, library calls and copies jit(function)(*args) starts on an H100.
+    """The `launches` of `compile_for_h100`, with its arguments, without a look at the kernels.
 
-    A loop's body counts as often as it runs, and of branches the longest. Arguments as of `compile_for_h100`.
+    A loop's body counts as often as it runs, and of branches the longest.
 
     Raises:
       CannotCompile: where a package is missing.
       ValueError: if a loop's length is unknown.
     """
-    return count_launches_in(_compile(function, args)[1])
+    return count_launches_in(compile_to_text(function, args)[1])
 
 
-def compile_report(
-    shape: tuple[int, int, int] = (1, 4096, 4096),
-    implementations: Sequence[str] = IMPLEMENTATIONS,
-    **settings: str | None,
-) -> dict[str, Any]:
-    """Compiles the kernels of weight sampling for an H100, and says what `CompiledKernel` does, and how much a weight.
-
-    Args:
-      shape: (l, m, n) of the weights, m and n multiples of 32.
-      implementations: of `IMPLEMENTATIONS`.
-      **settings: those of a row, to compile only the kernels that have them.
-
-    Returns:
-      A dict for JSON: 'architecture', 'versions', 'shape' and 'rows'. A row has 'implementation', 'direction', 'dtype'
-      (of the master weights; backward, of dW_hat), 'noise', 'format' (None: bfloat16), 'launches' (1, unless XLA adds
-      some), what a `CompiledKernel` has, and 'instructions_per_weight'; or, if the kernel can't be compiled, 'error'.
-
-    Raises:
-      CannotCompile: where a package is missing.
-    """
-    find_h100()
-    rows = []
-    for implementation, direction, dtype, noise, fmt in itertools.product(
-        implementations, DIRECTIONS, ('float32', 'bfloat16'), NOISES, FORMATS
-    ):
-        row = {'implementation': implementation, 'direction': direction, 'dtype': dtype, 'noise': noise, 'format': fmt}
-        if (direction == 'backward' and fmt) or any(row[name] != value for name, value in settings.items()):
-            continue
-        try:
-            rows.append(row | _measure(*_kernel(shape, **row), shape))
-        except Exception as error:  # of whatever kind: of lowering, of XLA, of the assembler
-            rows.append(row | {'error': f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'})
-    versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib')}
-    versions['ptxas'] = re.search(r'V[\d.]+', _run('ptxas', '--version').stdout)[0]
-    return {'architecture': ARCHITECTURE, 'versions': versions, 'shape': list(shape), 'rows': rows}
-
-
-def sampling_launches(layers: int, stacked: bool, implementation: str) -> dict[str, int]:
-    """What sampling the weights of a Llama of 1B parameters' width starts on an H100: the kernels, and all around them.
-
-    Returns:
-      'leaves'; 'forward', the launches of W_hat of all of them; and 'with_gradients', those and dW and db.
-    """
-    matrix = lambda m, n: {'kernel': jax.ShapeDtypeStruct((layers, m, n) if stacked else (m, n), jnp.float32)}
-    attention = {name: matrix(2048, 2048) for name in ('query', 'key', 'value', 'out')}
-    mlp = {'gate': matrix(2048, 5632), 'up': matrix(2048, 5632), 'down': matrix(5632, 2048)}
-    layer = {'attention': attention, 'mlp': mlp}
-    params = {'layers': layer} if stacked else {f'layer_{i}': layer for i in range(layers)}
-    with _described_h100():
-        stack = MatrixRule('layers/.*', (0,), (1,), (2,), optional=True)
-        transform = gaussian_weight_sampling(rules=(stack, *DEFAULT_RULES), implementation=implementation)
-    state = jax.eval_shape(transform.init, params)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    d_samples = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
-
-    def with_gradients(key, params, state, d_samples):
-        samples, pullback = jax.vjp(functools.partial(transform.apply, key), params, state)
-        return samples, pullback(d_samples)
-
-    return {
-        'leaves': len(jax.tree.leaves(params)),
-        'forward': count_launches(transform.apply, key, params, state),
-        'with_gradients': count_launches(with_gradients, key, params, state, d_samples),
-    }
-
-
-def _kernel(shape, *, implementation, direction, dtype, noise, format):
-    """The function that a row is about, and the shapes of its arguments."""
-    module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
-    l, m, n = shape
-    of_shape = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-    places = of_shape('uint32', l, 5), of_shape('uint32', m // BLOCK_SIZE), of_shape('uint32', n)
-    if direction == 'backward':
-        return functools.partial(module.backward, noise=noise), (*places, of_shape(dtype, *shape))
-    representable = parse_format(format).representable if format else None
-    function = functools.partial(module.forward, noise=noise, dtype=jnp.bfloat16, representable=representable)
-    scale = of_shape('float32', l, m // BLOCK_SIZE, n // BLOCK_SIZE)
-    return function, (*places, of_shape(dtype, *shape), scale)
-
-
-def _measure(function, args, shape):
-    kernels, program = _compile_and_inspect(function, args)
-    [kernel] = [kernel for kernel in kernels if kernel.programs is not None]
-    l, m, n = shape
-    per_weight = {'instructions_per_weight': None if kernel.loops else kernel.instructions_per(l * m * n)}
-    return {'launches': count_launches_in(program), **dataclasses.asdict(kernel), **per_weight}
-
-
-def _compile_and_inspect(function, args):
-    """The kernels, and the text of the compiled program."""
-    with tempfile.TemporaryDirectory() as folder:
-        jaxpr, program = _compile(function, args, folder)
-        modules = [path.read_text() for path in sorted(pathlib.Path(folder).rglob('*.ptx'))]
-    kernels = [kernel for ptx in modules if '.entry' in ptx for kernel in assemble(ptx)]
-    if 'mosaic_gpu' in program and not any(kernel.name.endswith(MOSAIC_SUFFIX) for kernel in kernels):
-        raise RuntimeError('Mosaic has compiled this kernel in this process before: look at it in another')
-    programs = dict(_programs(jaxpr))
-    kernels = [dataclasses.replace(k, programs=programs.get(k.name.removesuffix(MOSAIC_SUFFIX))) for k in kernels]
-    return sorted(kernels, key=lambda kernel: kernel.name), program
-
-
-def _compile(function, args, dump_folder=None):
+def compile_to_text(
+    function: Callable, args: Sequence[Any], dump_folder: str | None = None
+) -> tuple[jax.extend.core.Jaxpr, str]:
     """The jaxpr, and the text of the program compiled for an H100; each kernel's PTX goes to `dump_folder`."""
-    sharding = SingleDeviceSharding(find_h100())
+    sharding = SingleDeviceSharding(described_h100.devices()[0])
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
     options = {'xla_dump_to': str(dump_folder), 'xla_dump_emitter_re': '^ptx$'} if dump_folder else {}
     dumps = _mosaic_dumps_to(dump_folder) if dump_folder else contextlib.nullcontext()
-    with _described_h100(), dumps, warnings.catch_warnings():
+    with described_h100.tracing(), dumps, warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=DeprecationWarning)  # Triton is
         traced = jax.jit(function).trace(*args)
-        return traced.jaxpr, traced.lower().compile(compiler_options=options).as_text()
-
-
-def _described_h100():
-    """In which the kernels for GPUs can be chosen and lowered."""
-    device = AbstractDevice(device_kind=DEVICE, num_cores=None, platform='gpu')
-    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+        return traced.jaxpr.jaxpr, traced.lower().compile(compiler_options=options).as_text()
 
 
 @contextlib.contextmanager
@@ -236,7 +129,7 @@ def _mosaic_dumps_to(folder):
     """It writes the machine code down too, with `nvdisasm`, and complains if it finds none."""
     changes = {
         'MOSAIC_GPU_DUMP_TO': str(folder),
-        'PATH': f'{find_tool("nvdisasm").parent}{os.pathsep}{os.environ["PATH"]}',
+        'PATH': f'{described_h100.find_tool("nvdisasm").parent}{os.pathsep}{os.environ["PATH"]}',
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -247,26 +140,13 @@ def _mosaic_dumps_to(folder):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _programs(jaxpr) -> Iterator[tuple[str, int]]:
-    """The name of each Pallas kernel in a jaxpr, and how many programs it has."""
-    is_jaxpr = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-    for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
-        params = equation.params
-        if 'grid_mapping' in params:
-            yield params['name'], math.prod(params['grid_mapping'].grid)
-        elif 'meshes' in params:
-            yield params['name'], math.prod(params['meshes'][0].grid)
-        for inner in filter(is_jaxpr, jax.tree.leaves(params, is_leaf=is_jaxpr)):
-            yield from _programs(inner)
-
-
 def assemble(ptx: str) -> list[CompiledKernel]:
     """The kernels of a PTX module, assembled for an H100; ValueError, in the assembler's words, if it can't be."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = pathlib.Path(folder, 'kernel.ptx'), pathlib.Path(folder, 'kernel.cubin')
         source.write_text(ptx)
-        log = _run('ptxas', '-v', f'-arch={ARCHITECTURE}', source, '-o', binary).stderr
-        listing = _run('nvdisasm', '-c', binary).stdout
+        log = run_tool('ptxas', '-v', f'-arch={described_h100.ARCHITECTURE}', source, '-o', binary).stderr
+        listing = run_tool('nvdisasm', '-c', binary).stdout
     found = re.findall(r"entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", log, re.S)
     return [_read_kernel(name, resources, ptx, listing) for name, resources in found]
 
@@ -310,72 +190,29 @@ def count_instructions(name: str, listing: str) -> tuple[int, tuple[int, ...]]:
 
 def count_launches_in(text: str) -> int:
     """`count_launches` of an optimised program's text."""
-    computations, entry = {}, None
-    for line in text.splitlines():
-        if header := re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line):
-            name = header[2]
-            computations[name] = []
-            entry = name if header[1] else entry
-        elif instruction := re.match(r'\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][a-z\d\-]*)\(', line):
-            computations[name].append((instruction[1], line))
+    module = hlo.Module(text)
 
-    called = lambda attribute, line: re.search(rf'\b{attribute}=%?([\w.\-]+)', line)[1]
+    def launches(computation: hlo.Computation) -> int:
+        return sum(launches_of(computation, instruction) for instruction in computation.instructions.values())
 
-    def launches(opcode, line):
-        if opcode == 'while':
-            length = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            if length is None:
-                raise ValueError(f'the length of a loop is unknown: {line.strip()[:200]}')
-            return int(length[1]) * total(called('body', line))
-        if opcode == 'call':
-            return total(called('to_apply', line))
-        if opcode == 'conditional':
-            branches = re.search(r'branch_computations=\{(.*?)\}', line)
-            names = branches[1] if branches else ', '.join(re.findall(r'(?:true|false)_computation=([^,\s]+)', line))
-            return max(total(name.lstrip('%')) for name in names.split(', '))
-        return 0 if opcode in LAUNCHES_NOTHING or opcode.endswith(('-done', '-update')) else 1
+    def launches_of(computation: hlo.Computation, instruction: hlo.Instruction) -> int:
+        match instruction.opcode:
+            case 'while':
+                return module.trip_count(computation, instruction) * launches(module.called(instruction, 'body'))
+            case 'call':
+                return launches(module.called(instruction, 'to_apply'))
+            case 'conditional':
+                return max(map(launches, module.branches(instruction)))
+        is_free = instruction.opcode in LAUNCHES_NOTHING or instruction.opcode.endswith(('-done', '-update'))
+        return 0 if is_free else 1
 
-    total = lambda name: sum(launches(*instruction) for instruction in computations[name])
-    return total(entry)
+    return launches(module.entry)
 
 
-@functools.cache
-def find_h100() -> jax.Device:
-    """A device to compile for; CannotCompile where a package is missing. To be found before JAX looks for devices."""
-    find_tool('ptxas'), find_tool('nvdisasm')
-    if not any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
-        raise _cannot_compile("JAX's CUDA plugin")
-    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # of a driver and libraries, which nothing here runs
-    target = TARGET.read_text()
-    try:
-        return topologies.get_topology_desc(platform='cuda', target_config=target, topology='1x1x1').devices[0]
-    except NotImplementedError:  # JAX has looked for devices before, found no driver, and put its plugin away
-        raise CannotCompile('JAX has given up its CUDA plugin, for it found no GPU; set JAX_PLATFORMS=cpu') from None
-
-
-@functools.cache
-def find_tool(name: str) -> pathlib.Path:
-    """One of NVIDIA's tools, from a package of theirs or else from the PATH."""
-    nvidia = importlib.util.find_spec('nvidia')
-    roots = nvidia.submodule_search_locations if nvidia else []
-    found = [path for root in roots for path in sorted(pathlib.Path(root).glob(f'cu*/bin/{name}'))]  # cu13 comes first
-    if not found and (path := shutil.which(name)):
-        found = [pathlib.Path(path)]
-    if not found:
-        raise _cannot_compile(name)
-    return found[0]
-
-
-def _cannot_compile(missing):
-    return CannotCompile(
-        f'{missing} is missing: compiling for a GPU needs jax-cuda12-plugin=={jax.__version__} (or cuda13),'
-        ' nvidia-cuda-nvcc and nvidia-cuda-nvdisasm; pip install -e .[compile]'
-    )
-
-
-def _run(tool, *arguments):
-    command = [str(part) for part in (find_tool(tool), *arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run_tool(name: str, *arguments: str | os.PathLike) -> subprocess.CompletedProcess:
+    """What one of NVIDIA's tools prints; ValueError, in its words, if it fails."""
+    command = [described_h100.find_tool(name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f'{tool}: {done.stderr.strip()}')
+        raise ValueError(f'{name}: {done.stderr.strip()}')
     return done

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs import capybara
 from experiments import methods
+from experiments.devices.device_specs import DeviceSpec
 from experiments.laws.known_laws import KnownLaw
 from experiments.laws.notation import BF16, UNKNOWN, format_name, human, interval_text, model_sizes, value_text
 from gaussq_jax.formats import parse_format
@@ -19,23 +20,6 @@ from gaussq_jax.text_table import text_table
 FEWEST_BITS, MOST_BITS = 3, 16
 USUAL_BITS = (4, 6, 8, 16)  # that GPUs multiply
 OPERATIONS = 6  # a weight and a token, forward and backward, whatever the bits
-
-
-class Gpu(NamedTuple):
-    """Dense peaks of the tensor cores, in FLOP/s: half of what the data sheets print where they count on sparsity."""
-
-    name: str
-    bf16: float
-    fp8: float | None  # None if it has none
-    source: str
-
-
-GPUS = {
-    'a100': Gpu('A100 SXM', 312e12, None, 'NVIDIA A100 data sheet'),
-    'h100': Gpu('H100 SXM', 989.5e12, 1979e12, 'NVIDIA H100 data sheet, half of its figures with sparsity'),
-    'h200': Gpu('H200 SXM', 989.5e12, 1979e12, 'NVIDIA H200 data sheet, half of its figures with sparsity'),
-    'b200': Gpu('HGX B200', 2250e12, 4500e12, 'NVIDIA HGX B200 data sheet, half of its figures with sparsity'),
-}
 
 
 class Option(NamedTuple):
@@ -190,12 +174,12 @@ def nearest_training(
     return PlannedTraining(size, best, steps, critical, shlex.join(['python', '-m', 'experiments.train', *arguments]))
 
 
-def training_time(option: Option, gpu: Gpu, mfu: float, days: float | None) -> dict[str, dict[str, float]]:
+def training_time(option: Option, gpu: DeviceSpec, mfu: float, days: float | None) -> dict[str, dict[str, float]]:
     """By what the GEMMs run in: the days of one GPU; or, to be done in `days`, the number of GPUs and their days.
 
     A simulated format runs in 'bf16'; one of up to 8 bits would run in 'fp8' where there are kernels for it.
     """
-    peaks = {'bf16': gpu.bf16} | ({'fp8': gpu.fp8} if gpu.fp8 and option.bits <= 8 else {})
+    peaks = {'bf16': gpu.peak_flops} | ({'fp8': gpu.fp8_flops} if gpu.fp8_flops and option.bits <= 8 else {})
     times = {}
     for precision, peak in peaks.items():
         gpu_days = OPERATIONS * option.N * option.D / (peak * mfu) / 86400
@@ -205,7 +189,7 @@ def training_time(option: Option, gpu: Gpu, mfu: float, days: float | None) -> d
 
 
 def describe(
-    plan: Plan, gpu: Gpu | None = None, mfu: float = 0.4, days: float | None = None
+    plan: Plan, gpu: DeviceSpec | None = None, mfu: float = 0.4, days: float | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """All that there is to say of a plan: to programs, and to people."""
     known, best, training = plan.known, plan.best, plan.training
@@ -249,7 +233,8 @@ def describe(
         + loss_text(option),
     ]
     if gpu is not None:
-        data['gpu'] = {**gpu._asdict(), 'mfu': mfu, 'training_time': training_time(option, gpu, mfu, days)}
+        data['gpu'] = {'name': gpu.name, 'bf16': gpu.peak_flops, 'fp8': gpu.fp8_flops, 'source': gpu.source}
+        data['gpu'] |= {'mfu': mfu, 'training_time': training_time(option, gpu, mfu, days)}
         for precision, time in data['gpu']['training_time'].items():
             condition = {'bf16': 'as the command trains: in BF16', 'fp8': 'if the GEMMs were in FP8'}[precision]
             lines.append(

@@ -1,7 +1,7 @@
 """One training in many processes: who takes part, what they decide together, and what happens when one is lost.
 
     with cli.user_errors():
-        distributed.initialize(workdir)            # before anything that touches a device
+        distributed.initialize(workdir=workdir)    # before anything that touches a device
     with distributed.lost_process_errors():
         ...                                        # all the rest of main
 
@@ -20,25 +20,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import flags
-from jax._src.distributed import global_state  # its client's barriers can wait for hours; Orbax uses it, too
 from jax.experimental import multihost_utils
 
+from experiments.devices import jax_internals
 from experiments.processes.exit_codes import DONE, ERROR, LOST_PROCESS
 from experiments.processes.launch_secret import LaunchSecret
 from experiments.processes.launchers import find_launch
 from experiments.processes.meeting import SECONDS_TO_START, OthersMissing
 from experiments.processes.peers import SECONDS_TO_SPEAK, Peers
-
-flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, of several processes started by hand.')
-flags.DEFINE_integer('num_processes', None, 'How many processes there are, started by hand.')
-flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, …')
-BIND_ADDRESS = flags.DEFINE_string(
-    'coordinator_bind_address',
-    None,
-    'IP address at which process 0 listens, 0.0.0.0 or :: for all of its host; that of the coordinator if not given.',
-)
-FLAGS = tuple(flags.FLAGS[name] for name in ('coordinator_address', 'num_processes', 'process_id'))
 
 SECONDS_OF_SILENCE = 45  # of a process that is frozen, until JAX aborts the others
 SECONDS_TO_WAIT = 7 * 24 * 3600  # for process 0, which tokenises, or writes the last manifest
@@ -47,25 +36,37 @@ _peers: Peers | None = None
 _barriers = itertools.count()
 
 
-def initialize(workdir: pathlib.Path) -> None:
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    workdir: pathlib.Path,
+    coordinator_bind_address: str | None = None,
+) -> None:
     """Joins the other processes of this training, if there are any; process 0 prints who is where.
 
     Process and device counts are right only after it: it comes before all else that touches a device.
 
     Args:
+      coordinator_address: host:port of process 0; None, and so the next two, where a launcher tells it, or nobody.
+      num_processes: how many there are.
+      process_id: which of them this is: 0, 1, …
       workdir: where the processes find their secret, unless the environment has it; see `LaunchSecret`.
+      coordinator_bind_address: the IP address at which process 0 listens; see `meeting.meet`.
 
     Raises:
-      ValueError: flags or environment that make no sense.
+      ValueError: arguments or an environment that make no sense.
       ConnectionError: the coordinator's port is in use, say, or its address isn't one of this host.
       SystemExit: LOST_PROCESS, where not all processes came.
     """
     global _peers
-    launch = find_launch({flag.name: flag.value for flag in FLAGS}, os.environ)
+    given = dict(coordinator_address=coordinator_address, num_processes=num_processes, process_id=process_id)
+    launch = find_launch(given, os.environ)
     if launch is None:
         return
     try:
-        peers = Peers(launch, LaunchSecret(workdir, os.environ), BIND_ADDRESS.value)
+        peers = Peers(launch, LaunchSecret(workdir, os.environ), coordinator_bind_address)
     except OthersMissing as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(LOST_PROCESS)
@@ -96,8 +97,7 @@ def first_then_others() -> Iterator[None]:
     if is_main_process():
         yield
     if _peers:  # not a collective, whose timeouts end a process that waits for long
-        name = f'gaussq_jax/first_then_others/{next(_barriers)}'
-        global_state.client.wait_at_barrier(name, timeout_in_ms=1000 * SECONDS_TO_WAIT)
+        jax_internals.wait_at_barrier(f'gaussq_jax/first_then_others/{next(_barriers)}', SECONDS_TO_WAIT)
     if not is_main_process():
         yield
 

@@ -1,13 +1,14 @@
 """How many floating-point operations matrix multiplications take: of a function, and of a training step."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
+
+from experiments.devices import jax_internals
 
 _UNCOUNTED = ('conv_general_dilated', 'ragged_dot_general', 'pallas_call')  # none of ours multiplies matrices in these
 
@@ -36,7 +37,7 @@ def matmul_flops(function: Callable, *args: Any) -> int:
 
 def of_jaxpr(jaxpr: jax.extend.core.Jaxpr) -> int:
     """`matmul_flops` of what has been traced."""
-    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+    return _count(jax_internals.without_unused(jaxpr))
 
 
 def model_flops(experiment: Any) -> int:
@@ -68,7 +69,7 @@ def _count_equation(equation) -> int:
         (contracted, _), _ = params['dimension_numbers']
         shape = equation.invars[0].aval.shape
         return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-    counts = [_count(inner) for inner in _jaxprs(params)]
+    counts = [_count(inner) for inner in jax_internals.jaxprs_among(params)]
     if name == 'cond':
         return max(counts)
     if name == 'scan':
@@ -81,11 +82,3 @@ def _count_equation(equation) -> int:
     if name == 'while' and sum(counts):
         raise ValueError('the FLOPs of a while loop are unknown, since its length is; a scan says its length')
     return sum(counts)
-
-
-def _jaxprs(params) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters, whatever they are called."""
-    is_jaxpr = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
-    for leaf in jax.tree.leaves(params, is_leaf=is_jaxpr):
-        if is_jaxpr(leaf):
-            yield getattr(leaf, 'jaxpr', leaf)

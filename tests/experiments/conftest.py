@@ -1,8 +1,10 @@
-"""What the tests of the programs share: caches of tokens and of compiled programs, gone when they are done."""
+"""What the tests of the programs share: caches, gone when they are done, and a described H100."""
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from experiments.devices import described_h100
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -21,3 +23,12 @@ def caches(tmp_path_factory):
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='session')
+def h100():
+    """A described one; tests that compile for it are skipped where the packages that takes aren't installed."""
+    try:
+        return described_h100.devices()[0]
+    except described_h100.CannotCompile as error:
+        pytest.skip(str(error))

@@ -8,7 +8,7 @@ from programs import import_program
 from small_experiments import ONE_DEVICE, on_mesh
 
 from configs import tiny
-from experiments.benchmarks import cast_times, kernel_times, timing
+from experiments.benchmarks import cast_times, kernel_times
 
 benchmark = import_program('benchmark')
 
@@ -97,17 +97,6 @@ def test_cast(run, monkeypatch):
         assert cells(line)[:3] == [what, by, measured]
 
 
-def test_columns_are_aligned(capsys):
-    """Words to the left, numbers to the right; cells at the end may be missing."""
-    benchmark.print_table('title', ('what', 'by', 'time', 'ratio'), [('a', 'xla', '10 s', '1'), ('longer', 'b', 'no')])
-    assert capsys.readouterr().out.splitlines() == [
-        'title',
-        'what    by   time  ratio',
-        'a       xla  10 s      1',
-        'longer  b      no',
-    ]
-
-
 @pytest.mark.parametrize(
     ('arguments', 'shape', 'message'),
     [
@@ -130,10 +119,10 @@ def test_errors_are_one_line(run, arguments, shape, message):
 def test_a_package_that_is_missing_is_named(run, monkeypatch):
     """One of ours is a fault of ours."""
 
-    def depth():
+    def measure(name):
         raise ModuleNotFoundError(name=missing)
 
-    monkeypatch.setattr(benchmark, 'depth', depth)
+    monkeypatch.setattr(benchmark, 'measure', measure)
     missing = 'ml_collections.config_flags'
     with pytest.raises(SystemExit, match=r'^error: depth needs the package ml_collections.config_flags, which is not'):
         run('depth')
@@ -142,15 +131,6 @@ def test_a_package_that_is_missing_is_named(run, monkeypatch):
         run('depth')
 
 
-def test_what_the_profiler_missed_is_told(capsys):
-    rows = {'a': {'clock': 'profiler'}, 'b': {'clock': timing.BACK_TO_BACK}, 'c': 'not installed'}
-    benchmark.print_clocks(rows)
-    told = 'timed by the host, back to back, because the profiler saw nothing: b\n'
-    assert capsys.readouterr().out == told
-    benchmark.print_clocks({'a': {'clock': 'profiler'}})
-    assert not capsys.readouterr().out
-
-
 def test_an_unknown_shape_is_one_line(run):
     with pytest.raises(SystemExit, match=r"^error: 'bert' is in the name of no shape; there are ragged/one, .*"):
-        run('kernel', SHAPES='bert', CLOCK=None)
+        run('kernel', SHAPES='bert', CLOCK=None, TURNS=1)

@@ -22,7 +22,8 @@ import pytest
 from numpy_ptx import Output, Refused
 
 import gaussq_jax as gq
-from experiments.devices import compiled_kernels
+from experiments.devices import compiled_kernels, described_h100
+from kernels_pallas.implementations import KERNELS
 from kernels_pallas.weight_sampling import NOISES, xla
 
 pytestmark = pytest.mark.optimized
@@ -56,7 +57,7 @@ BACKWARD = [
 
 def with_slow(cases, *values):
     """The given cases, and all others of the given values as slow ones."""
-    others = [case for case in itertools.product(compiled_kernels.IMPLEMENTATIONS, *values) if case not in cases]
+    others = [case for case in itertools.product(KERNELS, *values) if case not in cases]
     return cases + [pytest.param(*case, marks=pytest.mark.slow) for case in others]
 
 
@@ -333,8 +334,8 @@ class Compiled:
 @functools.cache  # Mosaic compiles a kernel once a process
 def compiled(implementation, direction, noise, w_dtype, dtype, fmt, shape):
     try:
-        compiled_kernels.find_h100()
-    except compiled_kernels.CannotCompile as error:
+        described_h100.devices()
+    except described_h100.CannotCompile as error:
         pytest.skip(str(error))
     module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
     shape = SHAPES[shape]
@@ -350,7 +351,7 @@ def compiled(implementation, direction, noise, w_dtype, dtype, fmt, shape):
         outputs = (Output(blocks, np.dtype(np.float32)),)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv('MOSAIC_GPU_DUMP_HOST_LLVM', '1')
-        _, program = compiled_kernels._compile(function, arguments, folder)
+        _, program = compiled_kernels.compile_to_text(function, arguments, folder)
         [ptx] = [text for path in pathlib.Path(folder).rglob('*.ptx') if '.entry' in (text := path.read_text())]
         launches = [text for path in pathlib.Path(folder).rglob('*.ll') if '@mosaic_gpu_' in (text := path.read_text())]
     buffers = buffers_of_call(program)

@@ -6,12 +6,9 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from programs import import_program
 from small_experiments import VOCABULARY, small_config
 
 from experiments.benchmarks import export_times
-
-benchmark = import_program('benchmark')
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +19,11 @@ def small_model(monkeypatch):
     monkeypatch.setattr(export_times.ctypes, 'CDLL', lambda _: types.SimpleNamespace(malloc_trim=trim))
 
 
-def test_each_format_is_written_and_read(monkeypatch, capsys):
+def test_each_format_is_written_and_read(monkeypatch):
     time_exports = functools.partial(export_times.time_exports, formats=['float4_e2m1fn', 'bfloat16'])
     monkeypatch.setattr(export_times, 'time_exports', time_exports)
-    for name, value in {'CONFIG': small_config(), 'VOCAB_SIZE': VOCABULARY, 'OUTPUT': None}.items():
-        monkeypatch.setattr(benchmark, name, type('Flag', (), {'value': value}))
-    benchmark.main(['benchmark', 'export'])
-    title, _, *rows = capsys.readouterr().out.splitlines()
+    [(_, text)] = export_times.benchmark(small_config(), vocab_size=VOCABULARY)
+    title, _, *rows = text.splitlines()
     assert title.startswith(f'packed files of {small_config().name}, 2,051 parameters, ')
     assert [row.split()[0] for row in rows] == ['float4_e2m1fn', 'bfloat16']
     assert '4.25 bits' in rows[0] and 'nan bits' in rows[1]

@@ -40,13 +40,13 @@ def test_implementations(faulty):
     """What can't run here is listed with its reason, and not measured."""
     expected = {'xla': None, 'wrong': None, 'failing': None, 'absent': 'no GPU'}
     assert kernel_times.implementations() == expected
-    assert {name for _, name in kernel_times.operations(SPEC)} == {'xla', 'wrong', 'failing'}
+    assert {name for _, name in kernel_times.contenders(SPEC)} == {'xla', 'wrong', 'failing'}
 
 
 def test_kernels_are_called_as_they_want(monkeypatch):
     """The real ones trace, with the floor of the reference."""
     monkeypatch.setattr(kernels, 'PREFERENCE', ('triton_interpret', 'xla'))
-    operations = kernel_times.operations(SPEC)
+    operations = kernel_times.contenders(SPEC)
     of_kernels = {operation: call for (operation, name), call in operations.items() if name == 'triton_interpret'}
     assert len(of_kernels) == 10
     for operation, call in of_kernels.items():
@@ -67,12 +67,12 @@ def test_kernels_are_called_as_they_want(monkeypatch):
 )
 def test_bytes(operation, bytes):
     """Each argument read once, each result written once, steps and sums of the blocks included."""
-    assert kernel_times.operations(SPEC)[operation, 'xla'].bytes == bytes
+    assert kernel_times.contenders(SPEC)[operation, 'xla'].bytes == bytes
 
 
 def test_operations_do_what_they_say():
     """Weights and steps of a real size, results of the dtype, and of the format, that the name says."""
-    operations = kernel_times.operations(SPEC)
+    operations = kernel_times.contenders(SPEC)
     w = np.asarray(operations['copy', 'xla']())
     assert w.shape == SPEC.shape and 0.019 < w.std() < 0.021
     w_hat, step = operations[FORWARD, 'xla']()

@@ -10,16 +10,17 @@ from small_experiments import ONE_DEVICE, on_mesh
 from configs import gpt2, tiny
 from experiments.benchmarks import step_times
 from gaussq_jax import models
-from gaussq_jax.models import families
 
 VOCABULARY = 64
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    monkeypatch.setattr(families, 'FAMILIES', dict(models.FAMILIES))
+def one_device():
+    known = set(models.FAMILIES)
     with on_mesh(ONE_DEVICE):
         yield
+    for name in models.FAMILIES.keys() - known:
+        del models.FAMILIES[name]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def config_of(module):
 
 def test_naive_trains():
     """The loss of one batch, seen again and again, falls from that of a guess."""
-    experiment = step_times.make_contender(config_of(tiny), 'naive', VOCABULARY)
+    experiment = step_times.make_method_experiment(config_of(tiny), 'naive', VOCABULARY)
     step = step_times.make_step(experiment, step_times.lower_step(experiment).compile())
     losses = [float(step()[1]['train/loss']) for _ in range(4)]
     assert losses[0] == pytest.approx(np.log(VOCABULARY), rel=0.02)
@@ -50,7 +51,7 @@ def test_qwix_quantizes_all_linear_layers_and_no_other(module, method):
     """A model of the same parameters, whose compiled step rounds as many weights as there are; and nothing before."""
     pytest.importorskip('qwix')
     config = config_of(module)
-    bf16, peer = (step_times.make_contender(config, name, VOCABULARY) for name in ('bf16', method))
+    bf16, peer = (step_times.make_method_experiment(config, name, VOCABULARY) for name in ('bf16', method))
     assert jax.tree.structure(peer.abstract_state) == jax.tree.structure(bf16.abstract_state)
     params = bf16.init().params
     tokens = jax.numpy.zeros((1, 8), jax.numpy.int32)
@@ -78,7 +79,7 @@ def rounded_dtypes(jaxpr):
 def test_what_is_not_installed_is_listed(uncompiled, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setattr(step_times, 'make_step', lambda experiment, step: lambda: 0)
-    results = step_times.time_steps(config_of(tiny), ['qwix-int8'], 1, vocab_size=VOCABULARY, clock='host')
+    *_, results = step_times.time_steps(config_of(tiny), ['qwix-int8'], 1, vocab_size=VOCABULARY, clock='host')
     assert list(results['methods']) == ['bf16', 'qwix-int8']
     assert results['methods']['qwix-int8'] == 'not installed'
     assert results['methods']['bf16']['ratio'] == 1
@@ -96,15 +97,10 @@ def test_each_method_takes_turns_with_bf16_alone(uncompiled, monkeypatch):
 
     monkeypatch.setattr(step_times.timing, 'take_turns', take_turns)
     monkeypatch.setattr(step_times, 'make_step', lambda experiment, step: step)
-    kept = []
-    results = step_times.time_steps(
-        config_of(tiny),
-        ['diffq', 'bf16', 'naive'],
-        7,
-        vocab_size=VOCABULARY,
-        clock='profiler',
-        keep=lambda results: kept.append(dict(results['methods'])),
+    timed = step_times.time_steps(
+        config_of(tiny), ['diffq', 'bf16', 'naive'], 7, vocab_size=VOCABULARY, clock='profiler'
     )
+    kept = [dict((results := so_far)['methods']) for so_far in timed]
     assert kept[0]['naive'] == 'not measured yet' and kept[0]['diffq'] == results['methods']['diffq']
     assert kept[1] == results['methods']
     assert turns == [(['bf16', 'diffq'], 7, 'profiler'), (['bf16', 'naive'], 7, 'profiler')]
@@ -124,9 +120,11 @@ def test_what_fails_on_the_device_is_told_and_the_rest_is_timed(uncompiled, monk
 
     monkeypatch.setattr(step_times.timing, 'take_turns', take_turns)
     monkeypatch.setattr(step_times, 'make_step', lambda experiment, step: step)
-    time_steps = lambda methods: step_times.time_steps(
-        config_of(tiny), methods, 1, vocab_size=VOCABULARY, clock='host'
-    )['methods']
+
+    def time_steps(methods):
+        *_, results = step_times.time_steps(config_of(tiny), methods, 1, vocab_size=VOCABULARY, clock='host')
+        return results['methods']
+
     rows = time_steps(['naive', 'diffq'])
     assert rows['naive'] == 'RESOURCE_EXHAUSTED: Out of memory'
     assert rows['bf16'] == rows['diffq'] == {'seconds': 1}
@@ -135,4 +133,4 @@ def test_what_fails_on_the_device_is_told_and_the_rest_is_timed(uncompiled, monk
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r'methods=bf16,qwix-int3: qwix-int3 is not one of gaussws, .*, qwix-int8'):
-        step_times.time_steps(config_of(tiny), ['bf16', 'qwix-int3'], 1, vocab_size=VOCABULARY, clock='host')
+        next(step_times.time_steps(config_of(tiny), ['bf16', 'qwix-int3'], 1, vocab_size=VOCABULARY, clock='host'))

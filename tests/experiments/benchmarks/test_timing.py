@@ -120,7 +120,7 @@ def test_what_the_profiler_does_not_see_is_timed_back_to_back(monkeypatch, unsee
         return (spans[::-1] if next(reverses) else spans), [Event(*event) for event in seen.values()]
 
     monkeypatch.setattr(timing, 'read_trace', read_trace)
-    monkeypatch.setattr(timing, 'LAUNCHES', 4)
+    monkeypatch.setattr(timing, 'CALLS_IN_A_ROW', 4)
     rows = timing.take_turns(functions, turns=2, clock='profiler')
     # Of four launches, the last one is waited for: in this clock, a launch takes a quarter of its time.
     back_to_back = dict(clock='host, back to back', base_seconds=0.5)
@@ -144,7 +144,7 @@ def test_steps_that_are_given_their_own_state_run_back_to_back():
         return state
 
     (call,) = timing._back_to_back({'step': one_more}, None).values()
-    assert call.seconds > 0 and float(state[0]) == timing.LAUNCHES
+    assert call.seconds > 0 and float(state[0]) == timing.CALLS_IN_A_ROW
 
 
 XSPACE = """
@@ -200,7 +200,14 @@ def test_the_clock_is_chosen_by_the_device(monkeypatch):
     assert timing.default_clock() == 'profiler'
 
 
-def test_environment():
-    environment = timing.environment()
-    assert environment['jax'] == jax.__version__ and environment['device'].startswith('8 x cpu, ')
-    assert all(isinstance(value, str) and '\n' not in value for value in environment.values())
+def test_provenance():
+    provenance = timing.provenance()
+    assert provenance['jax'] == jax.__version__ and provenance['device'].startswith('8 x cpu, ')
+    assert all(isinstance(value, str) and '\n' not in value for value in provenance.values())
+
+
+def test_what_the_profiler_missed_is_told():
+    rows = {'a': {'clock': 'profiler'}, 'b': {'clock': timing.BACK_TO_BACK}, 'c': 'not installed'}
+    told = 'timed by the host, back to back, because the profiler saw nothing: b\n'
+    assert timing.unseen_text(rows) == told
+    assert timing.unseen_text({'a': {'clock': 'profiler'}}) == ''

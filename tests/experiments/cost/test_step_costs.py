@@ -9,7 +9,6 @@ from small_experiments import VOCABULARY, small_config
 
 from configs import llama2
 from experiments.cost import step_costs
-from experiments.devices import compiled_kernels
 from experiments.training import flops
 from experiments.training.experiment import init_state, make_experiment
 
@@ -94,13 +93,10 @@ def test_resampled_weights_are_not_in_the_compiled_memory():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('compile_for', ['cpu', 'gpu'])
-def test_resampling_the_weights_of_1b_saves_two_bytes_a_parameter(compile_for):
+def test_resampling_the_weights_of_1b_saves_two_bytes_a_parameter(compile_for, request):
     """On 8 devices, from compiled memory. A CPU may save more: it samples whole leaves by way of temporaries."""
     if compile_for == 'gpu':
-        try:
-            compiled_kernels.find_h100()
-        except compiled_kernels.CannotCompile as error:
-            pytest.skip(str(error))
+        request.getfixturevalue('h100')
     temporaries = {}
     for resampled in (False, True):
         config = llama2.get_config('size=1b')

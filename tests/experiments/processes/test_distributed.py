@@ -151,32 +151,36 @@ TOGETHER = """
 import pathlib
 import socket
 import sys
-from absl import app
-from experiments.processes import distributed, exit_codes
+from jax._src.distributed import global_state
+from experiments.processes import distributed
 
-def main(argv):
-    distributed.initialize(pathlib.Path(argv[1]).parent)
+def main(order, end, bind_address, address, num_processes, me):
+    workdir = pathlib.Path(order).parent
+    distributed.initialize(
+        address, num_processes, me, workdir=workdir, coordinator_bind_address=bind_address or None
+    )
     with distributed.lost_process_errors():
-        me = distributed.FLAGS[2].value
         with distributed.first_then_others():
-            print('first' if me == 0 else 'then', file=open(argv[1], 'a', buffering=1))
+            print('first' if me == 0 else 'then', file=open(order, 'a', buffering=1))
         assert distributed.is_main_process() == (me == 0)
         with socket.socket() as elsewhere:  # JAX's service is at the coordinator's address alone, or as told
-            port = int(distributed.global_state.coordinator_address.rpartition(':')[2])
+            port = int(global_state.coordinator_address.rpartition(':')[2])
             is_there = elsewhere.connect_ex(('127.0.0.2', port)) == 0
-            assert me > 0 or is_there == (distributed.BIND_ADDRESS.value == '0.0.0.0')
+            assert me > 0 or is_there == (bind_address == '0.0.0.0')
         distributed.check_same('the text', 'text')
         try:
             distributed.check_same('the text', f'text {me // 2}')
         except ValueError as error:
             print(error)
-        if argv[2] == 'error' and me == 1:
+        if end == 'error' and me == 1:
             sys.exit('error: of its own')
         print('waiting', flush=True)
         while True:
             distributed.check_same('the text', 'text')
 
-app.run(main)
+order, end, bind_address, *flags = sys.argv[1:]
+address, num_processes, process_id = (flag.partition('=')[2] for flag in flags)
+main(order, end, bind_address, address, int(num_processes), int(process_id))
 """
 
 
@@ -185,9 +189,7 @@ def test_what_processes_do_together(tmp_path, launch, end):
     """Order, differences; and when process 0 is lost, or one ends with an error, none waits for it."""
     (tmp_path / 'together.py').write_text(TOGETHER)
     order = tmp_path / 'order'
-    together = [tmp_path / 'together.py', order, end]
-    if end == 'error':
-        together.append('--coordinator_bind_address=0.0.0.0')
+    together = [tmp_path / 'together.py', order, end, '0.0.0.0' if end == 'error' else '']
     processes = launch(together, 3, devices=1, PYTHONPATH=str(REPOSITORY))
     if end == 'lost 0':
         for process in range(3):
@@ -205,7 +207,7 @@ def test_what_processes_do_together(tmp_path, launch, end):
 
 
 def test_one_process_does_all_alone(tmp_path):
-    distributed.initialize(tmp_path)
+    distributed.initialize(workdir=tmp_path)
     assert distributed.is_main_process()
     with distributed.first_then_others(), distributed.lost_process_errors():
         distributed.check_same('the text', 'text')

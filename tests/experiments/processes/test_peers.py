@@ -7,16 +7,11 @@ import struct
 import time
 
 import pytest
-from meeting_protocol import LONG, SECRET, free_port, join, mac, welcome
+from meeting_protocol import LONG, SECRET, join, mac, welcome
 
 from experiments.processes import exit_codes, meeting, peers
 from experiments.processes.launch_secret import LaunchSecret
 from experiments.processes.launchers import Launch
-
-
-@pytest.fixture
-def port():
-    return free_port()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from small_experiments import VOCABULARY, small_config
 
-from experiments.benchmarks import compile_times
+from experiments.benchmarks import depth_times
 from experiments.cost import step_costs
 from experiments.training.experiment import make_experiment
 
@@ -39,7 +39,7 @@ def test_each_depth_is_compiled_anew_in_each_turn(monkeypatch):
 
     monkeypatch.setattr(step_costs, 'trace', trace)
     config = small_config()
-    results = compile_times.time_depths(config, turns=3, vocab_size=VOCABULARY)
+    results = depth_times.time_depths(config, turns=3, vocab_size=VOCABULARY)
     assert compiled.count(4) == compiled.count(24) == 3 + 2  # two turns warm up
     assert list(results['depths']) == ['4', '24'] and results['config'] == config.name and results['turns'] == 3
     assert results['depths']['4']['ratio'] == 1 and results['depths']['24']['seconds'] > 0

@@ -114,6 +114,13 @@ class Module:
         """The computation that stands behind `attribute=`."""
         return self.computations[instruction.attribute(attribute)]
 
+    def branches(self, conditional: Instruction) -> list[Computation]:
+        """Those of which a conditional runs one."""
+        listed = re.search(r'branch_computations=\{(.*?)\}', conditional.text)
+        pattern = r'(?:true|false)_computation=([^,\s]+)'
+        names = listed[1].split(', ') if listed else re.findall(pattern, conditional.text)
+        return [self.computations[name.lstrip('%')] for name in names]
+
     def trip_count(self, computation: Computation, loop: Instruction) -> int:
         """How often a loop of the computation runs: as XLA noted, or for a count that goes up to a constant.
 
