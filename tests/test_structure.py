@@ -1,6 +1,7 @@
 """The folders show the design: which of them imports which, and CONTRIBUTING's map of them, are what stands."""
 
 import ast
+import itertools
 import pathlib
 import re
 
@@ -20,7 +21,9 @@ ORDER = (
     ('experiments',),  # the programs
 )
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
-FILES = [path for top in ('kernels_pallas', 'gaussq_jax', 'configs', 'experiments') for path in (ROOT / top).rglob('*.py')]
+FILES = [
+    path for top in ('kernels_pallas', 'gaussq_jax', 'configs', 'experiments') for path in (ROOT / top).rglob('*.py')
+]
 
 
 def part_of(module: str) -> str | None:
@@ -69,11 +72,8 @@ def test_the_map_is_the_tree():
     drawn, folders = set(), []
     for line in re.search(r'## The map of the house\n\n```\n(.*?)```', text, re.S)[1].splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
-        names = re.split(r' {2,}(?=[^ ])', line.strip())
-        words = [word for cell in names for word in cell.split() if re.fullmatch(r'\w+(\.py|/)', word)]
-        if not re.match(r'\w+(\.py|/)', line.strip()):
-            continue
-        for name in words:
+        names = list(itertools.takewhile(re.compile(r'\w+(\.py|/)').fullmatch, line.split()))
+        for name in names:
             folders[depth:] = [name] if name.endswith('/') else []
             drawn.add('/'.join([*(folder.rstrip('/') for folder in folders[:depth]), name.rstrip('/')]))
     stands = {str(path.relative_to(ROOT)) for path in FILES if path.name not in ('__init__.py', '__main__.py')}
