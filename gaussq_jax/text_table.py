@@ -28,7 +28,7 @@ def text_table(rows: Iterable[Sequence[str]], *, left: Collection[int] = (0,)) -
     for column in range(max(map(len, rows), default=0)):
         table.add_column(justify='left' if column in left else 'right', no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell.replace('\t', ' ')) for cell in row))  # whose width rich doesn't know
     lines = io.StringIO()
-    Console(file=lines, width=WIDEST, color_system=None, force_terminal=False).print(table)
+    Console(file=lines, width=WIDEST, color_system=None, force_terminal=False, force_jupyter=False).print(table)
     return '\n'.join(line.rstrip() for line in lines.getvalue().splitlines())
