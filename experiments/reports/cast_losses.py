@@ -32,10 +32,18 @@ class Cast(NamedTuple):
     file_bytes: int
 
 
-ByCastAndSeed = dict[str, dict[int, Cast]]  # the casts of runs that differ in their seed only
+class Training(NamedTuple):
+    """Runs that differ in their seed only, by what their weights were cast to."""
+
+    losses: dict[str, dict[int, float]]  # nats a token, by seed
+    bits: dict[str, float]  # mean stored bits
+
+    def rises(self, cast: str) -> list[float]:
+        """Of the loss over that of the same run's weights in BF16, by seed."""
+        return confidence.paired_differences(self.losses[cast], self.losses[UNQUANTIZED])
 
 
-def group(casts: Sequence[Cast]) -> dict[str, ByCastAndSeed]:
+def group(casts: Sequence[Cast]) -> dict[str, Training]:
     """The trainings by what is told of them, in the order of the casts.
 
     Raises:
@@ -43,9 +51,7 @@ def group(casts: Sequence[Cast]) -> dict[str, ByCastAndSeed]:
     """
     trainings = {}
     for cast in casts:
-        name = cast.method
-        name += f' {cast.b_target}' if cast.b_target else ''
-        name += f' {short_name(cast.format)}' if cast.format else ''
+        name = ' '.join(filter(None, (cast.method, cast.b_target, cast.format and short_name(cast.format))))
         by_seed = trainings.setdefault(name, {}).setdefault(cast.cast, {})
         if cast.seed in by_seed:
             raise ValueError(
@@ -55,27 +61,27 @@ def group(casts: Sequence[Cast]) -> dict[str, ByCastAndSeed]:
         by_seed[cast.seed] = cast
     if lacking := [name for name, training in trainings.items() if UNQUANTIZED not in training]:
         raise ValueError(f'{lacking[0]} has no loss in {UNQUANTIZED}, to which others are compared')
-    return trainings
+    mean_bits = lambda by_seed: float(np.mean([cast.stored_bits for cast in by_seed.values()]))
+    return {
+        name: Training(
+            {cast: {seed: row.loss for seed, row in by_seed.items()} for cast, by_seed in training.items()},
+            {cast: mean_bits(by_seed) for cast, by_seed in training.items()},
+        )
+        for name, training in trainings.items()
+    }
 
 
-def differences(of: dict[int, Cast], other: dict[int, Cast]) -> list[float]:
-    """Of the losses, seed by seed, for the seeds that both have."""
-    losses_of, losses_other = ({seed: cast.loss for seed, cast in casts.items()} for casts in (of, other))
-    return confidence.paired_differences(losses_of, losses_other)
-
-
-def markdown(trainings: dict[str, ByCastAndSeed]) -> str:
+def markdown(trainings: dict[str, Training]) -> str:
     """Tables of the losses; of what the cast adds to each run's loss in BF16; of comparisons at equal size."""
-    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training))
+    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training.losses))
     first, *_ = trainings
     others = {name: training for name, training in trainings.items() if name != first}
 
-    def to_first(training: ByCastAndSeed, cast: str) -> list[float]:
-        return differences(training[cast], trainings[first].get(EQUAL_SIZE.get(cast, cast), {}))
+    def to_uniform_of(training: Training, cast: str, other: Training) -> list[float]:
+        return confidence.paired_differences(training.losses[cast], other.losses.get(EQUAL_SIZE.get(cast, cast), {}))
 
-    def to_uniform(training: ByCastAndSeed, cast: str) -> list[float]:
-        return differences(training[cast], training.get(EQUAL_SIZE[cast], {}))
-
+    to_first = lambda training, cast: to_uniform_of(training, cast, trainings[first])
+    to_uniform = lambda training, cast: to_uniform_of(training, cast, training)
     interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
     paired = 'seed by seed, in bold where the interval excludes 0'
     tables = {
@@ -83,7 +89,7 @@ def markdown(trainings: dict[str, ByCastAndSeed]) -> str:
             _loss_table(trainings, casts)
         ),
         f"What the cast adds to the loss of the same run's weights in BF16, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], rises)
+            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], Training.rises)
         ),
         f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, to_first),
         f"The difference of learned formats from the same run's uniform format of that size, {paired}": (
@@ -93,17 +99,7 @@ def markdown(trainings: dict[str, ByCastAndSeed]) -> str:
     return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
 
 
-def losses(training: ByCastAndSeed, cast: str) -> list[float]:
-    """Of the weights as they were read back, by seed."""
-    return [row.loss for row in training[cast].values()]
-
-
-def rises(training: ByCastAndSeed, cast: str) -> list[float]:
-    """Of the loss over that of the same run's weights in BF16, by seed."""
-    return differences(training[cast], training[UNQUANTIZED])
-
-
-def draw(trainings: dict[str, ByCastAndSeed], output: pathlib.Path):
+def draw(trainings: dict[str, Training], output: pathlib.Path):
     """Left: loss over stored bits; right: what each cast adds, the smallest last. Learned formats are hollow."""
     with plt.rc_context(pictures.STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[5, 7], layout='constrained')
@@ -127,19 +123,19 @@ def short_name(name: str) -> str:
     return name.replace('learned ', 'learned ≤ ') if _is_learned(name) else name.upper()
 
 
-def _draw_losses(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
+def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
     """A curve a training over its uniform formats, and one over its learned ones."""
     for i, (name, training) in enumerate(trainings.items()):
-        learned = [cast for cast in training if _is_learned(cast)]
-        uniform = [cast for cast in training if not _is_learned(cast)]
+        learned = [cast for cast in training.losses if _is_learned(cast)]
+        uniform = [cast for cast in training.losses if not _is_learned(cast)]
         for casts, look in ((uniform, dict(linestyle='-', label=name)), (learned, dict(linestyle=':'))):
-            points = sorted((_bits(training, cast), *_point(losses(training, cast))) for cast in casts)
+            points = sorted((training.bits[cast], *_point([*training.losses[cast].values()])) for cast in casts)
             for_learned = dict(markerfacecolor='white') if casts is learned else {}
             if points:
                 bits, means, halves = np.array(points).T
                 bits *= 2 ** _dodge(i, trainings, 0.2)  # side by side, for those that coincide
                 panel.errorbar(bits, means, halves, **_style(i), **look, **for_learned)
-    ticks = {_bits(training, cast): short_name(cast) for cast in uniform}
+    ticks = {training.bits[cast]: short_name(cast) for cast in uniform}
     panel.set_xscale('log', base=2)
     panel.set_xticks(list(ticks), [f'{name}\n{bits:.4g}' for bits, name in ticks.items()])
     panel.minorticks_off()
@@ -147,20 +143,20 @@ def _draw_losses(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
     panel.set(xlabel='stored bits a weight, scales included', ylabel='nats a token', title='validation loss')
 
 
-def _draw_rises(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
+def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
     """A column a cast, in it a point a training."""
     bits = {}
     for training in trainings.values():
-        for cast in training:
-            bits.setdefault(cast, []).append(_bits(training, cast))
+        for cast, of_cast in training.bits.items():
+            bits.setdefault(cast, []).append(of_cast)
     casts = sorted(set(bits) - {UNQUANTIZED}, key=lambda cast: (-np.mean(bits[cast]), _is_learned(cast)))
     ranges = {cast: dict.fromkeys(f'{value:.3g}' for value in (min(bits[cast]), max(bits[cast]))) for cast in casts}
     labels = [short_name(cast).partition(' ') for cast in casts]
     labels = [f'{name}\n{budget or "–".join(ranges[cast])}' for cast, (name, _, budget) in zip(casts, labels)]
     for i, training in enumerate(trainings.values()):
         for column, cast in enumerate(casts):
-            if cast in training:
-                mean, half = _point(rises(training, cast), scale=1000)
+            if cast in training.losses:
+                mean, half = _point(training.rises(cast), scale=1000)
                 fill = dict(markerfacecolor='white') if _is_learned(cast) else {}
                 place = column + _dodge(i, trainings, 0.7)
                 panel.errorbar(place, mean, half, **_style(i), **fill)
@@ -185,7 +181,7 @@ def _style(i: int) -> dict[str, object]:
     return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2)
 
 
-def _dodge(i: int, trainings: dict[str, ByCastAndSeed], width: float) -> float:
+def _dodge(i: int, trainings: dict[str, Training], width: float) -> float:
     """The place of the i-th training among all, of -width / 2 to width / 2."""
     return width * ((i + 0.5) / len(trainings) - 0.5)
 
@@ -194,20 +190,14 @@ def _is_learned(cast: str) -> bool:
     return cast.startswith(LEARNED)
 
 
-def _bits(training: ByCastAndSeed, cast: str) -> float:
-    return float(np.mean([row.stored_bits for row in training[cast].values()]))
-
-
-def _loss_table(trainings: dict[str, ByCastAndSeed], casts: Sequence[str]) -> str:
+def _loss_table(trainings: dict[str, Training], casts: Sequence[str]) -> str:
     """A row a training, a column a cast; the bits stand in the header where all rows have the same."""
     header = ['training', 'seeds']
-    rows = [[name, str(len(training[UNQUANTIZED]))] for name, training in trainings.items()]
+    rows = [[name, str(len(training.losses[UNQUANTIZED]))] for name, training in trainings.items()]
     for cast in casts:
-        cells = [
-            confidence.mean(losses(training, cast)).text('.4f') if cast in training else ''
-            for training in trainings.values()
-        ]
-        bits = [f'{_bits(training, cast):.4g}' if cast in training else '' for training in trainings.values()]
+        losses = [[*training.losses.get(cast, {}).values()] for training in trainings.values()]
+        cells = [confidence.mean(of_seeds).text('.4f') if of_seeds else '' for of_seeds in losses]
+        bits = [f'{training.bits[cast]:.4g}' if cast in training.bits else '' for training in trainings.values()]
         same = len(set(filter(None, bits))) == 1
         header.append(short_name(cast) + (f' ({next(filter(None, bits))})' if same else ''))
         for row, cell, number in zip(rows, cells, bits):
@@ -216,15 +206,13 @@ def _loss_table(trainings: dict[str, ByCastAndSeed], casts: Sequence[str]) -> st
 
 
 def _difference_table(
-    trainings: dict[str, ByCastAndSeed],
-    casts: Sequence[str],
-    differences_of: Callable[[ByCastAndSeed, str], list[float]],
+    trainings: dict[str, Training], casts: Sequence[str], differences_of: Callable[[Training, str], list[float]]
 ) -> str:
     """A row a training, a column a cast."""
-    rows = [
-        [name, *(_signed_cell(differences_of(training, cast)) if cast in training else '' for cast in casts)]
-        for name, training in trainings.items()
-    ]
+    rows = []
+    for name, training in trainings.items():
+        differences = [differences_of(training, cast) if cast in training.losses else [] for cast in casts]
+        rows.append([name, *(confidence.mean(each).marked_text('+.4f') if each else '' for each in differences)])
     return _without_empty(['training', *map(short_name, casts)], rows)
 
 
@@ -234,7 +222,3 @@ def _without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     of_kept = lambda line: [line[i] for i in kept]
     return markdown_table(of_kept(header), list(map(of_kept, rows))) if rows else ''
-
-
-def _signed_cell(values: Sequence[float]) -> str:
-    return confidence.mean(values).marked_text('+.4f') if values else ''
