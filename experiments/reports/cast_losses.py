@@ -38,10 +38,6 @@ class Training(NamedTuple):
     losses: dict[str, dict[int, float]]  # nats a token, by seed
     bits: dict[str, float]  # mean stored bits
 
-    def rises(self, cast: str) -> list[float]:
-        """Of the loss over that of the same run's weights in BF16, by seed."""
-        return confidence.paired_differences(self.losses[cast], self.losses[UNQUANTIZED])
-
 
 def group(casts: Sequence[Cast]) -> dict[str, Training]:
     """The trainings by what is told of them, in the order of the casts.
@@ -49,26 +45,21 @@ def group(casts: Sequence[Cast]) -> dict[str, Training]:
     Raises:
       ValueError: for two runs that differ in nothing that is told; for trainings without a loss in BF16.
     """
-    trainings = {}
+    runs, losses, bits = {}, {}, {}
     for cast in casts:
         name = ' '.join(filter(None, (cast.method, cast.b_target, cast.format and short_name(cast.format))))
-        by_seed = trainings.setdefault(name, {}).setdefault(cast.cast, {})
-        if cast.seed in by_seed:
+        if (key := (name, cast.cast, cast.seed)) in runs:
             raise ValueError(
-                f'{by_seed[cast.seed].run} and {cast.run} differ in something else than method, b_target, format and'
-                ' seed: cast them down in a sweep of their own'
+                f'{runs[key]} and {cast.run} differ in something else than method, b_target, format and seed: cast them'
+                ' down in a sweep of their own'
             )
-        by_seed[cast.seed] = cast
-    if lacking := [name for name, training in trainings.items() if UNQUANTIZED not in training]:
+        runs[key] = cast.run
+        losses.setdefault(name, {}).setdefault(cast.cast, {})[cast.seed] = cast.loss
+        bits.setdefault(name, {}).setdefault(cast.cast, []).append(cast.stored_bits)
+    if lacking := [name for name, by_cast in losses.items() if UNQUANTIZED not in by_cast]:
         raise ValueError(f'{lacking[0]} has no loss in {UNQUANTIZED}, to which others are compared')
-    mean_bits = lambda by_seed: float(np.mean([cast.stored_bits for cast in by_seed.values()]))
-    return {
-        name: Training(
-            {cast: {seed: row.loss for seed, row in by_seed.items()} for cast, by_seed in training.items()},
-            {cast: mean_bits(by_seed) for cast, by_seed in training.items()},
-        )
-        for name, training in trainings.items()
-    }
+    means = lambda by_cast: {cast: float(np.mean(of_seeds)) for cast, of_seeds in by_cast.items()}
+    return {name: Training(losses[name], means(bits[name])) for name in losses}
 
 
 def markdown(trainings: dict[str, Training]) -> str:
@@ -77,11 +68,9 @@ def markdown(trainings: dict[str, Training]) -> str:
     first, *_ = trainings
     others = {name: training for name, training in trainings.items() if name != first}
 
-    def to_uniform_of(training: Training, cast: str, other: Training) -> list[float]:
-        return confidence.paired_differences(training.losses[cast], other.losses.get(EQUAL_SIZE.get(cast, cast), {}))
-
-    to_first = lambda training, cast: to_uniform_of(training, cast, trainings[first])
-    to_uniform = lambda training, cast: to_uniform_of(training, cast, training)
+    unquantized = lambda training, _: training.losses[UNQUANTIZED]
+    of_first = lambda _, cast: trainings[first].losses.get(EQUAL_SIZE.get(cast, cast), {})
+    uniform = lambda training, cast: training.losses.get(EQUAL_SIZE[cast], {})
     interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
     paired = 'seed by seed, in bold where the interval excludes 0'
     tables = {
@@ -89,11 +78,11 @@ def markdown(trainings: dict[str, Training]) -> str:
             _loss_table(trainings, casts)
         ),
         f"What the cast adds to the loss of the same run's weights in BF16, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], Training.rises)
+            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], unquantized)
         ),
-        f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, to_first),
+        f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, of_first),
         f"The difference of learned formats from the same run's uniform format of that size, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast in EQUAL_SIZE], to_uniform)
+            _difference_table(trainings, [cast for cast in casts if cast in EQUAL_SIZE], uniform)
         ),
     }
     return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
@@ -156,7 +145,8 @@ def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
     for i, training in enumerate(trainings.values()):
         for column, cast in enumerate(casts):
             if cast in training.losses:
-                mean, half = _point(training.rises(cast), scale=1000)
+                rises = confidence.paired_differences(training.losses[cast], training.losses[UNQUANTIZED])
+                mean, half = _point(rises, scale=1000)
                 fill = dict(markerfacecolor='white') if _is_learned(cast) else {}
                 place = column + _dodge(i, trainings, 0.7)
                 panel.errorbar(place, mean, half, **_style(i), **fill)
@@ -206,13 +196,15 @@ def _loss_table(trainings: dict[str, Training], casts: Sequence[str]) -> str:
 
 
 def _difference_table(
-    trainings: dict[str, Training], casts: Sequence[str], differences_of: Callable[[Training, str], list[float]]
+    trainings: dict[str, Training], casts: Sequence[str], base: Callable[[Training, str], dict[int, float]]
 ) -> str:
-    """A row a training, a column a cast."""
+    """A row a training, a column a cast: its losses less those of `base(training, cast)`, seed by seed."""
     rows = []
     for name, training in trainings.items():
-        differences = [differences_of(training, cast) if cast in training.losses else [] for cast in casts]
-        rows.append([name, *(confidence.mean(each).marked_text('+.4f') if each else '' for each in differences)])
+        of_casts = [
+            confidence.paired_differences(training.losses.get(cast, {}), base(training, cast)) for cast in casts
+        ]
+        rows.append([name, *(confidence.mean(each).marked_text('+.4f') if each else '' for each in of_casts)])
     return _without_empty(['training', *map(short_name, casts)], rows)
 
 
