@@ -1,5 +1,7 @@
 """What casting trained weights to few bits costs, over the seeds of each training: tables and a picture."""
 
+import collections
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -115,16 +117,14 @@ def short_name(name: str) -> str:
 def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
     """A curve a training over its uniform formats, and one over its learned ones."""
     for i, (name, training) in enumerate(trainings.items()):
-        learned = [cast for cast in training.losses if _is_learned(cast)]
-        uniform = [cast for cast in training.losses if not _is_learned(cast)]
-        for casts, look in ((uniform, dict(linestyle='-', label=name)), (learned, dict(linestyle=':'))):
+        for is_learned, look in ((False, dict(linestyle='-', label=name)), (True, dict(linestyle=':'))):
+            casts = [cast for cast in training.losses if _is_learned(cast) == is_learned]
             points = sorted((training.bits[cast], *_point([*training.losses[cast].values()])) for cast in casts)
-            for_learned = dict(markerfacecolor='white') if casts is learned else {}
             if points:
                 bits, means, halves = np.array(points).T
                 bits *= 2 ** _dodge(i, trainings, 0.2)  # side by side, for those that coincide
-                panel.errorbar(bits, means, halves, **_style(i), **look, **for_learned)
-    ticks = {training.bits[cast]: short_name(cast) for cast in uniform}
+                panel.errorbar(bits, means, halves, **_style(i, is_learned), **look)
+    ticks = {bits: short_name(cast) for cast, bits in training.bits.items() if not _is_learned(cast)}
     panel.set_xscale('log', base=2)
     panel.set_xticks(list(ticks), [f'{name}\n{bits:.4g}' for bits, name in ticks.items()])
     panel.minorticks_off()
@@ -134,10 +134,9 @@ def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
 
 def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
     """A column a cast, in it a point a training."""
-    bits = {}
-    for training in trainings.values():
-        for cast, of_cast in training.bits.items():
-            bits.setdefault(cast, []).append(of_cast)
+    bits = collections.defaultdict(list)
+    for cast, of_cast in itertools.chain(*(training.bits.items() for training in trainings.values())):
+        bits[cast].append(of_cast)
     casts = sorted(set(bits) - {UNQUANTIZED}, key=lambda cast: (-np.mean(bits[cast]), _is_learned(cast)))
     ranges = {cast: dict.fromkeys(f'{value:.3g}' for value in (min(bits[cast]), max(bits[cast]))) for cast in casts}
     labels = [short_name(cast).partition(' ') for cast in casts]
@@ -147,9 +146,8 @@ def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
             if cast in training.losses:
                 rises = confidence.paired_differences(training.losses[cast], training.losses[UNQUANTIZED])
                 mean, half = _point(rises, scale=1000)
-                fill = dict(markerfacecolor='white') if _is_learned(cast) else {}
                 place = column + _dodge(i, trainings, 0.7)
-                panel.errorbar(place, mean, half, **_style(i), **fill)
+                panel.errorbar(place, mean, half, **_style(i, _is_learned(cast)))
     for column in range(len(casts) - 1):
         panel.axvline(column + 0.5, color=palette.PALE, linewidth=0.6)
     panel.axhline(0, color='black', linewidth=0.6)
@@ -167,8 +165,9 @@ def _point(values: Sequence[float], scale: float = 1) -> tuple[float, float]:
     return scale * mean, scale * (half_width or 0)
 
 
-def _style(i: int) -> dict[str, object]:
-    return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2)
+def _style(i: int, is_learned: bool) -> dict[str, object]:
+    hollow = dict(markerfacecolor='white') if is_learned else {}
+    return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2) | hollow
 
 
 def _dodge(i: int, trainings: dict[str, Training], width: float) -> float:

@@ -152,16 +152,10 @@ def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) 
 
 def scale_bits(quantizer: gq.Quantizer, shape: tuple[int, int]) -> int:
     """The bits of all scales of a matrix (rows, columns) that is quantized along its rows."""
-    rows, columns = shape
-    match quantizer.block_size:
-        case 'tensor':
-            blocks = 1
-        case 'channel':
-            blocks = columns
-        case (across, along):
-            blocks = math.ceil(rows / along) * math.ceil(columns / across)
-        case size:
-            blocks = math.ceil(rows / size) * columns
+    (rows, columns), size = shape, quantizer.block_size
+    of_names = {'tensor': (columns, rows), 'channel': (1, rows)}
+    across, along = size if isinstance(size, tuple) else of_names.get(size, (1, size))
+    blocks = math.ceil(rows / along) * math.ceil(columns / across)
     return blocks * SCALE_BITS[quantizer.scale] + (32 if quantizer.scale == 'nvfp4' else 0)
 
 

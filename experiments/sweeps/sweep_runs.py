@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 
 from configs import stored as stored_configs
-from experiments.checkpoints import workdir_lock
+from experiments.checkpoints import contents, workdir_lock
 from experiments.data.special_tokens import ASK
 from experiments.data.tokenizers import load_tokenizer
 from experiments.files import foreign_text, json_files, paths
@@ -124,14 +124,11 @@ def read_outcome(run: SweepRun) -> Outcome:
     stored = stored_configs.read(_read(path), path)
     present = stored_configs.read(traverse_util.unflatten_dict(run.config, sep='.'))
     present['special_tokens'], stored['special_tokens'] = _special_tokens(present, stored)
-    present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (present, stored))
-    differences = [
-        f'{field}: stored {stored.get(field)!r}, present {present.get(field)!r}'
-        for field in {**stored, **present}
-        if field.split('.')[0] not in FREE_FIELDS and stored.get(field) != present.get(field)
-    ]
-    if differences:
-        differences = '\n  '.join(differences)
+    stored, present = (
+        traverse_util.flatten_dict({name: value for name, value in one.items() if name not in FREE_FIELDS}, sep='.')
+        for one in (stored, present)
+    )
+    if differences := '\n  '.join(contents.differences(stored, present)):
         raise ValueError(
             f'{run.workdir} holds the finished run of another config:\n  {differences}\n'
             'Use another --workdir for this config, or give the stored values.'
