@@ -68,17 +68,13 @@ def read_groups(path: pathlib.Path, metric: str) -> list[SeedGroup]:
         key = tuple('' if field.rpartition('.')[2] in unused else row[field] for field in fields)
         group = groups.setdefault(key, SeedGroup(dict(zip(fields, key)), {}, [], []))
         if row['status'] == 'done':
-            group.by_seed[row.get('seed', '')] = _number(f'{path}, {where}', metric, row[metric])
+            try:
+                group.by_seed[row.get('seed', '')] = float(row[metric])
+            except ValueError:
+                raise ValueError(f'{path}, {where}: {metric} is {row[metric][:80]!r}, and no number') from None
         else:
             (group.diverged if row['status'] == 'diverged' else group.missing).append(row['name'])
     return list(groups.values())
-
-
-def _number(where: str, name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f'{where}: {name} is {text[:80]!r}, and no number') from None
 
 
 def markdown(groups: list[SeedGroup], metric: str) -> str:

@@ -24,7 +24,6 @@ import shutil
 import tempfile
 from typing import Any
 
-import jax
 from absl import flags
 
 import gaussq_jax as gq
@@ -67,7 +66,7 @@ def main(argv):
             write_huggingface(run, workdir, gq.load_packed(file, like=run.state.params), directory)
     print(f'{workdir.name}, step {info["step"]}: {report.describe_layout(info, layout)}')
     print(table(run.state.params, layout, promised))
-    share = 100 * on_disk / (4 * num_weights(run.state.params))
+    share = 100 * on_disk / (4 * run.experiment.num_params)
     print(
         f'written to {file}: {on_disk:,} bytes, {promised.total_bytes:,} as promised and a header of {header:,};'
         f' {share:.1f} % of float32'
@@ -208,12 +207,8 @@ def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:
         quantized = sum(leaves[path].size for path in layout)
         num_bytes = sum(size.leaves[path].total_bytes for path in layout)
         lines.append(('quantized', *_cells(quantized, size.mean_bitwidth, num_bytes)))
-    lines.append(('all', *_cells(num_weights(params), math.nan, size.total_bytes)))
+    lines.append(('all', *_cells(sum(leaf.size for leaf in leaves.values()), math.nan, size.total_bytes)))
     return text_table(lines, left=(0, 5))
-
-
-def num_weights(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _cells(weights: int, bitwidth: float, num_bytes: int, formats: str = '') -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import functools
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,7 +166,7 @@ def critical(args: flags.FlagValues) -> Answer:
     size = lambda law, columns: law.critical_data_size(**columns)
     loss = lambda law, columns: law.loss(**columns, D=np.minimum(size(law, columns), 1e100))  # infinite for B = 1
     remarks = [remark for point in points for remark in known.remarks(N=point['N'])]
-    for point, D in itertools.product(points, several(args, 'tokens', parse_amount)):
+    for point, D in itertools.product(points, several(args, 'D')):
         columns = columns_of([point])
         most = known.value(functools.partial(size, columns=columns)).item()
         if most < D:
@@ -182,7 +182,7 @@ def critical(args: flags.FlagValues) -> Answer:
 def layout(args: flags.FlagValues) -> Answer:
     """The best exponent and mantissa bits for each number of bits."""
     known = which_law(args, 'capybara')
-    points = [{'P': bits} for bits in several(args, 'bits', parse_bits) or np.arange(3.0, 17.0)]
+    points = product(args, 'P') or [{'P': bits} for bits in np.arange(3.0, 17.0)]
     quantities = {
         'best E': Quantity(lambda law, columns: law.optimal_layout(**columns)[0], '{:.2f}'.format),
         'best M': Quantity(lambda law, columns: law.optimal_layout(**columns)[1], '{:.2f}'.format),
@@ -199,9 +199,8 @@ def layout(args: flags.FlagValues) -> Answer:
 def exchange(args: flags.FlagValues) -> Answer:
     """The N for which other bits are best at the cost at which these bits are best for this N."""
     known = which_law(args, 'capybara')
-    axes = {'N': ('model', parse_model), 'P': ('bits', parse_bits), 'new_P': ('new_bits', parse_bits)}
     quantities = {'new N': Quantity(lambda law, columns: law.precision_model_exchange(**columns), human)}
-    return tabulate(known, product(args, axes), quantities)
+    return tabulate(known, product(args, ('N', 'P', 'new_P')), quantities)
 
 
 def plan(args: flags.FlagValues) -> Answer:
@@ -219,13 +218,22 @@ def plan(args: flags.FlagValues) -> Answer:
     if args.model and args.tokens:
         raise ValueError('--model and --tokens leave no choice but the bits; give one of them, or neither')
     compute = parse_amount('compute', args.compute)
-    (block_size,) = several(args, 'block_size', parse_block)
-    (N,), (D,) = several(args, 'model', parse_model) or [None], several(args, 'tokens', parse_amount) or [None]
+    (block_size,) = several(args, 'B')
+    (N,), (D,) = several(args, 'N') or [None], several(args, 'D') or [None]
     made = training_plans.make_plan(which_law(args, 'capybara'), compute, block_size, N=N, D=D)
     gpu = args.gpu and device_specs.find(args.gpu)
     return Answer(*training_plans.describe(made, gpu, args.mfu, args.days))
 
 
+INPUTS = {  # of laws, each with its flag and what parses that
+    'N': ('model', parse_model),
+    'D': ('tokens', parse_amount),
+    'E': ('format', parse_layout),
+    'B': ('block_size', parse_block),
+    'P': ('bits', parse_bits),
+    'b': ('bits', parse_amount),
+    'new_P': ('new_bits', parse_bits),
+}
 HOW_TO_FIT = ('law_name', 'exclude_e0', 'objective', 'robust', 'errors')
 WHICH_LAW = ('law', 'runs', *HOW_TO_FIT)
 COMMANDS = {
@@ -278,30 +286,27 @@ def which_law(args: flags.FlagValues, *allowed: str) -> KnownLaw:
 
 def points_of(args: flags.FlagValues, known: KnownLaw, columns: Sequence[str]) -> list[Point]:
     """The points that are asked for, as the law's loss takes them: every model with all tokens, formats, ..."""
-    axes = {'N': ('model', parse_model), 'D': ('tokens', parse_amount)}
-    axes |= {'E': ('format', parse_layout), 'B': ('block_size', parse_block)}
-    axes |= {'P': ('bits', parse_bits), 'b': ('bits', parse_amount)}
-    axes = {column: axis for column, axis in axes.items() if column in columns}
-    used = {name for name, _ in axes.values()}
+    columns = [column for column in columns if column in INPUTS]  # M comes with E
+    used = [INPUTS[column][0] for column in columns]
     for name in ('format', 'block_size', 'bits'):
         if args[name].present and name not in used:
             takes = ', '.join(known.law.COLUMNS)
             raise ValueError(f'--{name} has no meaning for the law {known.name}, which takes {takes}')
-    if missing := [name for name, _ in axes.values() if not args[name].value]:
+    if missing := [name for name in used if not args[name].value]:
         raise ValueError(f'the law {known.name} needs --{missing[0]}')
-    points = product(args, axes)
+    points = product(args, columns)
     return [{**point, **dict(zip('EM', point['E']))} if 'E' in point else point for point in points]
 
 
-def product(args: flags.FlagValues, axes: Mapping[str, tuple[str, Callable[[str, str], Any]]]) -> list[Point]:
-    """Every combination of what the flags give; axes are {input: (flag, parser)}."""
-    values = [several(args, name, parse) for name, parse in axes.values()]
-    return [dict(zip(axes, point)) for point in itertools.product(*values)]
+def product(args: flags.FlagValues, columns: Sequence[str]) -> list[Point]:
+    """Every combination of what the flags of these inputs give."""
+    return [dict(zip(columns, point)) for point in itertools.product(*(several(args, name) for name in columns))]
 
 
-def several(args: flags.FlagValues, name: str, parse: Callable[[str, str], Any]) -> list[Any]:
-    """What stands in a flag that is a list, parsed."""
-    return [parse(name, text.strip()) for text in args[name].value or ()]
+def several(args: flags.FlagValues, column: str) -> list[Any]:
+    """What stands in the flag of an input, which is a list, parsed."""
+    flag, parse = INPUTS[column]
+    return [parse(flag, text.strip()) for text in args[flag].value or ()]
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ and the table has them all.
 
 import fcntl
 import heapq
+import itertools
 import pathlib
 import re
 import signal
@@ -152,6 +153,11 @@ def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Out
     bar = tqdm.tqdm(
         total=total, initial=num_ended(), bar_format=BAR, dynamic_ncols=True, file=sys.stdout, disable=not is_terminal
     )
+
+    def show_progress():
+        bar.n = num_ended()
+        bar.set_description_str(loss + left())
+
     next_try = 0.0
     try:
         while waiting or jobs.running:
@@ -164,8 +170,7 @@ def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Out
                 write_results(table, sweep, outcomes)
                 next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
             if not (ended := jobs.ended()):
-                bar.n = num_ended()
-                bar.set_description_str(loss + left())
+                show_progress()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 continue
             for run, outcome, seconds in ended:
@@ -182,10 +187,11 @@ def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Out
             write_results(table, sweep, outcomes)
             next_try = 0.0
     finally:
-        bar.n = num_ended()
-        bar.set_description_str(loss + left())
+        show_progress()
         bar.close()
-        jobs.stop()
+        if jobs.running:
+            print(f'\nstopping {len(jobs.running)} run(s), whose checkpoints stay; Ctrl-C again kills them', flush=True)
+            jobs.stop()
         write_results(table, sweep, outcomes)
 
 
@@ -197,17 +203,15 @@ def write_results(path: pathlib.Path, sweep: list[SweepRun], outcomes: dict[str,
     with open_own(path.parent / '.lock', 'r+') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         outcomes |= {run.name: sweep_runs.look(run) for run in sweep if not outcomes[run.name].is_final}
+        fields = dict.fromkeys(field for run in sweep for field in run.fields)
         rows = []
         for run in sweep:
             status, summary, error = outcomes[run.name]
             numbers = {name: value for name, value in summary.items() if not isinstance(value, list | dict)}
-            rows.append({**numbers, 'name': run.name, 'status': status, 'error': error})
-        fields = {field: None for run in sweep for field in run.fields}
-        columns = {'name': None, 'status': None, **fields, 'seconds': None}
-        columns |= {name: None for row in rows for name in row}
+            settings = {field: run.config.get(field, run.fields.get(field, '')) for field in fields}
+            rows.append({**numbers, **settings, 'name': run.name, 'status': status, 'error': error})
+        columns = dict.fromkeys(['name', 'status', *fields, 'seconds', *itertools.chain(*rows)])
         del columns['error']
-        for run, row in zip(sweep, rows):
-            row |= {field: run.config.get(field, run.fields.get(field, '')) for field in fields}
         columns = [*columns, 'error']
         lines = [[row.get(column, '') for column in columns] for row in rows]
         csv_files.write(path, [name.lstrip(':') for name in columns], lines)

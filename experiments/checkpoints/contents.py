@@ -84,9 +84,9 @@ def stored_name(contents: Mapping[str, Any], name: str, former_names: Mapping[st
 def check_leaves(directory: pathlib.Path, contents: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     """ValueError, naming the leaves, if a checkpoint has others, or of other shapes or dtypes, than the program."""
     present = {name: describe_leaf(leaf) for name, leaf in leaves.items()}
-    if differences := list(_differences(contents['leaves'], present)):
-        more = len(differences) - MOST_SHOWN
-        shown = differences[:MOST_SHOWN] + [f'... and {more} more'] * (more > 0)
+    if found := list(differences(contents['leaves'], present)):
+        more = len(found) - MOST_SHOWN
+        shown = found[:MOST_SHOWN] + [f'... and {more} more'] * (more > 0)
         raise ValueError(
             f'the checkpoint {directory} does not hold the state of this program. Leaves that differ:\n  '
             + '\n  '.join(shown)
@@ -112,22 +112,23 @@ def check_identity(
     if unknown := [key for key in identity if key not in present]:
         raise ValueError(f'identity names {unknown}, but config has only {sorted(present)}')
     differing = lambda keys: [
-        line for key in keys for line in _differences(stored.get(key, ABSENT), present.get(key, ABSENT), key)
+        line for key in keys for line in differences(stored.get(key, ABSENT), present.get(key, ABSENT), key)
     ]
-    if differences := differing(identity):
-        differences += differing(clues)
+    if found := differing(identity):
+        found += differing(clues)
         raise ValueError(
             f'the checkpoint {directory} was saved by a run with another config:\n  '
-            + '\n  '.join(differences)
+            + '\n  '.join(found)
             + '\nUse another --workdir for this config, or give the stored values to continue that run.'
         )
 
 
-def _differences(stored: Any, present: Any, name: str = '') -> Iterator[str]:
+def differences(stored: Any, present: Any, name: str = '') -> Iterator[str]:
+    """Where two values as JSON has them differ, in a line each; `name` is that of the values themselves."""
     if isinstance(stored, dict) and isinstance(present, dict):
         for key in dict.fromkeys([*stored, *present]):
             inner = f'{name}.{key}' if name else key
-            yield from _differences(stored.get(key, ABSENT), present.get(key, ABSENT), inner)
+            yield from differences(stored.get(key, ABSENT), present.get(key, ABSENT), inner)
     elif stored != present:
         yield f'{name}: stored {stored!r}, present {present!r}'
 

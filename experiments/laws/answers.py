@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.laws.known_laws import KnownLaw
-from experiments.laws.notation import UNKNOWN, format_name, human, interval_text
+from experiments.laws.notation import UNKNOWN, block_name, format_name, human, interval_text
 from gaussq_jax.text_table import text_table
 
 Point = Mapping[str, Any]  # inputs of a law, by their names; E with M is a format
@@ -69,7 +69,7 @@ def cells_of(point: Point) -> dict[str, str]:
             case 'E':
                 cells['format'] = format_name(value, point['M'])
             case 'B':
-                cells['block'] = value if isinstance(value, str) else f'{value:g}'
+                cells['block'] = block_name(value)
             case 'P' | 'b' | 'new_P':
                 cells[{'P': 'bits', 'b': 'bits', 'new_P': 'new bits'}[name]] = f'{value:g}'
             case 'format':

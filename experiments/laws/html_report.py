@@ -11,7 +11,7 @@ import numpy as np
 from experiments.laws import known_laws, studies
 from experiments.laws.html_page import heading, image, page, paragraph, table
 from experiments.laws.known_laws import KnownLaw
-from experiments.laws.notation import UNKNOWN, format_name, human, value_text
+from experiments.laws.notation import UNKNOWN, block_name, format_name, human, value_text
 from experiments.laws.studies import Study
 from experiments.laws.training_plans import MOST_BITS
 from experiments.reports import palette, pictures
@@ -47,35 +47,30 @@ class Curve(NamedTuple):
     mask: np.ndarray  # of the runs
 
 
-def write(
-    path: str,
-    output: pathlib.Path,
-    *,
-    exclude_e0: bool = False,
-    objective: str = 'squares',
-    errors: str = 'cr3',
-    held_out: str = 'folds',
-) -> dict[str, Any]:
+def write(path: str, output: pathlib.Path, *, exclude_e0: bool = False, **how: str) -> dict[str, Any]:
     """Fits the laws that the runs serve, and writes the report; returns what it tells, as JSON has it.
 
     Runs that have a format are for the Capybara law, those with sampled weights for the bitwidth law.
+
+    Args:
+      path: of the table of runs.
+      output: the HTML file.
+      exclude_e0, **how: as for Study.of.
 
     Raises:
       ValueError: if neither can be fitted.
     """
     sections, data, reasons = [], {}, []
-    for family, section in ((CapybaraLaw, capybara_section), (BitwidthLaw, bitwidth_section)):
+    for family in (CapybaraLaw, BitwidthLaw):
         try:
-            without = exclude_e0 and family is CapybaraLaw
-            options = dict(objective=objective, errors=errors, held_out=held_out)
-            study = Study.of(family, path, exclude_e0=without, **options)
+            study = Study.of(family, path, exclude_e0=exclude_e0 and family is CapybaraLaw, **how)
         except ValueError as error:
             reasons.append(error)
             continue
         known = known_laws.fitted(study.result, study.table)
         data[known.name] = study.describe()
         with plt.rc_context(STYLE):
-            sections += section(study, known, data[known.name])
+            sections += law_section(study, known, data[known.name])
     if not data:
         raise reasons[0]
     title = f'Scaling laws of {pathlib.Path(path).name}'
@@ -83,41 +78,26 @@ def write(
     return data
 
 
-def capybara_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> list[str]:
-    """What there is to see of the Capybara law."""
-    curves, blocks = capybara_curves(study)
-    return [
-        heading('Floating-point quantized training'),
-        f'<p>{CAPYBARA}</p>',
+def law_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> list[str]:
+    """What there is to see of the Capybara law, or of the bitwidth law."""
+    of_formats = isinstance(known.law, CapybaraLaw)
+    curves, blocks = capybara_curves(study) if of_formats else (bitwidth_curves(study), [None])
+    parts = [
+        heading('Floating-point quantized training' if of_formats else 'Sampled weights'),
+        f'<p>{CAPYBARA if of_formats else BITWIDTH}</p>',
         *fit_section(study, data),
         *runs_section(study, curves, data['seed_noise']),
         heading('Loss and tokens', 3),
         paragraph(LINES),
-        *(loss_figure(study, known, [c for c in curves if c.inputs['B'] in (1.0, block)], block) for block in blocks),
-        *critical_table(study, known, [curve for curve in curves if curve.inputs['B'] != 1]),
-        heading('The best layout of a number of bits', 3),
-        *layout_figure(known),
-        heading('The best number of bits for a budget', 3),
-        *precision_figure(study, known, blocks),
     ]
-
-
-def bitwidth_section(study: Study, known: KnownLaw, data: dict[str, Any]) -> list[str]:
-    """What there is to see of the bitwidth law."""
-    curves = [
-        Curve('not sampled' if np.isinf(b) else f'{b:g} bits', {'b': b}, study.table.columns['b'] == b)
-        for b in np.unique(study.table.columns['b'])[::-1]
-    ]
-    return [
-        heading('Sampled weights'),
-        f'<p>{BITWIDTH}</p>',
-        *fit_section(study, data),
-        *runs_section(study, curves, data['seed_noise']),
-        heading('Loss and tokens', 3),
-        paragraph(LINES),
-        loss_figure(study, known, evenly_chosen(curves, MOST_CURVES), None),
-        *critical_table(study, known, [curve for curve in curves if np.isfinite(curve.inputs['b'])]),
-    ]
+    for block in blocks:
+        of_block = [curve for curve in curves if curve.inputs.get('B') in (None, 1.0, block)]
+        parts.append(loss_figure(study, known, of_block, block))
+    parts += critical_table(study, known, curves)
+    if of_formats:
+        parts += [heading('The best layout of a number of bits', 3), *layout_figure(known)]
+        parts += [heading('The best number of bits for a budget', 3), *precision_figure(study, known, blocks)]
+    return parts
 
 
 def capybara_curves(study: Study) -> tuple[list[Curve], list[Any]]:
@@ -132,6 +112,13 @@ def capybara_curves(study: Study) -> tuple[list[Curve], list[Any]]:
         curves.append(Curve(format_name(int(E), int(M)), {'E': E, 'M': M, 'B': B}, mask))
     blocks = sorted({B for _, _, B in settings if B != 1}, key=by_size)
     return curves, evenly_chosen(blocks, MOST_ROWS)
+
+
+def bitwidth_curves(study: Study) -> list[Curve]:
+    """A curve for each bitwidth, the most bits first."""
+    of_runs = study.table.columns['b']
+    name = lambda b: 'not sampled' if np.isinf(b) else f'{b:g} bits'
+    return [Curve(name(b), {'b': b}, of_runs == b) for b in np.unique(of_runs)[::-1]]
 
 
 def by_size(block: float | str) -> tuple[bool, float | str]:
@@ -231,24 +218,20 @@ def loss_figure(study: Study, known: KnownLaw, curves: Sequence[Curve], block: A
     figure.get_layout_engine().set(wspace=0.06)
     panels[0, 0].set_ylabel('loss (nats a token)')
     if block is not None:
-        figure.suptitle(f'blocks of {block:g}' if not isinstance(block, str) else f'a scale a {block}', fontsize=10)
+        figure.suptitle(block_title(block), fontsize=10)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=9, frameon=False)
     return image(figure, f'loss over tokens, {block}')
 
 
 def critical_sizes(law: Any, curves: Sequence[Curve], sizes: Sequence[float]) -> np.ndarray:
     """D_crit, (curves, sizes); infinite for what is not quantized."""
-    rows = [
-        np.full(len(sizes), np.inf)
-        if np.isinf(curve.inputs.get('b', 0)) or curve.inputs.get('B') == 1
-        else law.critical_data_size(N=np.array(sizes), **curve.inputs)
-        for curve in curves
-    ]
+    rows = [law.critical_data_size(N=np.array(sizes), **curve.inputs) for curve in curves]
     return np.array(rows).reshape(len(curves), len(sizes))
 
 
 def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> list[str]:
     """D_crit of the runs' formats and model sizes."""
+    curves = [curve for curve in curves if curve.inputs.get('B') != 1 and curve.inputs.get('b') != np.inf]
     if not curves:
         return []
     sizes = evenly_chosen(np.unique(study.table.columns['N']).tolist(), MOST_PANELS)
@@ -257,9 +240,8 @@ def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> li
     rows = []
     for i, curve in enumerate(curves):
         cells = [value_text(value, None if ends is None else ends[:, i, j], human) for j, value in enumerate(values[i])]
-        block = curve.inputs.get('B')
-        name = curve.label if block is None else f'{curve.label}, {block if isinstance(block, str) else f"{block:g}"}'
-        rows.append([name, *cells])
+        blocks = [block_name(curve.inputs['B'])] if 'B' in curve.inputs else []
+        rows.append([', '.join([curve.label, *blocks]), *cells])
     most = human(known.ranges['D'][1])
     about = f'D_crit in tokens, with 95 % intervals; the runs go to {most}, and what is beyond is extrapolated.'
     return [paragraph(about), table(['', *(f'N = {human(N)}' for N in sizes)], rows)]
@@ -304,9 +286,8 @@ def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> li
     figure, panel = plt.subplots(figsize=(7, 4), layout='constrained')
     panel.axvspan(costs.min(), costs.max(), color=palette.PALE, linewidth=0, label='the runs')
     for i, block in enumerate(blocks):
-        name = f'a scale a {block}' if isinstance(block, str) else f'blocks of {block:g}'
         best = lambda law, block=block: law.compute_optimal(C, block).P
-        panel.plot(C, known.value(best), color=palette.color(i), label=name)
+        panel.plot(C, known.value(best), color=palette.color(i), label=block_title(block))
         ends = known.interval(best)
         if ends is not None:
             panel.fill_between(C, *ends, color=palette.color(i), alpha=0.2, linewidth=0)
@@ -322,7 +303,7 @@ def precision_figure(study: Study, known: KnownLaw, blocks: Sequence[Any]) -> li
         cells = [
             value_text(value, None if ends is None else ends[:, i], '{:.2g}'.format) for i, value in enumerate(values)
         ]
-        rows.append([block if isinstance(block, str) else f'{block:g}', *cells])
+        rows.append([block_name(block), *cells])
     is_open = any(cell == UNKNOWN for row in rows for cell in row)
     return [
         *[paragraph(f'The best number of bits is {known.says_unknown}.', 'warning')] * is_open,
@@ -337,6 +318,10 @@ def crossing(law: CapybaraLaw, block: Any, bits: float) -> float:
     one, other = (float(law.compute_optimal(C, block).P) for C in (1e10, 1e20))
     power = np.log10(bits / one) / np.log10(other / one)
     return 10.0 ** np.clip(10 + 10 * power, -300, 300)
+
+
+def block_title(block: float | str) -> str:
+    return f'a scale a {block}' if isinstance(block, str) else f'blocks of {block:g}'
 
 
 def evenly_chosen(values: Sequence[Any], most: int) -> list[Any]:

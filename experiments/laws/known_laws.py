@@ -162,7 +162,13 @@ def write_law(path: str | pathlib.Path, known: KnownLaw):
         'constants': known.law.constants(),
         'noise': known.noise,
         'undetermined': known.undetermined,
-        'determination': known.determination and _determination_as_json(known.determination),
+        'determination': known.determination
+        and {
+            'names': known.determination.names,
+            'unseen': known.determination.unseen.tolist(),
+            'covariance': known.determination.covariance.tolist(),
+            'alternatives': _laws_as_json(known.determination.alternatives),
+        },
         'ranges': known.ranges,
         'bootstrap': _laws_as_json(known.draws),
         'errors': known.errors,
@@ -176,16 +182,21 @@ def read_law(path: str | pathlib.Path) -> KnownLaw:
     content = json_files.read(paths.parse(path, '--law'))
     try:
         law = LAWS[content['law']](**dict(zip(content['constants'], _numbers(content['constants'].values()))))
+        origin, errors = content['origin'], content.get('errors')
+        if not isinstance(origin, str) or not origin.isprintable() or len(origin) > 1000:
+            raise ValueError('its origin is no line of text')
+        if errors not in (None, *scaling_laws.ERRORS):
+            raise ValueError(f'errors={errors!r} must be one of {", ".join(scaling_laws.ERRORS)}')
         return KnownLaw(
             law,
-            _line(content['origin']),
+            origin,
             {column: _range_of_json(content['ranges'][column]) for column in 'ND'},
             _laws_of_json(law, content['bootstrap']),
             _names_of_constants(law, content['undetermined']),
             None if content['noise'] is None else _numbers([content['noise']])[0],
             _determination_of_json(law, content.get('determination')),
             _scatter_of_json(content.get('scatter')),
-            _errors_of_json(content.get('errors')),
+            errors,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'it has no {error}' if isinstance(error, KeyError) else f'{error}'[:200]
@@ -215,26 +226,11 @@ def _names_of_constants(law: scaling_laws.ScalingLaw, names: Iterable[Any]) -> t
     return tuple(names)
 
 
-def _line(text: Any) -> str:
-    if not isinstance(text, str) or not text.isprintable() or len(text) > 1000:
-        raise ValueError('its origin is no line of text')
-    return text
-
-
 def _range_of_json(content: Any) -> tuple[float, float]:
-    low, high = map(float, _numbers(content))
+    low, high = _numbers(content)
     if not 0 < low <= high:
         raise ValueError(f'{low:g} to {high:g} is no range')
     return low, high
-
-
-def _determination_as_json(known: scaling_laws.Determination) -> dict[str, Any]:
-    return {
-        'names': known.names,
-        'unseen': known.unseen.tolist(),
-        'covariance': known.covariance.tolist(),
-        'alternatives': _laws_as_json(known.alternatives),
-    }
 
 
 def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scaling_laws.Determination | None:
@@ -259,9 +255,3 @@ def _scatter_of_json(content: Any) -> scaling_laws.Scatter | None:
     if residuals.ndim != 1 or not residuals.size or not np.all(np.isfinite(residuals)):
         raise ValueError('scatter must have residuals, finite numbers')
     return scaling_laws.Scatter(residuals, bool(content['is_relative']))
-
-
-def _errors_of_json(errors: Any) -> str | None:
-    if errors is not None and errors not in scaling_laws.ERRORS:
-        raise ValueError(f'errors={errors!r} must be one of {", ".join(scaling_laws.ERRORS)}')
-    return errors

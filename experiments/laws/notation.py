@@ -27,6 +27,11 @@ def format_name(E: int, M: int) -> str:
     return 'bf16' if (E, M) == BF16 else f'e{E}m{M}'
 
 
+def block_name(block: float | str) -> str:
+    """'128', 'channel' or 'tensor'."""
+    return block if isinstance(block, str) else f'{block:g}'
+
+
 def interval_text(ends: Sequence[float], write: Callable[[float], str]) -> str:
     """Both ends; 'unknown' if the runs leave it open."""
     return UNKNOWN if math.isnan(ends[0]) else f'{write(ends[0])} to {write(ends[1])}'

@@ -4,7 +4,7 @@ import collections
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ MOST_PARQUET_BYTES = 2**29  # of all columns
 MOST_LETTERS = 10_000
 PARQUET_TEXTS = ('BYTE_ARRAY', 'FIXED_LEN_BYTE_ARRAY')
 NO_LABELS = ('nan', 'none', 'null', 'na', '<na>')  # as other programs write an empty cell
+NUMBERS = (*EVERY_LAW, 'E', 'M', 'b')
 WORDS = ('format', 'method', 'seed', 'name', 'run')
 UNQUANTIZED = {'E': 8.0, 'M': 7.0, 'B': 1.0, 'b': math.inf, 'format': 'bf16'}  # no penalty by any law
 
@@ -79,17 +80,13 @@ def read_runs(path: str | pathlib.Path) -> RunTable:
     path = paths.parse(path, 'a table of runs')
     if path.suffix not in READERS:
         raise ValueError(f'{path}: a table of runs ends in {", ".join(READERS)}')
-    try:
-        lines = list(READERS[path.suffix](path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is no text in UTF-8 ({error.reason} at byte {error.start})') from None
+    lines = list(READERS[path.suffix](path))
     if not lines:
         raise ValueError(f'{path} has no runs in it')
     names = tuple(dict.fromkeys(name for _, cells in lines for name in cells))
-    table = RunTable(str(path), {}, {}, names)
     aliases = {column: next((name for name in NAMES[column] if name in names), None) for column in NAMES}
     if missing := [column for column in EVERY_LAW if aliases[column] is None]:
-        raise missing_column(table, missing[0])
+        raise _missing_column(path, names, missing[0])
     rows, left_out = [], collections.Counter()
     for where, cells in lines:
         try:
@@ -100,13 +97,9 @@ def read_runs(path: str | pathlib.Path) -> RunTable:
             left_out[run] += 1
         else:
             rows.append(run)
-    kinds = {'B': object, **dict.fromkeys(WORDS, str)}
-    columns = {
-        column: np.array([row[column] for row in rows], kinds.get(column, float))
-        for column in NAMES
-        if column != 'status'
-    }
-    return table._replace(columns=columns, left_out=dict(left_out))
+    kinds = {**dict.fromkeys(NUMBERS, float), 'B': object, **dict.fromkeys(WORDS, str)}
+    columns = {column: np.array([row[column] for row in rows], kind) for column, kind in kinds.items()}
+    return RunTable(str(path), columns, dict(left_out), names)
 
 
 def select(table: RunTable, columns: Sequence[str]) -> RunTable:
@@ -120,7 +113,7 @@ def select(table: RunTable, columns: Sequence[str]) -> RunTable:
         has = np.array([value is not None for value in values]) if column == 'B' else ~np.isnan(values)
         if not has.any():
             if table.num_runs and not set(NAMES[column]) & set(table.names):
-                raise missing_column(table, column)
+                raise _missing_column(table.path, table.names, column)
             told = ''.join(f'; {count} {reason}' for reason, count in table.left_out.items())
             raise ValueError(f'{table.path} has no run that is done and has {column}{told}')
         without = dict.fromkeys(table.columns['method'][~has])
@@ -129,21 +122,13 @@ def select(table: RunTable, columns: Sequence[str]) -> RunTable:
     return table
 
 
-def count(values: Iterable[str]) -> dict[str, int]:
-    """How often each value occurs, the empty one not among them."""
-    return {value: times for value, times in collections.Counter(map(str, values)).most_common() if value}
+def seed_noise(table: RunTable) -> dict[str, float] | None:
+    """How much the losses of runs differ that differ in their seed only, pooled over such settings.
 
-
-class SeedNoise(NamedTuple):
-    """How much the losses of runs differ that differ in their seed only, pooled over such settings."""
-
-    standard_deviation: float  # nats
-    settings: int
-    degrees_of_freedom: int  # runs less settings
-
-
-def seed_noise(table: RunTable) -> SeedNoise | None:
-    """None where no setting was run more than once."""
+    Returns:
+      standard_deviation, in nats; of how many settings; degrees_of_freedom, the runs less the settings. None where no
+      setting was run more than once.
+    """
     settings = collections.defaultdict(dict)
     columns = [map(str, table.columns[name]) for name in ('N', 'D', 'E', 'M', 'B', 'b', 'method')]
     for *setting, name, seed, loss in zip(*columns, *(table.columns[name] for name in ('name', 'seed', 'loss'))):
@@ -158,13 +143,14 @@ def seed_noise(table: RunTable) -> SeedNoise | None:
         return None
     degrees = sum(map(len, several)) - len(several)
     squares = sum(np.var(losses) * len(losses) for losses in several)
-    return SeedNoise(float(np.sqrt(squares / degrees)), len(several), degrees)
+    deviation = float(np.sqrt(squares / degrees))
+    return {'standard_deviation': deviation, 'settings': len(several), 'degrees_of_freedom': degrees}
 
 
-def missing_column(table: RunTable, column: str) -> ValueError:
+def _missing_column(path: str | pathlib.Path, names: Sequence[str], column: str) -> ValueError:
     """The error to raise for a column that a file hasn't."""
     known = ' or '.join(map(repr, NAMES[column] + (NAMES['format'] if column in 'EM' else ())))
-    return ValueError(f'{table.path} has no column {known}; its columns are {csv_files.in_words(table.names)}')
+    return ValueError(f'{path} has no column {known}; its columns are {csv_files.in_words(names)}')
 
 
 def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] | str:
@@ -175,7 +161,7 @@ def _read_run(cells: dict[str, Any], others: dict[str, Any]) -> dict[str, Any] |
         return f'with status {words["status"]}'
     if blank := [column for column in ('loss', 'N', 'D') if _word(cells[column]) == '']:
         return f'without {"a loss" if blank[0] == "loss" else blank[0]}'
-    numbers = {column: _number(column, cells[column]) for column in ('loss', 'N', 'D', 'E', 'M', 'b')}
+    numbers = {column: _number(column, cells[column]) for column in NUMBERS}
     if not math.isfinite(numbers['loss']):
         return 'whose loss is not finite'
     for column in EVERY_LAW:
@@ -237,12 +223,11 @@ def _block_size(value: Any) -> float | str | None:
 
 
 def _read_jsonl(path: pathlib.Path) -> Iterator[Line]:
-    with open(paths.check_file(path), encoding='utf-8-sig') as file:
+    with open(paths.check_file(path), 'rb') as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f'line {number}'
-            yield where, json_files.require(json_files.parse(line, f'{path}, {where}'), f'{path}, {where}', {})
+            if line.strip():
+                where = f'{path}, line {number}'
+                yield f'line {number}', json_files.require(json_files.parse(line, where), where, {})
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Line]:

@@ -1,5 +1,6 @@
 """What there is to say of a law fitted to a table of runs: its constants, errors and noise, and its rivals."""
 
+import collections
 import functools
 import math
 import pathlib
@@ -13,7 +14,7 @@ import tqdm
 from experiments.laws import known_laws
 from experiments.laws.known_laws import fit, needs, runs_for
 from experiments.laws.notation import UNKNOWN, interval_text
-from experiments.laws.run_tables import RunTable, count, seed_noise, select
+from experiments.laws.run_tables import RunTable, seed_noise, select
 from gaussq_jax import scaling_laws
 from gaussq_jax.text_table import text_table
 
@@ -36,8 +37,8 @@ class Study(NamedTuple):
         path: str | pathlib.Path,
         *,
         exclude_e0: bool,
-        objective: str,
-        errors: str,
+        objective: str = 'squares',
+        errors: str = 'cr3',
         held_out: str = 'folds',
     ) -> 'Study':
         """Fits a law, and compares all laws that the same runs serve by their errors on runs held out.
@@ -90,7 +91,6 @@ class Study(NamedTuple):
             for i, j in zip(*np.triu_indices(len(result.names), 1))
         ]
         pairs = sorted((pair for pair in pairs if math.isfinite(pair[2])), key=lambda pair: -abs(pair[2]))
-        noise = seed_noise(self.table)
         return {
             'law': result.law.title(),
             'table': self.table.path,
@@ -98,12 +98,12 @@ class Study(NamedTuple):
             'objective': self.objective,
             'errors': result.errors,
             'groups': result.num_groups,
-            'methods': count(self.table.columns['method']),
+            'methods': dict(collections.Counter(filter(None, self.table.columns['method'].tolist())).most_common()),
             'left_out': self.table.left_out,
             'constants': constants,
             'rmse': result.rmse,
             'noise': result.noise,
-            'seed_noise': noise and noise._asdict(),
+            'seed_noise': seed_noise(self.table),
             'correlations': pairs[:STRONGEST],
             'undetermined': list(result.undetermined),
             'comparison': self.comparison,

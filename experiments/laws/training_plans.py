@@ -203,23 +203,25 @@ def describe(
     )
     if any(option.is_unknown for option in plan.options):
         remarks.append(f'{known.says_unknown}: so may another format be the best')
-    remarks += [known.says_assumed] if known.says_assumed else []
-    bits = 'no real number of' if plan.bits is None else f'{plan.bits:.3f}'
+    remarks.append(known.says_assumed)
     if plan.bits is None:
+        bits = 'no real number of'
         remarks.append(
             'by this law a real number of bits is best only for given N or D, or none is: see the whole ones'
         )
-    elif plan.bits_interval is None and known.draws:
-        remarks.append('no interval of the best bits: by some of the laws that the runs allow, there is no best number')
+    else:
+        bits = value_text(plan.bits, plan.bits_interval, '{:.3f}'.format, '95 %: ')
+        if plan.bits_interval is None and known.draws:
+            remarks.append(
+                'no interval of the best bits: by some of the laws that the runs allow, there is no best number'
+            )
     data = plan._asdict() | {
         'known': known.describe(),
         'best': best.describe(),
-        'remarks': list(dict.fromkeys(remarks)),
+        'options': [option.describe() for option in plan.options],
+        'training': training._asdict() | {'option': option.describe()},
+        'remarks': list(dict.fromkeys(filter(None, remarks))),
     }
-    data['options'] = [option.describe() for option in plan.options]
-    data['training'] = training._asdict() | {'option': option.describe()}
-    if plan.bits_interval is not None:
-        bits = value_text(plan.bits, plan.bits_interval, '{:.3f}'.format, '95 %: ')
     lines = [
         f'law         {known.origin}',
         f'budget      {plan.compute:.4g} operations, as 6 N D at 16 bits; scales by {plan.block_size}',

@@ -1,5 +1,7 @@
 """What casting trained weights to few bits costs, over the seeds of each training: tables and a picture."""
 
+import collections
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,50 +34,45 @@ class Cast(NamedTuple):
     file_bytes: int
 
 
-ByCastAndSeed = dict[str, dict[int, Cast]]  # the casts of runs that differ in their seed only
+class Training(NamedTuple):
+    """Runs that differ in their seed only, by what their weights were cast to."""
+
+    losses: dict[str, dict[int, float]]  # nats a token, by seed
+    bits: dict[str, float]  # mean stored bits
 
 
-def group(casts: Sequence[Cast]) -> dict[str, ByCastAndSeed]:
+def group(casts: Sequence[Cast]) -> dict[str, Training]:
     """The trainings by what is told of them, in the order of the casts.
 
     Raises:
       ValueError: for two runs that differ in nothing that is told; for trainings without a loss in BF16.
     """
-    trainings = {}
+    runs, losses, bits = {}, {}, {}
     for cast in casts:
-        name = cast.method
-        name += f' {cast.b_target}' if cast.b_target else ''
-        name += f' {short_name(cast.format)}' if cast.format else ''
-        by_seed = trainings.setdefault(name, {}).setdefault(cast.cast, {})
-        if cast.seed in by_seed:
+        name = ' '.join(filter(None, (cast.method, cast.b_target, cast.format and short_name(cast.format))))
+        if (key := (name, cast.cast, cast.seed)) in runs:
             raise ValueError(
-                f'{by_seed[cast.seed].run} and {cast.run} differ in something else than method, b_target, format and'
-                ' seed: cast them down in a sweep of their own'
+                f'{runs[key]} and {cast.run} differ in something else than method, b_target, format and seed: cast them'
+                ' down in a sweep of their own'
             )
-        by_seed[cast.seed] = cast
-    if lacking := [name for name, training in trainings.items() if UNQUANTIZED not in training]:
+        runs[key] = cast.run
+        losses.setdefault(name, {}).setdefault(cast.cast, {})[cast.seed] = cast.loss
+        bits.setdefault(name, {}).setdefault(cast.cast, []).append(cast.stored_bits)
+    if lacking := [name for name, by_cast in losses.items() if UNQUANTIZED not in by_cast]:
         raise ValueError(f'{lacking[0]} has no loss in {UNQUANTIZED}, to which others are compared')
-    return trainings
+    means = lambda by_cast: {cast: float(np.mean(of_seeds)) for cast, of_seeds in by_cast.items()}
+    return {name: Training(losses[name], means(bits[name])) for name in losses}
 
 
-def differences(of: dict[int, Cast], other: dict[int, Cast]) -> list[float]:
-    """Of the losses, seed by seed, for the seeds that both have."""
-    losses_of, losses_other = ({seed: cast.loss for seed, cast in casts.items()} for casts in (of, other))
-    return confidence.paired_differences(losses_of, losses_other)
-
-
-def markdown(trainings: dict[str, ByCastAndSeed]) -> str:
+def markdown(trainings: dict[str, Training]) -> str:
     """Tables of the losses; of what the cast adds to each run's loss in BF16; of comparisons at equal size."""
-    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training))
+    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training.losses))
     first, *_ = trainings
     others = {name: training for name, training in trainings.items() if name != first}
 
-    def to_first(training: ByCastAndSeed, cast: str) -> list[float]:
-        return differences(training[cast], trainings[first].get(EQUAL_SIZE.get(cast, cast), {}))
-
-    def to_uniform(training: ByCastAndSeed, cast: str) -> list[float]:
-        return differences(training[cast], training.get(EQUAL_SIZE[cast], {}))
-
+    unquantized = lambda training, _: training.losses[UNQUANTIZED]
+    of_first = lambda _, cast: trainings[first].losses.get(EQUAL_SIZE.get(cast, cast), {})
+    uniform = lambda training, cast: training.losses.get(EQUAL_SIZE[cast], {})
     interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
     paired = 'seed by seed, in bold where the interval excludes 0'
     tables = {
@@ -83,27 +80,17 @@ def markdown(trainings: dict[str, ByCastAndSeed]) -> str:
             _loss_table(trainings, casts)
         ),
         f"What the cast adds to the loss of the same run's weights in BF16, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], rises)
+            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], unquantized)
         ),
-        f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, to_first),
+        f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, of_first),
         f"The difference of learned formats from the same run's uniform format of that size, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast in EQUAL_SIZE], to_uniform)
+            _difference_table(trainings, [cast for cast in casts if cast in EQUAL_SIZE], uniform)
         ),
     }
     return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
 
 
-def losses(training: ByCastAndSeed, cast: str) -> list[float]:
-    """Of the weights as they were read back, by seed."""
-    return [row.loss for row in training[cast].values()]
-
-
-def rises(training: ByCastAndSeed, cast: str) -> list[float]:
-    """Of the loss over that of the same run's weights in BF16, by seed."""
-    return differences(training[cast], training[UNQUANTIZED])
-
-
-def draw(trainings: dict[str, ByCastAndSeed], output: pathlib.Path):
+def draw(trainings: dict[str, Training], output: pathlib.Path):
     """Left: loss over stored bits; right: what each cast adds, the smallest last. Learned formats are hollow."""
     with plt.rc_context(pictures.STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[5, 7], layout='constrained')
@@ -127,19 +114,17 @@ def short_name(name: str) -> str:
     return name.replace('learned ', 'learned ≤ ') if _is_learned(name) else name.upper()
 
 
-def _draw_losses(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
+def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
     """A curve a training over its uniform formats, and one over its learned ones."""
     for i, (name, training) in enumerate(trainings.items()):
-        learned = [cast for cast in training if _is_learned(cast)]
-        uniform = [cast for cast in training if not _is_learned(cast)]
-        for casts, look in ((uniform, dict(linestyle='-', label=name)), (learned, dict(linestyle=':'))):
-            points = sorted((_bits(training, cast), *_point(losses(training, cast))) for cast in casts)
-            for_learned = dict(markerfacecolor='white') if casts is learned else {}
+        for is_learned, look in ((False, dict(linestyle='-', label=name)), (True, dict(linestyle=':'))):
+            casts = [cast for cast in training.losses if _is_learned(cast) == is_learned]
+            points = sorted((training.bits[cast], *_point([*training.losses[cast].values()])) for cast in casts)
             if points:
                 bits, means, halves = np.array(points).T
                 bits *= 2 ** _dodge(i, trainings, 0.2)  # side by side, for those that coincide
-                panel.errorbar(bits, means, halves, **_style(i), **look, **for_learned)
-    ticks = {_bits(training, cast): short_name(cast) for cast in uniform}
+                panel.errorbar(bits, means, halves, **_style(i, is_learned), **look)
+    ticks = {bits: short_name(cast) for cast, bits in training.bits.items() if not _is_learned(cast)}
     panel.set_xscale('log', base=2)
     panel.set_xticks(list(ticks), [f'{name}\n{bits:.4g}' for bits, name in ticks.items()])
     panel.minorticks_off()
@@ -147,23 +132,22 @@ def _draw_losses(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
     panel.set(xlabel='stored bits a weight, scales included', ylabel='nats a token', title='validation loss')
 
 
-def _draw_rises(panel: plt.Axes, trainings: dict[str, ByCastAndSeed]):
+def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
     """A column a cast, in it a point a training."""
-    bits = {}
-    for training in trainings.values():
-        for cast in training:
-            bits.setdefault(cast, []).append(_bits(training, cast))
+    bits = collections.defaultdict(list)
+    for cast, of_cast in itertools.chain(*(training.bits.items() for training in trainings.values())):
+        bits[cast].append(of_cast)
     casts = sorted(set(bits) - {UNQUANTIZED}, key=lambda cast: (-np.mean(bits[cast]), _is_learned(cast)))
     ranges = {cast: dict.fromkeys(f'{value:.3g}' for value in (min(bits[cast]), max(bits[cast]))) for cast in casts}
     labels = [short_name(cast).partition(' ') for cast in casts]
     labels = [f'{name}\n{budget or "–".join(ranges[cast])}' for cast, (name, _, budget) in zip(casts, labels)]
     for i, training in enumerate(trainings.values()):
         for column, cast in enumerate(casts):
-            if cast in training:
-                mean, half = _point(rises(training, cast), scale=1000)
-                fill = dict(markerfacecolor='white') if _is_learned(cast) else {}
+            if cast in training.losses:
+                rises = confidence.paired_differences(training.losses[cast], training.losses[UNQUANTIZED])
+                mean, half = _point(rises, scale=1000)
                 place = column + _dodge(i, trainings, 0.7)
-                panel.errorbar(place, mean, half, **_style(i), **fill)
+                panel.errorbar(place, mean, half, **_style(i, _is_learned(cast)))
     for column in range(len(casts) - 1):
         panel.axvline(column + 0.5, color=palette.PALE, linewidth=0.6)
     panel.axhline(0, color='black', linewidth=0.6)
@@ -181,11 +165,12 @@ def _point(values: Sequence[float], scale: float = 1) -> tuple[float, float]:
     return scale * mean, scale * (half_width or 0)
 
 
-def _style(i: int) -> dict[str, object]:
-    return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2)
+def _style(i: int, is_learned: bool) -> dict[str, object]:
+    hollow = dict(markerfacecolor='white') if is_learned else {}
+    return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2) | hollow
 
 
-def _dodge(i: int, trainings: dict[str, ByCastAndSeed], width: float) -> float:
+def _dodge(i: int, trainings: dict[str, Training], width: float) -> float:
     """The place of the i-th training among all, of -width / 2 to width / 2."""
     return width * ((i + 0.5) / len(trainings) - 0.5)
 
@@ -194,20 +179,14 @@ def _is_learned(cast: str) -> bool:
     return cast.startswith(LEARNED)
 
 
-def _bits(training: ByCastAndSeed, cast: str) -> float:
-    return float(np.mean([row.stored_bits for row in training[cast].values()]))
-
-
-def _loss_table(trainings: dict[str, ByCastAndSeed], casts: Sequence[str]) -> str:
+def _loss_table(trainings: dict[str, Training], casts: Sequence[str]) -> str:
     """A row a training, a column a cast; the bits stand in the header where all rows have the same."""
     header = ['training', 'seeds']
-    rows = [[name, str(len(training[UNQUANTIZED]))] for name, training in trainings.items()]
+    rows = [[name, str(len(training.losses[UNQUANTIZED]))] for name, training in trainings.items()]
     for cast in casts:
-        cells = [
-            confidence.mean(losses(training, cast)).text('.4f') if cast in training else ''
-            for training in trainings.values()
-        ]
-        bits = [f'{_bits(training, cast):.4g}' if cast in training else '' for training in trainings.values()]
+        losses = [[*training.losses.get(cast, {}).values()] for training in trainings.values()]
+        cells = [confidence.mean(of_seeds).text('.4f') if of_seeds else '' for of_seeds in losses]
+        bits = [f'{training.bits[cast]:.4g}' if cast in training.bits else '' for training in trainings.values()]
         same = len(set(filter(None, bits))) == 1
         header.append(short_name(cast) + (f' ({next(filter(None, bits))})' if same else ''))
         for row, cell, number in zip(rows, cells, bits):
@@ -216,15 +195,15 @@ def _loss_table(trainings: dict[str, ByCastAndSeed], casts: Sequence[str]) -> st
 
 
 def _difference_table(
-    trainings: dict[str, ByCastAndSeed],
-    casts: Sequence[str],
-    differences_of: Callable[[ByCastAndSeed, str], list[float]],
+    trainings: dict[str, Training], casts: Sequence[str], base: Callable[[Training, str], dict[int, float]]
 ) -> str:
-    """A row a training, a column a cast."""
-    rows = [
-        [name, *(_signed_cell(differences_of(training, cast)) if cast in training else '' for cast in casts)]
-        for name, training in trainings.items()
-    ]
+    """A row a training, a column a cast: its losses less those of `base(training, cast)`, seed by seed."""
+    rows = []
+    for name, training in trainings.items():
+        of_casts = [
+            confidence.paired_differences(training.losses.get(cast, {}), base(training, cast)) for cast in casts
+        ]
+        rows.append([name, *(confidence.mean(each).marked_text('+.4f') if each else '' for each in of_casts)])
     return _without_empty(['training', *map(short_name, casts)], rows)
 
 
@@ -234,7 +213,3 @@ def _without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     of_kept = lambda line: [line[i] for i in kept]
     return markdown_table(of_kept(header), list(map(of_kept, rows))) if rows else ''
-
-
-def _signed_cell(values: Sequence[float]) -> str:
-    return confidence.mean(values).marked_text('+.4f') if values else ''

@@ -13,8 +13,5 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       | bf16 | 1.79 |
     """
     lines = (header, ['---'] * len(header), *rows)
-    return '\n'.join(f'| {" | ".join(map(_cell, line))} |' for line in lines)
-
-
-def _cell(text: str) -> str:
-    return ' '.join(text.split()).replace('|', r'\|')
+    kept = lambda text: ' '.join(text.split()).replace('|', r'\|')
+    return '\n'.join(f'| {" | ".join(map(kept, line))} |' for line in lines)

@@ -131,7 +131,7 @@ def measure_layout(params: Any, layout: Layout) -> list[Row]:
 def measure(weights: np.ndarray, quantizer: gq.Quantizer) -> Measurement:
     """Measures a matrix (rows, columns), finite float32, quantized along its rows."""
     bits = quantizer.fmt.bits * weights.size + scale_bits(quantizer, weights.shape)
-    return _compare(weights, *_quantize(weights, quantizer, -2), bits)
+    return _compare(weights, *jax.device_get(_quantize(weights, quantizer, -2)), bits)
 
 
 def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) -> tuple[Measurement, dict[str, int]]:
@@ -142,7 +142,7 @@ def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) 
     for i, fmt in enumerate(layout.formats):
         quantizer = gq.Quantizer(fmt, block_size=layout.tile, scale='mx')
         here = value_per_weight(indices == i, layout.tile, weights.shape)
-        for result, of_this in zip((quantized, largest), _quantize(weights, quantizer, -1)):
+        for result, of_this in zip((quantized, largest), jax.device_get(_quantize(weights, quantizer, -1))):
             result[here] = of_this[here]
         if number := int(np.count_nonzero(here)):
             formats[fmt.name] = number
@@ -152,16 +152,10 @@ def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) 
 
 def scale_bits(quantizer: gq.Quantizer, shape: tuple[int, int]) -> int:
     """The bits of all scales of a matrix (rows, columns) that is quantized along its rows."""
-    rows, columns = shape
-    match quantizer.block_size:
-        case 'tensor':
-            blocks = 1
-        case 'channel':
-            blocks = columns
-        case (across, along):
-            blocks = math.ceil(rows / along) * math.ceil(columns / across)
-        case size:
-            blocks = math.ceil(rows / size) * columns
+    (rows, columns), size = shape, quantizer.block_size
+    of_names = {'tensor': (columns, rows), 'channel': (1, rows)}
+    across, along = size if isinstance(size, tuple) else of_names.get(size, (1, size))
+    blocks = math.ceil(rows / along) * math.ceil(columns / across)
     return blocks * SCALE_BITS[quantizer.scale] + (32 if quantizer.scale == 'nvfp4' else 0)
 
 
@@ -209,9 +203,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def total_formats(rows: Sequence[Row]) -> dict[str, int]:
     """How many of all weights have which format, the narrowest first."""
-    numbers = Counter()
-    for row in rows:
-        numbers.update(row.formats)
+    numbers = sum((Counter(row.formats) for row in rows), Counter())
     return dict(sorted(numbers.items(), key=lambda item: (gq.parse_format(item[0]).bits, item[0])))
 
 
@@ -315,12 +307,8 @@ def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix
     return sorted(rows, key=lambda row: row.layer)
 
 
-def _quantize(weights: np.ndarray, quantizer: gq.Quantizer, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(map(np.asarray, _fake_quantize(weights, quantizer, axis)))
-
-
 @jax.jit(static_argnums=(1, 2))
-def _fake_quantize(weights, quantizer, axis):
+def _quantize(weights: np.ndarray, quantizer: gq.Quantizer, axis: int) -> tuple[jax.Array, jax.Array]:
     return gq.fake_quantize(weights, quantizer, axis=axis), largest_magnitudes(weights, quantizer, axis=axis)
 
 

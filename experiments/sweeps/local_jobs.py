@@ -45,8 +45,6 @@ class LocalJobs:
 
     def stop(self):
         processes = [process for _, process, _ in self.running.values()]
-        if processes:
-            print(f'\nstopping {len(processes)} run(s), whose checkpoints stay; Ctrl-C again kills them', flush=True)
         try:
             for process in processes:
                 process.send_signal(signal.SIGINT)

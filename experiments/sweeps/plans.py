@@ -59,8 +59,7 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
             twin = sweep.setdefault(json.dumps(run.config), run)
             if twin is not run:
                 raise ValueError(f'grids[{number}]: {name} is the same run as {twin.name}; a run may occur only once')
-            columns |= {field.lstrip(':'): field for field in fields if field.lstrip(':') not in columns}
-            if clash := [field for field in fields if columns[field.lstrip(':')] != field]:
+            if clash := [field for field in fields if columns.setdefault(field.lstrip(':'), field) != field]:
                 one, other = clash[0], columns[clash[0].lstrip(':')]
                 raise ValueError(f'grids[{number}]: {one!r} and {other!r} would be one column; vary one of them')
     if not sweep:

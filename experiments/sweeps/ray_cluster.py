@@ -68,14 +68,11 @@ class RayJobs:
         if gpus_per_run is None:
             gpus_per_run = float(any('GPU' in node for node in nodes))
         needs = {name: number for name, number in (('GPU', gpus_per_run), ('CPU', cpus_per_run)) if number}
+        asked = f'--gpus_per_run={gpus_per_run:g}, --cpus_per_run={cpus_per_run:g}'
         if not needs or 1 < gpus_per_run != int(gpus_per_run):
-            raise ValueError(
-                f'--gpus_per_run={gpus_per_run:g}, --cpus_per_run={cpus_per_run:g}: allowed are a whole number of GPUs'
-                ' or a part of one, and not none of both'
-            )
+            raise ValueError(f'{asked}: allowed are a whole number of GPUs or a part of one, and not none of both')
         slots = [min(int(node.get(name, 0) / number) for name, number in needs.items()) for node in nodes]
         if not any(slots):
-            asked = f'--gpus_per_run={gpus_per_run:g}, --cpus_per_run={cpus_per_run:g}'
             raise ValueError(f'{asked}: no node of the Ray cluster has so many')
         self.num_slots = sum(slots)
         self.place = f' on {sum(map(bool, slots))} node(s) of a Ray cluster'
@@ -106,9 +103,6 @@ class RayJobs:
 
     def stop(self):
         tasks = list(self.running)
-        if not tasks:
-            return
-        print(f'\nstopping {len(tasks)} run(s), whose checkpoints stay; Ctrl-C again kills them', flush=True)
         try:
             for task in tasks:
                 ray.cancel(task)

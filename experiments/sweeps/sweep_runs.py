@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 
 from configs import stored as stored_configs
-from experiments.checkpoints import workdir_lock
+from experiments.checkpoints import contents, workdir_lock
 from experiments.data.special_tokens import ASK
 from experiments.data.tokenizers import load_tokenizer
 from experiments.files import foreign_text, json_files, paths
@@ -110,28 +110,25 @@ def read_outcome(run: SweepRun) -> Outcome:
     """What the run's directory says; ValueError if it holds the finished run of another config."""
     if (path := run.workdir / 'error.txt').exists():
         return Outcome('failed', {}, _line(path))
-    if (path := run.workdir / 'diverged.txt').exists():
-        outcome = Outcome('diverged', {}, _line(path))
-    elif (path := run.workdir / 'summary.json').exists():
-        summary = _read(path, **{'validation/loss': (float, str)})
-        loss = _loss(path, summary['validation/loss'])
-        outcome = Outcome('done', summary, '')
-        if not math.isfinite(loss):
-            outcome = Outcome('diverged', summary, f'validation/loss is {loss} at the end')
-    else:
-        return Outcome('missing', {}, '')
-    path = run.workdir / 'config.json'
-    stored = stored_configs.read(_read(path), path)
+    config = run.workdir / 'config.json'
+    try:
+        if (path := run.workdir / 'diverged.txt').exists():
+            outcome = Outcome('diverged', {}, _line(path))
+        elif (path := run.workdir / 'summary.json').exists():
+            outcome = _finished(path)
+        else:
+            return Outcome('missing', {}, '')
+        stored = json_files.read(config)
+    except ValueError as error:
+        raise ValueError(f'{error}; delete its directory to run it again') from None
+    stored = stored_configs.read(stored, config)
     present = stored_configs.read(traverse_util.unflatten_dict(run.config, sep='.'))
     present['special_tokens'], stored['special_tokens'] = _special_tokens(present, stored)
-    present, stored = (traverse_util.flatten_dict(one, sep='.') for one in (present, stored))
-    differences = [
-        f'{field}: stored {stored.get(field)!r}, present {present.get(field)!r}'
-        for field in {**stored, **present}
-        if field.split('.')[0] not in FREE_FIELDS and stored.get(field) != present.get(field)
-    ]
-    if differences:
-        differences = '\n  '.join(differences)
+    stored, present = (
+        traverse_util.flatten_dict({name: value for name, value in one.items() if name not in FREE_FIELDS}, sep='.')
+        for one in (stored, present)
+    )
+    if differences := '\n  '.join(contents.differences(stored, present)):
         raise ValueError(
             f'{run.workdir} holds the finished run of another config:\n  {differences}\n'
             'Use another --workdir for this config, or give the stored values.'
@@ -163,16 +160,12 @@ def _line(path: pathlib.Path) -> str:
         return foreign_text.printable(' '.join(file.read(foreign_text.LONGEST).split()))
 
 
-def _read(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
-    """As json_files.read; says what to do."""
-    try:
-        return json_files.read(path, **kinds)
-    except ValueError as error:
-        raise ValueError(f'{error}; delete its directory to run it again') from None
-
-
-def _loss(path: pathlib.Path, value: float | str) -> float:
-    """A number, or one of the texts that JSON has instead."""
-    if isinstance(value, str) and value not in ('NaN', 'Infinity', '-Infinity'):
-        raise ValueError(f'{path}: validation/loss is {value!r:.80}; delete its directory to run it again')
-    return float(value)
+def _finished(path: pathlib.Path) -> Outcome:
+    """What a summary.json says: its loss is a number, or one of the texts that JSON has instead."""
+    summary = json_files.read(path, **{'validation/loss': (float, str)})
+    loss = summary['validation/loss']
+    if isinstance(loss, str) and loss not in ('NaN', 'Infinity', '-Infinity'):
+        raise ValueError(f'{path}: validation/loss is {loss!r:.80}')
+    if math.isfinite(float(loss)):
+        return Outcome('done', summary, '')
+    return Outcome('diverged', summary, f'validation/loss is {float(loss)} at the end')

@@ -133,7 +133,7 @@ def test_what_was_measured_is_not_measured_again(sweep, casts, monkeypatch):
     """A cast belongs to a checkpoint and to so many batches."""
     measured = []
     monkeypatch.setattr(cast_down, 'cast_run', lambda workdir, *_: measured.append(workdir.name) or [])
-    monkeypatch.setattr(cast_down, 'write_casts', lambda *_: None)
+    monkeypatch.setattr(cast_down.csv_files, 'write', lambda *_: None)
     assert cast_down.cast_runs(sweep, list(METHODS), FORMATS, 2) == casts[0]
     assert measured == []
     assert cast_down.read_casts(sweep / 'cast_down.csv') == casts[0]

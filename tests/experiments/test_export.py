@@ -1,48 +1,29 @@
-"""Packed files of runs: what is printed and written, how they are opened again, and that it is what was trained."""
+"""Packed files of runs: what is printed and written, and that it is what was trained."""
 
 import dataclasses
-import json
 import math
-import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_runs import export, learned_run, make_run, run_export
 from parameter_trees import assert_identical_trees
-from programs import import_program, run_program
-from small_experiments import ONE_DEVICE, on_mesh, random_state, random_tokens, small_config
-from small_tokenizers import write_huggingface
+from programs import run_program
+from small_experiments import ONE_DEVICE, on_mesh
 
 import gaussq_jax as gq
 from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.data import loading, tokenizers
 from experiments.files import huggingface_folder
-from experiments.reports import quantization
-from experiments.training import evaluation
-from experiments.training.experiment import make_experiment
 from gaussq_jax.packed import header_bytes, read_packed
-
-export = import_program('export')
-evaluate = import_program('evaluate')
-generate = import_program('generate')
 
 DOWN = 'layers/mlp/down/kernel'
 
 
-def make_run(argument, **changes):
-    """A run in the middle of a training, one kind of its layers quantized."""
-    with on_mesh(ONE_DEVICE):
-        experiment = make_experiment(small_config(f'smoke,{argument}', **changes), 257)
-    return workdirs.Run(experiment, tokenizers.load_tokenizer('bytes'), random_state(experiment))
-
-
 @pytest.fixture(scope='module')
 def learned():
-    """Bitwidths from 2 to 5."""
-    return make_run('method=gaussws,parts=down', quantization__b_target=2.5, quantization__b_init=4.5)
+    return learned_run()
 
 
 @pytest.fixture(scope='module')
@@ -50,17 +31,8 @@ def plain():
     return make_run('method=bf16')
 
 
-def run_export(monkeypatch, run, workdir, **given):
-    """The same of export, of this run; its directory has no checkpoint."""
-    monkeypatch.setattr(workdirs, 'open_run', lambda _: run)
-    run_program(export, WORKDIR=str(workdir), **{'FORMAT': 'learned', **given})
-
-
 def weights_of(run):
     return jax.jit(lambda state: run.experiment.transform.apply(None, state.params, state.transform_state))(run.state)
-
-
-# --- what is written --------------------------------------------------------------------------------
 
 
 def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
@@ -218,81 +190,6 @@ def test_mistakes_are_told(tmp_path, monkeypatch, capsys, learned, plain, method
     assert not capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-# --- how it is opened again -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def file(tmp_path_factory, learned):
-    """A packed file, whose run is gone."""
-    directory = tmp_path_factory.mktemp('packed')
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        run_export(monkeypatch, learned, directory)
-    return directory / 'learned.safetensors'
-
-
-def save(file, learned, tmp_path, without=(), **changes):
-    """The same run's weights with other information."""
-    info = {name: value for name, value in (read_packed(file).info | changes).items() if name not in without}
-    gq.save_packed(tmp_path / 'file', learned.state.params, {}, info=info)
-    return tmp_path / 'file'
-
-
-@pytest.mark.parametrize('sizes', [ONE_DEVICE, pytest.param((1, 4, 2), marks=pytest.mark.slow)])
-def test_the_loss_is_that_of_the_weights(file, learned, sizes):
-    """On any mesh: evaluated as the run is, with the weights in the file in place of its own, not rounded again."""
-    with on_mesh(sizes):
-        run = workdirs.open_packed(file)
-    layout = read_packed(file).layout
-    weights = gq.quantize_params(learned.state.params, layout)
-    assert_identical_trees(jax.tree.map(np.asarray, run.state.params), jax.tree.map(np.asarray, weights))
-    assert (int(run.state.step), run.experiment.num_blocks, run.tokenizer.fingerprint) == (7, 0, 'bytes')
-
-    tokens = random_tokens(learned.experiment.config)
-    logits = jax.jit(learned.experiment.model.apply)({'params': weights}, tokens[:, :-1])
-    logits, targets = np.asarray(logits, np.float64), tokens[:, 1:, None]
-    losses = np.log(np.sum(np.exp(logits), -1)) - np.take_along_axis(logits, targets, -1)[..., 0]
-    batch = {'tokens': tokens, 'mask': np.ones(losses.shape, np.float32)}
-    loss = evaluation.make_evaluation(run.experiment)(run.state, [batch])['loss']
-    assert loss == pytest.approx(losses.mean(), rel=1e-6 if sizes == ONE_DEVICE else 1e-3)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        (dict(without=('config', 'report')), 'was not written by experiments.export: it lacks config, report'),
-        (dict(tokenizer='huggingface-0'), "tokenizer='bytes' is bytes, but .* was trained with huggingface-0"),
-        (dict(config={}), 'is of another program or of a version before 0.1.0: its config lacks'),
-    ],
-)
-def test_files_that_cannot_be_opened(tmp_path, file, learned, changes, message):
-    with pytest.raises(ValueError, match=message):
-        workdirs.open_packed(save(file, learned, tmp_path, **changes))
-
-
-def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
-    """It is found where the flag says, if it is the same; or beside the file; never where that says it is."""
-    config = read_packed(file).info['config']
-    (tmp_path / 'elsewhere').mkdir()
-    there = tmp_path / 'elsewhere' / 'words.json'
-    write_huggingface(there)
-    fingerprint = tokenizers.load_vocabulary(str(there)).fingerprint
-    settings = {
-        'tokenizer': str(there),
-        'special_tokens': {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''},
-    }
-    moved = save(file, learned, tmp_path, config=config | settings, tokenizer=fingerprint)
-    with pytest.raises(ValueError, match=f"{moved} is of the tokenizer '{there.name}', which is not beside it: say by"):
-        workdirs.open_packed(moved)
-    with on_mesh(ONE_DEVICE), pytest.raises(ValueError, match=f"tokenizer='bytes' is bytes, but {moved} was trained"):
-        workdirs.open_packed(moved, tokenizer='bytes')
-    for directory in (tmp_path / 'tokenizer', tmp_path):
-        directory.mkdir(exist_ok=True)
-        shutil.copy(there, directory / there.name)
-        with on_mesh(ONE_DEVICE), pytest.raises(ValueError, match='these weights are of another model'):  # of its size
-            workdirs.open_packed(moved)
-        (directory / there.name).unlink()
-
-
 def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, capsys, learned):
     """Of the machine: a tokenizer has a name there, and data none."""
     config = learned.experiment.config.copy_and_resolve_references()
@@ -304,102 +201,6 @@ def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, capsys, le
     assert str(tmp_path).encode() not in (tmp_path / 'learned.safetensors').read_bytes()
     told = f'its tokenizer is not beside it, and has to be named: --tokenizer={tmp_path}/secret/words.json'
     assert told in capsys.readouterr().out
-
-
-def test_weights_of_another_model(tmp_path, file, learned):
-    params = learned.state.params | {'final_norm': {'scale': jnp.zeros(3)}}
-    gq.save_packed(tmp_path / 'file', params, {}, info=read_packed(file).info)
-    with pytest.raises(ValueError, match=f'^{tmp_path}/file: these weights are of another model'):
-        workdirs.open_packed(tmp_path / 'file')
-
-
-def test_a_file_does_not_choose_where_text_is(tmp_path, file, learned):
-    config = read_packed(file).info['config'] | {'data_dir': '/stranger/data', 'cache_dir': '/stranger/cache'}
-    with on_mesh(ONE_DEVICE):
-        opened = workdirs.open_packed(save(file, learned, tmp_path, config=config)).experiment.config
-        assert (opened.data_dir, opened.cache_dir) == ('', '')
-        opened = workdirs.open_packed(tmp_path / 'file', data_dir='ours').experiment.config
-    assert (opened.data_dir, opened.cache_dir) == ('ours', '')
-
-
-# --- the programs that read it ----------------------------------------------------------------------
-
-
-def test_a_file_does_not_choose_what_text_is_read(tmp_path, file, learned, monkeypatch, capsys):
-    """Whoever evaluates it does, unless it is the text that every machine has."""
-    monkeypatch.setattr(loading, 'load_data', lambda config, tokenizer: (config.dataset, config.data_dir))
-    monkeypatch.setattr(evaluation, 'make_validation', lambda _, data: lambda state: {'data': data})
-    config = read_packed(file).info['config'] | {'dataset': 'stranger', 'data_dir': '/stranger'}
-    weights = str(save(file, learned, tmp_path, config=config))
-    with pytest.raises(SystemExit, match=r"is of a training on 'stranger': say --dataset, and maybe --data_dir"):
-        run_program(evaluate, WEIGHTS=weights, EVAL_BATCHES=3)
-    run_program(evaluate, WEIGHTS=weights, EVAL_BATCHES=3, DATASET='ours', DATA_DIR='here')
-    assert '"ours",\n    "here"' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match='--dataset has a meaning only with --weights'):
-        run_program(evaluate, WORKDIR='a', DATASET='ours')
-
-
-def test_evaluation(file, monkeypatch, capsys, learned):
-    """What the weights lost, then the metrics as JSON, without any other file."""
-    monkeypatch.setattr(loading, 'load_data', lambda config, tokenizer: config.eval_batches)
-    monkeypatch.setattr(evaluation, 'make_validation', lambda _, data: lambda state: {'validation/loss': float(data)})
-    run_program(evaluate, WEIGHTS=str(file), EVAL_BATCHES=3)
-    title, *rest = capsys.readouterr().out.splitlines()
-    assert title == "learned.safetensors, step 7: the format of each square block's bitwidth, mx scales"
-    packed = read_packed(file)
-    rows = quantization.measure_layout(learned.state.params, packed.layout)
-    table, metrics = rest[: rest.index('{')], json.loads('\n'.join(rest[rest.index('{') :]))
-    assert '\n'.join(table) == quantization.table(rows)
-    assert metrics == {
-        'step': 7,
-        'validation/loss': 3.0,
-        'bits/mean_stored': packed.size.mean_stored_bits,
-        'bytes': packed.size.total_bytes,
-    }
-    assert list(file.parent.iterdir()) == [file]
-
-
-def test_quantization_without_texts(file, tmp_path, capsys):
-    copy = tmp_path / 'a.b.safetensors'
-    copy.write_bytes(file.read_bytes())
-    run_program(evaluate, WEIGHTS=str(copy), QUANTIZATION=True)
-    assert capsys.readouterr().out.splitlines()[-1] == f'written to {tmp_path}/a.b.csv and {tmp_path}/a.b.png'
-    assert {path.name for path in tmp_path.iterdir()} == {'a.b.safetensors', 'a.b.csv', 'a.b.png'}
-
-
-def test_generation(file, monkeypatch, capsys):
-    """With the weights of the file, and none but the tokenizer's tokens."""
-    given = {}
-    monkeypatch.setattr(
-        generate,
-        'generate',
-        lambda model, weights, prompt, **named: given.update(named, weights=weights) or np.array([97, 98]),
-    )
-    run_program(generate, WEIGHTS=str(file), PROMPT='d', SEED=0, TEMPERATURE=0.8, NUM_TOKENS=2)
-    assert capsys.readouterr().out == 'dab\n'
-    assert_identical_trees(jax.tree.map(np.asarray, given['weights']), gq.load_packed(file, like=given['weights']))
-    assert (given['window'], given['vocab_size']) == (24, 257)
-
-
-@pytest.mark.parametrize(
-    ('given', 'message'),
-    [
-        (dict(), "give workdir, a run's directory, or weights, a packed file"),
-        (dict(WORKDIR='a', WEIGHTS='b'), "workdir='a', weights='b': give one of them"),
-        (dict(WORKDIR='a', TOKENIZER='bytes'), "tokenizer='bytes' has a meaning only with weights"),
-        (dict(WEIGHTS='nowhere/file'), 'No such file'),
-    ],
-)
-@pytest.mark.parametrize('program', [evaluate, generate])
-def test_command_line_mistakes(program, given, message):
-    with pytest.raises(SystemExit, match=f'^error: .*{message}'):
-        run_program(program, **given)
-
-
-@pytest.mark.parametrize('name', ['FORMAT', 'BLOCK_SIZE', 'SCALE'])
-def test_packed_weights_are_not_quantized_again(file, name):
-    with pytest.raises(SystemExit, match=f'--{name.lower()} has no meaning with --weights'):
-        run_program(evaluate, WEIGHTS=str(file), QUANTIZATION=True, **{name: '16'})
 
 
 def test_from_a_workdir(tmp_path, learned, capsys):
@@ -414,16 +215,3 @@ def test_from_a_workdir(tmp_path, learned, capsys):
     kept = {name: config[name] for name in (*workdirs.SERVED, *workdirs.EVALUATED)}
     assert run.packed.info['config'] == {**kept, 'config_version': stored_configs.VERSION}
     assert {name: run.experiment.config.to_dict()[name] for name in kept} == kept
-
-
-def test_matmuls_are_served_as_they_were_trained(tmp_path):
-    """Of fqt, which quantizes them where weights are used; of what only changes weights, nothing is kept."""
-    run = make_run('method=fqt,format=e2m1,targets=P2+P4')
-    kept = workdirs.packed_config(run.experiment.config)
-    assert (kept['method'], kept['quantization']['targets']) == ('fqt', 'P2+P4')
-    gq.save_packed(tmp_path / 'file', run.state.params, {}, info=export.describe_run(run, {}, 'bfloat16', None))
-    with on_mesh(ONE_DEVICE):
-        opened = workdirs.open_packed(tmp_path / 'file').experiment
-    assert opened.config.quantization == run.experiment.config.quantization
-    assert opened.model.dot_general_cls.keywords == run.experiment.model.dot_general_cls.keywords
-    assert 'quantization' not in workdirs.packed_config(make_run('method=qat').experiment.config)

@@ -1,7 +1,5 @@
 """The sweep: whatever becomes of one run, the others' results are right, and none is lost or trained twice."""
 
-import fcntl
-import json
 import os
 import pathlib
 import re
@@ -14,7 +12,6 @@ import types
 
 import pytest
 import stub_training
-from compilation import xla_flags
 from ml_collections import ConfigDict
 from programs import import_program
 from stub_training import TEN_STEPS, column, read_table
@@ -361,69 +358,3 @@ def test_the_bar_of_a_terminal(run_sweep, monkeypatch, capsys):
     assert shown.rstrip().splitlines()[-2].endswith('loss 2.2500, 00:00 left')
     assert '2/4 |' in shown and re.search(r'3/4 \|.*loss 2.2500, \d\d:\d\d left', shown)
     assert re.search(r'(^|[\r\n])seed=2 +\d+ s  loss 2.2500\n', shown)
-
-
-def test_a_failure_is_not_written_over_the_next_try(base, tmp_path):
-    """The lock is free when a training ends; another sweep may have it before the end is noticed."""
-    (run,) = plans.make_runs(base, [{'seed': [0]}], tmp_path)
-    run.workdir.mkdir()
-    with open(run.workdir / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert sweep_runs.fail(run, 'it failed').status == 'failed'
-        assert sweep_runs.look(run).status == 'missing'
-    sweep_runs.fail(run, 'it failed')
-    assert sweep_runs.look(run) == sweep_runs.Outcome('failed', {}, 'it failed')
-
-
-@pytest.mark.parametrize(
-    ('exit_status', 'output', 'error'),
-    [
-        (1, 'run\nerror: another config:\n  seed: 0\nUse another.\n\n', 'error: another config: seed: 0 Use another.'),
-        (1, 'ValueError: a\nTraceback\njax.errors.JaxRuntimeError: OUT\n---\n', 'jax.errors.JaxRuntimeError: OUT ---'),
-        (2, 'no format\n', 'no format'),
-        (3, '', 'no output'),
-        (-6, 'F0000 check failed\n', 'ended by SIGABRT, after: F0000 check failed'),
-    ],
-)
-def test_why_a_run_failed(exit_status, output, error):
-    assert sweep_runs.describe_failure(exit_status, output) == error
-
-
-# Real trainings.
-
-SWEEP = """
-from ml_collections import ConfigDict
-
-def get_config():
-    grids = [{'method': ['bf16', 'fp4'], 'optimizer.learning_rate': [3e-4], 'total_steps': [6]}]
-    return ConfigDict(dict(name='real', config='configs/tiny.py:smoke', grids=grids))
-"""
-
-
-@pytest.mark.slow
-def test_a_sweep_of_trainings(tmp_path):
-    """One run trains, the other's method isn't known; again, the one is left alone, and the other tried."""
-    (tmp_path / 'real.py').write_text(SWEEP)
-    workdir, environment = tmp_path / 'runs', os.environ | {'XLA_FLAGS': xla_flags(devices=1)}
-    command = [sys.executable, '-m', 'experiments.sweep', f'--config={tmp_path / "real.py"}', f'--workdir={workdir}']
-    start = lambda *arguments: subprocess.run(
-        [*command, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
-    process = start('--jobs=2')
-    done, failed = (workdir / f'method={name},optimizer.learning_rate=0.0003,total_steps=6' for name in ('bf16', 'fp4'))
-    assert (process.returncode, process.stderr) == (1, f'{failed}/log.txt\n'), process.stdout
-    rows = read_table(workdir)
-    assert column(rows, 'status') == ['done', 'failed'] and column(rows, 'name') == [done.name, failed.name]
-    assert "error: config.method='fp4'" in rows[1]['error'] and 'bf16' in rows[1]['error']
-    summary = json.loads((done / 'summary.json').read_text())
-    assert summary['step'] == 6
-    assert all(float(rows[0][name]) == value for name, value in summary.items())
-    config = json.loads((done / 'config.json').read_text())
-    assert (config['method'], config['optimizer']['learning_rate'], config['total_steps']) == ('bf16', 3e-4, 6)
-
-    before = {path: path.stat().st_mtime_ns for path in done.rglob('*')}
-    tried = (failed / 'error.txt').stat().st_mtime_ns
-    process = start()
-    assert process.returncode == 1 and '2 runs of configs/tiny.py:smoke: 1 to do' in process.stdout
-    assert {path: path.stat().st_mtime_ns for path in done.rglob('*')} == before
-    assert (failed / 'error.txt').stat().st_mtime_ns > tried and read_table(workdir) == rows

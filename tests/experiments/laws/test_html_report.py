@@ -23,16 +23,6 @@ def quick_fits(monkeypatch):
     monkeypatch.setattr(known_laws, 'LAWS', {**few, 'bitwidth': known_laws.LAWS['bitwidth']})
 
 
-@pytest.fixture
-def no_comparison(monkeypatch):
-    """Comparing laws is what takes long."""
-
-    def hold_out(*arguments, **options):
-        raise ValueError('not now')
-
-    monkeypatch.setattr(known_laws.scaling_laws, 'hold_out', hold_out)
-
-
 def sweep(*, formats=('e1m1', 'e2m1', 'e1m3'), bits=(), seeds=(0,)):
     """The rows of a sweep's results.csv, with losses of the laws and a little noise."""
     rng, rows = np.random.default_rng(0), []

@@ -169,8 +169,8 @@ def test_the_noise_of_seeds_is_pooled_over_settings(tmp_path):
     ]
     noise = seed_noise(sweep(tmp_path, *changes))
     squares = 2 * np.var(losses['16'], ddof=1) + np.var(losses['32'], ddof=1)
-    assert noise.standard_deviation == pytest.approx(math.sqrt(squares / 3))
-    assert (noise.settings, noise.degrees_of_freedom) == (2, 3)
+    assert noise['standard_deviation'] == pytest.approx(math.sqrt(squares / 3))
+    assert (noise['settings'], noise['degrees_of_freedom']) == (2, 3)
     assert seed_noise(sweep(tmp_path, *changes[-2:])) is None
 
 
@@ -184,7 +184,7 @@ def test_what_differs_in_more_than_the_seed_is_no_noise(tmp_path):
     seeds = [
         {'name': f'b_target=4.0,seed={i}', 'seed': i, 'bits/mean': 4 + i / 9, 'method': 'gaussws'} for i in range(3)
     ]
-    assert seed_noise(sweep(tmp_path, *seeds)).degrees_of_freedom == 2
+    assert seed_noise(sweep(tmp_path, *seeds))['degrees_of_freedom'] == 2
 
 
 def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
