@@ -58,7 +58,8 @@ def check_sentencepiece(contents: bytes):
     """The same of a SentencePiece model.
 
     Raises:
-      ValueError: it is none, or its normalizer writes too much.
+      ValueError: its normalizer writes too much.
+      google.protobuf.message.DecodeError: it is none.
     """
     for spec in _messages(contents, NORMALIZER, DENORMALIZER):
         for charsmap in _messages(spec, CHARSMAP):
@@ -122,6 +123,6 @@ def _may_match_nothing(pattern: str) -> bool:
 
 
 def _messages(message: bytes, *numbers: int) -> list[bytes]:
-    """The fields of these numbers that are bytes, of a message whose .proto isn't at hand; DecodeError if it is none."""
+    """The fields of these numbers, if they are bytes, of a message whose .proto isn't at hand."""
     fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message))
     return [field.data for field in fields if field.field_number in numbers and isinstance(field.data, bytes)]

@@ -18,7 +18,7 @@ import gaussq_jax as gq
 from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.data import loading, tokenizers
+from experiments.data import loading, tokenizers, vocabularies
 from experiments.files import huggingface_folder
 from experiments.reports import quantization
 from experiments.training import evaluation
@@ -275,7 +275,7 @@ def test_a_tokenizer_that_has_moved(tmp_path, file, learned, monkeypatch):
     (tmp_path / 'elsewhere').mkdir()
     there = tmp_path / 'elsewhere' / 'words.json'
     write_huggingface(there)
-    fingerprint = tokenizers.load_vocabulary(str(there)).fingerprint
+    fingerprint = vocabularies.load_vocabulary(str(there)).fingerprint
     settings = {
         'tokenizer': str(there),
         'special_tokens': {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''},
