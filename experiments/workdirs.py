@@ -14,7 +14,7 @@ from experiments.checkpoints.step_directories import load_config, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.methods import quantizes_matmuls
-from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
+from experiments.training.experiment import Experiment, TrainState, make_experiment, with_fixed_weights
 from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.packed import Packed, read_packed
 
@@ -75,9 +75,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         tokenizer = loading.load_tokenizer(config)
         experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
-        restored = checkpointer.restore(
-            experiment.abstract_state, config=config.to_dict(), identity=(), former_names=FORMER_NAMES
-        )
+        restored = checkpointer.restore(experiment.abstract_state)
     return Run(experiment, tokenizer, restored.state)
 
 

@@ -45,9 +45,6 @@ UNCHANGED = gq.ParamTransform(
 )
 
 
-FORMER_NAMES = {'transform_state': 'bitwidths'}  # of fields, in checkpoints of version 0.1.0
-
-
 class TrainState(NamedTuple):
     """All that a training step changes."""
 

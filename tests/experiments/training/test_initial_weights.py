@@ -51,7 +51,7 @@ def weights_of(workdir, step):
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_run(workdir)
         with Checkpointer(workdir / 'checkpoints') as checkpointer:
-            state = checkpointer.restore(run.experiment.abstract_state, config={}, identity=(), at_most=step).state
+            state = checkpointer.restore(run.experiment.abstract_state, at_most=step).state
     return jax.tree.map(np.asarray, state.params)
 
 
