@@ -18,11 +18,12 @@ process 0's: where a batch is a function of (seed, step), every process has the 
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.checkpoints.contents import check_leaves, make_contents, read_contents, stored_name, write_contents
+from experiments.checkpoints.contents import CONTENTS, check_leaves, make_contents, read_contents, stored_name
 from experiments.checkpoints.manifests import find_damage, sha256_of_manifest, write_manifest
 from experiments.checkpoints.step_directories import WRITING, all_steps, newest_whole_step
 from gaussq_jax.param_tree import leaves_by_path
@@ -176,10 +177,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         check_config(directory, contents['config'])
         leaves = {stored_name(contents, name): leaf for name, leaf in leaves_by_path(abstract_state).items()}
         check_leaves(directory, contents, leaves)
-        targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}
-        with _damage_of(directory):
-            restored = self._orbax.restore(directory / 'state', targets)
-        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in targets])
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), _read_arrays(directory, leaves))
         return Restored(step, state, contents['data_state']['json'])
 
     def discard_after(self, step: int) -> None:
@@ -213,7 +211,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         if jax.process_index() != 0:
             return
         directory = self._directory / str(step)
-        write_contents(self._writing(step), contents)
+        (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1), encoding='utf-8')
         write_manifest(self._writing(step))
         if directory.exists():  # damaged, or `save` would have left it alone
             shutil.rmtree(directory)
@@ -239,24 +237,32 @@ def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, a
         damage = 'another one was saved in its place'
     if damage:
         raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
-    targets = {f'{name}/{leaf}': _restore_target(part) for leaf, part in leaves_by_path(abstract_part).items()}
+    leaves = {f'{name}/{path}': leaf for path, leaf in leaves_by_path(abstract_part).items()}
+    return jax.tree.unflatten(jax.tree.structure(abstract_part), _read_arrays(directory, leaves))
+
+
+def _read_arrays(directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """These leaves of a step, each where it says, or else on this process's first device; the others aren't read.
+
+    Raises:
+      ValueError: whatever Orbax raises of files that are what the manifest says, and yet not what Orbax writes.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
+        for name, leaf in leaves.items()
+    }
     restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
     arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
-    with _damage_of(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(directory / 'state', args=arguments)
-    return jax.tree.unflatten(jax.tree.structure(abstract_part), [restored[leaf] for leaf in targets])
-
-
-@contextlib.contextmanager
-def _damage_of(directory: pathlib.Path) -> Iterator[None]:
-    """Whatever Orbax raises of files that are what the manifest says, and yet not what Orbax writes."""
     try:
-        yield
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(directory / 'state', args=arguments)
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f"{directory / 'state'} can't be restored: {type(error).__name__}: {reason}") from error
+    return [restored[name] for name in leaves]
 
 
 def _decided_by_first_process(compute: Callable[[], int | None]) -> int | None:
@@ -266,8 +272,3 @@ def _decided_by_first_process(compute: Callable[[], int | None]) -> int | None:
         return value
     decided = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if value is None else value)))
     return None if decided < 0 else decided
-
-
-def _restore_target(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

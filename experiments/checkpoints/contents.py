@@ -37,11 +37,6 @@ def make_contents(step: int, leaves: Mapping[str, Any], data_state: Any, config:
     }
 
 
-def write_contents(directory: pathlib.Path, contents: Mapping[str, Any]) -> None:
-    """Writes them into the directory of a step that isn't whole yet."""
-    (directory / CONTENTS).write_text(json.dumps(contents, indent=1), encoding='utf-8')
-
-
 def read_contents(directory: pathlib.Path) -> dict[str, Any]:
     """What was written there; ValueError if it is something else."""
     contents = json_files.read(directory / CONTENTS, step=int, leaves=dict, data_state=dict, config=dict)
