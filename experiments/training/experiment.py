@@ -19,7 +19,7 @@ from experiments.training import meshes, optimizers
 from experiments.training.divergence import DivergenceDetector
 from gaussq_jax import models
 from gaussq_jax.param_reading import matrix_rules
-from gaussq_jax.param_tree import is_floating, leaf_path
+from gaussq_jax.param_tree import is_floating
 
 SEEDS = 2**32
 LARGEST = 2**24  # size of a model
@@ -84,9 +84,7 @@ class Experiment:
         """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
         matrices = matrix_rules(self.abstract_state.params, self.family.rules)
         return sum(
-            leaf.size
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_state.params)
-            if leaf_path(path) in matrices
+            leaf.size for path, leaf in gq.leaves_by_path(self.abstract_state.params).items() if path in matrices
         )
 
     @property

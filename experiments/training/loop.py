@@ -265,11 +265,6 @@ class DispatchedSteps:
 
 
 def initial_state(experiment: Experiment, data: Data) -> TrainState:
-    """The state before the first step: of random weights, or of those of another run.
-
-    Raises:
-      ValueError: the checkpoint with these isn't there any more, or is damaged.
-    """
-    if data.initial_weights is None:
-        return init_state(experiment)
-    return init_state(experiment, initial_weights.load(experiment, data.initial_weights))
+    """The state before the first step: of random weights, or of another run's; ValueError if these aren't there."""
+    weights = data.initial_weights and initial_weights.load(experiment, data.initial_weights)
+    return init_state(experiment, weights)

@@ -1,5 +1,6 @@
 """A profile of some steps of a training, for XProf or TensorBoard: `experiments.train --profile=START:STOP`."""
 
+import contextlib
 import pathlib
 import re
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def parse_steps(text: str | None, start: int, total_steps: int) -> Steps | None:
     return steps
 
 
-class Profile:
+class Profile(contextlib.AbstractContextManager):
     """Traces some steps of a training loop, from before the first one until the last one's result is there.
 
     The trace is of this process alone: of what its host and its devices do, collectives included. Of several
@@ -113,9 +114,6 @@ class Profile:
             self._traces = False  # some versions of JAX then take it for still under way, and start no other
         steps = f'of steps {first} to {last}' if is_whole else f'from step {first}, cut short'
         self._show(f'profile   {steps}; {told}')
-
-    def __enter__(self) -> 'Profile':
-        return self
 
     def __exit__(self, *_) -> None:
         self.stop()
