@@ -82,10 +82,9 @@ class Experiment:
     @property
     def num_linear_params(self) -> int:
         """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
-        matrices = matrix_rules(self.abstract_state.params, self.family.rules)
-        return sum(
-            leaf.size for path, leaf in gq.leaves_by_path(self.abstract_state.params).items() if path in matrices
-        )
+        params = self.abstract_state.params
+        matrices = matrix_rules(params, self.family.rules)
+        return sum(leaf.size for path, leaf in gq.leaves_by_path(params).items() if path in matrices)
 
     @property
     def num_tokens(self) -> int:
