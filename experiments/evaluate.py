@@ -99,13 +99,9 @@ def evaluate(run: workdirs.Run):
 
 
 def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[str, str | None], *, is_written: bool):
-    """Prints what quantization does to the weights.
+    """Prints what quantization does to the weights, with `changes` as `quantization.choose_quantizer` takes them.
 
-    Args:
-      run: as it was opened from
-      source: its workdir, or the file of its packed weights.
-      changes: of its quantizer, as `quantization.choose_quantizer` takes them; none of packed weights.
-      is_written: whether the table and its picture also go to the workdir, or next to the file.
+    Where `is_written`, the table and its picture also go to the workdir, or next to the file: `source`.
     """
     with cli.user_errors():
         if run.packed:
@@ -114,10 +110,8 @@ def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[s
                 rows = quantization.from_json(run.packed.info['report'])
         else:
             quantizer = quantization.choose_quantizer(run.experiment.config, **changes)
-            what, rows = (
-                quantization.describe(quantizer),
-                quantization.measure_run(run.experiment, run.state, quantizer),
-            )
+            what = quantization.describe(quantizer)
+            rows = quantization.measure_run(run.experiment, run.state, quantizer)
     title = f'{source.name}, step {int(run.state.step)}: {what}'
     print(title)
     if not rows:

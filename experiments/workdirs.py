@@ -33,11 +33,7 @@ class Run(NamedTuple):
 
 
 def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a training, whose config then says which tokens begin and end texts: those its run began with.
-
-    Raises:
-      ValueError: as `tokenizers.load_tokenizer` does.
-    """
+    """The tokenizer of a training, whose config then says which tokens begin and end texts: as it began, if it did."""
     spec = config.tokenizer
     if newest_step(workdir / 'checkpoints') is not None:
         if not paths.parse(spec, 'config.tokenizer').is_file():  # but the data's digest tells another
@@ -49,12 +45,10 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     return tokenizer
 
 
-def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """What a run goes on with that changes the order of its sums, and so its bits; empty if nothing does."""
-    before = _begun(workdir).get('microbatches')
-    if before == config.microbatches:
-        return ''
-    return f'microbatches={config.microbatches}, before {before}: the same steps, but for rounding'
+def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """Remarks on what a run goes on with that changes the order of its sums, and so its bits."""
+    now, before = config.microbatches, _begun(workdir).get('microbatches')
+    return [f'microbatches={now}, before {before}: the same steps, but for rounding'] * (now != before)
 
 
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:

@@ -17,16 +17,7 @@ MOST_SHOWN = 20  # of leaves that differ
 
 
 def make_contents(step: int, leaves: Mapping[str, Any], data_state: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be stored of a step.
-
-    Args:
-      leaves: of the state, as `leaves_by_path` gives them.
-      data_state: anything that JSON keeps as it is.
-      config: JSON-able.
-
-    Raises:
-      ValueError: something that JSON can't hold, by its name.
-    """
+    """What is to be stored of a step; ValueError, by its name, for something that JSON can't hold."""
     if (copy := _through_json('data_state', data_state)) != data_state:
         raise ValueError(f'data_state={data_state!r}: JSON makes it {copy!r}; give what JSON keeps')
     return {

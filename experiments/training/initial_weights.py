@@ -37,11 +37,7 @@ def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None
 
 
 def load(experiment: Experiment, source: dict[str, Any]) -> Any:
-    """The weights that `find` has found, where the experiment has them.
-
-    Raises:
-      ValueError: that checkpoint isn't there any more, or is damaged.
-    """
+    """The weights that `find` has found, where the experiment has them; ValueError as of `load_part`."""
     logging.info('starting from the weights of %s, %s', experiment.config.init_from, source)
     directory = _directory(experiment.config.init_from)
     return load_part(directory, name='params', abstract_part=experiment.abstract_state.params, **source)

@@ -37,16 +37,9 @@ class RollbackError(RuntimeError):
 
 
 class Training:
-    """A training, from the restored state, or from the beginning, to the last step.
+    """A training, from the restored state, or where that is None from the beginning, to the last step.
 
-    Args:
-      experiment: what is trained.
-      data: on what.
-      checkpointer: saves the state where the config says, and at a preemption.
-      restored: the state to continue from; None begins.
-      writer: of the metrics.
-      preemption: says when to save and to end.
-      profile: of some of the steps.
+    It saves where the config says, and at a preemption, which ends it.
 
     Raises:
       ValueError: of the config, the text and the batches, what doesn't fit; the weights to begin with aren't there.

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import stored as stored_configs
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
-from experiments.checkpoints.contents import ABSENT, CONTENTS, differences
+from experiments.checkpoints.contents import CONTENTS, differences
 from experiments.data.loading import Data
 from experiments.files import json_files
 from experiments.training.experiment import Experiment
@@ -66,9 +66,8 @@ def check_config(present: dict[str, Any], directory: pathlib.Path, config: dict[
     """
     with json_files.naming(directory / CONTENTS):
         stored = stored_configs.read(config)
-    differing = lambda fields: [
-        line for field in fields for line in differences(stored.get(field, ABSENT), present.get(field, ABSENT), field)
-    ]
+    of = lambda config, fields: {field: config[field] for field in fields if field in config}
+    differing = lambda fields: list(differences(of(stored, fields), of(present, fields)))
     if lines := differing([*LEARNED_FROM, 'corpus', *present.keys() & {'initial_weights'}]):
         lines += differing(TEXT)
         raise ValueError(
