@@ -101,7 +101,8 @@ def import_checkpoint(
         config.special_tokens.update(loaded.special.settings)
         name = copy_tokenizer(source, checkpoint, partial / 'tokenizer', is_carried=not tokenizer)
         config.tokenizer = name if name == 'bytes' else str(workdir.absolute() / 'tokenizer' / name)
-        huggingface_folder.write_kept_fields(partial / 'tokenizer', theirs)
+        kept = {'model_type': theirs['model_type'], **huggingface_folder.kept_fields(theirs)}
+        json_files.write(partial / 'tokenizer' / huggingface_folder.CONFIG, kept)
         workdirs.write_config(partial, config)
         with json_files.naming(checkpoint):
             experiment = make_experiment(config, loaded.vocab_size)

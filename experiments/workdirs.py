@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import common
 from configs import stored as stored_configs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.checkpoints.step_directories import load_config, newest_step
+from experiments.checkpoints.step_directories import load_contents, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.methods import quantizes_matmuls
@@ -61,7 +61,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         file can't be read.
     """
     directory = workdir / 'checkpoints'
-    stored = load_config(directory)
+    stored = load_contents(directory)['config']
     stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
     config = _config_to_look_at(workdir, stored_configs.read(stored, workdir), changes)
     config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
@@ -148,7 +148,7 @@ def _begun(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / 'config.json'
     if path.is_file():
         return stored_configs.read(json_files.read(path), path)
-    return stored_configs.read(load_config(workdir / 'checkpoints'), workdir / 'checkpoints')
+    return stored_configs.read(load_contents(workdir / 'checkpoints')['config'], workdir / 'checkpoints')
 
 
 def _unpacked_config(path: pathlib.Path, stored: dict[str, Any]) -> dict[str, Any]:

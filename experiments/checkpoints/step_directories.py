@@ -56,8 +56,3 @@ def load_contents(directory: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f'{directory} holds no checkpoint')
     newest = directory / str(step)
     return read_contents(newest) | {'sha256': sha256_of_manifest(newest)}
-
-
-def load_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """The resolved config in the newest whole checkpoint of `directory`; ValueError if there is none."""
-    return load_contents(directory)['config']

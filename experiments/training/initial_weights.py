@@ -12,7 +12,7 @@ from absl import logging
 
 from experiments.checkpoints.checkpointing import load_part
 from experiments.checkpoints.contents import describe_leaf
-from experiments.checkpoints.step_directories import load_config, load_contents, newest_step
+from experiments.checkpoints.step_directories import load_contents, newest_step
 from experiments.files import paths
 from experiments.training.experiment import Experiment
 from gaussq_jax import leaves_by_path, models
@@ -28,7 +28,7 @@ def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None
     if not init_from:
         return None
     if newest_step(workdir / 'checkpoints') is not None:
-        return load_config(workdir / 'checkpoints').get('initial_weights')
+        return load_contents(workdir / 'checkpoints')['config'].get('initial_weights')
     contents = load_contents(_directory(init_from))
     if differences := _differences(contents, experiment):
         more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
