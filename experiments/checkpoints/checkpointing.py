@@ -268,7 +268,5 @@ def _read_arrays(directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.S
 def _decided_by_first_process(compute: Callable[[], int | None]) -> int | None:
     """compute() of process 0, on every process: they must not disagree about what is on the disk."""
     value = compute() if jax.process_index() == 0 else None
-    if jax.process_count() == 1:
-        return value
     decided = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if value is None else value)))
     return None if decided < 0 else decided
