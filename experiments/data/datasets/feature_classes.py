@@ -4,6 +4,7 @@ So a folder of data could run code, such as a module beside the program that is 
 that text needs.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -64,14 +65,8 @@ def _class_names(contents: Any) -> Iterator[str]:
         for key, value in contents.items():
             if key in NAMING and isinstance(value, str):
                 yield value
-            elif key in ('json', 'content') and isinstance(value, str):  # JSON in JSON
-                yield from _class_names(_parse(value))
+            elif key in ('json', 'content') and isinstance(value, str):
+                with contextlib.suppress(ValueError):  # of what is no JSON in JSON, which TFDS reads so
+                    yield from _class_names(json.loads(value))
             else:
                 yield from _class_names(value)
-
-
-def _parse(text):
-    try:
-        return json.loads(text)  # as TFDS does
-    except ValueError:
-        return None
