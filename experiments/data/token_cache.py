@@ -1,7 +1,4 @@
-"""The tokens of a split: a TFDS dataset, tokenised once into a memory-mapped file.
-
-load_tokens('python_stdlib', 'train', load_tokenizer('bytes')).tokens
-"""
+"""The tokens of a split: a TFDS dataset, tokenised once into a memory-mapped file."""
 
 import dataclasses
 import hashlib

@@ -28,7 +28,13 @@ def check(directory: pathlib.Path):
     """
     for path in _files(directory):
         paths.check_file(path)  # what TFDS would wait for
-        for name in _names_in(path) if path.name == 'features.json' else ():
+        if path.name != 'features.json':
+            continue
+        try:
+            names = list(_class_names(json_files.read(path)))
+        except RecursionError:
+            raise ValueError(f'{path} has too many levels') from None
+        for name in names:
             if not name.startswith(ALLOWED) or not name.isascii():
                 raise ValueError(f'{path} names the class {name!r:.80}, which TFDS would import; allowed: {ALLOWED}*')
 
@@ -48,13 +54,6 @@ def _files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _raise(error):
     raise error
-
-
-def _names_in(path: pathlib.Path) -> list[str]:
-    try:
-        return list(_class_names(json_files.read(path)))
-    except RecursionError:
-        raise ValueError(f'{path} has too many levels') from None
 
 
 def _class_names(contents: Any) -> Iterator[str]:
