@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a training, whose config then says which tokens begin and end texts: as it began, if it did."""
+    """The tokenizer of a training, whose config then says which tokens begin and end texts: those it began with."""
     spec = config.tokenizer
     if newest_step(workdir / 'checkpoints') is not None:
         if not paths.parse(spec, 'config.tokenizer').is_file():  # but the data's digest tells another

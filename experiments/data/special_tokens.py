@@ -191,7 +191,7 @@ class _Files(NamedTuple):
 
 def _find(token, vocabulary, tokenizer_config, added_tokens):
     """The id of a token, which may stand in tokenizer_config.json or added_tokens.json alone."""
-    if not isinstance(token, str) or any('\ud800' <= letter <= '\udfff' for letter in token):
+    if not isinstance(token, str):
         return None
     if (found := vocabulary.find(token)) is not None:
         return found
