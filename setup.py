@@ -15,6 +15,7 @@ EXPERIMENTS = [
     'ml_collections>=1.1,<2',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12.8,<0.13',
+    'protobuf>=5',
     'pyarrow>=14.0.1',  # older ones run code of hostile Parquet files
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6.4',

@@ -56,8 +56,10 @@ def main(argv):
         changes = {} if QUANTIZATION.value else {'eval_batches': EVAL_BATCHES.value}
         changes |= {flag.name: flag.value for flag in (DATASET, DATA_DIR) if flag.present}
         run = workdirs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value, **changes)
-        if run.packed and not QUANTIZATION.value and not DATASET.present:
-            check_dataset(run, WEIGHTS.value)
+        dataset = run.experiment.config.dataset
+        if run.packed and not (QUANTIZATION.value or DATASET.present) and dataset != python_stdlib.NAME:
+            told = f'--weights={WEIGHTS.value} is of a training on {dataset!r}'  # and should not choose what is opened
+            raise ValueError(f'{told}: say --dataset, and maybe --data_dir')
         source = paths.parse(WEIGHTS.value or WORKDIR.value, '--weights or --workdir')
     if QUANTIZATION.value or run.packed:
         changes = dict(fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value)
@@ -67,11 +69,7 @@ def main(argv):
 
 
 def check_flags():
-    """Refuses a flag that would do nothing.
-
-    Raises:
-      ValueError: naming it.
-    """
+    """Refuses a flag that would do nothing: a ValueError names it."""
     meaningless = (EVAL_BATCHES,) if QUANTIZATION.value else (FORMAT, BLOCK_SIZE, SCALE)
     for flag in meaningless:
         if flag.present:
@@ -83,17 +81,6 @@ def check_flags():
     for flag in (FORMAT, BLOCK_SIZE, SCALE):
         if flag.present and WEIGHTS.value:
             raise ValueError(f'--{flag.name} has no meaning with --weights, which are quantized already')
-
-
-def check_dataset(run: workdirs.Run, weights: str):
-    """Refuses to open data that only a packed file names.
-
-    Raises:
-      ValueError: saying how to name it.
-    """
-    dataset = run.experiment.config.dataset
-    if dataset != python_stdlib.NAME:
-        raise ValueError(f'--weights={weights} is of a training on {dataset!r}: say --dataset, and maybe --data_dir')
 
 
 def evaluate(run: workdirs.Run):
@@ -112,13 +99,9 @@ def evaluate(run: workdirs.Run):
 
 
 def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[str, str | None], *, is_written: bool):
-    """Prints what quantization does to the weights.
+    """Prints what quantization does to the weights, with `changes` as `quantization.choose_quantizer` takes them.
 
-    Args:
-      run: as it was opened from
-      source: its workdir, or the file of its packed weights.
-      changes: of its quantizer, as `quantization.choose_quantizer` takes them; none of packed weights.
-      is_written: whether the table and its picture also go to the workdir, or next to the file.
+    Where `is_written`, the table and its picture also go to the workdir, or next to the file: `source`.
     """
     with cli.user_errors():
         if run.packed:
@@ -127,10 +110,8 @@ def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[s
                 rows = quantization.from_json(run.packed.info['report'])
         else:
             quantizer = quantization.choose_quantizer(run.experiment.config, **changes)
-            what, rows = (
-                quantization.describe(quantizer),
-                quantization.measure_run(run.experiment, run.state, quantizer),
-            )
+            what = quantization.describe(quantizer)
+            rows = quantization.measure_run(run.experiment, run.state, quantizer)
     title = f'{source.name}, step {int(run.state.step)}: {what}'
     print(title)
     if not rows:

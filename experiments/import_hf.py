@@ -27,7 +27,7 @@ from configs import common
 from configs import stored as stored_configs
 from experiments import cli, workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.data import special_tokens, tokenizers
+from experiments.data import special_tokens, tokenizers, vocabularies
 from experiments.files import huggingface_folder, json_files, paths
 from experiments.training.experiment import Experiment, init_state, make_experiment
 from gaussq_jax import leaves_by_path, models
@@ -89,7 +89,7 @@ def import_checkpoint(
         with json_files.naming(checkpoint / huggingface_folder.CONFIG):
             model = models.model_from_huggingface(theirs)
         source = tokenizer or find_tokenizer(checkpoint)
-        vocab_size = tokenizers.load_vocabulary(source).vocab_size
+        vocab_size = vocabularies.load_vocabulary(source).vocab_size
         if model.vocab_size < vocab_size:
             raise ValueError(
                 f'vocab_size={model.vocab_size} in {checkpoint / huggingface_folder.CONFIG} is less than the'
@@ -101,7 +101,8 @@ def import_checkpoint(
         config.special_tokens.update(loaded.special.settings)
         name = copy_tokenizer(source, checkpoint, partial / 'tokenizer', is_carried=not tokenizer)
         config.tokenizer = name if name == 'bytes' else str(workdir.absolute() / 'tokenizer' / name)
-        huggingface_folder.write_kept_fields(partial / 'tokenizer', theirs)
+        kept = {'model_type': theirs['model_type'], **huggingface_folder.kept_fields(theirs)}
+        json_files.write(partial / 'tokenizer' / huggingface_folder.CONFIG, kept)
         workdirs.write_config(partial, config)
         with json_files.naming(checkpoint):
             experiment = make_experiment(config, loaded.vocab_size)

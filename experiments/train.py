@@ -141,8 +141,8 @@ def prepare_workdir(workdir: pathlib.Path, config: ConfigDict, start: int | None
     if start is None:
         remarks = tokenizer_files.keep(config.tokenizer, workdir)
     else:
-        rounding = workdirs.of_other_rounding(config, workdir)
-        remarks = [*filter(None, [rounding]), *tokenizer_files.keep_if_missing(config.tokenizer, workdir)]
+        remarks = workdirs.of_other_rounding(config, workdir)
+        remarks += tokenizer_files.keep_if_missing(config.tokenizer, workdir)
     workdirs.write_config(workdir, config)
     (workdir / 'diverged.txt').unlink(missing_ok=True)
     return remarks

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from configs import common
 from configs import stored as stored_configs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.checkpoints.step_directories import load_config, newest_step
+from experiments.checkpoints.step_directories import load_contents, newest_step
 from experiments.data import loading, tokenizer_files, tokenizers
 from experiments.files import json_files, paths
 from experiments.methods import quantizes_matmuls
-from experiments.training.experiment import FORMER_NAMES, Experiment, TrainState, make_experiment, with_fixed_weights
+from experiments.training.experiment import Experiment, TrainState, make_experiment, with_fixed_weights
 from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.packed import Packed, read_packed
 
@@ -33,11 +33,7 @@ class Run(NamedTuple):
 
 
 def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a training, whose config then says which tokens begin and end texts: those its run began with.
-
-    Raises:
-      ValueError: as `tokenizers.load_tokenizer` does.
-    """
+    """The tokenizer of a training, whose config then says which tokens begin and end texts: those it began with."""
     spec = config.tokenizer
     if newest_step(workdir / 'checkpoints') is not None:
         if not paths.parse(spec, 'config.tokenizer').is_file():  # but the data's digest tells another
@@ -49,12 +45,10 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     return tokenizer
 
 
-def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """What a run goes on with that changes the order of its sums, and so its bits; empty if nothing does."""
-    before = _begun(workdir).get('microbatches')
-    if before == config.microbatches:
-        return ''
-    return f'microbatches={config.microbatches}, before {before}: the same steps, but for rounding'
+def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """Remarks on what a run goes on with that changes the order of its sums, and so its bits."""
+    now, before = config.microbatches, _begun(workdir).get('microbatches')
+    return [f'microbatches={now}, before {before}: the same steps, but for rounding'] * (now != before)
 
 
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
@@ -67,7 +61,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         file can't be read.
     """
     directory = workdir / 'checkpoints'
-    stored = load_config(directory)
+    stored = load_contents(directory)['config']
     stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
     config = _config_to_look_at(workdir, stored_configs.read(stored, workdir), changes)
     config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
@@ -75,9 +69,7 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         tokenizer = loading.load_tokenizer(config)
         experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
-        restored = checkpointer.restore(
-            experiment.abstract_state, config=config.to_dict(), identity=(), former_names=FORMER_NAMES
-        )
+        restored = checkpointer.restore(experiment.abstract_state)
     return Run(experiment, tokenizer, restored.state)
 
 
@@ -156,7 +148,7 @@ def _begun(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / 'config.json'
     if path.is_file():
         return stored_configs.read(json_files.read(path), path)
-    return stored_configs.read(load_config(workdir / 'checkpoints'), workdir / 'checkpoints')
+    return stored_configs.read(load_contents(workdir / 'checkpoints')['config'], workdir / 'checkpoints')
 
 
 def _unpacked_config(path: pathlib.Path, stored: dict[str, Any]) -> dict[str, Any]:

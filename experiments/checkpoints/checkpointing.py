@@ -18,13 +18,12 @@ process 0's: where a batch is a function of (seed, step), every process has the 
 
 import concurrent.futures
 import contextlib
-import operator
+import json
 import os
 import pathlib
 import re
 import shutil
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,20 +31,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.checkpoints.contents import (
-    CONTENTS,
-    check_identity,
-    check_leaves,
-    data_state_in,
-    leaves_by_name,
-    make_contents,
-    read_contents,
-    stored_name,
-    write_contents,
-)
+from experiments.checkpoints.contents import CONTENTS, check_leaves, make_contents, read_contents, stored_name
 from experiments.checkpoints.manifests import find_damage, sha256_of_manifest, write_manifest
 from experiments.checkpoints.step_directories import WRITING, all_steps, newest_whole_step
-from experiments.files import json_files
+from gaussq_jax.param_tree import leaves_by_path
 
 SECONDS_TO_SAVE = 7 * 24 * 3600
 
@@ -62,7 +51,7 @@ class Restored(NamedTuple):
     data_state: Any
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves train states in the background, keeps the newest few whole ones, and restores the newest.
 
     Use it as a context manager, or call `close()`: a process that exits before loses the save under way.
@@ -77,7 +66,7 @@ class Checkpointer:
 
     Example:
       with Checkpointer('/runs/tiny/checkpoints') as checkpointer:
-          restored = checkpointer.restore(abstract_state, config=config, identity=('model',))
+          restored = checkpointer.restore(abstract_state)
           ...
           checkpointer.save(step, state, iterator.get_state(), config)
     """
@@ -103,9 +92,8 @@ class Checkpointer:
 
         Args:
           step: names the checkpoint; not negative.
-          state: a pytree of jax.Array (typed PRNG keys too; global arrays, with several processes),
-            np.ndarray and Python numbers.
-          data_state: the data iterator's `get_state()`: bytes, or anything that JSON keeps as it is.
+          state: a pytree of jax.Array (typed PRNG keys too; global arrays, with several processes).
+          data_state: of the data iterator: a dict that JSON keeps as it is.
           config: the resolved config, JSON-able.
           protected: another step, which isn't deleted for this one.
 
@@ -116,10 +104,9 @@ class Checkpointer:
           SaveError: the save before this one failed, or this one at once; calling again tries this one.
           ValueError: a negative step, a leaf with no elements, or something that JSON can't hold.
         """
-        step = operator.index(step)
         if step < 0:
             raise ValueError(f'step={step}: a step is not negative')
-        leaves = leaves_by_name(state)
+        leaves = leaves_by_path(state)
         empty = [name for name, leaf in leaves.items() if leaf.size == 0]
         if empty:
             raise ValueError(f'state: Orbax cannot save leaves without elements: {", ".join(empty)}')
@@ -158,69 +145,40 @@ class Checkpointer:
             with contextlib.suppress(Exception):  # which `wait` has told already
                 self._orbax.close()
 
-    def __enter__(self) -> 'Checkpointer':
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
-
-    def latest_step(self, *, at_most: int | None = None) -> int | None:
-        """The newest whole step, or None where nothing was saved; warns and raises as `restore` does."""
-        self.wait()
-        return _decided_by_first_process(lambda: newest_whole_step(self._directory, at_most))
 
     def restore(
         self,
         abstract_state: Any,
+        check_config: Callable[[pathlib.Path, dict[str, Any]], None] = lambda directory, config: None,
         *,
-        config: Mapping[str, Any],
-        identity: Sequence[str],
-        clues: Sequence[str] = (),
-        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
-        former_names: Mapping[str, str] = types.MappingProxyType({}),
         at_most: int | None = None,
     ) -> Restored | None:
         """Restores the newest whole checkpoint, bit for bit; None where nothing was saved.
 
         Args:
           abstract_state: the state's pytree, with a jax.ShapeDtypeStruct (or jax.Array) for each jax.Array:
-            its sharding, on any mesh, says where the leaf goes; without one, this process's first device. For
-            an np.ndarray or a Python number, any other such.
-          config: the present run's config.
-          identity: the keys of `config` whose values define the state, and so must equal the stored ones.
-          clues: keys whose values may be why others of `identity` aren't, and are told with them.
-          complete: a function of the stored config that adds the keys which an earlier version lacks, and raises
-            ValueError for what is none.
-          former_names: of the state's fields that earlier versions stored by another name, that name.
+            its sharding, on any mesh, says where the leaf goes; without one, this process's first device.
+          check_config: called with the step's directory and the config that was saved there, before any array is
+            read; raises ValueError if that is another run's.
           at_most: the newest step to consider; None is the newest there is.
 
         Raises:
           ValueError: there are checkpoints but none is whole; the checkpoint is another run's, by its config
-            or by its leaves (all that differs is named); `identity` names a key that `config` doesn't have.
+            or by its leaves (all that differs is named).
         """
-        step = self.latest_step(at_most=at_most)
+        self.wait()
+        step = _decided_by_first_process(lambda: newest_whole_step(self._directory, at_most))
         if step is None:
             return None
         directory = self._directory / str(step)
         contents = read_contents(directory)
-        with json_files.naming(directory / CONTENTS):
-            stored = complete(contents['config'])
-        check_identity(directory, stored, config, identity, clues)
-        leaves = {
-            stored_name(contents, name, former_names): leaf for name, leaf in leaves_by_name(abstract_state).items()
-        }
+        check_config(directory, contents['config'])
+        leaves = {stored_name(contents, name): leaf for name, leaf in leaves_by_path(abstract_state).items()}
         check_leaves(directory, contents, leaves)
-        targets = {name: _restore_target(leaf) for name, leaf in leaves.items()}
-        with _damage_of(directory):
-            restored = self._orbax.restore(directory / 'state', targets)
-        abstract_leaves, treedef = jax.tree.flatten(abstract_state)
-        values = [
-            restored[name] if hasattr(leaf, 'dtype') else restored[name].item()
-            for name, leaf in zip(targets, abstract_leaves, strict=True)
-        ]
-        with json_files.naming(directory):
-            data_state = data_state_in(contents)
-        return Restored(step, jax.tree.unflatten(treedef, values), data_state)
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), _read_arrays(directory, leaves))
+        return Restored(step, state, contents['data_state']['json'])
 
     def discard_after(self, step: int) -> None:
         """Deletes the checkpoints that are newer than a step, of a past that the run has gone back on."""
@@ -253,7 +211,7 @@ class Checkpointer:
         if jax.process_index() != 0:
             return
         directory = self._directory / str(step)
-        write_contents(self._writing(step), contents)
+        (self._writing(step) / CONTENTS).write_text(json.dumps(contents, indent=1), encoding='utf-8')
         write_manifest(self._writing(step))
         if directory.exists():  # damaged, or `save` would have left it alone
             shutil.rmtree(directory)
@@ -279,37 +237,36 @@ def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, a
         damage = 'another one was saved in its place'
     if damage:
         raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
-    targets = {f'{name}/{leaf}': _restore_target(part) for leaf, part in leaves_by_name(abstract_part).items()}
+    leaves = {f'{name}/{path}': leaf for path, leaf in leaves_by_path(abstract_part).items()}
+    return jax.tree.unflatten(jax.tree.structure(abstract_part), _read_arrays(directory, leaves))
+
+
+def _read_arrays(directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """These leaves of a step, each where it says, or else on this process's first device; the others aren't read.
+
+    Raises:
+      ValueError: whatever Orbax raises of files that are what the manifest says, and yet not what Orbax writes.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
+        for name, leaf in leaves.items()
+    }
     restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
     arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
-    with _damage_of(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(directory / 'state', args=arguments)
-    return jax.tree.unflatten(jax.tree.structure(abstract_part), [restored[leaf] for leaf in targets])
-
-
-@contextlib.contextmanager
-def _damage_of(directory: pathlib.Path) -> Iterator[None]:
-    """Whatever Orbax raises of files that are what the manifest says, and yet not what Orbax writes."""
     try:
-        yield
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(directory / 'state', args=arguments)
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f"{directory / 'state'} can't be restored: {type(error).__name__}: {reason}") from error
+    return [restored[name] for name in leaves]
 
 
 def _decided_by_first_process(compute: Callable[[], int | None]) -> int | None:
     """compute() of process 0, on every process: they must not disagree about what is on the disk."""
     value = compute() if jax.process_index() == 0 else None
-    if jax.process_count() == 1:
-        return value
     decided = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if value is None else value)))
     return None if decided < 0 else decided
-
-
-def _restore_target(leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return leaf
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

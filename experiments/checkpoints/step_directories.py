@@ -1,6 +1,5 @@
 """Which steps a directory of checkpoints has, and which of them are whole: what there is to know without the arrays."""
 
-import os
 import pathlib
 import warnings
 from typing import Any
@@ -18,9 +17,9 @@ def all_steps(directory: pathlib.Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def newest_step(directory: str | os.PathLike) -> int | None:
+def newest_step(directory: pathlib.Path) -> int | None:
     """The newest step in `directory`, which was whole when it was written; nothing is read."""
-    return next(iter(all_steps(pathlib.Path(directory))), None)
+    return next(iter(all_steps(directory)), None)
 
 
 def newest_whole_step(directory: pathlib.Path, at_most: int | None = None) -> int | None:
@@ -48,16 +47,11 @@ def newest_whole_step(directory: pathlib.Path, at_most: int | None = None) -> in
     return None
 
 
-def load_contents(directory: str | os.PathLike) -> dict[str, Any]:
+def load_contents(directory: pathlib.Path) -> dict[str, Any]:
     """Step, config, leaves, and the manifest's SHA-256, of the newest whole checkpoint; ValueError if there is none."""
-    directory = pathlib.Path(directory).absolute()
+    directory = directory.absolute()
     step = newest_whole_step(directory)
     if step is None:
         raise ValueError(f'{directory} holds no checkpoint')
     newest = directory / str(step)
     return read_contents(newest) | {'sha256': sha256_of_manifest(newest)}
-
-
-def load_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """The resolved config in the newest whole checkpoint of `directory`; ValueError if there is none."""
-    return load_contents(directory)['config']

@@ -1,8 +1,5 @@
 """Tokens to batches of sequences, read by Grain.
 
-    batches = train_iterator(data.tokens, global_batch_size=32, sequence_length=256, seed=0)
-    next(batches)['tokens']                        # (32, 257) int32: inputs [:, :-1], targets [:, 1:]
-
 Sequence i is tokens[i * T : i * T + T + 1], T the sequence length: one more token than inputs, so that each
 token but the first is predicted once. Tokens that don't fill a last sequence are left out.
 """
@@ -106,14 +103,10 @@ def validation_batches(
     num_batches = -(-count // global_batch_size)
 
     def read(batch: int) -> dict[str, np.ndarray]:
-        start = batch * global_batch_size
-        block = sequences[chosen[start + rows.start : start + rows.stop]]
-        size = rows.stop - rows.start
-        padded = np.zeros((size, sequence_length + 1), np.int32)
-        padded[: len(block)] = block
-        mask = np.zeros((size, sequence_length), np.float32)
-        mask[: len(block)] = 1
-        return {'tokens': padded, 'mask': mask}
+        block = sequences[chosen[batch * global_batch_size :][rows]]
+        padding = ((0, rows.stop - rows.start - len(block)), (0, 0))
+        mask = np.ones((len(block), sequence_length), np.float32)
+        return {'tokens': np.pad(block.astype(np.int32), padding), 'mask': np.pad(mask, padding)}
 
     return grain.MapDataset.range(num_batches).map(read).to_iter_dataset(READ_OPTIONS)
 

@@ -4,7 +4,6 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -49,17 +48,10 @@ def folder_name(builder: tfds.core.DatasetBuilder) -> str:
     return name
 
 
-class Document(NamedTuple):
-    """A document's text, None where it is left out, and whether it is UTF-8."""
-
-    text: str | None
-    is_valid: bool = True
-
-
 def read_documents(
     builder: tfds.core.DatasetBuilder, split: str, text_feature: str, invalid: str
-) -> Iterator[Document]:
-    """The documents of a split, in their order.
+) -> Iterator[tuple[str | None, bool]]:
+    """The documents of a split, in their order: the text, None where it is left out, and whether it is UTF-8.
 
     Args:
       builder: of the dataset, as from `open_dataset`.
@@ -97,18 +89,18 @@ def read_documents(
             yield _decode(text, invalid, lambda index=index: _place(builder, split, index))
 
 
-def _decode(text: bytes | str, invalid: str, place: Callable[[], str]) -> Document:
+def _decode(text: bytes | str, invalid: str, place: Callable[[], str]) -> tuple[str | None, bool]:
     if isinstance(text, str):
-        return Document(text)
+        return text, True
     try:
-        return Document(text.decode())
+        return text.decode(), True
     except UnicodeDecodeError as error:
         if invalid == 'error':
             raise ValueError(
                 f'{place()}: the document is not UTF-8, byte {error.start} is 0x{text[error.start]:02x};'
                 ' --config.invalid_text=replace puts U+FFFD there, --config.invalid_text=skip leaves it out.'
             ) from None
-        return Document(text.decode(errors='replace') if invalid == 'replace' else None, is_valid=False)
+        return text.decode(errors='replace') if invalid == 'replace' else None, False
 
 
 def _place(builder: tfds.core.DatasetBuilder, split: str, index: int) -> str:

@@ -21,11 +21,7 @@ def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
 
 
 def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
-    """The data of a config, prepared and tokenised at its first use.
-
-    Raises:
-      ValueError: for a dataset, a split or a text feature that isn't there.
-    """
+    """The data of a config, prepared and tokenised at its first use; ValueError as `token_cache.load_tokens`."""
     splits = (
         token_cache.load_tokens(
             config.dataset,

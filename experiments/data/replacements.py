@@ -8,9 +8,10 @@ import base64
 import binascii
 import re
 import warnings
-from collections.abc import Iterator
 from re import _parser as regex_parser
 from typing import Any, NamedTuple
+
+from google.protobuf import empty_pb2, unknown_fields
 
 MOST_GROWTH = 4096
 PARTS = {'normalizer': 'normalizers', 'decoder': 'decoders'}  # where a sequence of such has its parts
@@ -23,7 +24,6 @@ UNKNOWN_GROWTH = 18
 KEEPS_LETTERS = ('Strip', 'Fuse')  # write none that was not there
 # Fields of SentencePiece's ModelProto and of the NormalizerSpecs in it.
 NORMALIZER, DENORMALIZER, CHARSMAP = 3, 5, 2
-VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # wire types of Protocol Buffers
 
 
 class Replacement(NamedTuple):
@@ -58,11 +58,12 @@ def check_sentencepiece(contents: bytes):
     """The same of a SentencePiece model.
 
     Raises:
-      ValueError: it is none, or its normalizer writes too much.
+      ValueError: its normalizer writes too much.
+      google.protobuf.message.DecodeError: it is none.
     """
-    for number, spec in _fields(contents):
-        for inner, charsmap in _fields(spec) if number in (NORMALIZER, DENORMALIZER) else ():
-            if inner == CHARSMAP and (growth := _longest(charsmap)) > MOST_GROWTH:
+    for spec in _messages(contents, NORMALIZER, DENORMALIZER):
+        for charsmap in _messages(spec, CHARSMAP):
+            if (growth := _longest(charsmap)) > MOST_GROWTH:
                 raise ValueError(f'its normalizer may make a letter {growth:,}; allowed are {MOST_GROWTH}')
 
 
@@ -121,35 +122,7 @@ def _may_match_nothing(pattern: str) -> bool:
         return True
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a message in Protocol Buffers' wire format that have a length: number and bytes; not the others.
-
-    Raises:
-      ValueError: it is none.
-
-    Source: https://protobuf.dev/programming-guides/encoding.
-    """
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
-        size = {EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(tag & 7)
-        if tag & 7 in (VARINT, LENGTH):
-            size, place = _varint(message, place)
-        if size is None or (tag & 7 != VARINT and place + size > len(message)):
-            raise ValueError(f'no Protocol Buffers at byte {place}')
-        if tag & 7 == LENGTH:
-            yield tag >> 3, message[place : place + size]
-        place += 0 if tag & 7 == VARINT else size
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """The number at a place, and the place after it."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if place == len(message):
-            break
-        number |= (message[place] & 127) << shift
-        place += 1
-        if message[place - 1] < 128:
-            return number, place
-    raise ValueError(f'no Protocol Buffers at byte {place}')
+def _messages(message: bytes, *numbers: int) -> list[bytes]:
+    """The fields of these numbers, if they are bytes, of a message whose .proto isn't at hand."""
+    fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message))
+    return [field.data for field in fields if field.field_number in numbers and isinstance(field.data, bytes)]

@@ -8,33 +8,14 @@ takes a usual name, or one more id, for which its model has a place; a model tha
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from experiments.data.vocabularies import USUAL_ENDS, Vocabulary
 from experiments.files import json_files
 from experiments.files.huggingface_folder import ADDED_TOKENS, CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG
 
 ASK = {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''}  # '': as the files say
 NAMELESS = ('PreTrainedTokenizerFast', 'TokenizersBackend')  # classes without special tokens that aren't given
-USUAL_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
-
-
-class Vocabulary(Protocol):
-    """What a tokenizer's own file says.
-
-    vocab_size: ids are in [0, vocab_size).
-    bos, eos: ids of its own; None if it says nothing of them.
-    leading: the ids that it puts before every text; None if the file doesn't say.
-    end_by_name: the first of USUAL_ENDS that it has; `vocab_size`, one more, if none.
-    find: the id of a token, None if it isn't there.
-    """
-
-    vocab_size: int
-    bos: int | None
-    eos: int | None
-    leading: tuple[int, ...] | None
-    end_by_name: int
-
-    def find(self, token: str) -> int | None: ...
 
 
 class SpecialTokens(NamedTuple):
@@ -210,7 +191,7 @@ class _Files(NamedTuple):
 
 def _find(token, vocabulary, tokenizer_config, added_tokens):
     """The id of a token, which may stand in tokenizer_config.json or added_tokens.json alone."""
-    if not isinstance(token, str) or any('\ud800' <= letter <= '\udfff' for letter in token):
+    if not isinstance(token, str):
         return None
     if (found := vocabulary.find(token)) is not None:
         return found

@@ -1,7 +1,4 @@
-"""The tokens of a split: a TFDS dataset, tokenised once into a memory-mapped file.
-
-load_tokens('python_stdlib', 'train', load_tokenizer('bytes')).tokens
-"""
+"""The tokens of a split: a TFDS dataset, tokenised once into a memory-mapped file."""
 
 import dataclasses
 import hashlib
@@ -14,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from absl import logging
 
-from experiments.data.documents import INVALID, Document, folder_name, open_dataset, read_documents
+from experiments.data.documents import INVALID, folder_name, open_dataset, read_documents
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import json_files, paths
 from gaussq_jax.atomic_files import new_file
@@ -116,7 +113,7 @@ def load_tokens(
 
 
 def _write_tokens(
-    folder: pathlib.Path, stem: str, dtype: np.dtype, documents: Iterable[Document], tokenizer: Tokenizer
+    folder: pathlib.Path, stem: str, dtype: np.dtype, documents: Iterable[tuple[str | None, bool]], tokenizer: Tokenizer
 ) -> None:
     """Streams the documents into `<stem>.tokens`, then writes `<stem>.json`; both appear when complete."""
     logging.info('Tokenising to %s', folder / stem)

@@ -156,13 +156,8 @@ def copy_own_file(file: pathlib.Path, target: pathlib.Path):
         shutil.copyfile(path, partial)
 
 
-def write_kept_fields(directory: pathlib.Path, config: Mapping[str, Any]):
-    """Writes the CONFIG that `write` looks for beside the tokenizer's files, from that of a whole model."""
-    json_files.write(directory / CONFIG, {'model_type': config['model_type'], **kept_fields(config)})
-
-
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says that our models don't know."""
+    """What a configuration says that our models don't know: what `write` looks for beside the tokenizer's files."""
     names = (models.find(config['model_type']).huggingface.longest, *IDS)
     return {name: config[name] for name in names if isinstance(config.get(name), int | list)}
 

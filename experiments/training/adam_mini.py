@@ -1,11 +1,13 @@
 """Adam-mini: Adam with one second moment for a whole block of weights, and so with half of Adam's memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from gaussq_jax import models
-from gaussq_jax.param_tree import leaf_path
+from gaussq_jax.param_tree import map_leaves
 
 WHOLE, HEAD = 'whole', 'head'
 # By the last name of a leaf's path, the size of a block along its axes: 1, HEAD, or WHOLE for all of the axis. Stacked
@@ -56,10 +58,8 @@ def scale_by_adam_mini(
     """
 
     def init(params):
-        nu = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.zeros(_num_blocks(family, leaf_path(path), leaf.shape, head_size), leaf.dtype),
-            params,
-        )
+        num_blocks = functools.partial(_num_blocks, family, head_size)
+        nu = map_leaves(lambda path, leaf: jnp.zeros(num_blocks(path, leaf.shape), leaf.dtype), params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), nu)
 
     def update(gradients, state, params=None):
@@ -79,7 +79,7 @@ def scale_by_adam_mini(
 
 
 def _num_blocks(
-    family: models.ModelFamily, path: str, shape: tuple[int, ...], head_size: int | None
+    family: models.ModelFamily, head_size: int | None, path: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """How many blocks there are along each axis of a leaf."""
     path = path.rpartition('params/')[2]  # of an optimizer for more than the params

@@ -21,12 +21,7 @@ def beginning(
     start: int | None,
     remarks: Sequence[str] = (),
 ) -> str:
-    """What is about to be trained, on what, and where.
-
-    Args:
-      start: the step that it continues from; None if it starts.
-      remarks: on the workdir.
-    """
+    """What is about to be trained, on what, and where; `start` is the step that it continues from, if it does."""
     config, mesh = experiment.config, experiment.mesh
     leaves = len(experiment.abstract_state.transform_state)
     blocks_of = f'; {experiment.num_blocks:,} blocks in {leaves} leaves' if experiment.num_blocks else ''

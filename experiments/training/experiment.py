@@ -19,7 +19,7 @@ from experiments.training import meshes, optimizers
 from experiments.training.divergence import DivergenceDetector
 from gaussq_jax import models
 from gaussq_jax.param_reading import matrix_rules
-from gaussq_jax.param_tree import is_floating, leaf_path
+from gaussq_jax.param_tree import is_floating
 
 SEEDS = 2**32
 LARGEST = 2**24  # size of a model
@@ -43,9 +43,6 @@ KINDS = {  # of a model's settings by their types: what they must be
 UNCHANGED = gq.ParamTransform(
     init=lambda params: {}, apply=lambda key, params, state, **_: params, bitwidths=lambda state: {}
 )
-
-
-FORMER_NAMES = {'transform_state': 'bitwidths'}  # of fields, in checkpoints of version 0.1.0
 
 
 class TrainState(NamedTuple):
@@ -85,12 +82,9 @@ class Experiment:
     @property
     def num_linear_params(self) -> int:
         """N of the scaling laws: the weights of the linear layers, without embeddings, head and norms."""
-        matrices = matrix_rules(self.abstract_state.params, self.family.rules)
-        return sum(
-            leaf.size
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_state.params)
-            if leaf_path(path) in matrices
-        )
+        params = self.abstract_state.params
+        matrices = matrix_rules(params, self.family.rules)
+        return sum(leaf.size for path, leaf in gq.leaves_by_path(params).items() if path in matrices)
 
     @property
     def num_tokens(self) -> int:

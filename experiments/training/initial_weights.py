@@ -11,11 +11,11 @@ from typing import Any
 from absl import logging
 
 from experiments.checkpoints.checkpointing import load_part
-from experiments.checkpoints.contents import describe_leaf, leaves_by_name
-from experiments.checkpoints.step_directories import load_config, load_contents, newest_step
+from experiments.checkpoints.contents import describe_leaf
+from experiments.checkpoints.step_directories import load_contents, newest_step
 from experiments.files import paths
 from experiments.training.experiment import Experiment
-from gaussq_jax import models
+from gaussq_jax import leaves_by_path, models
 
 
 def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -28,7 +28,7 @@ def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None
     if not init_from:
         return None
     if newest_step(workdir / 'checkpoints') is not None:
-        return load_config(workdir / 'checkpoints').get('initial_weights')
+        return load_contents(workdir / 'checkpoints')['config'].get('initial_weights')
     contents = load_contents(_directory(init_from))
     if differences := _differences(contents, experiment):
         more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
@@ -37,11 +37,7 @@ def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None
 
 
 def load(experiment: Experiment, source: dict[str, Any]) -> Any:
-    """The weights that `find` has found, where the experiment has them.
-
-    Raises:
-      ValueError: that checkpoint isn't there any more, or is damaged.
-    """
+    """The weights that `find` has found, where the experiment has them; ValueError as of `load_part`."""
     logging.info('starting from the weights of %s, %s', experiment.config.init_from, source)
     directory = _directory(experiment.config.init_from)
     return load_part(directory, name='params', abstract_part=experiment.abstract_state.params, **source)
@@ -56,23 +52,16 @@ def _differences(contents, experiment):
     stored, present = contents['config']['model'], experiment.config.model.to_dict()
     if stored['family'] != present['family']:
         return [f'model.family is {stored["family"]} there, {present["family"]} here']
-    there, here = ({**_leaves(contents), **_settings(stored)}, {**_shapes(experiment), **_settings(present)})
+    there = {
+        name.removeprefix('params/'): leaf for name, leaf in contents['leaves'].items() if name.startswith('params/')
+    }
+    here = {name: describe_leaf(leaf) for name, leaf in leaves_by_path(experiment.abstract_state.params).items()}
+    there, here = there | _settings(stored), here | _settings(present)
     return [
         f'{name} is {there.get(name, "absent")} there, {here.get(name, "absent")} here'
         for name in dict.fromkeys([*here, *there])
         if there.get(name) != here.get(name)
     ]
-
-
-def _leaves(contents):
-    return {
-        name.removeprefix('params/'): text for name, text in contents['leaves'].items() if name.startswith('params/')
-    }
-
-
-def _shapes(experiment):
-    leaves = leaves_by_name(experiment.abstract_state.params)
-    return {name: describe_leaf(leaf) for name, leaf in leaves.items()}
 
 
 def _settings(model):

@@ -37,16 +37,9 @@ class RollbackError(RuntimeError):
 
 
 class Training:
-    """A training, from the restored state, or from the beginning, to the last step.
+    """A training, from the restored state, or where that is None from the beginning, to the last step.
 
-    Args:
-      experiment: what is trained.
-      data: on what.
-      checkpointer: saves the state where the config says, and at a preemption.
-      restored: the state to continue from; None begins.
-      writer: of the metrics.
-      preemption: says when to save and to end.
-      profile: of some of the steps.
+    It saves where the config says, and at a preemption, which ends it.
 
     Raises:
       ValueError: of the config, the text and the batches, what doesn't fit; the weights to begin with aren't there.
@@ -92,7 +85,8 @@ class Training:
         else:
             self._step, self._state = 0, initial_state(experiment, data)
         self._clock = throughput.make_clock(experiment)
-        self._dispatched = DispatchedSteps(self._detector, self._watchdog, self._clock)
+        self._unchecked = collections.deque()  # steps: number, metrics, and the data iterator's state after it
+        self._is_first = True
 
     def run(self) -> dict[str, float]:
         """Trains, and evaluates and saves on the way; what the last step came to.
@@ -112,7 +106,7 @@ class Training:
                 profile, preempted = self._profile.awaits(self._step), self._preemption.is_requested()
                 due = due_at(self._step, config, profile=profile, preempted=preempted)
                 try:
-                    self._dispatched.check(all_of_them=any(due))
+                    self._check(all_of_them=any(due))
                     self._checkpointer.raise_if_failed()
                 except Diverged as diverged:
                     if not self._detector.may_roll_back:
@@ -147,8 +141,20 @@ class Training:
             with self._clock.waiting_for('data', is_lost=self._state.step.is_ready):
                 batch = meshes.to_devices(next(self._batches), self._experiment.mesh)
             self._state, metrics = self._train_step(self._state, batch)
-        self._dispatched.add(self._step, metrics, self._batches.get_state())
+        self._unchecked.append((self._step, metrics, self._batches.get_state()))
         return metrics
+
+    def _check(self, *, all_of_them: bool) -> None:
+        """Looks at all steps but the newest, or at all, as at the very first, which compiles; raises Diverged.
+
+        Looking at one waits for its result, which is a heartbeat, and the end of its time.
+        """
+        while len(self._unchecked) > (0 if all_of_them or self._is_first else 1):
+            step, metrics, self._checked_batches = self._unchecked.popleft()
+            self._detector.check(step, metrics)
+            self._clock.step_done()
+            self._watchdog.beat()
+        self._is_first = False
 
     def _log(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Writes the metrics of the step, and how fast it was; the former, and of the latter what is shown."""
@@ -196,7 +202,8 @@ class Training:
                 raise RollbackError(str(error)) from error
             self._checkpointer.discard_after(self._step)
             self._detector.roll_back(detector_state)
-        self._batches.set_state(self._dispatched.forget())
+        self._unchecked.clear()
+        self._batches.set_state(self._checked_batches)
         self._writer.roll_back(self._step, from_step=diverged.step, loss=diverged.loss)
 
     def _state_to_go_back_to(self) -> tuple[int, TrainState, dict[str, Any] | None]:
@@ -235,41 +242,7 @@ def due_at(step: int, config: ConfigDict, *, profile: bool, preempted: bool) -> 
     return Due(**every, profile=profile, preempted=preempted, last=last)
 
 
-class DispatchedSteps:
-    """Steps that the devices were given, and that nobody has looked at yet.
-
-    Looking at one waits for its result, which is a heartbeat, and the end of its time.
-    """
-
-    def __init__(self, detector: DivergenceDetector, watchdog: Watchdog, clock: throughput.StepClock):
-        self._detector, self._watchdog, self._clock = detector, watchdog, clock
-        self._steps = collections.deque()  # of each: its number, metrics, and the data iterator's state after it
-        self._is_first = True
-
-    def add(self, step: int, metrics: dict[str, Any], batches_state: Any) -> None:
-        self._steps.append((step, metrics, batches_state))
-
-    def check(self, *, all_of_them: bool) -> None:
-        """Looks at all steps but the newest, or at all, as at the very first, which compiles; raises Diverged."""
-        while len(self._steps) > (0 if all_of_them or self._is_first else 1):
-            step, metrics, self._batches_state = self._steps.popleft()
-            self._detector.check(step, metrics)
-            self._clock.step_done()
-            self._watchdog.beat()
-        self._is_first = False
-
-    def forget(self) -> Any:
-        """Drops what comes after the step that was looked at last; the data iterator's state after that one."""
-        self._steps.clear()
-        return self._batches_state
-
-
 def initial_state(experiment: Experiment, data: Data) -> TrainState:
-    """The state before the first step: of random weights, or of those of another run.
-
-    Raises:
-      ValueError: the checkpoint with these isn't there any more, or is damaged.
-    """
-    if data.initial_weights is None:
-        return init_state(experiment)
-    return init_state(experiment, initial_weights.load(experiment, data.initial_weights))
+    """The state before the first step: of random weights, or of another run's; ValueError if these aren't there."""
+    weights = data.initial_weights and initial_weights.load(experiment, data.initial_weights)
+    return init_state(experiment, weights)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gaussq_jax.formats import parse_format
-from gaussq_jax.param_tree import is_floating, leaf_path, path_hash
+from gaussq_jax.param_tree import is_floating, map_leaves, path_hash
 from kernels_pallas.float_rounding import round_to_representable
 from kernels_pallas.philox import philox_4x32
 
@@ -55,9 +55,8 @@ def low_precision_state(inner: optax.GradientTransformation, seed: int) -> optax
 
     def update(updates, state, params=None):
         updates, inner_state = inner.update(updates, _cast(state.inner_state, jnp.float32), params)
-        round_leaf = functools.partial(_round, seed, state.count)
-        inner_state = jax.tree_util.tree_map_with_path(round_leaf, inner_state)
-        return updates, LowPrecisionState(optax.safe_increment(state.count), inner_state)
+        rounded = map_leaves(functools.partial(_round, seed, state.count), inner_state)
+        return updates, LowPrecisionState(optax.safe_increment(state.count), rounded)
 
     return optax.GradientTransformation(init, update)
 
@@ -69,7 +68,7 @@ def _cast(state, dtype):
 def _round(seed, count, path, leaf):
     if not _is_rounded(leaf):
         return leaf
-    key = jnp.uint32(seed % 2**32), jnp.uint32(path_hash(leaf_path(path)))
+    key = jnp.uint32(seed % 2**32), jnp.uint32(path_hash(path))
     random_bits = _random_bits(key, count.astype(jnp.uint32), leaf.shape)
     to = dict(representable=_BFLOAT16, overflow=math.inf, rounding='stochastic')
     return round_to_representable(leaf, random_bits, **to).astype(jnp.bfloat16)

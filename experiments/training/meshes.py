@@ -1,6 +1,5 @@
 """The mesh, and where each array of the train state, and each activation, lives on it."""
 
-import functools
 import math
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from gaussq_jax import models
 from gaussq_jax.models.layers import Constrain, unconstrained
 from gaussq_jax.param_rules import RuleFinder
-from gaussq_jax.param_tree import leaf_path
+from gaussq_jax.param_tree import map_leaves
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -61,10 +60,9 @@ def state_shardings(mesh: Mesh, state: Any, family: models.ModelFamily) -> Any:
         return names if names and len(names) == number_of_axes else ()
 
     def sharding(path, leaf):
-        names = axis_names(leaf_path(path), leaf.ndim)
-        return _fitting(mesh, [PARAMETERS.get(name) for name in names], leaf.shape)
+        return _fitting(mesh, [PARAMETERS.get(name) for name in axis_names(path, leaf.ndim)], leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(sharding, state)
+    return map_leaves(sharding, state)
 
 
 def of_layers(shardings: Any) -> Any:
@@ -76,7 +74,11 @@ def constrain_activations(mesh: Mesh) -> Constrain:
     """The models' `constrain`, by `ACTIVATIONS`; an axis whose size the mesh's doesn't divide stays whole."""
     if mesh.size == 1:
         return unconstrained
-    return functools.partial(_constrain, mesh)
+
+    def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, _fitting(mesh, [ACTIVATIONS.get(axis) for axis in axes], x.shape))
+
+    return constrain
 
 
 def with_whole_rows(weights: Any, mesh: Mesh, family: models.ModelFamily) -> Any:
@@ -86,11 +88,11 @@ def with_whole_rows(weights: Any, mesh: Mesh, family: models.ModelFamily) -> Any
     """
 
     def gathered(path, leaf):
-        if not family.is_lookup(leaf_path(path)):
+        if not family.is_lookup(path):
             return leaf
         return jax.lax.with_sharding_constraint(leaf, _fitting(mesh, (PARAMETERS['vocab'], None), leaf.shape))
 
-    return jax.tree_util.tree_map_with_path(gathered, weights)
+    return map_leaves(gathered, weights)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -136,10 +138,6 @@ def to_devices(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: to_global(rows) for name, rows in batch.items()}
-
-
-def _constrain(mesh: Mesh, x: jax.Array, axes: Sequence[str]) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, _fitting(mesh, [ACTIVATIONS.get(axis) for axis in axes], x.shape))
 
 
 def _fitting(mesh: Mesh, axes: Sequence[str | tuple[str, ...] | None], shape: Sequence[int]) -> NamedSharding:

@@ -1,5 +1,6 @@
 """What a run reports: metrics.jsonl, TensorBoard events, a progress bar or plain lines, and summary.json."""
 
+import contextlib
 import json
 import math
 import numbers
@@ -23,7 +24,7 @@ RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|d
 WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Writes a run's metrics to its workdir, and shows them.
 
     - `metrics.jsonl` gets a line for each call of `write`: `{"step": 20, "train/loss": 2.31, ...}`. JSON has
@@ -157,9 +158,6 @@ class MetricWriter:
     def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
         lines = read_metrics(self._metrics_path) if self._metrics_path.exists() else []
         replace_file(self._metrics_path, ''.join(_to_line(line) for line in lines if is_kept(line)))
-
-    def __enter__(self) -> 'MetricWriter':
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments.training.adam_mini import scale_by_adam_mini
 from experiments.training.low_precision_state import low_precision_state
 from gaussq_jax import models
-from gaussq_jax.param_tree import leaf_path
+from gaussq_jax.param_tree import map_leaves
 
 NAMES = ('adamw', 'adam_mini')
 STATE_DTYPES = ('float32', 'bfloat16')
@@ -108,6 +108,4 @@ def in_default_modes(function: Callable) -> Callable:
 
 def has_weight_decay(params: Any) -> Any:
     """A tree like `params`: whether the leaf decays, by the last name of its path."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaf_path(path).rpartition('/')[2] not in NO_WEIGHT_DECAY, params
-    )
+    return map_leaves(lambda path, _: path.rpartition('/')[2] not in NO_WEIGHT_DECAY, params)

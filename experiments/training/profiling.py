@@ -1,5 +1,7 @@
 """A profile of some steps of a training, for XProf or TensorBoard: `experiments.train --profile=START:STOP`."""
 
+import contextlib
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -41,7 +43,8 @@ def parse_steps(text: str | None, start: int, total_steps: int) -> Steps | None:
     return steps
 
 
-class Profile:
+@dataclasses.dataclass
+class Profile(contextlib.AbstractContextManager):
     """Traces some steps of a training loop, from before the first one until the last one's result is there.
 
     The trace is of this process alone: of what its host and its devices do, collectives included. Of several
@@ -68,35 +71,27 @@ class Profile:
                   profile.stop(is_whole=True)
     """
 
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        steps: Steps | None,
-        show: Callable[[str], None] = print,
-        *,
-        traces: bool = True,
-    ):
-        self._directory = directory
-        self._steps = steps
-        self._show = show
-        self._traces = traces
-        self._is_tracing = False
+    directory: pathlib.Path
+    steps: Steps | None
+    show: Callable[[str], None] = print
+    traces: bool = dataclasses.field(default=True, kw_only=True)
+    _is_tracing: bool = dataclasses.field(default=False, init=False)
 
     def awaits(self, step: int) -> bool:
         """Whether this step's result is to be waited for before the next step: the trace begins after it, or ends."""
-        return self._steps is not None and step in (self._steps.first - 1, self._steps.last)
+        return self.steps is not None and step in (self.steps.first - 1, self.steps.last)
 
     def begins_with(self, step: int) -> bool:
         """Whether to start before this step."""
-        return self._traces and self._steps is not None and step == self._steps.first and not self._is_tracing
+        return self.traces and self.steps is not None and step == self.steps.first and not self._is_tracing
 
     def ends_with(self, step: int) -> bool:
         """Whether to stop when this step's result is there."""
-        return self._is_tracing and step == self._steps.last
+        return self._is_tracing and step == self.steps.last
 
     def start(self) -> None:
         """Starts the trace."""
-        jax.profiler.start_trace(self._directory)
+        jax.profiler.start_trace(self.directory)
         self._is_tracing = True
 
     def stop(self, *, is_whole: bool = False) -> None:
@@ -104,18 +99,15 @@ class Profile:
         if not self._is_tracing:
             return
         self._is_tracing = False
-        first, last = self._steps
+        first, last = self.steps
         try:
             jax.profiler.stop_trace()
-            told = f'to see it: pip install xprof, xprof --logdir={self._directory}'
+            told = f'to see it: pip install xprof, xprof --logdir={self.directory}'
         except jax.errors.JaxRuntimeError as error:
             told = f'could not be written: {error}'
-            self._traces = False  # some versions of JAX then take it for still under way, and start no other
+            self.traces = False  # some versions of JAX then take it for still under way, and start no other
         steps = f'of steps {first} to {last}' if is_whole else f'from step {first}, cut short'
-        self._show(f'profile   {steps}; {told}')
-
-    def __enter__(self) -> 'Profile':
-        return self
+        self.show(f'profile   {steps}; {told}')
 
     def __exit__(self, *_) -> None:
         self.stop()

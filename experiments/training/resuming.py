@@ -1,14 +1,18 @@
 """Which run a checkpoint is of: the config that is stored with it, and what of that has to be the same to go on."""
 
+import functools
 import json
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import stored as stored_configs
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
+from experiments.checkpoints.contents import CONTENTS, differences
 from experiments.data.loading import Data
-from experiments.training.experiment import FORMER_NAMES, Experiment
+from experiments.files import json_files
+from experiments.training.experiment import Experiment
 
 # Every field of a config is in one of these three.
 LEARNED_FROM = (  # what has to be the same for a run to go on
@@ -46,14 +50,28 @@ def restore(
     Raises:
       ValueError: if the checkpoint is of another run: another model, method, data or optimizer.
     """
-    config = stored_config(experiment.config, data)
-    identity = (*LEARNED_FROM, 'corpus', *config.keys() & {'initial_weights'})
-    return checkpointer.restore(
-        experiment.abstract_state,
-        config=config,
-        identity=identity,
-        clues=TEXT,
-        complete=stored_configs.read,
-        former_names=FORMER_NAMES,
-        at_most=at_most,
-    )
+    check = functools.partial(check_config, stored_config(experiment.config, data))
+    return checkpointer.restore(experiment.abstract_state, check, at_most=at_most)
+
+
+def check_config(present: dict[str, Any], directory: pathlib.Path, config: dict[str, Any]) -> None:
+    """ValueError, naming the fields, if the config that is stored with a checkpoint is another run's.
+
+    With them it names those of TEXT that differ, which may be why the corpus does.
+
+    Args:
+      present: of this run, as `stored_config` gives it.
+      directory: of the checkpoint.
+      config: as it is stored there, by any version.
+    """
+    with json_files.naming(directory / CONTENTS):
+        stored = stored_configs.read(config)
+    of = lambda config, fields: {field: config[field] for field in fields if field in config}
+    differing = lambda fields: list(differences(of(stored, fields), of(present, fields)))
+    if lines := differing([*LEARNED_FROM, 'corpus', *present.keys() & {'initial_weights'}]):
+        lines += differing(TEXT)
+        raise ValueError(
+            f'the checkpoint {directory} was saved by a run with another config:\n  '
+            + '\n  '.join(lines)
+            + '\nUse another --workdir for this config, or give the stored values to continue that run.'
+        )

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ from experiments.training import flops
 from experiments.training.experiment import Experiment
 
 
+@dataclasses.dataclass
 class StepClock:
     """Times the steps of a training loop that waits for their results; all values are of this process.
 
@@ -39,19 +41,14 @@ class StepClock:
                   save(state)
     """
 
-    def __init__(
-        self,
-        tokens_per_step: int,
-        flops_per_step: float,
-        peak_flops: float | None,
-        now: Callable[[], float] = time.perf_counter,
-    ):
-        self._tokens_per_step = tokens_per_step
-        self._flops_per_step = flops_per_step
-        self._peak_flops = peak_flops
-        self._now = now
+    tokens_per_step: int
+    flops_per_step: float
+    peak_flops: float | None
+    now: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self):
         self._is_first = True
-        self._step_began = self._told = now()
+        self._step_began = self._told = self.now()
         self._steps = []  # seconds of each since `metrics`
         self._waits = collections.Counter()
 
@@ -64,12 +61,12 @@ class StepClock:
           is_lost: asked at its end: whether it counts. One for data doesn't if the devices still work on the step
             before it. If they are idle by then, all of it counts, though they may have worked for a part of it.
         """
-        began = self._now()
+        began = self.now()
         try:
             with jax.profiler.TraceAnnotation(f'waiting for {what}'):
                 yield
         finally:
-            ended = self._now()
+            ended = self.now()
             if is_lost():
                 self._waits[what] += ended - began
             if what != 'data':
@@ -77,7 +74,7 @@ class StepClock:
 
     def step_done(self) -> None:
         """A step's result is there."""
-        now = self._now()
+        now = self.now()
         if not self._is_first:
             self._steps.append(now - self._step_began)
         self._step_began, self._is_first = now, False
@@ -93,15 +90,15 @@ class StepClock:
           counted. 'seconds/total', and of that the waits: 'seconds/data', 'seconds/checkpoint', and each other
           that there was.
         """
-        now = self._now()
+        now = self.now()
         steps, waits, total = np.array(self._steps), self._waits, now - self._told
         self._steps, self._waits, self._told = [], collections.Counter(), now
         metrics = {}
         if steps.size:
             seconds = float(steps.mean())
-            metrics['tokens_per_second'] = self._tokens_per_step / seconds
-            if self._peak_flops is not None:
-                metrics['mfu'] = self._flops_per_step / (seconds * self._peak_flops)
+            metrics['tokens_per_second'] = self.tokens_per_step / seconds
+            if self.peak_flops is not None:
+                metrics['mfu'] = self.flops_per_step / (seconds * self.peak_flops)
             p50, p90 = np.percentile(steps, [50, 90])
             times = {'p50': p50, 'p90': p90, 'max': steps.max()}
             metrics |= {f'step_seconds/{name}': float(value) for name, value in times.items()}

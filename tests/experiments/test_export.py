@@ -206,7 +206,7 @@ def test_files_that_are_handed_on_tell_no_path(tmp_path, monkeypatch, capsys, le
 def test_from_a_workdir(tmp_path, learned, capsys):
     """What a checkpoint holds, is exported."""
     with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
-        checkpointer.save(7, learned.state, b'', {**learned.experiment.config.to_dict(), 'corpus': 'text'})
+        checkpointer.save(7, learned.state, {}, {**learned.experiment.config.to_dict(), 'corpus': 'text'})
     run_program(export, WORKDIR=str(tmp_path), FORMAT='e3m2')
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_packed(tmp_path / 'e3m2.safetensors')

@@ -11,7 +11,8 @@ import pytest
 import sentencepiece
 from programs import import_program
 
-from experiments.data.tokenizers import SentencePiece, Tokenizer
+from experiments.data.tokenizers import Tokenizer
+from experiments.data.vocabularies import SentencePiece
 from gaussq_jax import models
 
 program = import_program('generate')

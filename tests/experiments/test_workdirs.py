@@ -13,7 +13,7 @@ from small_tokenizers import write_huggingface
 
 import gaussq_jax as gq
 from experiments import workdirs
-from experiments.data import tokenizers
+from experiments.data import vocabularies
 from experiments.training import evaluation
 from gaussq_jax.packed import read_packed
 
@@ -67,7 +67,7 @@ def test_a_tokenizer_that_has_moved(tmp_path, file, monkeypatch):
     (tmp_path / 'elsewhere').mkdir()
     there = tmp_path / 'elsewhere' / 'words.json'
     write_huggingface(there)
-    fingerprint = tokenizers.load_vocabulary(str(there)).fingerprint
+    fingerprint = vocabularies.load_vocabulary(str(there)).fingerprint
     settings = {
         'tokenizer': str(there),
         'special_tokens': {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''},

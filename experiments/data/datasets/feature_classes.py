@@ -4,6 +4,7 @@ So a folder of data could run code, such as a module beside the program that is 
 that text needs.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -27,7 +28,13 @@ def check(directory: pathlib.Path):
     """
     for path in _files(directory):
         paths.check_file(path)  # what TFDS would wait for
-        for name in _names_in(path) if path.name == 'features.json' else ():
+        if path.name != 'features.json':
+            continue
+        try:
+            names = list(_class_names(json_files.read(path)))
+        except RecursionError:
+            raise ValueError(f'{path} has too many levels') from None
+        for name in names:
             if not name.startswith(ALLOWED) or not name.isascii():
                 raise ValueError(f'{path} names the class {name!r:.80}, which TFDS would import; allowed: {ALLOWED}*')
 
@@ -49,13 +56,6 @@ def _raise(error):
     raise error
 
 
-def _names_in(path: pathlib.Path) -> list[str]:
-    try:
-        return list(_class_names(json_files.read(path)))
-    except RecursionError:
-        raise ValueError(f'{path} has too many levels') from None
-
-
 def _class_names(contents: Any) -> Iterator[str]:
     if isinstance(contents, list):
         for item in contents:
@@ -64,14 +64,8 @@ def _class_names(contents: Any) -> Iterator[str]:
         for key, value in contents.items():
             if key in NAMING and isinstance(value, str):
                 yield value
-            elif key in ('json', 'content') and isinstance(value, str):  # JSON in JSON
-                yield from _class_names(_parse(value))
+            elif key in ('json', 'content') and isinstance(value, str):
+                with contextlib.suppress(ValueError):  # of what is no JSON in JSON, which TFDS reads so
+                    yield from _class_names(json.loads(value))
             else:
                 yield from _class_names(value)
-
-
-def _parse(text):
-    try:
-        return json.loads(text)  # as TFDS does
-    except ValueError:
-        return None

@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from saved_states import (
     CONFIG,
-    IDENTITY,
     abstract,
     assert_same_bits,
     flip_bit,
@@ -33,6 +32,7 @@ from experiments.checkpoints import checkpointing
 from experiments.checkpoints.checkpointing import Checkpointer, SaveError
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import MANIFEST, find_damage
+from experiments.checkpoints.step_directories import newest_whole_step
 
 
 def make_mesh(*shape):
@@ -57,13 +57,12 @@ def make_state(mesh):
         'half': jax.device_put(jnp.arange(16, dtype=jnp.bfloat16).reshape(8, 2), sharded),
     }
     return {
-        'step': 3,
+        'step': jax.device_put(jnp.int32(3), replicated),
         'params': params,
         'bitwidths': {'dense/kernel': jax.device_put(jnp.full((2, 2), 0.75), replicated)},
         'optimizer': jax.tree.map(on_mesh, optimizer.init(params)),
         'noise_key': jax.device_put(key, replicated),
         'keys': jax.device_put(jax.random.split(jax.random.key(7, impl='rbg'), 8), NamedSharding(mesh, P('data'))),
-        'tokens': np.arange(3, dtype=np.int64) + 2**40,
     }
 
 
@@ -71,9 +70,9 @@ def test_round_trip_keeps_every_bit(tmp_path):
     """Types, dtypes, NaN payloads, the sign of zero, denormals, keys: what resuming exactly needs."""
     state = make_state(make_mesh(2, 4))
     with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
-        assert checkpointer.restore(abstract(state), config=CONFIG, identity=IDENTITY) is None
+        assert checkpointer.restore(abstract(state)) is None
         checkpointer.save(3, state, {'next_index': 24, 'epoch': [1, None]}, CONFIG)
-        restored = checkpointer.restore(abstract(state), config=CONFIG, identity=IDENTITY)
+        restored = checkpointer.restore(abstract(state))
     assert restored.step == 3
     assert restored.data_state == {'next_index': 24, 'epoch': [1, None]}
     assert_same_bits(restored.state, state)
@@ -86,10 +85,10 @@ def test_restores_on_another_mesh_and_on_one_device(tmp_path):
     other = make_mesh(4, 2)
     moved = abstract(state, lambda leaf: NamedSharding(other, leaf.sharding.spec))
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(3, state, b'\x00\xff state', CONFIG)
-        on_other = checkpointer.restore(moved, config=CONFIG, identity=IDENTITY)
-        on_one = checkpointer.restore(abstract(state, lambda _: None), config=CONFIG, identity=IDENTITY)
-    assert on_other.data_state == b'\x00\xff state'
+        checkpointer.save(3, state, {'next_index': 24}, CONFIG)
+        on_other = checkpointer.restore(moved)
+        on_one = checkpointer.restore(abstract(state, lambda _: None))
+    assert on_other.data_state == {'next_index': 24}
     assert_same_bits(on_other.state, state)
     assert on_other.state['params']['dense']['kernel'].sharding == NamedSharding(other, P('fsdp', None))
     assert_same_bits(on_one.state, state)
@@ -106,7 +105,7 @@ def test_training_goes_on_while_a_step_is_saved(tmp_path):
             checkpointer.save(step, {'w': w}, {}, CONFIG)
             for _ in range(3):
                 w = advance(w)
-            restored = checkpointer.restore(target, config=CONFIG, identity=IDENTITY)
+            restored = checkpointer.restore(target)
             np.testing.assert_array_equal(restored.state['w'], 3 * step)
 
 
@@ -165,22 +164,22 @@ def test_going_back(tmp_path):
     """To a step, or to the one before it if that is damaged; what came later can be discarded."""
     save_steps(tmp_path, [1, 2, 3, 4], keep=4)
     with Checkpointer(tmp_path, keep=4) as checkpointer:
-        go_back = lambda at_most: checkpointer.restore(small_state(0), config=CONFIG, identity=(), at_most=at_most)
+        go_back = lambda at_most: checkpointer.restore(small_state(0), at_most=at_most)
         assert [go_back(at_most).step for at_most in (1, 3, 7, None)] == [1, 3, 4, 4]
         assert go_back(0) is None
         flip_bit(largest_file(tmp_path / '3'))
         with pytest.warns(UserWarning, match='skipping the damaged'):
             assert_same_bits(go_back(3).state, small_state(2))
         checkpointer.discard_after(2)
-        assert step_names(tmp_path) == ['1', '2'] and checkpointer.latest_step() == 2
+        assert step_names(tmp_path) == ['1', '2'] and newest_whole_step(tmp_path) == 2
         checkpointer.discard_after(0)
-        assert step_names(tmp_path) == [] and checkpointer.latest_step() is None
+        assert step_names(tmp_path) == [] and newest_whole_step(tmp_path) is None
 
 
 def test_reading_makes_and_removes_nothing(tmp_path):
     """An evaluation may look at a workdir while a run saves there."""
     with Checkpointer(tmp_path / 'none') as checkpointer:
-        assert checkpointer.latest_step() is None
+        assert checkpointer.restore(small_state(0)) is None
     assert not (tmp_path / 'none').exists()
     save_steps(tmp_path / 'run', [1])
     (tmp_path / 'run' / '2.writing').mkdir()
@@ -210,10 +209,10 @@ def test_disk_error_surfaces_and_spoils_nothing(tmp_path):
             with pytest.raises(SaveError, match=r'2 failed \(older ones are whole\): File too large$'):
                 checkpointer.save(3, state, {}, CONFIG)
             assert step_names(tmp_path) == ['1'], 'the room that it took is free again'
-        assert checkpointer.latest_step() == 1
+        assert newest_whole_step(tmp_path) == 1
         assert find_damage(tmp_path / '1') is None
         assert checkpointer.save(3, state, {}, CONFIG)
-        assert_same_bits(checkpointer.restore(abstract(state), config=CONFIG, identity=IDENTITY).state, state)
+        assert_same_bits(checkpointer.restore(abstract(state)).state, state)
     assert step_names(tmp_path) == ['1', '3']
 
 
@@ -251,7 +250,7 @@ def test_a_clock_that_is_set_spoils_no_save(tmp_path, monkeypatch):
     with Checkpointer(tmp_path) as checkpointer:
         for step in (1, 2):
             checkpointer.save(step, state, {}, CONFIG)
-        restored = checkpointer.restore(state, config=CONFIG, identity=IDENTITY)
+        restored = checkpointer.restore(state)
     assert restored.step == 2
     np.testing.assert_array_equal(restored.state['w'], state['w'])
 

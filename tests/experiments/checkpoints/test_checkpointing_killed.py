@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from experiments.checkpoints.checkpointing import Checkpointer
 checkpointer = Checkpointer(sys.argv[1], keep=2)
 state = {'w': jnp.zeros(20000)}
-restored = checkpointer.restore(state, config={}, identity=())
+restored = checkpointer.restore(state)
 start = 0 if restored is None else restored.step
 for step in itertools.count(start + 1):
     checkpointer.save(step, {'w': jnp.full(20000, step, jnp.float32)}, {'next': step}, {})
@@ -37,7 +37,7 @@ def test_sigkill_leaves_a_whole_step(tmp_path):
             process.kill()
         with warnings.catch_warnings(), Checkpointer(tmp_path) as checkpointer:
             warnings.filterwarnings('ignore', '.*was never finished')  # killed during the very first save
-            restored = checkpointer.restore(state, config={}, identity=())
+            restored = checkpointer.restore(state)
         if number_of_saves == 1:
             continue
         assert restored.step >= max(newest, started[-2])  # when `save` returns, the save before it is on disk

@@ -8,7 +8,7 @@ from saved_states import CONFIG, assert_same_bits, flip_bit, largest_file, resto
 
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import MANIFEST
-from experiments.checkpoints.step_directories import load_config, newest_step
+from experiments.checkpoints.step_directories import load_contents, newest_step
 
 DAMAGES = {
     'flipped bit': (lambda step: flip_bit(largest_file(step)), 'SHA-256'),
@@ -84,11 +84,11 @@ def test_newest_step(two_steps, tmp_path):
     assert newest_step(tmp_path) is newest_step(tmp_path / 'missing') is None
 
 
-def test_load_config(two_steps, tmp_path):
+def test_load_contents(two_steps, tmp_path):
     """Programs that only have a workdir build the model from what the checkpoint says."""
-    assert load_config(two_steps) == CONFIG
+    assert load_contents(two_steps)['config'] == CONFIG
     with pytest.raises(ValueError, match='holds no checkpoint'):
-        load_config(tmp_path)
+        load_contents(tmp_path)
 
 
 def test_manifest_is_what_sha256sum_reads(tmp_path):

@@ -8,7 +8,8 @@ from small_datasets import TinyText
 from small_tokenizers import NAMES, write_huggingface, write_sentencepiece
 
 from experiments.data.token_cache import load_tokens
-from experiments.data.tokenizers import Bytes, Tokenizer
+from experiments.data.tokenizers import Tokenizer
+from experiments.data.vocabularies import Bytes
 
 
 @pytest.fixture(scope='module')

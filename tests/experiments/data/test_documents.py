@@ -13,7 +13,8 @@ from small_datasets import TinyText, byte_tokens
 
 from experiments.data.datasets import feature_classes, python_stdlib
 from experiments.data.token_cache import load_tokens
-from experiments.data.tokenizers import Bytes, Tokenizer
+from experiments.data.tokenizers import Tokenizer
+from experiments.data.vocabularies import Bytes
 
 
 class Latin1(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_datasets import DOCUMENTS, TinyText, byte_tokens
 
-from experiments.data.tokenizers import Bytes, Tokenizer
+from experiments.data.tokenizers import Tokenizer
+from experiments.data.vocabularies import Bytes
 
 
 def test_tokens_of_version_0_1_are_read(load):

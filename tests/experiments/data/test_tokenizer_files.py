@@ -12,7 +12,7 @@ from small_tokenizers import write_huggingface
 from configs import from_run
 from experiments import workdirs
 from experiments.data import tokenizer_files
-from experiments.data.tokenizers import load_vocabulary
+from experiments.data.vocabularies import load_vocabulary
 
 
 @pytest.fixture(autouse=True)

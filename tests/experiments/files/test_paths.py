@@ -9,7 +9,7 @@ import pytest
 from programs import import_program, run_program
 
 from experiments.checkpoints import manifests
-from experiments.data import tokenizers
+from experiments.data import tokenizers, vocabularies
 from experiments.data.token_cache import load_tokens
 from experiments.files import csv_files, huggingface_folder, json_files, paths
 from experiments.laws import known_laws, run_tables
@@ -62,7 +62,7 @@ def test_fields(field):
     with pytest.raises(ValueError, match=f"^{field}='s3://bucket': s3:// is not supported"):
         load_tokens('python_stdlib', 'train', tokenizers.load_tokenizer('bytes'), **{field: 's3://bucket'})
     with pytest.raises(ValueError, match=r"^tokenizer='hf://org/model.json': hf:// is not supported"):
-        tokenizers.load_vocabulary('hf://org/model.json')
+        vocabularies.load_vocabulary('hf://org/model.json')
 
 
 READERS = {
@@ -72,8 +72,8 @@ READERS = {
     'runs.parquet': run_tables.read_runs,
     'metrics.jsonl': metrics.read_metrics,
     'law.json': known_laws.read_law,
-    'words.json': lambda path: tokenizers.load_vocabulary(str(path)),
-    'words.model': lambda path: tokenizers.load_vocabulary(str(path)),
+    'words.json': lambda path: vocabularies.load_vocabulary(str(path)),
+    'words.model': lambda path: vocabularies.load_vocabulary(str(path)),
     'model.safetensors.index.json': lambda path: huggingface_folder.read(path.parent),
     'packed.safetensors': read_packed,
 }

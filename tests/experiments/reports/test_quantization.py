@@ -339,7 +339,7 @@ def test_the_program(tmp_path, monkeypatch, capsys, sizes):
         experiment = training.make_experiment(config, 257)
     state = random_state(experiment, step=7)
     with Checkpointer(tmp_path / 'checkpoints') as checkpointer:
-        checkpointer.save(7, state, b'', {**config.to_dict(), 'corpus': 'text'})
+        checkpointer.save(7, state, {}, {**config.to_dict(), 'corpus': 'text'})
     with on_mesh(sizes):
         run_evaluate(monkeypatch, tmp_path, QUANTIZATION=True, FORMAT='e2m1', BLOCK_SIZE='16')
     title, *table, written = capsys.readouterr().out.splitlines()

@@ -15,7 +15,7 @@ from small_runs import STEPS, assert_same_run, change_steps, records, start, stu
 from configs import from_run
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.checkpoints.step_directories import load_config
+from experiments.checkpoints.step_directories import load_contents
 from experiments.training import initial_weights
 from experiments.training.experiment import init_state, make_experiment
 
@@ -51,7 +51,7 @@ def weights_of(workdir, step):
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_run(workdir)
         with Checkpointer(workdir / 'checkpoints') as checkpointer:
-            state = checkpointer.restore(run.experiment.abstract_state, config={}, identity=(), at_most=step).state
+            state = checkpointer.restore(run.experiment.abstract_state, at_most=step).state
     return jax.tree.map(np.asarray, state.params)
 
 
@@ -144,7 +144,7 @@ def test_going_back_to_the_beginning(source, tmp_path, monkeypatch, changed):
 def test_which_weights_they_were_identifies_a_run(imported, source, tmp_path, monkeypatch):
     stub_steps(monkeypatch)
     start(tmp_path / 'run', config_from(source, name='run'))
-    stored = load_config(tmp_path / 'run' / 'checkpoints')['initial_weights']
+    stored = load_contents(tmp_path / 'run' / 'checkpoints')['config']['initial_weights']
     assert stored['step'] == 0 and len(stored['sha256']) == 64
     for other, message in ((str(imported / 'llama'), 'init_from: stored'), ('', "init_from: stored .* present ''")):
         with pytest.raises(SystemExit, match=message):

@@ -136,7 +136,7 @@ def test_resuming_changes_no_bit(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(2, halfway, {}, {})
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), halfway)
-        restored = checkpointer.restore(state, config={}, identity=())
+        restored = checkpointer.restore(state)
     assert_identical_trees(to_host(run_updates(shardings, 2, restored.state, 2)), to_host(run_updates(shardings, 4)))
 
 

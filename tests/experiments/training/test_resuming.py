@@ -1,8 +1,13 @@
 """What two starts of a run may differ in: every field of a config is known, and an error tells what differs."""
 
+import copy
+import pathlib
+
 import pytest
+from small_experiments import small_config
 from small_runs import change_steps, run_config, start, stub_steps
 
+from configs import stored as stored_configs
 from configs import tiny
 from experiments.data.datasets import python_stdlib
 from experiments.training import resuming
@@ -12,6 +17,50 @@ def test_every_field_is_of_one_kind():
     """A new field of configs has to be: what is learned from it, which text, or nothing of both."""
     kinds = (resuming.LEARNED_FROM, resuming.TEXT, resuming.FREE_FIELDS)
     assert sorted(field for kind in kinds for field in kind) == sorted(tiny.get_config().to_dict())
+
+
+@pytest.fixture
+def stored():
+    """What a checkpoint keeps of a run's config."""
+    return {**stored_configs.write(small_config().to_dict()), 'corpus': 'a'}
+
+
+def test_another_configs_checkpoint_is_refused(stored):
+    """Every differing field, with both values; fields that change nothing of what is learned may differ."""
+    present = copy.deepcopy(stored) | {'method': 'diffq', 'log_every': 77, 'initial_weights': {'step': 4}}
+    present['model']['num_layers'] = 8
+    present['model']['rope'] = True
+    del present['model']['hidden_size'], stored['dtype']
+    with pytest.raises(ValueError, match='--workdir') as error:
+        resuming.check_config(present, pathlib.Path('run/checkpoints/2'), stored)
+    message = str(error.value)
+    assert 'run/checkpoints/2' in message
+    for line in (
+        f'model.num_layers: stored {stored["model"]["num_layers"]}, present 8',
+        f'model.hidden_size: stored {stored["model"]["hidden_size"]}, present (absent)',
+        'model.rope: stored (absent), present True',
+        f"method: stored '{stored['method']}', present 'diffq'",
+        f"dtype: stored (absent), present '{present['dtype']}'",
+        "initial_weights: stored (absent), present {'step': 4}",
+    ):
+        assert line in message
+    assert 'model.family' not in message
+    assert 'log_every' not in message
+    resuming.check_config(stored, pathlib.Path('run'), {**stored, 'log_every': 1})
+
+
+def test_a_config_of_before_is_completed(stored):
+    """A field that it doesn't have yet counts as what was done then; what isn't a config is told with its file."""
+    before = {name: value for name, value in stored.items() if name not in ('invalid_text', 'config_version')}
+    present = {**stored, 'corpus': 'b'}
+    with pytest.raises(ValueError, match="corpus: stored 'a', present 'b'") as error:
+        resuming.check_config({**present, 'invalid_text': 'skip'}, pathlib.Path('run'), before)
+    assert "invalid_text: stored 'error', present 'skip'" in str(error.value)
+    with pytest.raises(ValueError) as error:
+        resuming.check_config(present, pathlib.Path('run'), before)
+    assert 'invalid_text' not in str(error.value)
+    with pytest.raises(ValueError, match=r'^run/checkpoint\.json: .*config_version=9'):
+        resuming.check_config(present, pathlib.Path('run'), {**before, 'config_version': 9})
 
 
 @pytest.fixture
