@@ -40,11 +40,11 @@ PEERS = {QWIX: 'qwix', PYTORCH: 'torch'}  # the packages that may be missing
 Contender = Callable[[], Any]
 
 
-def benchmark(shape: str, turns: int) -> Iterator[tuple[dict[str, Any], str]]:
+def benchmark(shape: str, turns: int | None) -> Iterator[tuple[dict[str, Any], str]]:
     """`time_casts` of a matrix of 'ROWSxCOLUMNS', and its table."""
     if not (lengths := re.fullmatch(r'(\d+)x(\d+)', shape)):
         raise ValueError(f'shape={shape!r} is not ROWSxCOLUMNS, such as 4096x4096')
-    results = time_casts((int(lengths[1]), int(lengths[2])), turns)
+    results = time_casts((int(lengths[1]), int(lengths[2])), turns or timing.DEFAULT_TURNS)
     table = casts_table(results['operations'])
     yield results, f'float32 {shape} to float8_e4m3fn and back, {results["device"]}\n{table}'
 

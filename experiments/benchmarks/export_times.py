@@ -25,7 +25,7 @@ RULES = (models.RULES[0], *gq.DEFAULT_RULES)
 BITWIDTHS = (3, 7)
 
 
-def benchmark(config: ConfigDict, *, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
+def benchmark(config: ConfigDict, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
     """`time_exports` and its table."""
     results = time_exports(config, vocab_size=vocab_size)
     title = f'packed files of {results["config"]}, {results["parameters"]:,} parameters, {results["device"]}'
