@@ -203,8 +203,9 @@ def count_launches_in(text: str) -> int:
                 return launches(module.called(instruction, 'to_apply'))
             case 'conditional':
                 return max(map(launches, module.branches(instruction)))
-        is_free = instruction.opcode in LAUNCHES_NOTHING or instruction.opcode.endswith(('-done', '-update'))
-        return 0 if is_free else 1
+            case opcode if opcode in LAUNCHES_NOTHING or opcode.endswith(('-done', '-update')):
+                return 0
+        return 1
 
     return launches(module.entry)
 

@@ -152,18 +152,17 @@ def _step(body: Computation, index: int) -> int | None:
 
 
 def _parse(name: str, text: str) -> Instruction:
-    type_end = _closing(text, 0) if text.startswith('(') else text.index(' ')
+    type_end = _closing(text) if text.startswith('(') else text.index(' ')
     opcode, _, rest = text[type_end:].strip().partition('(')
-    operands = rest[: _closing(f'({rest}', 0) - 2]
-    names = re.findall(r'%([\w.\-]+(?:#\d+)?)', operands)
+    names = re.findall(r'%([\w.\-]+(?:#\d+)?)', rest[: _closing(f'({rest}') - 1])
     return Instruction(name, text[:type_end], opcode, tuple(names), text)
 
 
-def _closing(text: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at `start`."""
+def _closing(text: str) -> int:
+    """Behind the parenthesis that closes the one at the start."""
     depth = 0
-    for found in re.finditer(r'[()]', text[start:]):
+    for found in re.finditer(r'[()]', text):
         depth += 1 if found[0] == '(' else -1
         if not depth:
-            return start + found.end()
+            return found.end()
     raise ValueError(f'HLO that is not understood: {text[:200]}')
