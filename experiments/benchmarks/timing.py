@@ -142,14 +142,14 @@ def read_trace(directory: str | os.PathLike) -> tuple[list[ProfileEvent], list[P
     On a device's streams these are kernels and copies; a CPU has no streams, and XLA's ops stand for them.
     """
     (path,) = pathlib.Path(directory).rglob('*.xplane.pb')
-    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-    of_host = [event for plane in planes if plane.name == '/host:CPU' for line in plane.lines for event in line.events]
+    profile = jax.profiler.ProfileData.from_file(str(path))
+    of_host = [event for line in profile.find_plane_with_name('/host:CPU').lines for event in line.events]
     calls = sorted((event for event in of_host if event.name == _CALL), key=operator.attrgetter('start_ns'))
     if jax.default_backend() == 'cpu':
         return calls, [event for event in of_host if _is_op(event)]
     return calls, [
         event
-        for plane in planes
+        for plane in profile.planes
         if plane.name.startswith('/device:')
         for line in plane.lines
         if line.name.startswith('Stream')  # other lines say the same again by HLO op and module

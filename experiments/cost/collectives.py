@@ -10,8 +10,7 @@ import math
 import pathlib
 import re
 import tempfile
-import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -55,10 +54,8 @@ class Collective:
         return rounds * self.bytes * (self.group_size - 1) / self.group_size
 
 
-def compile_partitioned(
-    lowered: jax.stages.Lowered, options: Mapping[str, Any] = types.MappingProxyType({})
-) -> tuple[jax.stages.Compiled, str]:
-    """The program, compiled with these options, and the text of its HLO after SPMD partitioning."""
+def compile_partitioned(lowered: jax.stages.Lowered, **options: Any) -> tuple[jax.stages.Compiled, str]:
+    """The program, compiled with these options of XLA, and the text of its HLO after SPMD partitioning."""
     with tempfile.TemporaryDirectory() as folder, without_cache():  # what comes from there leaves nothing to read
         dump = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': '^spmd-partitioning$'}
         compiled = lowered.compile(compiler_options={**options, **dump})

@@ -97,18 +97,13 @@ class Module:
         counts = re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', header)
         self.num_devices = math.prod(map(int, counts))
         self.computations: dict[str, Computation] = {}
-        for line in text.splitlines():
-            if start := re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line):
-                name, instructions, root = start[2], {}, None
-                is_entry = bool(start[1])
-            elif found := re.match(r'\s+(ROOT )?%?([\w.\-]+) = (.*)$', line):
-                instruction = _parse(found[2], found[3])
-                instructions[instruction.name] = instruction
-                root = instruction if found[1] else root
-            elif line == '}':
-                self.computations[name] = Computation(name, instructions, root)
-                if is_entry:
-                    self.entry = self.computations[name]
+        for is_entry, name, body in re.findall(r'^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$', text, re.M | re.S):
+            found = re.findall(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$', body, re.M)
+            instructions = {instruction: _parse(instruction, line) for _, instruction, line in found}
+            root = next((instructions[instruction] for is_root, instruction, _ in found if is_root), None)
+            self.computations[name] = Computation(name, instructions, root)
+            if is_entry:
+                self.entry = self.computations[name]
 
     def called(self, instruction: Instruction, attribute: str) -> Computation:
         """The computation that stands behind `attribute=`."""
