@@ -17,6 +17,7 @@ the host's clock. Packed files are written and read once each, and compared with
 PyTorch come with the extras `peers` and `parity`; what isn't installed is listed as such.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -35,25 +36,33 @@ try:
 except ModuleNotFoundError:  # kernel, compile and cast, which have no use for it, do without
     config_flags = None
 
-BENCHMARKS = ('kernel', 'compile', 'step', 'depth', 'cast', 'export')
+BENCHMARKS = {  # the module, and the flags that its `benchmark` takes
+    'kernel': ('kernel_times', 'shapes', 'turns', 'clock'),
+    'compile': ('compiled_sampling',),
+    'step': ('step_times', 'config', 'methods', 'turns', 'vocab_size', 'clock'),
+    'depth': ('depth_times', 'config', 'turns', 'vocab_size'),
+    'cast': ('cast_times', 'shape', 'turns'),
+    'export': ('export_times', 'config', 'vocab_size'),
+}
 OUR_PACKAGES = ('experiments', 'gaussq_jax', 'kernels_pallas', 'configs')
 DEFAULT_CONFIG = 'configs/tiny.py'
 NOT_INSTALLED = "needs the package {}, which is not installed: pip install -e '.[experiments]'"
-CONFIG = config_flags and config_flags.DEFINE_config_file(
-    'config', None, f'step, depth, export: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
-)
-METHODS = flags.DEFINE_list(
+if config_flags:
+    config_flags.DEFINE_config_file(
+        'config', None, f'step, depth, export: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
+    )
+flags.DEFINE_list(
     'methods',
     ['bf16', 'gaussws', 'diffq', 'naive', 'qwix-int8'],
     'step: whose; bf16 is the base. Those of the configs, naive, qwix-int8, qwix-int4, qwix-float8.',
 )
-VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
-SHAPES = flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
-SHAPE = flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
-TURNS = flags.DEFINE_integer(
+flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
+flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
+flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
+flags.DEFINE_integer(
     'turns', None, f'Calls of each that are timed; else {timing.DEFAULT_TURNS}, depth: 5.', lower_bound=1
 )
-CLOCK = flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
+flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
 OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results, rewritten after each one.')
 
 
@@ -77,34 +86,9 @@ def main(argv):
 
 def measure(name: str) -> Iterator[tuple[dict[str, Any], str]]:
     """The results so far and what to print next; imported here is what not all benchmarks have the packages for."""
-    turns = lambda default=timing.DEFAULT_TURNS: TURNS.value or default
-    match name:
-        case 'kernel':
-            from experiments.benchmarks import kernel_times
-
-            return kernel_times.benchmark(SHAPES.value, turns(), CLOCK.value)
-        case 'compile':
-            from experiments.benchmarks import compiled_sampling
-
-            return compiled_sampling.benchmark()
-        case 'step':
-            from experiments.benchmarks import step_times
-
-            asked = dict(vocab_size=VOCAB_SIZE.value, clock=CLOCK.value)
-            return step_times.benchmark(CONFIG.value, METHODS.value, turns(), **asked)
-        case 'depth':
-            from experiments.benchmarks import depth_times
-
-            default = depth_times.DEFAULT_TURNS
-            return depth_times.benchmark(CONFIG.value, turns(default), vocab_size=VOCAB_SIZE.value)
-        case 'cast':
-            from experiments.benchmarks import cast_times
-
-            return cast_times.benchmark(SHAPE.value, turns())
-        case 'export':
-            from experiments.benchmarks import export_times
-
-            return export_times.benchmark(CONFIG.value, vocab_size=VOCAB_SIZE.value)
+    module, *names = BENCHMARKS[name]
+    benchmark = importlib.import_module(f'experiments.benchmarks.{module}').benchmark
+    return benchmark(**{name: flags.FLAGS[name].value for name in names})
 
 
 if __name__ == '__main__':

@@ -25,8 +25,6 @@ from gaussq_jax.rounding import round_to_format
 from gaussq_jax.text_table import text_table
 
 FMT = FloatFormat(4, 3, 'fn')
-COPY, CAST = 'copy', 'cast'
-OURS, QWIX, PYTORCH = 'gaussq_jax', 'qwix', 'PyTorch'
 QUANTIZERS = {
     'block of 32': Quantizer(FMT, block_size=32),
     'block of 128': Quantizer(FMT, block_size=128),
@@ -35,16 +33,15 @@ QUANTIZERS = {
 }
 AXES = {0: 'first axis', 1: 'last axis'}
 DIVISOR = 128  # of both lengths: the others have whole blocks only
-PEERS = {QWIX: 'qwix', PYTORCH: 'torch'}  # the packages that may be missing
 
 Contender = Callable[[], Any]
 
 
-def benchmark(shape: str, turns: int) -> Iterator[tuple[dict[str, Any], str]]:
+def benchmark(shape: str, turns: int | None) -> Iterator[tuple[dict[str, Any], str]]:
     """`time_casts` of a matrix of 'ROWSxCOLUMNS', and its table."""
     if not (lengths := re.fullmatch(r'(\d+)x(\d+)', shape)):
         raise ValueError(f'shape={shape!r} is not ROWSxCOLUMNS, such as 4096x4096')
-    results = time_casts((int(lengths[1]), int(lengths[2])), turns)
+    results = time_casts((int(lengths[1]), int(lengths[2])), turns or timing.DEFAULT_TURNS)
     table = casts_table(results['operations'])
     yield results, f'float32 {shape} to float8_e4m3fn and back, {results["device"]}\n{table}'
 
@@ -72,16 +69,14 @@ def time_casts(shape: tuple[int, int], turns: int) -> dict[str, Any]:
     if any(length % DIVISOR or not length for length in shape):
         raise ValueError(f'shape={"x".join(map(str, shape))}: both lengths must be multiples of {DIVISOR}')
     operations = contenders(np.random.default_rng(0).standard_normal(shape, np.float32))
-    flat = {(what, by): call for what, calls in operations.items() for by, call in calls.items()}
-    times = timing.take_turns({key: call for key, call in flat.items() if call}, turns)
-    rows = {what: {} for what in operations}
-    for what, by in flat:
-        row = times.get((what, by))
-        per_value = row and {'nanoseconds_per_value': row['seconds'] / np.prod(shape) * 1e9}
-        rows[what][by] = {**row, **per_value} if row else 'not installed'
+    flat = {(what, by): call for what, calls in operations.items() for by, call in calls.items() if call}
+    times = timing.take_turns(flat, turns)
+    for row in times.values():
+        row['nanoseconds_per_value'] = row['seconds'] / np.prod(shape) * 1e9
+    rows = {what: {by: times.get((what, by), 'not installed') for by in calls} for what, calls in operations.items()}
     versions = {
         package: importlib.metadata.version(package) if _installed(package) else 'not installed'
-        for package in ('ml_dtypes', *PEERS.values())
+        for package in ('ml_dtypes', 'qwix', 'torch')
     }
     return {**timing.provenance(), **versions, 'shape': list(shape), 'turns': turns, 'operations': rows}
 
@@ -95,9 +90,9 @@ def contenders(x: np.ndarray) -> dict[str, dict[str, Contender | None]]:
     compiled = lambda function: functools.partial(jax.jit(function), on_device)
     torch = _PyTorch(x) if _installed('torch') else None
     operations = {
-        COPY: {'jnp.copy': compiled(jnp.copy)},
-        CAST: {
-            OURS: compiled(lambda x: round_to_format(x, FMT)),
+        'copy': {'jnp.copy': compiled(jnp.copy)},
+        'cast': {
+            'gaussq_jax': compiled(lambda x: round_to_format(x, FMT)),
             'lax.reduce_precision': compiled(
                 lambda x: jax.lax.reduce_precision(x, FMT.exponent_bits, FMT.mantissa_bits)
             ),
@@ -111,9 +106,9 @@ def contenders(x: np.ndarray) -> dict[str, dict[str, Contender | None]]:
     for name, quantizer in QUANTIZERS.items():
         for axis, axis_name in AXES.items():
             operations[f'{name}, {axis_name}'] = {
-                OURS: compiled(functools.partial(fake_quantize, quantizer=quantizer, axis=axis)),
-                QWIX: compiled(functools.partial(_qwix, quantizer, axis)) if _installed('qwix') else None,
-                PYTORCH: torch and functools.partial(torch.fake_quantize, quantizer, axis),
+                'gaussq_jax': compiled(functools.partial(fake_quantize, quantizer=quantizer, axis=axis)),
+                'qwix': compiled(functools.partial(_qwix, quantizer, axis)) if _installed('qwix') else None,
+                'PyTorch': torch and functools.partial(torch.fake_quantize, quantizer, axis),
             }
     return operations
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from experiments.devices import compiled_kernels, described_h100
+from experiments.devices.compiled_kernels import compile_to_text, count_launches
 from gaussq_jax.formats import parse_format
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule
 from gaussq_jax.param_transforms import gaussian_weight_sampling
@@ -32,8 +33,8 @@ def benchmark() -> Iterator[tuple[dict[str, Any], str]]:
     Raises:
       CannotCompile: where a package is missing.
     """
-    described_h100.devices()  # before `provenance` looks for devices: see there
-    results = {**timing.provenance(), **compile_report()}
+    report = compile_report()  # before `provenance` looks for devices: see `described_h100.devices`
+    results = {**timing.provenance(), **report}
     compilers = f'JAX {jax.__version__}, ptxas {results["versions"]["ptxas"]}'
     yield results, f'weight sampling for {results["architecture"]}, {compilers}\n{kernels_table(results["rows"])}'
     results['launches'] = [
@@ -103,10 +104,11 @@ def sampling_launches(layers: int, stacked: bool, implementation: str) -> dict[s
         samples, pullback = jax.vjp(functools.partial(transform.apply, key), params, state)
         return samples, pullback(d_samples)
 
+    launches = lambda function, *args: count_launches(compile_to_text(function, args)[1])
     return {
         'leaves': len(jax.tree.leaves(params)),
-        'forward': compiled_kernels.count_launches(transform.apply, key, params, state),
-        'with_gradients': compiled_kernels.count_launches(with_gradients, key, params, state, d_samples),
+        'forward': launches(transform.apply, key, params, state),
+        'with_gradients': launches(with_gradients, key, params, state, d_samples),
     }
 
 

@@ -15,9 +15,9 @@ DEPTHS = (4, 24)
 DEFAULT_TURNS = 5
 
 
-def benchmark(config: ConfigDict, turns: int, *, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
+def benchmark(config: ConfigDict, turns: int | None, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
     """`time_depths` and its table."""
-    results = time_depths(config, turns, vocab_size=vocab_size)
+    results = time_depths(config, turns or DEFAULT_TURNS, vocab_size=vocab_size)
     cells = [
         (layers, f'{row["seconds"]:.2f} s', f'{row["ratio"]:.2f}', timing.quartiles_text(row, 2))
         for layers, row in results['depths'].items()

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
@@ -25,7 +26,7 @@ RULES = (models.RULES[0], *gq.DEFAULT_RULES)
 BITWIDTHS = (3, 7)
 
 
-def benchmark(config: ConfigDict, *, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
+def benchmark(config: ConfigDict, vocab_size: int) -> Iterator[tuple[dict[str, Any], str]]:
     """`time_exports` and its table."""
     results = time_exports(config, vocab_size=vocab_size)
     title = f'packed files of {results["config"]}, {results["parameters"]:,} parameters, {results["device"]}'
@@ -70,7 +71,8 @@ def time_exports(config: ConfigDict, *, vocab_size: int, formats: Sequence[str] 
 
 def random_weights(config: ConfigDict, vocab_size: int) -> Any:
     """Parameters of the config's model, normally distributed."""
-    return _draw(jax.random.normal, make_experiment(config, vocab_size).abstract_state.params)
+    params = make_experiment(config, vocab_size).abstract_state.params
+    return optax.tree.random_like(jax.random.key(0), params, jax.random.normal)
 
 
 def _time_export(path: pathlib.Path, params: Any, layout: dict[str, gq.LeafLayout]) -> dict[str, Any]:
@@ -92,13 +94,8 @@ def _make_layout(params: Any, fmt: str) -> dict[str, gq.LeafLayout]:
         return gq.uniform_layout(params, fmt, rules=RULES)
     b_target, b_init = BITWIDTHS
     transform = gq.gaussian_weight_sampling(b_init, b_target, rules=RULES)
-    return transform.learned_layout(params, _draw(jax.random.uniform, transform.init(params)))
-
-
-def _draw(distribution: Callable[..., jax.Array], tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    return jax.tree.unflatten(structure, [distribution(key, leaf.shape) for key, leaf in zip(keys, leaves)])
+    state = optax.tree.random_like(jax.random.key(0), transform.init(params), jax.random.uniform)
+    return transform.learned_layout(params, state)
 
 
 def _measure(function: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:

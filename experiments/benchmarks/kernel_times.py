@@ -49,18 +49,18 @@ class Contender(NamedTuple):
         return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
-def benchmark(shapes: str | None, turns: int, clock: str | None) -> Iterator[tuple[dict[str, Any], str]]:
+def benchmark(shapes: str | None, turns: int | None, clock: str | None) -> Iterator[tuple[dict[str, Any], str]]:
     """`time_shape` of each shape, one after the other, and its table.
 
     Args:
       shapes: a regular expression of names in arg_specs.py; None for those of the device.
-      turns: how many are timed.
+      turns: how many are timed; None for `timing.DEFAULT_TURNS`.
       clock: of `timing.CLOCKS`; None for the device's.
 
     Raises:
       ValueError: if no shape has such a name.
     """
-    backend, clock = jax.default_backend(), clock or timing.default_clock()
+    backend, clock, turns = jax.default_backend(), clock or timing.default_clock(), turns or timing.DEFAULT_TURNS
     specs = arg_specs.matching(shapes or DEFAULT_SHAPES.get(backend, DEFAULT_SHAPES['cpu']))
     results = {**timing.provenance(), 'clock': clock, 'turns': turns, 'implementations': implementations(), 'rows': []}
     missing = [f'{name} is not measured: {why}' for name, why in results['implementations'].items() if why is not None]
@@ -108,18 +108,24 @@ def time_shape(spec: ArgSpec, turns: int, clock: str, *, leave_out: Container[Na
       'bytes_per_second' and 'copy_fraction'; or, where it fails, 'error'.
     """
     competing = {name: contender for name, contender in contenders(spec).items() if name not in leave_out}
-    compiled = _compile(competing)
+    lower = {name: functools.partial(function.lower, *arguments) for name, (function, arguments) in competing.items()}
+    compiled = timing.compile_together(lower)
     rows, works = {}, {}
-    for (operation, name), call in compiled.items():
-        rows[operation, name] = {'shape': spec.name, 'operation': operation, 'implementation': name}
+    for (operation, name), contender in competing.items():
+        row = rows[operation, name] = {'shape': spec.name, 'operation': operation, 'implementation': name}
+        reference = compiled.get((operation, REFERENCE)) if name != REFERENCE else None
         try:
-            equals_reference = _equals_reference(call, compiled.get((operation, REFERENCE)))
+            call = contender._replace(function=compiled[operation, name].result())
+            results = jax.block_until_ready(call())
+            equals_reference = None
+            if reference and not reference.exception():
+                equals_reference = bool(_same_bits(results, contender._replace(function=reference.result())()))
         except Exception as error:  # of whatever kind: of lowering, of a compiler, of the device
             logging.info('%s by %s fails:', operation, name, exc_info=True)
-            rows[operation, name]['error'] = f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
+            row['error'] = f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
         else:
             works[operation, name] = call
-            rows[operation, name] |= {'bytes': competing[operation, name].bytes, 'equals_reference': equals_reference}
+            row |= {'bytes': contender.bytes, 'equals_reference': equals_reference}
     before = _overwrite_caches if jax.default_backend() == 'gpu' else None
     for name, measured in timing.take_turns(works, turns, clock=clock, before=before).items():
         rows[name] |= {**measured, 'bytes_per_second': rows[name]['bytes'] / measured['seconds']}
@@ -143,64 +149,31 @@ def contenders(spec: ArgSpec) -> dict[Name, Contender]:
     inputs = {'float32': w, 'bfloat16': w.astype(jnp.bfloat16)}
     representable = parse_format(FORMAT).representable
 
-    found = {(COPIES[0], REFERENCE): _contender(jnp.copy, w)}
-    found[COPIES[1], REFERENCE] = _contender(lambda x: x.astype(jnp.bfloat16), w)
+    found = {(COPIES[0], REFERENCE): (jnp.copy, w)}
+    found[COPIES[1], REFERENCE] = (lambda x: x.astype(jnp.bfloat16), w)
     for name in (name for name, reason in implementations().items() if reason is None):
         how = dict(block_size=kernels.BLOCK_SIZE, implementation=name)
         for dtype, x in inputs.items():
             for noise, to in (('rounded_normal', None), ('uniform', None), ('rounded_normal', FORMAT)):
-                to_format = representable if to else None
-                forward = functools.partial(
-                    kernels.forward, noise=noise, dtype=jnp.bfloat16, representable=to_format, **how
-                )
-                label = f'forward {dtype} -> {to or "bfloat16"}, {noise}'
-                found[label, name] = _contender(forward, key, origin, x, scale)
+                options = dict(noise=noise, dtype=jnp.bfloat16, representable=representable if to else None, **how)
+                forward = functools.partial(kernels.forward, **options)
+                found[f'forward {dtype} -> {to or "bfloat16"}, {noise}', name] = (forward, key, origin, x, scale)
         for noise in kernels.NOISES:
             backward = functools.partial(kernels.backward, noise=noise, **how)
-            found[f'backward bfloat16, {noise}', name] = _contender(backward, key, origin, inputs['bfloat16'])
+            found[f'backward bfloat16, {noise}', name] = (backward, key, origin, inputs['bfloat16'])
         cast = functools.partial(round_to_representable, representable=representable, implementation=name)
-        found['cast nearest_even', name] = _contender(cast, w)
-        found['cast stochastic', name] = _contender(functools.partial(cast, rounding='stochastic'), w, bits)
-    return found
-
-
-def _contender(function: Callable, *arguments: Any) -> Contender:
-    return Contender(jax.jit(function), arguments)
-
-
-def _compile(contenders: dict[Name, Contender]) -> dict[Name, Callable[[], Any] | Exception]:
-    """Calls of the compiled functions; or why one can't be compiled."""
-    lower = {name: functools.partial(function.lower, *arguments) for name, (function, arguments) in contenders.items()}
-    compiled = timing.compile_together(lower)
-    return {
-        name: program if isinstance(program, Exception) else functools.partial(program, *contenders[name].arguments)
-        for name, program in compiled.items()
-    }
-
-
-def _equals_reference(call: Callable | Exception, reference: Callable | Exception | None) -> bool | None:
-    """Whether the bits are the reference's; None for that itself, or without one. Raises why there is no result."""
-    if isinstance(call, Exception):
-        raise call
-    results = jax.block_until_ready(call())
-    if reference is None or reference is call or isinstance(reference, Exception):
-        return None
-    return bool(_same_bits(results, reference()))
+        found['cast nearest_even', name] = (cast, w)
+        found['cast stochastic', name] = (functools.partial(cast, rounding='stochastic'), w, bits)
+    return {name: Contender(jax.jit(function), tuple(arguments)) for name, (function, *arguments) in found.items()}
 
 
 @jax.jit
 def _same_bits(results: Any, others: Any) -> jax.Array:
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}
-    bits = lambda x: jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-    equal = jax.tree.map(lambda x, y: jnp.all(bits(x) == bits(y)), results, others)
+    bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint8)
+    equal = jax.tree.map(lambda x, y: jnp.array_equal(bits(x), bits(y)), results, others)
     return jnp.all(jnp.stack(jax.tree.leaves(equal)))
 
 
 def _overwrite_caches() -> jax.Array:
     """So that what is read next comes from memory, as a leaf does in training, whatever the caches hold."""
-    return _fill(jnp.float32(1))
-
-
-@jax.jit
-def _fill(value: jax.Array) -> jax.Array:
-    return jnp.full(CACHE_BYTES // 4, value)
+    return jnp.ones(CACHE_BYTES // 4, jnp.float32)

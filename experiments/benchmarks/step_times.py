@@ -16,8 +16,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.benchmarks import timing
+from experiments.cost import step_costs
 from experiments.methods import METHODS, with_method
-from experiments.training import meshes, steps
+from experiments.training import meshes
 from experiments.training.experiment import Experiment, init_state, make_experiment
 from gaussq_jax import models
 from gaussq_jax.param_tree import leaf_path, path_hash
@@ -27,14 +28,12 @@ BASE = 'bf16'
 NAIVE = 'naive'
 PEERS = {'qwix-int8': 'int8', 'qwix-int4': 'int4', 'qwix-float8': 'float8_e4m3fn'}  # what qwix rounds weights to
 
-Step = Callable[[], Any]
-
 
 def benchmark(
-    config: ConfigDict, methods: list[str], turns: int, *, vocab_size: int, clock: str | None
+    config: ConfigDict, methods: list[str], turns: int | None, vocab_size: int, clock: str | None
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """`time_steps` and, at its end, its table; None for the device's clock."""
-    clock = clock or timing.default_clock()
+    """`time_steps` and, at its end, its table; None for the usual number of turns, and the device's clock."""
+    clock, turns = clock or timing.default_clock(), turns or timing.DEFAULT_TURNS
     for results in time_steps(config, methods, turns, vocab_size=vocab_size, clock=clock):
         yield results, ''
     title = (
@@ -91,13 +90,15 @@ def time_steps(
     }
     rows = results['methods']
     rows[BASE] = 'nothing was measured beside it'
-    lower = {name: functools.partial(lower_step, experiment) for name, experiment in experiments.items()}
-    compiled = timing.compile_together(lower)
+    lower = lambda experiment: step_costs.trace(experiment).lower()
+    compiled = timing.compile_together({name: functools.partial(lower, e) for name, e in experiments.items()})
     base_step = None
     for name in [name for name in experiments if name != BASE] or [BASE]:
         try:
-            base_step = base_step or make_step(base, compiled[BASE])
-            pair = {BASE: base_step, name: base_step if name == BASE else make_step(experiments[name], compiled[name])}
+            base_step = base_step or make_step(base, compiled[BASE].result())
+            pair = {BASE: base_step}
+            if name != BASE:
+                pair[name] = make_step(experiments[name], compiled[name].result())
             timings = timing.take_turns(pair, turns, clock=clock)
             rows |= timings if isinstance(rows[BASE], str) else {name: timings[name]}
         except Exception as error:  # such as too little memory; the others are timed all the same
@@ -121,22 +122,9 @@ def make_method_experiment(config: ConfigDict, method: str, vocab_size: int) -> 
     return make_experiment(with_method(config, method), vocab_size)
 
 
-def lower_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The training step, for `timing.compile_together`."""
-    sharding = meshes.batch_sharding(experiment.mesh)
-    tokens = jax.ShapeDtypeStruct(_batch_shape(experiment.config), np.int32, sharding=sharding)
-    return steps.make_train_step(experiment).lower(experiment.abstract_state, {'tokens': tokens})
-
-
-def make_step(experiment: Experiment, train_step: Callable | Exception) -> Step:
-    """A function that takes one more training step, compiled, always on the same random batch.
-
-    Raises:
-      Exception: the one that there is in place of the compiled step.
-    """
-    if isinstance(train_step, Exception):
-        raise train_step
-    shape = _batch_shape(experiment.config)
+def make_step(experiment: Experiment, train_step: Callable) -> Callable[[], Any]:
+    """A function that takes one more training step, compiled, always on the same random batch."""
+    shape = experiment.config.batch_size, experiment.config.sequence_length + 1
     tokens = np.random.default_rng(0).integers(0, experiment.vocab_size, shape, dtype=np.int32)
     batch = meshes.to_devices({'tokens': tokens}, experiment.mesh)
     state = init_state(experiment)
@@ -197,7 +185,3 @@ def _by_qwix(module: Callable, weight_dtype: str) -> Callable:
         return qwix.quantize_model(module(**fields), qwix.QtProvider([rule]))
 
     return quantized
-
-
-def _batch_shape(config: ConfigDict) -> tuple[int, int]:
-    return config.batch_size, config.sequence_length + 1

@@ -1,8 +1,8 @@
 """Times of functions as ratios within one process, by the host's or the profiler's clock; on what, with what."""
 
 import collections
-import concurrent.futures
 import datetime
+import functools
 import math
 import operator
 import os
@@ -13,12 +13,14 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import flax
 import jax
 import numpy as np
+from jax.profiler import ProfileEvent
 
 CLOCKS = ('host', 'profiler')
 DEFAULT_TURNS = 40
@@ -45,19 +47,11 @@ class Timing(TypedDict):
     kernels: NotRequired[dict[str, dict[str, Any]]]  # by name: launches and seconds, longest first
 
 
-class Event(NamedTuple):
-    """Something with a name that took its time; in seconds."""
-
-    name: str
-    start: float
-    end: float
-
-
 class Call(NamedTuple):
     """How long a call took, and what ran on the device meanwhile if the profiler watched."""
 
     seconds: float
-    events: tuple[Event, ...] = ()
+    events: Sequence[ProfileEvent] = ()
 
 
 def default_clock() -> str:
@@ -90,28 +84,29 @@ def take_turns(
     timings = {name: _timing(clock, calls[name], calls[first]) for name in functions}
     if unseen:
         again = {name: functions[name] for name in dict.fromkeys([first, *unseen])}
-        calls = _measure(again, turns, _back_to_back, None)
+        calls = _measure(again, turns, functools.partial(_by_host, in_a_row=CALLS_IN_A_ROW), None)
         timings |= {name: _timing(BACK_TO_BACK, calls[name], calls[first]) for name in unseen}
     return timings
 
 
-def compile_together(programs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Callable | Exception]:
-    """Compiles the programs in parallel, a thread a core; a program that fails gives its exception.
+def compile_together(programs: Mapping[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, Future]:
+    """Compiles the programs in parallel, a thread a core.
 
     Args:
       programs: by name, functions that lower them, which are called one after the other.
+
+    Returns:
+      Futures that are done: `result()` is the compiled program, or raises why there is none.
     """
-    results = {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    futures = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         for name, lower in programs.items():
             try:
-                results[name] = threads.submit(lower().compile)
+                futures[name] = threads.submit(lower().compile)
             except Exception as error:  # of whatever kind: of tracing, of lowering
-                results[name] = error
-    for name, result in results.items():
-        if isinstance(result, concurrent.futures.Future):
-            results[name] = result.exception() or result.result()
-    return results
+                futures[name] = Future()
+                futures[name].set_exception(error)
+    return futures
 
 
 def provenance() -> dict[str, str]:
@@ -141,34 +136,34 @@ def unseen_text(rows: Mapping[str, Any]) -> str:
     return f'timed by the host, back to back, because the profiler saw nothing: {"; ".join(names)}\n' if names else ''
 
 
-def read_trace(directory: str | os.PathLike) -> tuple[list[Event], list[Event]]:
+def read_trace(directory: str | os.PathLike) -> tuple[list[ProfileEvent], list[ProfileEvent]]:
     """The timed calls, in order, and what ran on the devices, from the one profile in `directory`.
 
     On a device's streams these are kernels and copies; a CPU has no streams, and XLA's ops stand for them.
     """
     (path,) = pathlib.Path(directory).rglob('*.xplane.pb')
-    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-    of_host = [event for plane in planes if plane.name == '/host:CPU' for line in plane.lines for event in line.events]
-    calls = sorted(map(_event, filter(lambda event: event.name == _CALL, of_host)), key=operator.attrgetter('start'))
+    profile = jax.profiler.ProfileData.from_file(str(path))
+    of_host = [event for line in profile.find_plane_with_name('/host:CPU').lines for event in line.events]
+    calls = sorted((event for event in of_host if event.name == _CALL), key=operator.attrgetter('start_ns'))
     if jax.default_backend() == 'cpu':
-        return calls, [_event(event) for event in of_host if _is_op(event)]
-    streams = [
-        line
-        for plane in planes
+        return calls, [event for event in of_host if _is_op(event)]
+    return calls, [
+        event
+        for plane in profile.planes
         if plane.name.startswith('/device:')
         for line in plane.lines
         if line.name.startswith('Stream')  # other lines say the same again by HLO op and module
+        for event in line.events
     ]
-    return calls, [_event(event) for stream in streams for event in stream.events]
 
 
-def busy_seconds(events: Iterable[Event]) -> float:
+def busy_seconds(events: Iterable[ProfileEvent]) -> float:
     """How long at least one of the events went on."""
     busy, until = 0.0, -np.inf
-    for event in sorted(events, key=operator.attrgetter('start')):
-        busy += max(event.end - max(event.start, until), 0.0)
-        until = max(until, event.end)
-    return busy
+    for event in sorted(events, key=operator.attrgetter('start_ns')):
+        busy += max(event.end_ns - max(event.start_ns, until), 0.0)
+        until = max(until, event.end_ns)
+    return busy * 1e-9
 
 
 def _measure(
@@ -184,15 +179,18 @@ def _measure(
     return calls
 
 
-def _by_host(functions: Functions, before: Callable[[], Any] | None) -> dict[str, Call]:
+def _by_host(functions: Functions, before: Callable[[], Any] | None, in_a_row: int = 1) -> dict[str, Call]:
+    """The mean of calls in a row: the device has the next launch while it works; the host waits for the last alone."""
     calls = {}
     for name, function in functions.items():
         if before:
             jax.block_until_ready(before())
         with jax.profiler.TraceAnnotation(_CALL):
             start = time.perf_counter()
-            result = jax.block_until_ready(function())
-            calls[name] = Call(time.perf_counter() - start)
+            for _ in range(in_a_row):
+                result = function()
+            jax.block_until_ready(result)
+            calls[name] = Call((time.perf_counter() - start) / in_a_row)
         del result  # its memory is freed outside of the measured time, and before the next call
     return calls
 
@@ -207,22 +205,10 @@ def _by_profiler(functions: Functions, before: Callable[[], Any] | None) -> dict
         spans, events = read_trace(directory)
     calls = {}
     for name, span in zip(functions, spans, strict=True):
-        during = tuple(event for event in events if span.start <= event.start < span.end)
-        seconds = max(event.end for event in during) - min(event.start for event in during) if during else math.nan
-        calls[name] = Call(seconds, during)
-    return calls
-
-
-def _back_to_back(functions: Functions, before: Callable[[], Any] | None) -> dict[str, Call]:
-    """The device has the next launch while it works: the host waits for the last one alone. `before` is None."""
-    calls = {}
-    for name, function in functions.items():
-        start = time.perf_counter()
-        for _ in range(CALLS_IN_A_ROW):
-            result = function()
-        jax.block_until_ready(result)
-        calls[name] = Call((time.perf_counter() - start) / CALLS_IN_A_ROW)
-        del result
+        during = [event for event in events if span.start_ns <= event.start_ns < span.end_ns]
+        first = min((event.start_ns for event in during), default=math.nan)
+        last = max((event.end_ns for event in during), default=math.nan)
+        calls[name] = Call((last - first) * 1e-9, during)
     return calls
 
 
@@ -239,14 +225,10 @@ def _timing(clock: str, calls: list[Call], base_calls: list[Call]) -> Timing:
         kernels = collections.defaultdict(lambda: {'launches': 0, 'seconds': 0.0})
         for event in events:
             kernels[event.name]['launches'] += 1
-            kernels[event.name]['seconds'] += event.end - event.start
+            kernels[event.name]['seconds'] += event.duration_ns * 1e-9
         longest = sorted(kernels.items(), key=lambda item: -item[1]['seconds'])[:MOST_KERNELS]
         timing |= Timing(busy_seconds=busy_seconds(events), launches=len(events), kernels=dict(longest))
     return timing
-
-
-def _event(event) -> Event:
-    return Event(event.name, event.start_ns * 1e-9, (event.start_ns + event.duration_ns) * 1e-9)
 
 
 def _is_op(event) -> bool:

@@ -10,8 +10,7 @@ import math
 import pathlib
 import re
 import tempfile
-import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,7 +32,6 @@ class Collective:
       shape: of the whole array: what an all-gather ends with, what the others start from.
       group_size: devices that take part together.
       count: how often it runs.
-      op_name: where in the traced program it comes from.
     """
 
     kind: str
@@ -41,7 +39,6 @@ class Collective:
     shape: tuple[int, ...]
     group_size: int
     count: int
-    op_name: str
 
     @property
     def bytes(self) -> int:
@@ -57,25 +54,8 @@ class Collective:
         return rounds * self.bytes * (self.group_size - 1) / self.group_size
 
 
-def of(lowered: jax.stages.Lowered) -> list[Collective]:
-    """The collectives of a lowered program, in the order in which they stand in it.
-
-    Raises:
-      ValueError: if it can't be told how often a loop with collectives runs.
-
-    Example:
-      >>> sharding = jax.NamedSharding(jax.make_mesh((jax.device_count(),), ('data',)), jax.P('data'))
-      >>> x = jax.ShapeDtypeStruct((1024, 8), 'float32', sharding=sharding)
-      >>> [(one.kind, one.dtype, one.shape) for one in of(jax.jit(lambda x: x.sum(0)).lower(x))]
-      [('all-reduce', 'f32', (8,))]
-    """
-    return read(compile_partitioned(lowered)[1])
-
-
-def compile_partitioned(
-    lowered: jax.stages.Lowered, options: Mapping[str, Any] = types.MappingProxyType({})
-) -> tuple[jax.stages.Compiled, str]:
-    """The program, compiled with these options, and the text of its HLO after SPMD partitioning."""
+def compile_partitioned(lowered: jax.stages.Lowered, **options: Any) -> tuple[jax.stages.Compiled, str]:
+    """The program, compiled with these options of XLA, and the text of its HLO after SPMD partitioning."""
     with tempfile.TemporaryDirectory() as folder, without_cache():  # what comes from there leaves nothing to read
         dump = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': '^spmd-partitioning$'}
         compiled = lowered.compile(compiler_options={**options, **dump})
@@ -84,7 +64,20 @@ def compile_partitioned(
 
 
 def read(text: str) -> list[Collective]:
-    """`of`, from the text of the HLO; that of an optimised program for GPUs is understood, too. Empty text has none."""
+    """The collectives of a program, from the text of its HLO, in the order in which they stand in it.
+
+    That of an optimised program for GPUs is understood, too. Empty text, of a program for one device, has none.
+
+    Raises:
+      ValueError: if it can't be told how often a loop with collectives runs.
+
+    Example:
+      >>> sharding = jax.NamedSharding(jax.make_mesh((jax.device_count(),), ('data',)), jax.P('data'))
+      >>> x = jax.ShapeDtypeStruct((1024, 8), 'float32', sharding=sharding)
+      >>> _, text = compile_partitioned(jax.jit(lambda x: x.sum(0)).lower(x))
+      >>> [(one.kind, one.dtype, one.shape) for one in read(text)]
+      [('all-reduce', 'f32', (8,))]
+    """
     if not text:
         return []
     module = hlo.Module(text)
@@ -127,21 +120,16 @@ def _collectives(module: hlo.Module, computation: hlo.Computation) -> Iterator[C
 def _read_collective(module, computation, instruction) -> Iterator[Collective]:
     kind = instruction.opcode.removesuffix('-start')
     group_size = _group_size(module, instruction)
-    op_name = re.search(r'op_name="([^"]*)"', instruction.text)
     if kind == 'all-reduce' and _is_cut(computation, instruction, group_size):
         kind = 'reduce-scatter'
     for operand in instruction.operands:
-        array = _operand_type(computation, operand)
+        name, _, index = operand.partition('#')
+        array = computation.instructions[name].array_types[int(index or 0)]
         shape = array.shape
         if kind == 'all-gather':
             axis = int(re.search(r' dimensions=\{(\d+)\}', instruction.text)[1])
             shape = (*shape[:axis], shape[axis] * group_size, *shape[axis + 1 :])
-        yield Collective(kind, array.dtype, shape, group_size, 1, op_name[1] if op_name else '')
-
-
-def _operand_type(computation, operand) -> hlo.ArrayType:
-    name, _, index = operand.partition('#')
-    return computation.instructions[name].array_types[int(index or 0)]
+        yield Collective(kind, array.dtype, shape, group_size, count=1)
 
 
 def _group_size(module, instruction) -> int:

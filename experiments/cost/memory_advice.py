@@ -23,16 +23,14 @@ class Advice:
     Attributes:
       settings: fields of the config; 'devices' is how many there are.
       total: bytes.
-      compiled: whether a compiler says so; otherwise it is an estimate.
     """
 
     settings: dict[str, Any]
     total: int
-    compiled: bool = False
 
     def __str__(self):
-        flags = (f'--{"" if name == "devices" else "config."}{name}={value}' for name, value in self.settings.items())
-        return ' '.join(flags)
+        flag = lambda name: name if name == 'devices' else f'config.{name}'
+        return ' '.join(f'--{flag(name)}={value}' for name, value in self.settings.items())
 
 
 def single_changes(experiment: Experiment, memory: Memory) -> list[Advice]:
@@ -41,12 +39,8 @@ def single_changes(experiment: Experiment, memory: Memory) -> list[Advice]:
     Of these estimates, all but `rest` is exact. The rest is taken to be proportional to the sequences that a device has
     at a time; where nothing of a layer is kept any more, to be one layer's, and all layers' inputs.
     """
-    found = []
-    for settings in _changes(experiment):
-        changed = _changed(experiment, settings)
-        if changed and (total := _estimate(experiment, memory, changed)) < 0.99 * memory.total:
-            found.append(Advice(settings, total))
-    return found
+    changes = [Advice(settings, estimate.total) for settings, _, estimate in _changes(experiment, memory)]
+    return [advice for advice in changes if advice.total < 0.99 * memory.total]
 
 
 def combined_changes(
@@ -61,21 +55,17 @@ def combined_changes(
       measure: compiles another experiment, and says what that needs.
     """
     settings, current, tried = {}, experiment, 0
-    while True:
-        changes = ((change, _changed(current, change)) for change in _changes(current))
-        change, changed = next(
-            ((c, e) for c, e in changes if e and _estimate(current, memory, e) < memory.total), 2 * [None]
-        )
-        if changed is None:
+    while tried < MOST_COMPILATIONS:
+        helpful = (found for found in _changes(current, memory) if found[-1].total < memory.total)
+        change, current, memory = next(helpful, (None, None, memory))
+        if change is None:
             return None
-        memory = dataclasses.replace(known_memory(changed), rest=_estimated_rest(current, memory, changed))
-        settings, current = settings | change, changed
+        settings |= change
         if memory.total <= limit:
             memory, tried = measure(current), tried + 1
             if memory.total <= limit:
-                return Advice(settings, memory.total, compiled=True)
-            if tried == MOST_COMPILATIONS:
-                return None
+                return Advice(settings, memory.total)
+    return None
 
 
 def more_devices(experiment: Experiment, memory: Memory, limit: float) -> Advice | None:
@@ -95,7 +85,19 @@ def more_devices(experiment: Experiment, memory: Memory, limit: float) -> Advice
     return None
 
 
-def _changes(experiment) -> Iterator[dict[str, Any]]:
+def _changes(experiment, memory) -> Iterator[tuple[dict[str, Any], Experiment, Memory]]:
+    """Settings, the experiment with them, and an estimate of what it takes; none that can't be, as half a sequence."""
+    for settings in _settings(experiment):
+        config = ConfigDict(experiment.config.to_dict())
+        config.update_from_flattened_dict(settings)
+        try:
+            changed = make_experiment(config, experiment.vocab_size)
+        except ValueError:
+            continue
+        yield settings, changed, dataclasses.replace(known_memory(changed), rest=_rest(experiment, memory, changed))
+
+
+def _settings(experiment) -> Iterator[dict[str, Any]]:
     config, mesh = experiment.config, experiment.mesh.shape
     if mesh['data'] > 1:
         yield {'mesh.data': 1, 'mesh.fsdp': mesh['data'] * mesh['fsdp']}
@@ -110,21 +112,7 @@ def _changes(experiment) -> Iterator[dict[str, Any]]:
         yield {'optimizer.name': 'adam_mini'}
 
 
-def _changed(experiment, settings) -> Experiment | None:
-    """The experiment with these settings; None if they can't be, such as a microbatch of half a sequence."""
-    config = ConfigDict(experiment.config.to_dict())
-    config.update_from_flattened_dict(settings)
-    try:
-        return make_experiment(config, experiment.vocab_size)
-    except ValueError:
-        return None
-
-
-def _estimate(experiment, memory, changed) -> int:
-    return known_memory(changed).total + _estimated_rest(experiment, memory, changed)
-
-
-def _estimated_rest(experiment, memory, changed) -> int:
+def _rest(experiment, memory, changed) -> int:
     config = changed.config
     sequences = _sequences_at_a_time(changed)
     rest = memory.rest * sequences // _sequences_at_a_time(experiment)

@@ -55,7 +55,6 @@ class StepCosts:
     Attributes:
       compiled_for: 'cpu' or 'gpu'.
       memory: of each device.
-      temporary_bytes: of the program, as its compiler says: W_hat, gradients and the rest.
       collectives: of the step, as each device sees them.
       model_flops: of the global batch, without what is computed again; see `flops.model_flops`.
       hardware_flops: with it.
@@ -63,7 +62,6 @@ class StepCosts:
 
     compiled_for: str
     memory: Memory
-    temporary_bytes: int
     collectives: list[collectives.Collective]
     model_flops: int
     hardware_flops: int
@@ -81,7 +79,7 @@ def step_costs(experiment: Experiment, *, compile_for: str = 'cpu') -> StepCosts
     """
     if compile_for == 'cpu':
         traced = trace(experiment)
-        compiled, hlo_text = collectives.compile_partitioned(traced.lower(), _QUICK)
+        compiled, hlo_text = collectives.compile_partitioned(traced.lower(), **_QUICK)
     else:
         with _on_described_gpus(experiment) as experiment_there:
             traced = trace(experiment_there)
@@ -98,7 +96,6 @@ def step_costs(experiment: Experiment, *, compile_for: str = 'cpu') -> StepCosts
     return StepCosts(
         compiled_for=compile_for,
         memory=dataclasses.replace(known, rest=max(rest, 0)),
-        temporary_bytes=stats.temp_size_in_bytes,
         collectives=collectives.read(hlo_text),
         model_flops=flops.model_flops(experiment),
         hardware_flops=flops.of_jaxpr(traced.jaxpr.jaxpr),

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.extend
@@ -59,23 +59,15 @@ class CompiledKernel:
         return self.instructions * self.threads * self.programs / elements
 
 
-class CompiledFunction(NamedTuple):
-    """A function compiled for an H100.
-
-    kernels: by name; XLA's own are among them.
-    launches: how many kernels, library calls and copies it starts.
-    """
-
-    kernels: list[CompiledKernel]
-    launches: int
-
-
-def compile_for_h100(function: Callable, *args: Any) -> CompiledFunction:
+def compile_for_h100(function: Callable, *args: Any) -> tuple[list[CompiledKernel], int]:
     """jit(function)(*args), and what its kernels take.
 
     Args:
       function: of arrays.
       *args: trees of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The kernels by name, XLA's own among them; and how many kernels, library calls and copies it launches.
 
     Raises:
       CannotCompile: where a package is missing.
@@ -83,7 +75,7 @@ def compile_for_h100(function: Callable, *args: Any) -> CompiledFunction:
       RuntimeError: if Mosaic, which compiles a kernel once a process, has done so before and left nothing to look at.
 
     Example:
-      >>> [kernel] = compile_for_h100(jnp.negative, jax.ShapeDtypeStruct((4096, 4096), jnp.float32)).kernels
+      >>> [kernel], launches = compile_for_h100(jnp.negative, jax.ShapeDtypeStruct((4096, 4096), jnp.float32))
       >>> kernel.spill_bytes
       0
     """
@@ -95,19 +87,7 @@ def compile_for_h100(function: Callable, *args: Any) -> CompiledFunction:
         raise RuntimeError('Mosaic has compiled this kernel in this process before: look at it in another')
     programs = dict(jax_internals.pallas_programs(jaxpr))
     kernels = [dataclasses.replace(k, programs=programs.get(k.name.removesuffix(MOSAIC_SUFFIX))) for k in kernels]
-    return CompiledFunction(sorted(kernels, key=lambda kernel: kernel.name), count_launches_in(text))
-
-
-def count_launches(function: Callable, *args: Any) -> int:
-    """The `launches` of `compile_for_h100`, with its arguments, without a look at the kernels.
-
-    A loop's body counts as often as it runs, and of branches the longest.
-
-    Raises:
-      CannotCompile: where a package is missing.
-      ValueError: if a loop's length is unknown.
-    """
-    return count_launches_in(compile_to_text(function, args)[1])
+    return sorted(kernels, key=lambda kernel: kernel.name), count_launches(text)
 
 
 def compile_to_text(
@@ -188,8 +168,11 @@ def count_instructions(name: str, listing: str) -> tuple[int, tuple[int, ...]]:
     return len(instructions) - padding, tuple(loops)
 
 
-def count_launches_in(text: str) -> int:
-    """`count_launches` of an optimised program's text."""
+def count_launches(text: str) -> int:
+    """How many kernels, library calls and copies an optimised program starts, from its text.
+
+    A loop's body counts as often as it runs, and of branches the longest. ValueError if a loop's length is unknown.
+    """
     module = hlo.Module(text)
 
     def launches(computation: hlo.Computation) -> int:
@@ -203,8 +186,9 @@ def count_launches_in(text: str) -> int:
                 return launches(module.called(instruction, 'to_apply'))
             case 'conditional':
                 return max(map(launches, module.branches(instruction)))
-        is_free = instruction.opcode in LAUNCHES_NOTHING or instruction.opcode.endswith(('-done', '-update'))
-        return 0 if is_free else 1
+            case opcode if opcode in LAUNCHES_NOTHING or opcode.endswith(('-done', '-update')):
+                return 0
+        return 1
 
     return launches(module.entry)
 

@@ -23,39 +23,37 @@ class DeviceSpec(NamedTuple):
     fp8_flops: float | None = None
 
 
-def _spec(name, teraflops, gigabytes, source, fp8_teraflops=None):
-    return DeviceSpec(name, teraflops * 1e12, gigabytes * 1e9, source, fp8_teraflops and fp8_teraflops * 1e12)
-
-
 # Each with the device kinds, without the maker's name, that are this device. Those without bfloat16 (V100, T4) are not
 # here. The chips of an H100 SXM, an H200 SXM and a GH200 multiply alike: NVIDIA's H100 whitepaper has 989.4 TFLOP/s for
 # dense bfloat16, and 1,978.9 with sparsity, which data sheets round to 1,979.
 DEVICES = {
-    _spec('a10', 125, 24, 'NVIDIA A10 datasheet'): 'a10',
-    _spec('a100-40gb', 312, 40, 'NVIDIA A100 datasheet'): r'a100(-sxm4?|-pcie)?-40gb',
-    _spec('a100-80gb', 312, 80, 'NVIDIA A100 datasheet'): r'a100(-sxm4?|-pcie)?-80gb|a100 80gb pcie|a100',
-    _spec('rtx-a6000', 154.8, 48, 'NVIDIA Ampere GA102 whitepaper'): r'rtx[ -]a6000',
-    _spec('rtx-3090', 71, 24, 'NVIDIA Ampere GA102 whitepaper'): r'(geforce )?rtx[ -]3090',
-    _spec('rtx-4090', 165.2, 24, 'NVIDIA Ada whitepaper'): r'(geforce )?rtx[ -]4090',
-    _spec('l4', 121, 24, 'NVIDIA L4 datasheet'): 'l4',
-    _spec('l40', 181, 48, 'NVIDIA L40 datasheet'): 'l40',
-    _spec('l40s', 362, 48, 'NVIDIA L40S datasheet'): 'l40s',
-    _spec('h100', 989.4, 80, 'NVIDIA H100 whitepaper, SXM5', 1978.9): r'h100( 80gb hbm3|-sxm5?)?',
-    _spec('h100-pcie', 756, 80, 'NVIDIA H100 datasheet, PCIe'): r'h100[ -]pcie',
-    _spec('h100-nvl', 835, 94, 'NVIDIA H100 datasheet, NVL'): r'h100[ -]nvl',
-    _spec('gh200', 989.4, 96, 'NVIDIA H100 whitepaper; memory: GH200 datasheet, HBM3', 1978.9): r'gh200( 480gb)?',
-    _spec('h200', 989.4, 141, 'NVIDIA H100 whitepaper; memory: H200 datasheet, SXM', 1978.9): 'h200',
-    _spec('h200-nvl', 835, 141, 'NVIDIA H200 datasheet, NVL'): r'h200[ -]nvl',
-    _spec('b200', 2250, 180, 'NVIDIA DGX B200 datasheet, an eighth', 4500): 'b200',
-    _spec('gb200', 2500, 186, 'NVIDIA GB200 NVL72 datasheet, a 72nd'): 'gb200',
-    _spec('mi250x', 191.5, 64, 'AMD Instinct MI250X datasheet, one of its two dies'): 'mi250x',
-    _spec('mi300a', 980.6, 128, 'AMD Instinct MI300A datasheet'): 'mi300a',
-    _spec('mi300x', 1307.4, 192, 'AMD Instinct MI300X datasheet'): 'mi300x',
-    _spec('mi325x', 1307.4, 256, 'AMD Instinct MI325X datasheet'): 'mi325x',
-    _spec('tpu-v4', 275, 32, 'Google Cloud TPU v4 documentation'): r'(tpu[ -])?v4',
-    _spec('tpu-v5e', 197, 16, 'Google Cloud TPU v5e documentation'): r'(tpu[ -])?(v5e|v5 lite)',
-    _spec('tpu-v5p', 459, 95, 'Google Cloud TPU v5p documentation'): r'(tpu[ -])?v5p?',
-    _spec('tpu-v6e', 918, 32, 'Google Cloud TPU v6e documentation'): r'(tpu[ -])?(v6e|v6 lite)',
+    DeviceSpec('a10', 125e12, 24e9, 'NVIDIA A10 datasheet'): 'a10',
+    DeviceSpec('a100-40gb', 312e12, 40e9, 'NVIDIA A100 datasheet'): r'a100(-sxm4?|-pcie)?-40gb',
+    DeviceSpec('a100-80gb', 312e12, 80e9, 'NVIDIA A100 datasheet'): r'a100(-sxm4?|-pcie)?-80gb|a100 80gb pcie|a100',
+    DeviceSpec('rtx-a6000', 154.8e12, 48e9, 'NVIDIA Ampere GA102 whitepaper'): r'rtx[ -]a6000',
+    DeviceSpec('rtx-3090', 71e12, 24e9, 'NVIDIA Ampere GA102 whitepaper'): r'(geforce )?rtx[ -]3090',
+    DeviceSpec('rtx-4090', 165.2e12, 24e9, 'NVIDIA Ada whitepaper'): r'(geforce )?rtx[ -]4090',
+    DeviceSpec('l4', 121e12, 24e9, 'NVIDIA L4 datasheet'): 'l4',
+    DeviceSpec('l40', 181e12, 48e9, 'NVIDIA L40 datasheet'): 'l40',
+    DeviceSpec('l40s', 362e12, 48e9, 'NVIDIA L40S datasheet'): 'l40s',
+    DeviceSpec('h100', 989.4e12, 80e9, 'NVIDIA H100 whitepaper, SXM5', 1978.9e12): r'h100( 80gb hbm3|-sxm5?)?',
+    DeviceSpec('h100-pcie', 756e12, 80e9, 'NVIDIA H100 datasheet, PCIe'): r'h100[ -]pcie',
+    DeviceSpec('h100-nvl', 835e12, 94e9, 'NVIDIA H100 datasheet, NVL'): r'h100[ -]nvl',
+    DeviceSpec(
+        'gh200', 989.4e12, 96e9, 'NVIDIA H100 whitepaper; memory: GH200 datasheet, HBM3', 1978.9e12
+    ): r'gh200( 480gb)?',
+    DeviceSpec('h200', 989.4e12, 141e9, 'NVIDIA H100 whitepaper; memory: H200 datasheet, SXM', 1978.9e12): 'h200',
+    DeviceSpec('h200-nvl', 835e12, 141e9, 'NVIDIA H200 datasheet, NVL'): r'h200[ -]nvl',
+    DeviceSpec('b200', 2250e12, 180e9, 'NVIDIA DGX B200 datasheet, an eighth', 4500e12): 'b200',
+    DeviceSpec('gb200', 2500e12, 186e9, 'NVIDIA GB200 NVL72 datasheet, a 72nd'): 'gb200',
+    DeviceSpec('mi250x', 191.5e12, 64e9, 'AMD Instinct MI250X datasheet, one of its two dies'): 'mi250x',
+    DeviceSpec('mi300a', 980.6e12, 128e9, 'AMD Instinct MI300A datasheet'): 'mi300a',
+    DeviceSpec('mi300x', 1307.4e12, 192e9, 'AMD Instinct MI300X datasheet'): 'mi300x',
+    DeviceSpec('mi325x', 1307.4e12, 256e9, 'AMD Instinct MI325X datasheet'): 'mi325x',
+    DeviceSpec('tpu-v4', 275e12, 32e9, 'Google Cloud TPU v4 documentation'): r'(tpu[ -])?v4',
+    DeviceSpec('tpu-v5e', 197e12, 16e9, 'Google Cloud TPU v5e documentation'): r'(tpu[ -])?(v5e|v5 lite)',
+    DeviceSpec('tpu-v5p', 459e12, 95e9, 'Google Cloud TPU v5p documentation'): r'(tpu[ -])?v5p?',
+    DeviceSpec('tpu-v6e', 918e12, 32e9, 'Google Cloud TPU v6e documentation'): r'(tpu[ -])?(v6e|v6 lite)',
 }
 
 

@@ -97,18 +97,13 @@ class Module:
         counts = re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', header)
         self.num_devices = math.prod(map(int, counts))
         self.computations: dict[str, Computation] = {}
-        for line in text.splitlines():
-            if start := re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line):
-                name, instructions, root = start[2], {}, None
-                is_entry = bool(start[1])
-            elif found := re.match(r'\s+(ROOT )?%?([\w.\-]+) = (.*)$', line):
-                instruction = _parse(found[2], found[3])
-                instructions[instruction.name] = instruction
-                root = instruction if found[1] else root
-            elif line == '}':
-                self.computations[name] = Computation(name, instructions, root)
-                if is_entry:
-                    self.entry = self.computations[name]
+        for is_entry, name, body in re.findall(r'^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$', text, re.M | re.S):
+            found = re.findall(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$', body, re.M)
+            instructions = {instruction: _parse(instruction, line) for _, instruction, line in found}
+            root = next((instructions[instruction] for is_root, instruction, _ in found if is_root), None)
+            self.computations[name] = Computation(name, instructions, root)
+            if is_entry:
+                self.entry = self.computations[name]
 
     def called(self, instruction: Instruction, attribute: str) -> Computation:
         """The computation that stands behind `attribute=`."""
@@ -152,18 +147,17 @@ def _step(body: Computation, index: int) -> int | None:
 
 
 def _parse(name: str, text: str) -> Instruction:
-    type_end = _closing(text, 0) if text.startswith('(') else text.index(' ')
+    type_end = _closing(text) if text.startswith('(') else text.index(' ')
     opcode, _, rest = text[type_end:].strip().partition('(')
-    operands = rest[: _closing(f'({rest}', 0) - 2]
-    names = re.findall(r'%([\w.\-]+(?:#\d+)?)', operands)
+    names = re.findall(r'%([\w.\-]+(?:#\d+)?)', rest[: _closing(f'({rest}') - 1])
     return Instruction(name, text[:type_end], opcode, tuple(names), text)
 
 
-def _closing(text: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at `start`."""
+def _closing(text: str) -> int:
+    """Behind the parenthesis that closes the one at the start."""
     depth = 0
-    for found in re.finditer(r'[()]', text[start:]):
+    for found in re.finditer(r'[()]', text):
         depth += 1 if found[0] == '(' else -1
         if not depth:
-            return start + found.end()
+            return found.end()
     raise ValueError(f'HLO that is not understood: {text[:200]}')

@@ -10,23 +10,13 @@ had.
 import ctypes
 import glob
 import os
-from typing import NamedTuple
 
-
-class Setting(NamedTuple):
-    """One setting of glibc's allocator; see mallopt(3)."""
-
-    parameter: int  # of mallopt
-    variable: str  # of the environment of a process to be started
-    value: int
-
-
-SETTINGS = (
-    Setting(-8, 'MALLOC_ARENA_MAX', 1),  # what one thread frees serves the others
-    Setting(-4, 'MALLOC_MMAP_MAX_', 0),  # no block is a mapping of its own
-    Setting(-1, 'MALLOC_TRIM_THRESHOLD_', 2**31 - 1),  # free memory at the end of the heap is kept
-    Setting(-2, 'MALLOC_TOP_PAD_', 64 * 2**20),  # the heap grows in steps of 64 MB
-)
+SETTINGS = {  # of mallopt(3): the parameter's number, as malloc.h has it, and its value
+    -8: 1,  # M_ARENA_MAX: what one thread frees serves the others
+    -4: 0,  # M_MMAP_MAX: no block is a mapping of its own
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: free memory at the end of the heap is kept
+    -2: 64 * 2**20,  # M_TOP_PAD: the heap grows in steps of 64 MB
+}
 ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/accel*', '/dev/vfio/[0-9]*')
 
 
@@ -38,13 +28,8 @@ def keep_freed_memory():
     """
     libc = ctypes.CDLL(None) if os.name == 'posix' else None
     if hasattr(libc, 'gnu_get_libc_version') and _computes_on_cpus():
-        for setting in SETTINGS:
-            libc.mallopt(setting.parameter, setting.value)
-
-
-def environment() -> dict[str, str]:
-    """The same settings for a process to be started that doesn't call `keep_freed_memory`, such as a notebook's."""
-    return {setting.variable: str(setting.value) for setting in SETTINGS}
+        for parameter, value in SETTINGS.items():
+            libc.mallopt(parameter, value)
 
 
 def _computes_on_cpus() -> bool:

@@ -11,8 +11,6 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from experiments.devices import host_memory
-
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 
@@ -39,8 +37,10 @@ def users_environment(monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     monkeypatch.setenv('XLA_FLAGS', xla_flags(devices=1))
     monkeypatch.delenv('MPLBACKEND', raising=False)
-    for name, value in host_memory.environment().items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv('MALLOC_ARENA_MAX', '1')  # these four are `host_memory.SETTINGS`
+    monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')
+    monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', str(2**31 - 1))
+    monkeypatch.setenv('MALLOC_TOP_PAD_', str(64 * 2**20))
 
 
 def test_there_are_notebooks():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import pytest
 from programs import import_program
@@ -17,10 +18,10 @@ benchmark = import_program('benchmark')
 def run(monkeypatch, capsys, tmp_path):
     """Runs the program with these flags; returns what it prints and what it writes."""
 
-    def run(*arguments, **flags):
+    def run(*arguments, **values):
         monkeypatch.setattr(benchmark, 'OUTPUT', flag(str(tmp_path / 'results.json')))
-        for name, value in flags.items():
-            monkeypatch.setattr(benchmark, name, flag(value))
+        given = {name: flag(value) for name, value in values.items()}
+        monkeypatch.setattr(benchmark, 'flags', types.SimpleNamespace(FLAGS=given))
         benchmark.main(['benchmark', *arguments])
         return capsys.readouterr().out, json.loads((tmp_path / 'results.json').read_text())
 
@@ -28,7 +29,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 def flag(value):
-    return type('Flag', (), {'value': value})
+    return types.SimpleNamespace(value=value)
 
 
 def cells(line):
@@ -46,7 +47,7 @@ def test_kernel(run, monkeypatch):
         return [*time_shape(*arguments, **options), failure]
 
     monkeypatch.setattr(kernel_times, 'time_shape', with_failure)
-    printed, results = run('kernel', SHAPES='^ragged/(one|row)', TURNS=1, CLOCK=None)
+    printed, results = run('kernel', shapes='^ragged/(one|row)', turns=1, clock=None)
     assert (results['clock'], results['turns']) == ('host', 1)
     assert results['implementations'] == {'xla': None, 'triton': 'there is no GPU'}
     first, not_measured, *tables = printed.splitlines()
@@ -70,7 +71,7 @@ def test_step(run):
     """The naive method trains too; bf16 comes first, wherever it was asked for."""
     with on_mesh(ONE_DEVICE):
         printed, results = run(
-            'step', CONFIG=tiny.get_config('smoke'), METHODS=['naive', 'bf16'], TURNS=1, CLOCK='profiler', VOCAB_SIZE=99
+            'step', config=tiny.get_config('smoke'), methods=['naive', 'bf16'], turns=1, clock='profiler', vocab_size=99
         )
     assert list(results['methods']) == ['bf16', 'naive']
     assert results['methods']['bf16']['ratio'] == 1
@@ -87,7 +88,7 @@ def test_step(run):
 def test_cast(run, monkeypatch):
     """A line for each row of the results, those not installed included."""
     monkeypatch.setattr(cast_times, '_installed', lambda package: False)
-    printed, results = run('cast', SHAPE='128x256', TURNS=1)
+    printed, results = run('cast', shape='128x256', turns=1)
     assert results['shape'] == [128, 256]
     rows = [(what, by, row) for what, by_name in results['operations'].items() for by, row in by_name.items()]
     lines = printed.splitlines()[2:]
@@ -112,7 +113,7 @@ def test_cast(run, monkeypatch):
 )
 def test_errors_are_one_line(run, arguments, shape, message):
     with pytest.raises(SystemExit) as error:
-        run(*arguments, SHAPE=shape, TURNS=1)
+        run(*arguments, shape=shape, turns=1)
     assert str(error.value) == message
 
 
@@ -133,4 +134,4 @@ def test_a_package_that_is_missing_is_named(run, monkeypatch):
 
 def test_an_unknown_shape_is_one_line(run):
     with pytest.raises(SystemExit, match=r"^error: 'bert' is in the name of no shape; there are ragged/one, .*"):
-        run('kernel', SHAPES='bert', CLOCK=None, TURNS=1)
+        run('kernel', shapes='bert', clock=None, turns=1)

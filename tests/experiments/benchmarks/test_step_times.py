@@ -1,6 +1,7 @@
 """Every method's step trains the same model; the peer is what its users get."""
 
 import importlib.util
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from small_experiments import ONE_DEVICE, on_mesh
 
 from configs import gpt2, tiny
 from experiments.benchmarks import step_times
+from experiments.cost import step_costs
 from gaussq_jax import models
 
 VOCABULARY = 64
@@ -25,8 +27,8 @@ def one_device():
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    monkeypatch.setattr(step_times, 'lower_step', lambda experiment: None)
-    monkeypatch.setattr(step_times.timing, 'compile_together', lambda programs: dict.fromkeys(programs))
+    program = types.SimpleNamespace(result=lambda: None)
+    monkeypatch.setattr(step_times.timing, 'compile_together', lambda programs: dict.fromkeys(programs, program))
 
 
 def config_of(module):
@@ -38,7 +40,7 @@ def config_of(module):
 def test_naive_trains():
     """The loss of one batch, seen again and again, falls from that of a guess."""
     experiment = step_times.make_method_experiment(config_of(tiny), 'naive', VOCABULARY)
-    step = step_times.make_step(experiment, step_times.lower_step(experiment).compile())
+    step = step_times.make_step(experiment, step_costs.trace(experiment).lower().compile())
     losses = [float(step()[1]['train/loss']) for _ in range(4)]
     assert losses[0] == pytest.approx(np.log(VOCABULARY), rel=0.02)
     assert losses[3] < losses[2] < losses[1]

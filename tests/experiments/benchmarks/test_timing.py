@@ -1,5 +1,6 @@
 """Times are taken in turns, of finished results, and compared within a turn; by either clock."""
 
+import collections
 import types
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import timing
-from experiments.benchmarks.timing import Event
+
+Event = collections.namedtuple('Event', 'name start_ns end_ns')
+Event.duration_ns = property(lambda event: event.end_ns - event.start_ns)
 
 
 class Clock:
@@ -84,8 +87,8 @@ def test_the_profiler_gives_each_call_its_own_kernels():
 
 def profile_of(monkeypatch, calls, events):
     """Makes the profiler report these spans of calls and events on a device, in milliseconds."""
-    in_seconds = lambda events: [Event(name, start * 1e-3, end * 1e-3) for name, start, end in events]
-    monkeypatch.setattr(timing, 'read_trace', lambda directory: (in_seconds(calls), in_seconds(events)))
+    in_nanoseconds = lambda events: [Event(name, start * 1e6, end * 1e6) for name, start, end in events]
+    monkeypatch.setattr(timing, 'read_trace', lambda directory: (in_nanoseconds(calls), in_nanoseconds(events)))
 
 
 def test_device_time_is_from_the_first_kernel_to_the_last(monkeypatch):
@@ -110,13 +113,13 @@ def test_what_the_profiler_does_not_see_is_timed_back_to_back(monkeypatch, unsee
     """By the host's clock, with the first function beside it, and its row says so; the others keep the profiler's."""
     clock = Clock(monkeypatch)
     functions = {'copy': clock.function('copy', [2.0] * 99), 'other': clock.function('other', [6.0] * 99)}
-    seen = {'copy': ('copy', 1, 2), 'other': ('other', 21, 24)}
+    seen = {'copy': ('copy', 1e9, 2e9), 'other': ('other', 21e9, 24e9)}
     del seen[unseen]
     reverses = iter([False, True, False])  # turns 1, 2 and 3; turn 0 only compiles
 
     def read_trace(directory):
         """The calls of a turn are the other way round in every other one."""
-        spans = [Event('', 0, 10), Event('', 20, 40)]
+        spans = [Event('', 0, 10e9), Event('', 20e9, 40e9)]
         return (spans[::-1] if next(reverses) else spans), [Event(*event) for event in seen.values()]
 
     monkeypatch.setattr(timing, 'read_trace', read_trace)
@@ -143,7 +146,7 @@ def test_steps_that_are_given_their_own_state_run_back_to_back():
         state = step(state)
         return state
 
-    (call,) = timing._back_to_back({'step': one_more}, None).values()
+    (call,) = timing._by_host({'step': one_more}, None, timing.CALLS_IN_A_ROW).values()
     assert call.seconds > 0 and float(state[0]) == timing.CALLS_IN_A_ROW
 
 
@@ -183,14 +186,14 @@ def test_reading_the_profile_of_a_gpu(monkeypatch, tmp_path):
     (tmp_path / 'plugins' / 'host.xplane.pb').write_bytes(profile)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     calls, events = timing.read_trace(tmp_path)
-    np.testing.assert_allclose([call[1:] for call in calls], [(2e-6, 7e-6), (10e-6, 15e-6)])
+    np.testing.assert_allclose([(call.start_ns, call.end_ns) for call in calls], [(2e3, 7e3), (10e3, 15e3)])
     assert [event.name for event in events] == ['loop_convert_fusion', 'MemcpyD2D']
-    np.testing.assert_allclose([event[1:] for event in events], [(3e-6, 4e-6), (11e-6, 13e-6)])
+    np.testing.assert_allclose([(event.start_ns, event.end_ns) for event in events], [(3e3, 4e3), (11e3, 13e3)])
 
 
 def test_overlapping_events_are_busy_once():
-    events = [Event('', 5, 6), Event('', 0, 2), Event('', 1, 3), Event('', 1.5, 2.5)]
-    assert timing.busy_seconds(events) == 4
+    events = [Event('', 5e9, 6e9), Event('', 0, 2e9), Event('', 1e9, 3e9), Event('', 1.5e9, 2.5e9)]
+    assert timing.busy_seconds(events) == pytest.approx(4)
     assert timing.busy_seconds([]) == 0
 
 

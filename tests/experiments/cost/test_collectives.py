@@ -21,7 +21,8 @@ def on(mesh, *spec, shape, dtype='float32'):
 
 
 def moved(function, *args, **jit):
-    found = collectives.of(jax.jit(function, **jit).lower(*args))
+    _, text = collectives.compile_partitioned(jax.jit(function, **jit).lower(*args))
+    found = collectives.read(text)
     return [(one.kind, one.dtype, one.shape, one.group_size, one.count) for one in found]
 
 
@@ -129,13 +130,13 @@ def test_an_all_reduce_of_which_all_is_used_stays_one():
 )
 def test_what_a_ring_sends(kind, sent):
     """Of 64 bytes on 8 devices, each an eighth: seven of them, twice for an all-reduce."""
-    one = collectives.Collective(kind, 'bf16', (4, 8), 8, 1, '')
+    one = collectives.Collective(kind, 'bf16', (4, 8), 8, 1)
     assert (one.bytes, one.sent_bytes) == (64, sent)
 
 
 def test_the_summary_adds_up():
-    gather = collectives.Collective('all-gather', 'bf16', (4, 8), 8, 3, '')
-    reduce = collectives.Collective('all-reduce', 'f32', (), 8, 1, '')
+    gather = collectives.Collective('all-gather', 'bf16', (4, 8), 8, 3)
+    reduce = collectives.Collective('all-reduce', 'f32', (), 8, 1)
     assert collectives.summary([reduce, gather, gather]) == [
         {'kind': 'all-gather', 'dtype': 'bf16', 'number': 6, 'bytes': 6 * 64, 'sent_bytes': 6 * 56},
         {'kind': 'all-reduce', 'dtype': 'f32', 'number': 1, 'bytes': 4, 'sent_bytes': 7},
@@ -195,4 +196,4 @@ def test_a_program_for_one_device_has_none():
     """It isn't partitioned at all."""
     on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     x = jax.ShapeDtypeStruct((8, 8), 'float32', sharding=on_one)
-    assert collectives.of(jax.jit(lambda x: x.sum(0)).lower(x)) == []
+    assert moved(lambda x: x.sum(0), x) == []

@@ -8,7 +8,7 @@ import pytest
 from small_experiments import VOCABULARY, small_config
 
 from configs import llama2
-from experiments.cost import step_costs
+from experiments.cost import collectives, step_costs
 from experiments.training import flops
 from experiments.training.experiment import init_state, make_experiment
 
@@ -55,7 +55,9 @@ def test_all_that_the_compiler_counts_is_accounted_for():
     memory = costs.memory
     state = memory.weights + memory.bitwidths + memory.optimizer
     assert memory.rest > 0
-    assert costs.temporary_bytes == pytest.approx(memory.total - state, abs=20_000)  # the batch, and metrics
+    compiled, _ = collectives.compile_partitioned(step_costs.trace(experiment).lower(), **step_costs._QUICK)
+    temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary_bytes == pytest.approx(memory.total - state, abs=20_000)  # the batch, and metrics
     assert costs.model_flops == flops.model_flops(experiment) < costs.hardware_flops
     assert {one.kind for one in costs.collectives} >= {'all-gather', 'all-reduce'}
 
@@ -81,14 +83,14 @@ def test_resampled_weights_are_not_in_the_compiled_memory():
         'model__num_layers': 16,
         'model__mlp_size': 1024,
     }
-    temporaries = {}
+    totals = {}
     for resample in (False, True):
         config = small_config(
             'smoke,method=bf16', remat_policy='full', resample_weights=resample, mesh__data=1, mesh__fsdp=8, **changes
         )
         experiment = make_experiment(config, VOCABULARY)
-        temporaries[resample] = step_costs.step_costs(experiment).temporary_bytes
-    assert temporaries[False] - temporaries[True] > 0.9 * 2 * experiment.num_linear_params / 8
+        totals[resample] = step_costs.step_costs(experiment).memory.total
+    assert totals[False] - totals[True] > 0.9 * 2 * experiment.num_linear_params / 8
 
 
 @pytest.mark.slow
@@ -97,13 +99,13 @@ def test_resampling_the_weights_of_1b_saves_two_bytes_a_parameter(compile_for, r
     """On 8 devices, from compiled memory. A CPU may save more: it samples whole leaves by way of temporaries."""
     if compile_for == 'gpu':
         request.getfixturevalue('h100')
-    temporaries = {}
+    totals = {}
     for resampled in (False, True):
         config = llama2.get_config('size=1b')
         config.mesh.fsdp, config.resample_weights = 8, resampled
         experiment = make_experiment(config, vocab_size=32000)
-        temporaries[resampled] = step_costs.step_costs(experiment, compile_for=compile_for).temporary_bytes
-    saved = temporaries[False] - temporaries[True]
+        totals[resampled] = step_costs.step_costs(experiment, compile_for=compile_for).memory.total
+    saved = totals[False] - totals[True]
     sampled = 2 * experiment.num_linear_params / 8
     assert sampled == pytest.approx(256.9e6, rel=1e-3)
     assert saved > 0.9 * sampled
