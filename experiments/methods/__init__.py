@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.methods.bf16 import BF16
+from experiments.methods.fully_quantized import FQT
 from experiments.methods.method import Method
-from experiments.methods.rounding import BF16, FQT, QAT
+from experiments.methods.quantization_aware import QAT
 from experiments.methods.sampling import DIFFQ, GAUSSWS
 from experiments.methods.settings import SHARED
 from gaussq_jax import models
@@ -68,8 +70,8 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
 def unused_settings(name: str) -> dict[str, Any]:
     """The shared settings that the method has no use for, and their defaults."""
     used = find(name).settings
-    default = lambda value: value[0] if isinstance(value, tuple) else value
-    return {name: default(value) for name, value in SHARED.items() if name not in used}
+    defaults = {name: value[0] if isinstance(value, tuple) else value for name, value in SHARED.items()}
+    return {name: value for name, value in defaults.items() if name not in used}
 
 
 def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:

@@ -9,6 +9,11 @@ from ml_collections import ConfigDict
 import gaussq_jax as gq
 
 
+def _none(config: ConfigDict) -> dict[str, gq.Quantizer]:
+    del config
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A method: what it does to the weights, and to the operands of the linear layers' matmuls.
@@ -39,7 +44,7 @@ class Method:
     make_transform: Callable[[ConfigDict], gq.ParamTransform]
     describe: Callable[[ConfigDict], str]
     weights: Callable[[ConfigDict], dict[str, Any] | None]
-    operands: Callable[[ConfigDict], dict[str, gq.Quantizer]] = lambda config: {}
+    operands: Callable[[ConfigDict], dict[str, gq.Quantizer]] = _none
     own_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     default_format: str = ''
     learns_bitwidths: bool = False

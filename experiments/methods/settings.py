@@ -43,6 +43,15 @@ def make_quantizer(settings: dict[str, Any]) -> gq.Quantizer:
     )
 
 
+def describe_quantizer(what: str, config: ConfigDict) -> str:
+    """What is quantized, and to what."""
+    quantizer = make_quantizer(config.quantization)
+    return (
+        f'{what} quantized to {quantizer.fmt}, {quantizer.scale} scales, block size {config.quantization.block_size},'
+        f' {quantizer.rounding}'
+    )
+
+
 def parse_block_size(text: str) -> int | str | tuple[int, ...]:
     """'32' -> 32, '32x16' -> (32, 16); other text stays as it is, for others to understand or to refuse."""
     sizes = text.split('x')
