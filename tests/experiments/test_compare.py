@@ -1,6 +1,7 @@
 """The table over a sweep's seeds: means, their intervals, and which differences are marked."""
 
 import csv
+import pathlib
 import types
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from programs import import_program
 
 compare = import_program('compare')
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
 
 STUDENT = 4.302652729911275  # its 97.5 % quantile of two degrees of freedom
 LOSSES = {  # format, block size -> by seed
@@ -103,3 +106,8 @@ def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
     path = write(tmp_path / 'results.csv', [{name: row[name] for name in names} for row in table if row['loss']])
     groups = compare.read_groups(path, 'loss')
     assert [tuple(group.fields.values()) for group in groups] == [('bf16', ''), ('fqt', 'P2')]
+
+
+def test_the_readme_has_the_table_of_its_sweep():
+    groups = compare.read_groups(REPOSITORY / 'benchmarks/formats.csv', 'validation/loss')
+    assert len(groups) == 12 and compare.markdown(groups, 'validation/loss') in (REPOSITORY / 'README.md').read_text()
