@@ -1,8 +1,8 @@
 """What can befall a training, one function a fault: it makes it, starts the same command again, and compares.
 
-A function returns what happened and what was lost, in a line each. It raises Unexpected where something else happened
-than should have, or the result is not, bit for bit, that of the training without the fault; and NotTried where this
-machine can't make the fault.
+Its docstring is what docs/reliability.md says of how the fault was made. It returns what happened and what was lost, in
+a line each. It raises Unexpected where something else happened than should have, or the result is not, bit for bit,
+that of the training without the fault; and NotTried where this machine can't make the fault.
 """
 
 import os
@@ -55,6 +55,7 @@ class Observation(NamedTuple):
 
 
 def kill_at_random_moments(laboratory: Laboratory) -> Observation:
+    """half of them while a checkpoint is being written, the others at a random time after the start or first step"""
     workdir = laboratory.new_workdir()
     trainings, in_saves, repeated = 1, 0, []
     while len(repeated) < laboratory.moments:
@@ -64,7 +65,7 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
             trial.send(signal.SIGKILL)
             ended = trial.wait()
             is_saving = trial.is_saving()
-        if ended.has_started and ended.continued_from != saved:
+        if ended.continued_from not in (None, saved):
             raise Unexpected(f'it continued from step {ended.continued_from}, not from {saved}')
         if ended.code == DONE:  # before the moment came
             check_same_result(workdir, laboratory.reference)
@@ -87,15 +88,14 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
 
 
 def terminate(laboratory: Laboratory) -> Observation:
+    """sent in the middle of the training"""
     workdir = laboratory.new_workdir()
-    with laboratory.start(workdir) as trial:
-        trial.wait_for_step(laboratory.middle)
-        trial.send(signal.SIGTERM)
-        ended = trial.wait().expect(PREEMPTED, 'preempted')
-    return continued(laboratory, workdir, ended)
+    ended = laboratory.stop(workdir, signal.SIGTERM).expect(PREEMPTED, 'preempted')
+    return Observation(told(ended), continued(laboratory, workdir).lost)
 
 
 def terminate_one_of_two(laboratory: Laboratory) -> Observation:
+    """sent to the second"""
     workdir = laboratory.new_workdir()
     with laboratory.start_two(workdir) as (first, second):
         first.wait_for_step(laboratory.middle)
@@ -105,6 +105,7 @@ def terminate_one_of_two(laboratory: Laboratory) -> Observation:
 
 
 def kill_one_of_two(laboratory: Laboratory) -> Observation:
+    """first of the second, later of the first"""
     workdir, waited, messages = laboratory.new_workdir(), [], []
     for part, lost in ((1, 1), (2, 0)):
         with laboratory.start_two(workdir) as trials:
@@ -121,12 +122,12 @@ def kill_one_of_two(laboratory: Laboratory) -> Observation:
 
 
 def start_twice(laboratory: Laboratory) -> Observation:
+    """started while the first, held by SIGSTOP, is in its middle"""
     workdir = laboratory.new_workdir()
     with laboratory.start(workdir) as first:
         first.wait_for_step(laboratory.middle)
         first.send(signal.SIGSTOP)  # or it is done when the second has started
-        with laboratory.start(workdir) as second:
-            ended = second.wait().expect(ERROR, 'in use by another training')
+        ended = laboratory.run(workdir).expect(ERROR, 'in use by another training')
         first.send(signal.SIGCONT)
         first.wait().expect(DONE)
     if len(ended.text.splitlines()) > 1:
@@ -136,6 +137,9 @@ def start_twice(laboratory: Laboratory) -> Observation:
 
 
 def let_the_clock_jump(laboratory: Laboratory) -> Observation:
+    """twice a second, `time.time()` changes by hours, forth or back (5, -3, 11, -20, 0 from the true time): the
+    function is replaced in the process
+    """
     workdir = laboratory.new_workdir()
     ended = laboratory.complete(workdir, program=('-c', JUMPING_CLOCK))
     jumps = int(re.search(r'^jumps (\d+)$', ended.text, re.MULTILINE)[1])
@@ -146,6 +150,9 @@ def let_the_clock_jump(laboratory: Laboratory) -> Observation:
 
 
 def change_the_mesh(laboratory: Laboratory) -> Observation:
+    """saved on 8x1x1 (data, fsdp, tensor), resumed on 8x1x1 and on 2x4x1; with 60 steps and a learning rate of 6e-4,
+    since the rounding errors of another order of summation grow with both
+    """
     optimizer = ('--config.optimizer.learning_rate=6e-4', '--config.optimizer.final_learning_rate=6e-5')
     saved = ('--config.total_steps=60', *optimizer, '--config.mesh.data=8')
     other = (*saved, '--config.mesh.data=2', '--config.mesh.fsdp=4')
@@ -175,9 +182,9 @@ def change_the_mesh(laboratory: Laboratory) -> Observation:
 
 
 def diverge(laboratory: Laboratory) -> Observation:
+    """every 20,000th token of the text is one that the vocabulary does not have, as if memory were faulty"""
     stopped = laboratory.new_workdir()
-    with laboratory.start(stopped, program=('-c', POISONED_DATA)) as trial:
-        ended = trial.wait().expect(ERROR, 'error: train/loss is nan')
+    ended = laboratory.run(stopped, program=('-c', POISONED_DATA)).expect(ERROR, 'error: train/loss is nan')
     if not (stopped / 'diverged.txt').exists():
         raise Unexpected('there is no diverged.txt')
     return _rolled_back(
@@ -189,11 +196,13 @@ def diverge(laboratory: Laboratory) -> Observation:
 
 
 def spike(laboratory: Laboratory) -> Observation:
+    """`spike_sigmas=2` over 20 steps, which the noise of small batches exceeds now and then"""
     flags = (f'--config.divergence.{name}' for name in ('max_rollbacks=5', 'spike_sigmas=2', 'spike_window=20'))
     return _rolled_back(laboratory, '', *flags)
 
 
 def stall(laboratory: Laboratory) -> Observation:
+    """`stall_timeout=10`; metrics.jsonl becomes a pipe that nobody reads, as on a file system that does not answer"""
     workdir, flag = laboratory.new_workdir(), '--config.stall_timeout=10'
     metrics, aside, pipe = (workdir / name for name in ('metrics.jsonl', 'aside', 'pipe'))
     with laboratory.start(workdir, flag) as trial:
@@ -203,17 +212,19 @@ def stall(laboratory: Laboratory) -> Observation:
         pipe.replace(metrics)
         ended = trial.wait().expect(STALLED, 'error: stalled')
     aside.replace(metrics)
-    return continued(laboratory, workdir, ended, flag)
+    return Observation(told(ended), continued(laboratory, workdir, flag).lost)
 
 
-def continued(laboratory: Laboratory, workdir: pathlib.Path, ended: Ended, *flags: str) -> Observation:
-    """What is to say of a training that ended so, after the same command has completed it."""
+def continued(
+    laboratory: Laboratory, workdir: pathlib.Path, *flags: str, reference: pathlib.Path | None = None, **others
+) -> Observation:
+    """The same command completes a training, from its newest checkpoint, with the bits of the reference."""
     trained, saved = last_step(workdir), newest_step(workdir)
-    again = laboratory.complete(workdir, *flags)
-    if again.continued_from != saved:
-        raise Unexpected(f'it continued from step {again.continued_from}, not from {saved}')
-    check_same_result(workdir, laboratory.reference)
-    return Observation(told(ended), steps_lost(trained - saved))
+    ended = laboratory.complete(workdir, *flags, **others)
+    if ended.continued_from != saved:
+        raise Unexpected(f'it continued from step {ended.continued_from}, not from {saved}')
+    check_same_result(workdir, reference or laboratory.reference)
+    return Observation(f'exit code 0; it continues from step {saved}', steps_lost(trained - saved))
 
 
 def told(ended: Ended) -> str:

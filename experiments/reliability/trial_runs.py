@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,14 +44,10 @@ class Ended(NamedTuple):
         return self.text.strip().rpartition('\n')[2]
 
     @property
-    def has_started(self) -> bool:
-        """Whether it came so far as to say what it would do."""
-        return re.search(STARTS, self.text) is not None
-
-    @property
-    def continued_from(self) -> int:
-        """The step from which it continued, 0 for the beginning."""
-        return int(re.search(STARTS, self.text)[1] or 0)
+    def continued_from(self) -> int | None:
+        """The step from which it continued, 0 for the beginning; None if it ended before it could say so."""
+        started = re.search(STARTS, self.text)
+        return int(started[1] or 0) if started else None
 
     def expect(self, code: int, message: str = '') -> 'Ended':
         """Itself, if it ended with this code, and this regex is in its last line; else raises Unexpected."""
@@ -191,14 +188,14 @@ class Laboratory:
         self.complete_by_two(workdir)
         return workdir
 
+    def killed(self, workdir: pathlib.Path | None = None) -> pathlib.Path:
+        """The workdir of a training that was killed in its middle, a new copy each time."""
+        return shutil.copytree(self._killed, workdir or self.new_workdir())
+
     @functools.cached_property
-    def killed(self) -> pathlib.Path:
-        """The workdir of a training that was killed in its middle; to be copied."""
+    def _killed(self) -> pathlib.Path:
         workdir = self.new_workdir()
-        with self.start(workdir) as trial:
-            trial.wait_for_step(self.middle)
-            trial.send(signal.SIGKILL)
-            trial.wait().expect(-signal.SIGKILL)
+        self.stop(workdir, signal.SIGKILL).expect(-signal.SIGKILL)
         return workdir
 
     @property
@@ -226,10 +223,21 @@ class Laboratory:
         flags = (f'--coordinator_address=localhost:{port}', '--num_processes=2', '--config.mesh.data=2')
         return (*flags, '--process_id=0'), (*flags, '--process_id=1')
 
-    def complete(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
-        """Gives the command (again) and waits for the end of the training, which has to be a good one."""
+    def run(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
+        """Gives the command (again) and waits for the end of the training."""
         with self.start(workdir, *flags, **others) as trial:
-            return trial.wait().expect(0)
+            return trial.wait()
+
+    def stop(self, workdir: pathlib.Path, sent: signal.Signals, *flags: str) -> Ended:
+        """Gives the command, and sends the training a signal in its middle."""
+        with self.start(workdir, *flags) as trial:
+            trial.wait_for_step(self.middle)
+            trial.send(sent)
+            return trial.wait()
+
+    def complete(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
+        """As `run`; the end has to be a good one."""
+        return self.run(workdir, *flags, **others).expect(0)
 
     def complete_by_two(self, workdir: pathlib.Path) -> None:
         with self.start_two(workdir) as trials:
