@@ -22,14 +22,12 @@ from experiments import cli
 from experiments.files import paths
 from experiments.reliability import edge_faults, faults, storage_faults
 from experiments.reliability.faults import NotTried, Observation
-from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
+from experiments.reliability.trial_runs import CHECKPOINT_EVERY, STEPS, Laboratory
 from experiments.reports.markdown import markdown_table
 from gaussq_jax.atomic_files import replace_file
 
 OUTPUT = flags.DEFINE_string('output', None, 'A Markdown file for the table.')
 
-STEPS = 200
-MOMENTS = 20
 PASSED, FAILED, NOT_TRIED = 'yes', '**NO**', 'not tried'
 COLUMNS = ('Fault', 'How it was made', 'What happened', 'What was lost', 'As it should be')
 FAULTS = {  # how each is made is the docstring of what makes it
@@ -64,7 +62,7 @@ def main(argv):
     jax.config.update('jax_platforms', 'cpu')  # the trainings are there, too
     rows, started = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        laboratory = Laboratory(pathlib.Path(folder), steps=STEPS, moments=MOMENTS)
+        laboratory = Laboratory(pathlib.Path(folder))
         for name, make in FAULTS.items():
             outcome, observation = observe(make, laboratory)
             rows.append((name, make.__doc__, *observation, outcome))

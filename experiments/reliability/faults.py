@@ -17,8 +17,9 @@ import numpy as np
 
 from experiments.processes.exit_codes import DONE, ERROR, LOST_PROCESS, PREEMPTED, STALLED
 from experiments.reliability.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
-from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Ended, Laboratory, Trial
+from experiments.reliability.trial_runs import CHECKPOINT_EVERY, MIDDLE, Ended, Laboratory, Trial
 
+MOMENTS = 20  # at which the fault of many SIGKILLs strikes
 RUN_TRAIN = 'import runpy; runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)'
 JUMPING_CLOCK = f"""
 import atexit, time
@@ -58,7 +59,7 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
     """half of them while a checkpoint is being written, the others at a random time after the start or first step"""
     workdir = laboratory.new_workdir()
     trainings, in_saves, repeated = 1, 0, []
-    while len(repeated) < laboratory.moments:
+    while len(repeated) < MOMENTS:
         saved = newest_step(workdir)
         with laboratory.start(workdir) as trial:
             _wait_for_a_moment(trial, len(repeated), laboratory.generator)
@@ -98,7 +99,7 @@ def terminate_one_of_two(laboratory: Laboratory) -> Observation:
     """sent to the second"""
     workdir = laboratory.new_workdir()
     with laboratory.start_two(workdir) as (first, second):
-        first.wait_for_step(laboratory.middle)
+        first.wait_for_step(MIDDLE)
         second.send(signal.SIGTERM)
         (ended, _) = (trial.wait().expect(PREEMPTED) for trial in (first, second))
     return _continued_by_two(laboratory, workdir, f'both processes end with {told(ended)}')
@@ -109,7 +110,7 @@ def kill_one_of_two(laboratory: Laboratory) -> Observation:
     workdir, waited, messages = laboratory.new_workdir(), [], []
     for part, lost in ((1, 1), (2, 0)):
         with laboratory.start_two(workdir) as trials:
-            trials[0].wait_for_step(part * laboratory.steps // 3)
+            trials[0].wait_for_step(part * MIDDLE)
             trials[lost].send(signal.SIGKILL)
             killed = time.monotonic()
             ended = trials[1 - lost].wait().expect(LOST_PROCESS, f'process {lost} of 2 was lost')
@@ -125,7 +126,7 @@ def start_twice(laboratory: Laboratory) -> Observation:
     """started while the first, held by SIGSTOP, is in its middle"""
     workdir = laboratory.new_workdir()
     with laboratory.start(workdir) as first:
-        first.wait_for_step(laboratory.middle)
+        first.wait_for_step(MIDDLE)
         first.send(signal.SIGSTOP)  # or it is done when the second has started
         ended = laboratory.run(workdir).expect(ERROR, 'in use by another training')
         first.send(signal.SIGCONT)
@@ -206,7 +207,7 @@ def stall(laboratory: Laboratory) -> Observation:
     workdir, flag = laboratory.new_workdir(), '--config.stall_timeout=10'
     metrics, aside, pipe = (workdir / name for name in ('metrics.jsonl', 'aside', 'pipe'))
     with laboratory.start(workdir, flag) as trial:
-        trial.wait_for_step(laboratory.middle)
+        trial.wait_for_step(MIDDLE)
         os.link(metrics, aside)
         os.mkfifo(pipe)
         pipe.replace(metrics)

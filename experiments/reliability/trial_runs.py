@@ -29,7 +29,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = ('-m', 'experiments.train')
 STARTS = re.compile(r'^run .*, (?:starting|continuing from step (\d+)), \d+ steps$', re.MULTILINE)
 SECONDS = 600  # in which anything that is waited for has to come
+STEPS = 200
+MIDDLE = STEPS // 3  # has many steps before and after it
 CHECKPOINT_EVERY = 5
+FLAGS = (  # of the training that is disturbed; its sampled weights show a repeated or lost draw of noise
+    '--config=configs/tiny.py:method=gaussws,parts=down,smoke',
+    f'--config.total_steps={STEPS}',
+    '--config.log_every=1',
+    f'--config.eval_every={STEPS // 2}',
+    f'--config.checkpoint_every={CHECKPOINT_EVERY}',
+)
 
 
 class Ended(NamedTuple):
@@ -153,26 +162,13 @@ class Laboratory:
 
     Args:
       folder: an empty directory.
-      steps: that each training has.
-      moments: at which the fault of many SIGKILLs strikes.
     """
 
-    def __init__(self, folder: pathlib.Path, *, steps: int, moments: int):
-        self.folder, self.steps, self.moments = folder, steps, moments
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
         self.generator = np.random.default_rng(0)
         self._numbers = itertools.count()
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'compiled'))
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Those of the training that is disturbed; its sampled weights show a repeated or lost draw of noise."""
-        return (
-            '--config=configs/tiny.py:method=gaussws,parts=down,smoke',
-            f'--config.total_steps={self.steps}',
-            '--config.log_every=1',
-            f'--config.eval_every={max(self.steps // 2, 1)}',
-            f'--config.checkpoint_every={CHECKPOINT_EVERY}',
-        )
 
     @functools.cached_property
     def reference(self) -> pathlib.Path:
@@ -198,16 +194,11 @@ class Laboratory:
         self.stop(workdir, signal.SIGKILL).expect(-signal.SIGKILL)
         return workdir
 
-    @property
-    def middle(self) -> int:
-        """A step with many before and after it."""
-        return self.steps // 3
-
     def new_workdir(self) -> pathlib.Path:
         return self.folder / f'run{next(self._numbers)}'
 
     def start(self, workdir: pathlib.Path, *flags: str, **others) -> Trial:
-        return Trial(workdir, *self.flags, *flags, **others)
+        return Trial(workdir, *FLAGS, *flags, **others)
 
     @contextlib.contextmanager
     def start_two(self, workdir: pathlib.Path) -> Iterator[tuple[Trial, Trial]]:
@@ -231,7 +222,7 @@ class Laboratory:
     def stop(self, workdir: pathlib.Path, sent: signal.Signals, *flags: str) -> Ended:
         """Gives the command, and sends the training a signal in its middle."""
         with self.start(workdir, *flags) as trial:
-            trial.wait_for_step(self.middle)
+            trial.wait_for_step(MIDDLE)
             trial.send(sent)
             return trial.wait()
 

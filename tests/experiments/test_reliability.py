@@ -44,7 +44,7 @@ def test_nothing_is_lost_by_many_kills(laboratory):
 def laboratory(tmp_path_factory):
     """Trainings and moments as the page has them."""
     folder = tmp_path_factory.mktemp('long_trials')
-    return reliability.Laboratory(folder, steps=reliability.STEPS, moments=reliability.MOMENTS)
+    return reliability.Laboratory(folder)
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_another_result_is_noticed(laboratory, changed):
     files = {name: workdir / name for name in ('metrics.jsonl', 'summary.json')}
     _rewrite(files['summary.json'], 'seconds', lambda seconds: seconds + 1)
     trial_results.check_same_result(workdir, laboratory.reference)
-    last, before = (workdir / 'checkpoints' / str(laboratory.steps - steps) for steps in (0, 5))
+    last, before = (workdir / 'checkpoints' / str(reliability.STEPS - steps) for steps in (0, 5))
     if changed == 'the final checkpoint':
         shutil.rmtree(last / 'state')
         shutil.copytree(before / 'state', last / 'state')
