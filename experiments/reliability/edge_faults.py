@@ -91,7 +91,7 @@ def take_the_tokenizer_away(laboratory: Laboratory) -> Observation:
     tokenizer, reference, workdir = folder / 'tokenizer.json', folder / 'reference', folder / 'run'
     _write_tokenizer(tokenizer)
     flag = f'--config.tokenizer={tokenizer}'
-    laboratory.complete(reference, flag)
+    laboratory.run(reference, flag).expect(DONE)
     laboratory.stop(workdir, signal.SIGKILL, flag)
     tokenizer.unlink()
     return continued(laboratory, workdir.rename(folder / 'moved'), flag, reference=reference)
@@ -122,7 +122,7 @@ def change_microbatches(laboratory: Laboratory) -> Observation:
     """a killed training goes on with `microbatches=2`"""
     workdir = laboratory.killed()
     trained, saved = last_step(workdir), newest_step(workdir)
-    ended = laboratory.complete(workdir, '--config.microbatches=2')
+    ended = laboratory.run(workdir, '--config.microbatches=2').expect(DONE)
     said = re.search(r'microbatches=2, before 1: .*', ended.text)
     if not said:
         raise Unexpected('it does not say that sums are rounded otherwise')

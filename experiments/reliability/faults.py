@@ -63,7 +63,7 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
         saved = newest_step(workdir)
         with laboratory.start(workdir) as trial:
             _wait_for_a_moment(trial, len(repeated), laboratory.generator)
-            trial.send(signal.SIGKILL)
+            trial.process.send_signal(signal.SIGKILL)
             ended = trial.wait()
             is_saving = trial.is_saving()
         if ended.continued_from not in (None, saved):
@@ -77,7 +77,7 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
         repeated.append(last_step(workdir) - newest_step(workdir))
         if not 0 <= repeated[-1] <= 2 * CHECKPOINT_EVERY:
             raise Unexpected(f'{repeated[-1]} steps are to be repeated, with a checkpoint every {CHECKPOINT_EVERY}')
-    laboratory.complete(workdir)
+    laboratory.run(workdir).expect(DONE)
     check_same_result(workdir, laboratory.reference)
     if not in_saves:
         raise Unexpected('no kill fell into a save')
@@ -100,7 +100,7 @@ def terminate_one_of_two(laboratory: Laboratory) -> Observation:
     workdir = laboratory.new_workdir()
     with laboratory.start_two(workdir) as (first, second):
         first.wait_for_step(MIDDLE)
-        second.send(signal.SIGTERM)
+        second.process.send_signal(signal.SIGTERM)
         (ended, _) = (trial.wait().expect(PREEMPTED) for trial in (first, second))
     return _continued_by_two(laboratory, workdir, f'both processes end with {told(ended)}')
 
@@ -111,7 +111,7 @@ def kill_one_of_two(laboratory: Laboratory) -> Observation:
     for part, lost in ((1, 1), (2, 0)):
         with laboratory.start_two(workdir) as trials:
             trials[0].wait_for_step(part * MIDDLE)
-            trials[lost].send(signal.SIGKILL)
+            trials[lost].process.send_signal(signal.SIGKILL)
             killed = time.monotonic()
             ended = trials[1 - lost].wait().expect(LOST_PROCESS, f'process {lost} of 2 was lost')
             waited.append(time.monotonic() - killed)
@@ -127,9 +127,9 @@ def start_twice(laboratory: Laboratory) -> Observation:
     workdir = laboratory.new_workdir()
     with laboratory.start(workdir) as first:
         first.wait_for_step(MIDDLE)
-        first.send(signal.SIGSTOP)  # or it is done when the second has started
+        first.process.send_signal(signal.SIGSTOP)  # or it is done when the second has started
         ended = laboratory.run(workdir).expect(ERROR, 'in use by another training')
-        first.send(signal.SIGCONT)
+        first.process.send_signal(signal.SIGCONT)
         first.wait().expect(DONE)
     if len(ended.text.splitlines()) > 1:
         raise Unexpected('the second training said more than one line')
@@ -142,7 +142,7 @@ def let_the_clock_jump(laboratory: Laboratory) -> Observation:
     function is replaced in the process
     """
     workdir = laboratory.new_workdir()
-    ended = laboratory.complete(workdir, program=('-c', JUMPING_CLOCK))
+    ended = laboratory.run(workdir, program=('-c', JUMPING_CLOCK)).expect(DONE)
     jumps = int(re.search(r'^jumps (\d+)$', ended.text, re.MULTILINE)[1])
     if jumps < 2:
         raise Unexpected('the clock did not jump')
@@ -158,15 +158,15 @@ def change_the_mesh(laboratory: Laboratory) -> Observation:
     saved = ('--config.total_steps=60', *optimizer, '--config.mesh.data=8')
     other = (*saved, '--config.mesh.data=2', '--config.mesh.fsdp=4')
     reference, workdir = laboratory.new_workdir(), laboratory.new_workdir()
-    laboratory.complete(reference, *saved, devices=8)
+    laboratory.run(reference, *saved, devices=8).expect(DONE)
     with laboratory.start(workdir, *saved, devices=8) as trial:
         trial.wait_for_step(20)
-        trial.send(signal.SIGTERM)
+        trial.process.send_signal(signal.SIGTERM)
         trial.wait().expect(PREEMPTED)
     step, resumed = newest_step(workdir), shutil.copytree(workdir, laboratory.new_workdir())
-    laboratory.complete(workdir, *saved, devices=8)
+    laboratory.run(workdir, *saved, devices=8).expect(DONE)
     check_same_result(workdir, reference)
-    laboratory.complete(resumed, *other, devices=8)
+    laboratory.run(resumed, *other, devices=8).expect(DONE)
     errors = [
         abs(line[name] - expected[name]) / abs(expected[name])
         for line, expected in zip(learned_metrics(resumed), learned_metrics(reference), strict=True)
@@ -221,7 +221,7 @@ def continued(
 ) -> Observation:
     """The same command completes a training, from its newest checkpoint, with the bits of the reference."""
     trained, saved = last_step(workdir), newest_step(workdir)
-    ended = laboratory.complete(workdir, *flags, **others)
+    ended = laboratory.run(workdir, *flags, **others).expect(DONE)
     if ended.continued_from != saved:
         raise Unexpected(f'it continued from step {ended.continued_from}, not from {saved}')
     check_same_result(workdir, reference or laboratory.reference)
@@ -262,15 +262,15 @@ def _continued_by_two(laboratory: Laboratory, workdir: pathlib.Path, happened: s
 def _rolled_back(laboratory: Laboratory, happened: str, *flags: str, **others) -> Observation:
     """A training that goes back by itself, and ends with the same bits if it is killed after it has."""
     reference, workdir = laboratory.new_workdir(), laboratory.new_workdir()
-    laboratory.complete(reference, *flags, **others)
+    laboratory.run(reference, *flags, **others).expect(DONE)
     rollbacks = [line for line in learned_metrics(reference) if 'rollback/from_step' in line]
     if not rollbacks:
         raise Unexpected('no step diverged')
     with laboratory.start(workdir, *flags, **others) as trial:
         trial.wait_for(lambda: 'rollback/from_step' in trial.text())
-        trial.send(signal.SIGKILL)
+        trial.process.send_signal(signal.SIGKILL)
         trial.wait().expect(-signal.SIGKILL)
-    laboratory.complete(workdir, *flags, **others)
+    laboratory.run(workdir, *flags, **others).expect(DONE)
     check_same_result(workdir, reference)
     steps = ', '.join(str(line['rollback/from_step']) for line in rollbacks)
     skipped = sum(line['rollback/skipped_batches'] for line in rollbacks)

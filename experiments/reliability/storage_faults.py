@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 
-from experiments.processes.exit_codes import ERROR
+from experiments.processes.exit_codes import DONE, ERROR
 from experiments.reliability.faults import NotTried, Observation, continued, steps_lost, told
 from experiments.reliability.trial_results import (
     Unexpected,
@@ -113,7 +113,7 @@ def _damage(laboratory: Laboratory, change: Callable[[pathlib.Path], None]) -> O
     workdir = laboratory.killed()
     trained, damaged = last_step(workdir), newest_step(workdir)
     change(workdir / 'checkpoints' / str(damaged))
-    ended = laboratory.complete(workdir)
+    ended = laboratory.run(workdir).expect(DONE)
     warning = re.search(rf'skipping the damaged checkpoint \S+/{damaged}: .*', ended.text)
     if not warning or ended.continued_from != damaged - CHECKPOINT_EVERY:
         raise Unexpected(f'it continued from step {ended.continued_from}, where {damaged} is damaged')

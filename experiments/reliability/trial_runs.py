@@ -68,6 +68,8 @@ class Ended(NamedTuple):
 class Trial:
     """One start of a training, as a context manager: no process is left behind.
 
+    process: the operating system's.
+
     Args:
       workdir: where its files go.
       flags: of experiments.train.
@@ -95,7 +97,7 @@ class Trial:
             'PYTHONUNBUFFERED': '1',
             **environment,
         }
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, *program, *flags, f'--workdir={workdir}'],
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -107,16 +109,9 @@ class Trial:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.is_running():
-            self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
         self._output.close()
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def send(self, sent: signal.Signals) -> None:
-        self._process.send_signal(sent)
 
     def text(self) -> str:
         """What it has printed, without what differs from time to time: its workdir, processes, hosts."""
@@ -127,16 +122,16 @@ class Trial:
     def wait(self) -> Ended:
         """Waits for its end."""
         try:
-            self._process.wait(SECONDS)
+            self.process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             raise Unexpected(f'it did not end within {SECONDS} seconds: `{Ended(0, self.text()).message}`') from None
-        return Ended(self._process.returncode, self.text())
+        return Ended(self.process.returncode, self.text())
 
     def wait_for(self, condition: Callable[[], Any]) -> bool:
         """Waits until the condition holds: True, or False if the training ended before."""
         until = time.monotonic() + SECONDS
         while not condition():
-            if not self.is_running():
+            if self.process.poll() is not None:
                 return False
             if time.monotonic() > until:
                 raise Unexpected(f'nothing happened for {SECONDS} seconds: `{Ended(0, self.text()).message}`')
@@ -174,7 +169,7 @@ class Laboratory:
     def reference(self) -> pathlib.Path:
         """The workdir of a training that nothing disturbed."""
         workdir = self.new_workdir()
-        self.complete(workdir)
+        self.run(workdir).expect(0)
         return workdir
 
     @functools.cached_property
@@ -223,12 +218,8 @@ class Laboratory:
         """Gives the command, and sends the training a signal in its middle."""
         with self.start(workdir, *flags) as trial:
             trial.wait_for_step(MIDDLE)
-            trial.send(sent)
+            trial.process.send_signal(sent)
             return trial.wait()
-
-    def complete(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
-        """As `run`; the end has to be a good one."""
-        return self.run(workdir, *flags, **others).expect(0)
 
     def complete_by_two(self, workdir: pathlib.Path) -> None:
         with self.start_two(workdir) as trials:
