@@ -76,17 +76,8 @@ class Description:
         formats = {SAMPLED: self.format, CAST: self.dtype, KEPT: str(reading.dtype or ''), UNEXPLAINED: ''}
         share = f'{reading.size * len(same) / total:.2%}'
         shape = ' x '.join(map(str, reading.shape)) or 'a number'
-        return (
-            name + more,
-            shape,
-            self._action(reading),
-            roles,
-            matrices,
-            blocks,
-            formats[reading.action],
-            share,
-            reading.why,
-        )
+        of_weights = (roles, matrices, blocks, formats[reading.action], share)
+        return (name + more, shape, self._action(reading), *of_weights, reading.why)
 
     def __str__(self) -> str:
         table = [COLUMNS, *self.rows()]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gaussq_jax.matrix_transforms import Params, State, flat_state
-from gaussq_jax.param_reading import SAMPLED, read_params
+from gaussq_jax.param_reading import read_params, sampled_rules
 from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.param_tree import map_leaves, read_leaves
@@ -80,7 +80,7 @@ def _layer_axes(params: Params, path: tuple[str, ...], rules: Sequence[Rule]) ->
     prefix = ''.join(f'{name}/' for name in path)
     readings = read_params(params, rules, unnamed='cast')
     layers = {name.removeprefix(prefix): reading for name, reading in readings.items() if name.startswith(prefix)}
-    sampled = {name: reading.matrices[0] for name, reading in layers.items() if reading.action == SAMPLED}
+    sampled = sampled_rules(layers)
     axes = {name: rule.layer_axes[0] for name, rule in sampled.items() if rule.layer_axes}
     if not axes or len(axes) < len(sampled):
         raise ValueError(f'path={path}: not all weight matrices under it have an axis that counts layers, but {axes}')

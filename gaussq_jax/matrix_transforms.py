@@ -26,6 +26,7 @@ from gaussq_jax.param_reading import (
     checked_readings,
     exact_rules,
     read_params,
+    sampled_shapes,
 )
 from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
@@ -64,9 +65,8 @@ class MatrixTransform(abc.ABC):
             for name, reading in readings.items():
                 if reading.why.startswith(UNNAMED_LEAF):
                     _logger.warning('%s, %s, is cast only: %s', name, reading.shape, reading.why)
-        sampled = {name: reading for name, reading in readings.items() if reading.action == SAMPLED}
-        _check_hashes(sampled)
-        shapes = {name: reading.matrices[0].matrix_shape(reading.shape) for name, reading in sampled.items()}
+        shapes = sampled_shapes(readings)
+        _check_hashes(shapes)
         return self.init_state(matrix_shapes=shapes)
 
     def apply(self, key, params, state, *, path=(), layer=None):

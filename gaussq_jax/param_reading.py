@@ -164,14 +164,22 @@ def matrix_rules(params: Any, rules: Sequence[Rule], *, unnamed: str = 'error') 
       >>> matrix_rules(params, DEFAULT_RULES)
       {'up/kernel': MatrixRule(path_regex='up/kernel', batch_axes=(), row_axes=(0,), col_axes=(1,))}
     """
-    readings = checked_readings(params, rules, unnamed=unnamed)
+    return sampled_rules(checked_readings(params, rules, unnamed=unnamed))
+
+
+def sampled_rules(readings: Mapping[str, Reading]) -> dict[str, MatrixRule]:
+    """The rule of every leaf that is sampled, by path."""
     return {name: reading.matrices[0] for name, reading in readings.items() if reading.action == SAMPLED}
+
+
+def sampled_shapes(readings: Mapping[str, Reading]) -> dict[str, tuple[int, ...]]:
+    """The shape (batch.., m, n) of the matrices of every leaf that is sampled, by path."""
+    return {name: rule.matrix_shape(readings[name].shape) for name, rule in sampled_rules(readings).items()}
 
 
 def exact_rules(readings: Mapping[str, Reading]) -> tuple[Rule, ...]:
     """Rules that say of each leaf, by its whole path, what the readings say."""
-    sampled = [reading.matrices[0] for reading in readings.values() if reading.action == SAMPLED]
-    matrices = [dataclasses.replace(rule, optional=True) for rule in sampled]
+    matrices = [dataclasses.replace(rule, optional=True) for rule in sampled_rules(readings).values()]
     kept = [
         Keep(re.escape(name), reading.why, optional=True)
         for name, reading in readings.items()

@@ -7,17 +7,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas import jax_internals
-from kernels_pallas.implementations import why_not
 
 
 def mosaic_kernel(kernel: Callable, *, interpret: bool, **launch) -> Callable:
-    """`plgpu.kernel` with these arguments; or its emulation, on any platform.
-
-    Raises:
-      NotImplementedError: if this JAX can't emulate it.
-    """
-    if interpret and (reason := why_not('mosaic_interpret')):
-        raise NotImplementedError(reason)
+    """`plgpu.kernel` with these arguments; or its emulation, on any platform."""
     return plgpu.kernel(
         kernel,
         compiler_params=plgpu.CompilerParams(

@@ -61,7 +61,10 @@ class LaunchSecret:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         secret = secrets.token_hex(32).encode()
-        written = self._write(secret)
+        for_us_alone = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600)
+        with new_file(self._path) as partial, open(partial, 'xb', opener=for_us_alone) as file:
+            file.write(secret)
+            written = os.fstat(file.fileno())
         try:
             self.read()  # where the file system doesn't keep owners and modes, the others couldn't
             yield secret
@@ -105,11 +108,3 @@ class LaunchSecret:
         if len(secret) < LEAST_CHARACTERS:
             raise OSError(f'{self._path} has {len(secret)} characters, and must have at least {LEAST_CHARACTERS}')
         return secret
-
-    def _write(self, secret: bytes) -> os.stat_result:
-        """Puts the file there in one step, whatever has been there; its status, to know it by."""
-        for_us_alone = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600)
-        with new_file(self._path) as partial, open(partial, 'xb', opener=for_us_alone) as file:
-            file.write(secret)
-            status = os.fstat(file.fileno())
-        return status

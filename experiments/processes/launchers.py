@@ -45,18 +45,13 @@ def find_launch(flags: Mapping[str, str | int | None], environment: Mapping[str,
       >>> find_launch(dict(coordinator_address='10.0.0.1:8476', num_processes=2, process_id=1), {}).coordinator_address
       '10.0.0.1:8476'
     """
-    for find in (_by_flags, _by_environment, _by_open_mpi, _by_slurm):
-        if launch := find(flags if find is _by_flags else environment):
-            _check(launch)
-            return launch if launch.num_processes > 1 or find is _by_flags else None
-    return None
-
-
-def _by_flags(flags: Mapping[str, str | int | None]) -> Launch | None:
     missing = [f'--{name}' for name, value in flags.items() if value is None]
-    if missing and len(missing) < len(flags):
+    if not missing:
+        return _checked(Launch('flags', **flags))
+    if len(missing) < len(flags):
         raise ValueError(f'{" and ".join(missing)} not given: several processes need all of --{", --".join(flags)}')
-    return None if missing else Launch('flags', **flags)
+    launch = _by_environment(environment) or _by_open_mpi(environment) or _by_slurm(environment)
+    return launch if launch and _checked(launch).num_processes > 1 else None
 
 
 def _by_environment(environment: Mapping[str, str]) -> Launch | None:
@@ -147,7 +142,8 @@ def _value(environment: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _check(launch: Launch) -> None:
+def _checked(launch: Launch) -> Launch:
+    """The launch; ValueError for one that makes no sense."""
     if launch.num_processes < 1:
         raise ValueError(f'num_processes={launch.num_processes}, by {launch.launcher}, must be at least 1')
     if not 0 <= launch.process_id < launch.num_processes:
@@ -158,3 +154,4 @@ def _check(launch: Launch) -> None:
     host, _, port = launch.coordinator_address.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f'coordinator_address={launch.coordinator_address!r}, by {launch.launcher}, must be HOST:PORT')
+    return launch

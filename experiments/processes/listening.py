@@ -1,5 +1,6 @@
 """Where process 0 listens: at the address of the coordinator, and not at every one that its host has."""
 
+import contextlib
 import errno
 import ipaddress
 import re
@@ -53,22 +54,19 @@ def listen(addresses: Iterable[str], port: int) -> list[socket.socket]:
       OSError: it has none of them; the port is in use.
     """
     servers = []
-    try:
+    with contextlib.ExitStack() as after_an_error:
         for address in addresses:
             try:
-                servers.append(listen_at(address, port))
+                servers.append(after_an_error.enter_context(listen_at(address, port)))
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-        if not servers:
-            raise OSError(
-                f'{" and ".join(addresses)} is not an address of this host: give --coordinator_bind_address, with one'
-                ' of its addresses, or with 0.0.0.0 or :: for all of them'
-            )
-    except OSError:
-        for server in servers:
-            server.close()
-        raise
+        after_an_error.pop_all()
+    if not servers:
+        raise OSError(
+            f'{" and ".join(addresses)} is not an address of this host: give --coordinator_bind_address, with one of'
+            ' its addresses, or with 0.0.0.0 or :: for all of them'
+        )
     return servers
 
 

@@ -66,10 +66,10 @@ class Peers:
                 selector.register(connection, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select():
-                    process, code = self._receive_end(key.fileobj) or (None, None)
-                    if process is None:
+                    end = self._receive_end(key.fileobj)
+                    if end is None:
                         selector.unregister(key.fileobj)
-                        process, code = self._connections[key.fileobj], LOST_PROCESS
+                    process, code = end or (self._connections[key.fileobj], LOST_PROCESS)
                     if code not in (DONE, PREEMPTED) and process not in ended and not is_ending_with_another:
                         is_ending_with_another = True
                         if self.process_id == 0:

@@ -13,6 +13,7 @@ thread's own waits, and no clock's time of day.
 
 import contextlib
 import faulthandler
+import itertools
 import math
 import os
 import sys
@@ -63,12 +64,10 @@ class Watchdog:
 
     def unwatched_first(self, function: Callable) -> Callable:
         """The function, its first call paused: it compiles."""
-        calls = 0
+        contexts = itertools.chain([self.paused()], itertools.repeat(contextlib.nullcontext()))
 
         def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            with self.paused() if calls == 1 else contextlib.nullcontext():
+            with next(contexts):
                 return function(*args, **kwargs)
 
         return call

@@ -1,14 +1,13 @@
 """What can befall a training from outside, by strangers, hostile files and odd machines; one function a fault.
 
-As in faults.py.
-Whatever it is, the training ends as one that nothing disturbed, or says in one line why it doesn't begin.
+As in faults.py. Whatever it is, the training ends as one that nothing disturbed, or says in one line why it doesn't
+begin.
 """
 
 import contextlib
 import json
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import time
@@ -18,7 +17,7 @@ import tokenizers
 
 from experiments.data.datasets import python_stdlib
 from experiments.processes.exit_codes import DONE, ERROR
-from experiments.reliability.faults import RUN_TRAIN, Observation, continued, steps_lost
+from experiments.reliability.faults import RUN_TRAIN, Observation, continued, steps_lost, told
 from experiments.reliability.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
 from experiments.reliability.trial_runs import Laboratory
 
@@ -36,12 +35,16 @@ HOSTILE = {'pythonClassName': 'hostile.Features', 'featuresDict': {'features': {
 
 
 def visit_the_port(laboratory: Laboratory) -> Observation:
+    """five connect while process 0 of two waits for the other: a web browser, five bytes, a claim to be process 1, a
+    line without an end, and one that says nothing
+    """
     workdir = laboratory.new_workdir()
     first_flags, second_flags = laboratory.flags_of_two()
     with contextlib.ExitStack() as strangers, laboratory.start(workdir, *first_flags) as first:
         port = int(re.search(r'localhost:(\d+)', first_flags[0])[1])
         for sent in STRANGERS:
-            stranger = strangers.enter_context(_connect(port))
+            stranger = strangers.enter_context(socket.socket())
+            first.wait_for(lambda here=stranger: here.connect_ex(('localhost', port)) == 0)
             with contextlib.suppress(OSError):
                 stranger.sendall(sent)
         with laboratory.start(workdir, *second_flags) as second:
@@ -52,7 +55,7 @@ def visit_the_port(laboratory: Laboratory) -> Observation:
 
 
 def come_without_the_secret(laboratory: Laboratory) -> Observation:
-    """A process of the same command, on the same machine, that was told another secret."""
+    """it comes with the same command as process 1 of two, for ten seconds, but with another `GAUSSQ_SECRET`"""
     workdir = laboratory.new_workdir()
     first_flags, second_flags = laboratory.flags_of_two()
     ours = {'GAUSSQ_SECRET': 'the secret of this training'}
@@ -71,62 +74,55 @@ def come_without_the_secret(laboratory: Laboratory) -> Observation:
 
 
 def name_a_class(laboratory: Laboratory) -> Observation:
-    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
-    data = laboratory.new_workdir()
+    """`features.json` in a `data_dir` names `hostile.Features`, which TFDS would import"""
+    workdir, data = laboratory.killed(), laboratory.new_workdir()
     version = data / python_stdlib.NAME / python_stdlib.CONFIG / '1.0.0'
     version.mkdir(parents=True)
     (version / 'features.json').write_text(json.dumps(HOSTILE))
-    with laboratory.start(workdir, f'--config.data_dir={data}') as trial:
-        ended = trial.wait().expect(ERROR, "error: .*names the class 'hostile.Features'")
-    ended = ended._replace(text=ended.text.replace(str(data), 'DATA'))
-    return continued(laboratory, workdir, ended)
+    ended = laboratory.run(workdir, f'--config.data_dir={data}')
+    ended.expect(ERROR, "error: .*names the class 'hostile.Features'")
+    return Observation(told(ended).replace(str(data), 'DATA'), continued(laboratory, workdir).lost)
 
 
 def take_the_tokenizer_away(laboratory: Laboratory) -> Observation:
+    """after a SIGKILL the workdir is moved, and the file of `config.tokenizer` deleted"""
     folder = laboratory.new_workdir()
     folder.mkdir()
-    flag = f'--config.tokenizer={_write_tokenizer(folder)}'
-    reference, workdir = folder / 'reference', folder / 'run'
-    laboratory.complete(reference, flag)
-    with laboratory.start(workdir, flag) as trial:
-        trial.wait_for_step(laboratory.middle)
-        trial.send(signal.SIGKILL)
-        trial.wait()
-    trained, saved = last_step(workdir), newest_step(workdir)
-    (folder / 'tokenizer.json').unlink()
-    ended = laboratory.complete(workdir.rename(folder / 'moved'), flag)
-    check_same_result(folder / 'moved', reference)
-    return Observation(f'exit code 0; it continues from step {ended.continued_from}', steps_lost(trained - saved))
+    tokenizer, reference, workdir = folder / 'tokenizer.json', folder / 'reference', folder / 'run'
+    _write_tokenizer(tokenizer)
+    flag = f'--config.tokenizer={tokenizer}'
+    laboratory.run(reference, flag).expect(DONE)
+    laboratory.stop(workdir, signal.SIGKILL, flag)
+    tokenizer.unlink()
+    return continued(laboratory, workdir.rename(folder / 'moved'), flag, reference=reference)
 
 
 def forget_the_user(laboratory: Laboratory) -> Observation:
-    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir(), symlinks=True)
-    trained, saved = last_step(workdir), newest_step(workdir)
+    """a killed training goes on without HOME, as a user whom the machine does not know, and prints in ASCII"""
     environment = {'HOME': None, 'PYTHONIOENCODING': 'ascii', 'GAUSSQ_CACHE': str(laboratory.folder / 'cache')}
-    laboratory.complete(workdir, program=('-c', NOBODY), environment=environment)
-    check_same_result(workdir, laboratory.reference)
-    return Observation(f'exit code 0; it continues from step {saved}', steps_lost(trained - saved))
+    return continued(laboratory, laboratory.killed(), program=('-c', NOBODY), environment=environment)
 
 
 def set_half_a_launcher(laboratory: Laboratory) -> Observation:
-    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
-    with laboratory.start(workdir, environment=HALF_A_LAUNCHER) as trial:
-        ended = trial.wait().expect(ERROR, 'error: SLURM_STEP_NODELIST is not set')
-    return continued(laboratory, workdir, ended)
+    """SLURM_STEP_NUM_TASKS and SLURM_PROCID are set, and no other, when a killed training goes on"""
+    workdir = laboratory.killed()
+    ended = laboratory.run(workdir, environment=HALF_A_LAUNCHER).expect(ERROR, 'error: SLURM_STEP_NODELIST is not set')
+    return Observation(told(ended), continued(laboratory, workdir).lost)
 
 
 def change_modes(laboratory: Laboratory) -> Observation:
-    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
-    trained, saved = last_step(workdir), newest_step(workdir)
-    laboratory.complete(workdir, environment=MODES)
-    check_same_result(workdir, laboratory.reference)
-    return Observation(f'exit code 0; it continues from step {saved} with the same bits', steps_lost(trained - saved))
+    """a killed training goes on with JAX_ENABLE_X64=1, JAX_NUMPY_RANK_PROMOTION=raise and
+    JAX_NUMPY_DTYPE_PROMOTION=strict
+    """
+    happened, lost = continued(laboratory, laboratory.killed(), environment=MODES)
+    return Observation(f'{happened} with the same bits', lost)
 
 
 def change_microbatches(laboratory: Laboratory) -> Observation:
-    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
+    """a killed training goes on with `microbatches=2`"""
+    workdir = laboratory.killed()
     trained, saved = last_step(workdir), newest_step(workdir)
-    ended = laboratory.complete(workdir, '--config.microbatches=2')
+    ended = laboratory.run(workdir, '--config.microbatches=2').expect(DONE)
     said = re.search(r'microbatches=2, before 1: .*', ended.text)
     if not said:
         raise Unexpected('it does not say that sums are rounded otherwise')
@@ -139,26 +135,9 @@ def change_microbatches(laboratory: Laboratory) -> Observation:
     return Observation(happened, steps_lost(trained - saved))
 
 
-def _connect(port: int) -> socket.socket:
-    """A connection to the port, when somebody listens there."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            return socket.create_connection(('localhost', port))
-        except ConnectionRefusedError:
-            if time.monotonic() > until:
-                raise Unexpected('nobody listens at the port') from None
-            time.sleep(0.05)
-
-
-def _write_tokenizer(folder: pathlib.Path) -> pathlib.Path:
+def _write_tokenizer(path: pathlib.Path) -> None:
     """Of the bytes, an end, and nothing that would have to be learned."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE({token: number for number, token in enumerate([*alphabet, '</s>'])}, [])
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokens = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), '</s>']
+    tokenizer = tokenizers.ByteLevelBPETokenizer({token: number for number, token in enumerate(tokens)}, [])
     tokenizer.add_special_tokens(['</s>'])
-    tokenizer.save(str(folder / 'tokenizer.json'))
-    return folder / 'tokenizer.json'
+    tokenizer.save(str(path))

@@ -1,8 +1,8 @@
 """What can befall a training, one function a fault: it makes it, starts the same command again, and compares.
 
-A function returns what happened and what was lost, in a line each. It raises Unexpected where something else happened
-than should have, or the result is not, bit for bit, that of the training without the fault; and NotTried where this
-machine can't make the fault.
+Its docstring is what docs/reliability.md says of how the fault was made. It returns what happened and what was lost, in
+a line each. It raises Unexpected where something else happened than should have, or the result is not, bit for bit,
+that of the training without the fault; and NotTried where this machine can't make the fault.
 """
 
 import os
@@ -17,8 +17,9 @@ import numpy as np
 
 from experiments.processes.exit_codes import DONE, ERROR, LOST_PROCESS, PREEMPTED, STALLED
 from experiments.reliability.trial_results import Unexpected, check_same_result, last_step, learned_metrics, newest_step
-from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Ended, Laboratory, Trial
+from experiments.reliability.trial_runs import CHECKPOINT_EVERY, MIDDLE, Ended, Laboratory, Trial
 
+MOMENTS = 20  # at which the fault of many SIGKILLs strikes
 RUN_TRAIN = 'import runpy; runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)'
 JUMPING_CLOCK = f"""
 import atexit, time
@@ -55,16 +56,17 @@ class Observation(NamedTuple):
 
 
 def kill_at_random_moments(laboratory: Laboratory) -> Observation:
+    """half of them while a checkpoint is being written, the others at a random time after the start or first step"""
     workdir = laboratory.new_workdir()
     trainings, in_saves, repeated = 1, 0, []
-    while len(repeated) < laboratory.moments:
+    while len(repeated) < MOMENTS:
         saved = newest_step(workdir)
         with laboratory.start(workdir) as trial:
             _wait_for_a_moment(trial, len(repeated), laboratory.generator)
-            trial.send(signal.SIGKILL)
+            trial.process.send_signal(signal.SIGKILL)
             ended = trial.wait()
             is_saving = trial.is_saving()
-        if ended.has_started and ended.continued_from != saved:
+        if ended.continued_from not in (None, saved):
             raise Unexpected(f'it continued from step {ended.continued_from}, not from {saved}')
         if ended.code == DONE:  # before the moment came
             check_same_result(workdir, laboratory.reference)
@@ -75,7 +77,7 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
         repeated.append(last_step(workdir) - newest_step(workdir))
         if not 0 <= repeated[-1] <= 2 * CHECKPOINT_EVERY:
             raise Unexpected(f'{repeated[-1]} steps are to be repeated, with a checkpoint every {CHECKPOINT_EVERY}')
-    laboratory.complete(workdir)
+    laboratory.run(workdir).expect(DONE)
     check_same_result(workdir, laboratory.reference)
     if not in_saves:
         raise Unexpected('no kill fell into a save')
@@ -87,29 +89,29 @@ def kill_at_random_moments(laboratory: Laboratory) -> Observation:
 
 
 def terminate(laboratory: Laboratory) -> Observation:
+    """sent in the middle of the training"""
     workdir = laboratory.new_workdir()
-    with laboratory.start(workdir) as trial:
-        trial.wait_for_step(laboratory.middle)
-        trial.send(signal.SIGTERM)
-        ended = trial.wait().expect(PREEMPTED, 'preempted')
-    return continued(laboratory, workdir, ended)
+    ended = laboratory.stop(workdir, signal.SIGTERM).expect(PREEMPTED, 'preempted')
+    return Observation(told(ended), continued(laboratory, workdir).lost)
 
 
 def terminate_one_of_two(laboratory: Laboratory) -> Observation:
+    """sent to the second"""
     workdir = laboratory.new_workdir()
     with laboratory.start_two(workdir) as (first, second):
-        first.wait_for_step(laboratory.middle)
-        second.send(signal.SIGTERM)
+        first.wait_for_step(MIDDLE)
+        second.process.send_signal(signal.SIGTERM)
         (ended, _) = (trial.wait().expect(PREEMPTED) for trial in (first, second))
     return _continued_by_two(laboratory, workdir, f'both processes end with {told(ended)}')
 
 
 def kill_one_of_two(laboratory: Laboratory) -> Observation:
+    """first of the second, later of the first"""
     workdir, waited, messages = laboratory.new_workdir(), [], []
     for part, lost in ((1, 1), (2, 0)):
         with laboratory.start_two(workdir) as trials:
-            trials[0].wait_for_step(part * laboratory.steps // 3)
-            trials[lost].send(signal.SIGKILL)
+            trials[0].wait_for_step(part * MIDDLE)
+            trials[lost].process.send_signal(signal.SIGKILL)
             killed = time.monotonic()
             ended = trials[1 - lost].wait().expect(LOST_PROCESS, f'process {lost} of 2 was lost')
             waited.append(time.monotonic() - killed)
@@ -121,13 +123,13 @@ def kill_one_of_two(laboratory: Laboratory) -> Observation:
 
 
 def start_twice(laboratory: Laboratory) -> Observation:
+    """started while the first, held by SIGSTOP, is in its middle"""
     workdir = laboratory.new_workdir()
     with laboratory.start(workdir) as first:
-        first.wait_for_step(laboratory.middle)
-        first.send(signal.SIGSTOP)  # or it is done when the second has started
-        with laboratory.start(workdir) as second:
-            ended = second.wait().expect(ERROR, 'in use by another training')
-        first.send(signal.SIGCONT)
+        first.wait_for_step(MIDDLE)
+        first.process.send_signal(signal.SIGSTOP)  # or it is done when the second has started
+        ended = laboratory.run(workdir).expect(ERROR, 'in use by another training')
+        first.process.send_signal(signal.SIGCONT)
         first.wait().expect(DONE)
     if len(ended.text.splitlines()) > 1:
         raise Unexpected('the second training said more than one line')
@@ -136,8 +138,11 @@ def start_twice(laboratory: Laboratory) -> Observation:
 
 
 def let_the_clock_jump(laboratory: Laboratory) -> Observation:
+    """twice a second, `time.time()` changes by hours, forth or back (5, -3, 11, -20, 0 from the true time): the
+    function is replaced in the process
+    """
     workdir = laboratory.new_workdir()
-    ended = laboratory.complete(workdir, program=('-c', JUMPING_CLOCK))
+    ended = laboratory.run(workdir, program=('-c', JUMPING_CLOCK)).expect(DONE)
     jumps = int(re.search(r'^jumps (\d+)$', ended.text, re.MULTILINE)[1])
     if jumps < 2:
         raise Unexpected('the clock did not jump')
@@ -146,19 +151,22 @@ def let_the_clock_jump(laboratory: Laboratory) -> Observation:
 
 
 def change_the_mesh(laboratory: Laboratory) -> Observation:
+    """saved on 8x1x1 (data, fsdp, tensor), resumed on 8x1x1 and on 2x4x1; with 60 steps and a learning rate of 6e-4,
+    since the rounding errors of another order of summation grow with both
+    """
     optimizer = ('--config.optimizer.learning_rate=6e-4', '--config.optimizer.final_learning_rate=6e-5')
     saved = ('--config.total_steps=60', *optimizer, '--config.mesh.data=8')
     other = (*saved, '--config.mesh.data=2', '--config.mesh.fsdp=4')
     reference, workdir = laboratory.new_workdir(), laboratory.new_workdir()
-    laboratory.complete(reference, *saved, devices=8)
+    laboratory.run(reference, *saved, devices=8).expect(DONE)
     with laboratory.start(workdir, *saved, devices=8) as trial:
         trial.wait_for_step(20)
-        trial.send(signal.SIGTERM)
+        trial.process.send_signal(signal.SIGTERM)
         trial.wait().expect(PREEMPTED)
     step, resumed = newest_step(workdir), shutil.copytree(workdir, laboratory.new_workdir())
-    laboratory.complete(workdir, *saved, devices=8)
+    laboratory.run(workdir, *saved, devices=8).expect(DONE)
     check_same_result(workdir, reference)
-    laboratory.complete(resumed, *other, devices=8)
+    laboratory.run(resumed, *other, devices=8).expect(DONE)
     errors = [
         abs(line[name] - expected[name]) / abs(expected[name])
         for line, expected in zip(learned_metrics(resumed), learned_metrics(reference), strict=True)
@@ -175,9 +183,9 @@ def change_the_mesh(laboratory: Laboratory) -> Observation:
 
 
 def diverge(laboratory: Laboratory) -> Observation:
+    """every 20,000th token of the text is one that the vocabulary does not have, as if memory were faulty"""
     stopped = laboratory.new_workdir()
-    with laboratory.start(stopped, program=('-c', POISONED_DATA)) as trial:
-        ended = trial.wait().expect(ERROR, 'error: train/loss is nan')
+    ended = laboratory.run(stopped, program=('-c', POISONED_DATA)).expect(ERROR, 'error: train/loss is nan')
     if not (stopped / 'diverged.txt').exists():
         raise Unexpected('there is no diverged.txt')
     return _rolled_back(
@@ -189,31 +197,35 @@ def diverge(laboratory: Laboratory) -> Observation:
 
 
 def spike(laboratory: Laboratory) -> Observation:
+    """`spike_sigmas=2` over 20 steps, which the noise of small batches exceeds now and then"""
     flags = (f'--config.divergence.{name}' for name in ('max_rollbacks=5', 'spike_sigmas=2', 'spike_window=20'))
     return _rolled_back(laboratory, '', *flags)
 
 
 def stall(laboratory: Laboratory) -> Observation:
+    """`stall_timeout=10`; metrics.jsonl becomes a pipe that nobody reads, as on a file system that does not answer"""
     workdir, flag = laboratory.new_workdir(), '--config.stall_timeout=10'
     metrics, aside, pipe = (workdir / name for name in ('metrics.jsonl', 'aside', 'pipe'))
     with laboratory.start(workdir, flag) as trial:
-        trial.wait_for_step(laboratory.middle)
+        trial.wait_for_step(MIDDLE)
         os.link(metrics, aside)
         os.mkfifo(pipe)
         pipe.replace(metrics)
         ended = trial.wait().expect(STALLED, 'error: stalled')
     aside.replace(metrics)
-    return continued(laboratory, workdir, ended, flag)
+    return Observation(told(ended), continued(laboratory, workdir, flag).lost)
 
 
-def continued(laboratory: Laboratory, workdir: pathlib.Path, ended: Ended, *flags: str) -> Observation:
-    """What is to say of a training that ended so, after the same command has completed it."""
+def continued(
+    laboratory: Laboratory, workdir: pathlib.Path, *flags: str, reference: pathlib.Path | None = None, **others
+) -> Observation:
+    """The same command completes a training, from its newest checkpoint, with the bits of the reference."""
     trained, saved = last_step(workdir), newest_step(workdir)
-    again = laboratory.complete(workdir, *flags)
-    if again.continued_from != saved:
-        raise Unexpected(f'it continued from step {again.continued_from}, not from {saved}')
-    check_same_result(workdir, laboratory.reference)
-    return Observation(told(ended), steps_lost(trained - saved))
+    ended = laboratory.run(workdir, *flags, **others).expect(DONE)
+    if ended.continued_from != saved:
+        raise Unexpected(f'it continued from step {ended.continued_from}, not from {saved}')
+    check_same_result(workdir, reference or laboratory.reference)
+    return Observation(f'exit code 0; it continues from step {saved}', steps_lost(trained - saved))
 
 
 def told(ended: Ended) -> str:
@@ -250,15 +262,15 @@ def _continued_by_two(laboratory: Laboratory, workdir: pathlib.Path, happened: s
 def _rolled_back(laboratory: Laboratory, happened: str, *flags: str, **others) -> Observation:
     """A training that goes back by itself, and ends with the same bits if it is killed after it has."""
     reference, workdir = laboratory.new_workdir(), laboratory.new_workdir()
-    laboratory.complete(reference, *flags, **others)
+    laboratory.run(reference, *flags, **others).expect(DONE)
     rollbacks = [line for line in learned_metrics(reference) if 'rollback/from_step' in line]
     if not rollbacks:
         raise Unexpected('no step diverged')
     with laboratory.start(workdir, *flags, **others) as trial:
         trial.wait_for(lambda: 'rollback/from_step' in trial.text())
-        trial.send(signal.SIGKILL)
+        trial.process.send_signal(signal.SIGKILL)
         trial.wait().expect(-signal.SIGKILL)
-    laboratory.complete(workdir, *flags, **others)
+    laboratory.run(workdir, *flags, **others).expect(DONE)
     check_same_result(workdir, reference)
     steps = ', '.join(str(line['rollback/from_step']) for line in rollbacks)
     skipped = sum(line['rollback/skipped_batches'] for line in rollbacks)

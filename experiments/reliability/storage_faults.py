@@ -4,12 +4,11 @@ import contextlib
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
-from experiments.processes.exit_codes import ERROR
-from experiments.reliability.faults import NotTried, Observation, continued, steps_lost
+from experiments.processes.exit_codes import DONE, ERROR
+from experiments.reliability.faults import NotTried, Observation, continued, steps_lost, told
 from experiments.reliability.trial_results import (
     Unexpected,
     check_same_result,
@@ -22,6 +21,8 @@ from experiments.reliability.trial_runs import CHECKPOINT_EVERY, Laboratory
 
 
 def truncate_a_file(laboratory: Laboratory) -> Observation:
+    """the newest checkpoint's largest file is cut to half its size"""
+
     def truncate(checkpoint: pathlib.Path) -> None:
         file = largest_file(checkpoint)
         os.truncate(file, file.stat().st_size // 2)
@@ -30,6 +31,8 @@ def truncate_a_file(laboratory: Laboratory) -> Observation:
 
 
 def flip_a_bit(laboratory: Laboratory) -> Observation:
+    """one random bit of the newest checkpoint's largest file is changed"""
+
     def flip(checkpoint: pathlib.Path) -> None:
         file = largest_file(checkpoint)
         content = bytearray(file.read_bytes())
@@ -41,6 +44,7 @@ def flip_a_bit(laboratory: Laboratory) -> Observation:
 
 
 def link_elsewhere(laboratory: Laboratory) -> Observation:
+    """the newest checkpoint's folder of arrays is elsewhere, and a link to it in its place"""
     elsewhere = laboratory.new_workdir()
 
     def link(checkpoint: pathlib.Path) -> None:
@@ -51,25 +55,25 @@ def link_elsewhere(laboratory: Laboratory) -> Observation:
 
 
 def fill_the_disk(laboratory: Laboratory) -> Observation:
+    """the workdir is on a tmpfs of 4 MiB, which is enlarged after the end"""
     with _small_disk(laboratory, 'size=4m') as (folder, remount):
         workdir = folder / 'run'
-        with laboratory.start(workdir) as trial:
-            ended = trial.wait().expect(ERROR, 'error: saving .*No space left')
+        ended = laboratory.run(workdir).expect(ERROR, 'error: saving .*No space left')
         if not check_whole(workdir):
             raise Unexpected('no checkpoint is left')
         remount('size=256m')
-        return continued(laboratory, workdir, ended)
+        return Observation(told(ended), continued(laboratory, workdir).lost)
 
 
 def make_read_only(laboratory: Laboratory) -> Observation:
+    """its tmpfs is mounted read-only before a killed training goes on, and writable again after"""
     with _small_disk(laboratory, 'size=256m') as (folder, remount):
-        workdir = shutil.copytree(laboratory.killed, folder / 'run')
+        workdir = laboratory.killed(folder / 'run')
         remount('ro')
-        with laboratory.start(workdir) as trial:
-            ended = trial.wait().expect(ERROR, 'error: .*Read-only')
+        ended = laboratory.run(workdir).expect(ERROR, 'error: .*Read-only')
         check_whole(workdir)
         remount('rw')
-        return continued(laboratory, workdir, ended)
+        return Observation(told(ended), continued(laboratory, workdir).lost)
 
 
 @contextlib.contextmanager
@@ -106,10 +110,10 @@ def _small_disk(laboratory: Laboratory, options: str) -> Iterator[tuple[pathlib.
 
 def _damage(laboratory: Laboratory, change: Callable[[pathlib.Path], None]) -> Observation:
     """Changes the newest checkpoint."""
-    workdir = shutil.copytree(laboratory.killed, laboratory.new_workdir())
+    workdir = laboratory.killed()
     trained, damaged = last_step(workdir), newest_step(workdir)
     change(workdir / 'checkpoints' / str(damaged))
-    ended = laboratory.complete(workdir)
+    ended = laboratory.run(workdir).expect(DONE)
     warning = re.search(rf'skipping the damaged checkpoint \S+/{damaged}: .*', ended.text)
     if not warning or ended.continued_from != damaged - CHECKPOINT_EVERY:
         raise Unexpected(f'it continued from step {ended.continued_from}, where {damaged} is damaged')

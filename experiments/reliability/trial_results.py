@@ -19,14 +19,9 @@ class Unexpected(Exception):
 
 def check_same_result(workdir: pathlib.Path, reference: pathlib.Path) -> None:
     """Raises Unexpected if two complete trainings differ in a bit of what they have learned, or of what they report."""
-    step = last_step(reference)
-    for name, read in (
-        ('metrics.jsonl', lambda path: {f'line {i}': line for i, line in enumerate(learned_metrics(path), start=1)}),
-        ('the final checkpoint', lambda path: _leaves(path / 'checkpoints' / str(step))),
-        ("the data iterator's state", lambda path: _data_state(path / 'checkpoints' / str(step))),
-        ('summary.json', lambda path: _learned(json.loads((path / 'summary.json').read_text()))),
-    ):
-        result, expected = read(workdir), read(reference)
+    results = _result(workdir)
+    for name, expected in _result(reference).items():
+        result = results[name]
         differing = [key for key in {**expected, **result} if result.get(key) != expected.get(key)]
         if differing or not expected:
             raise Unexpected(f'{name} is not what it is without the fault: {", ".join(differing[:3])}')
@@ -69,6 +64,17 @@ def largest_file(directory: pathlib.Path) -> pathlib.Path:
     return max((path for path in directory.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+def _result(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """All that a complete training leaves, but for what a clock says."""
+    checkpoint = workdir / 'checkpoints' / str(last_step(workdir))
+    return {
+        'metrics.jsonl': {f'line {i}': line for i, line in enumerate(learned_metrics(workdir), start=1)},
+        'the final checkpoint': _leaves(checkpoint),
+        "the data iterator's state": json.loads((checkpoint / 'checkpoint.json').read_text())['data_state'],
+        'summary.json': _learned(json.loads((workdir / 'summary.json').read_text())),
+    }
+
+
 def _learned(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if LEARNED.fullmatch(name)}
 
@@ -80,7 +86,3 @@ def _leaves(checkpoint: pathlib.Path) -> dict[str, tuple]:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     leaves = checkpointer.restore(checkpoint / 'state', restore_args=as_numpy)
     return {name: (str(leaf.dtype), leaf.shape, leaf.tobytes()) for name, leaf in leaves.items()}
-
-
-def _data_state(checkpoint: pathlib.Path) -> Any:
-    return json.loads((checkpoint / 'checkpoint.json').read_text())['data_state']

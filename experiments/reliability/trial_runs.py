@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = ('-m', 'experiments.train')
 STARTS = re.compile(r'^run .*, (?:starting|continuing from step (\d+)), \d+ steps$', re.MULTILINE)
 SECONDS = 600  # in which anything that is waited for has to come
+STEPS = 200
+MIDDLE = STEPS // 3  # has many steps before and after it
 CHECKPOINT_EVERY = 5
+FLAGS = (  # of the training that is disturbed; its sampled weights show a repeated or lost draw of noise
+    '--config=configs/tiny.py:method=gaussws,parts=down,smoke',
+    f'--config.total_steps={STEPS}',
+    '--config.log_every=1',
+    f'--config.eval_every={STEPS // 2}',
+    f'--config.checkpoint_every={CHECKPOINT_EVERY}',
+)
 
 
 class Ended(NamedTuple):
@@ -43,14 +53,10 @@ class Ended(NamedTuple):
         return self.text.strip().rpartition('\n')[2]
 
     @property
-    def has_started(self) -> bool:
-        """Whether it came so far as to say what it would do."""
-        return re.search(STARTS, self.text) is not None
-
-    @property
-    def continued_from(self) -> int:
-        """The step from which it continued, 0 for the beginning."""
-        return int(re.search(STARTS, self.text)[1] or 0)
+    def continued_from(self) -> int | None:
+        """The step from which it continued, 0 for the beginning; None if it ended before it could say so."""
+        started = re.search(STARTS, self.text)
+        return int(started[1] or 0) if started else None
 
     def expect(self, code: int, message: str = '') -> 'Ended':
         """Itself, if it ended with this code, and this regex is in its last line; else raises Unexpected."""
@@ -61,6 +67,8 @@ class Ended(NamedTuple):
 
 class Trial:
     """One start of a training, as a context manager: no process is left behind.
+
+    process: the operating system's.
 
     Args:
       workdir: where its files go.
@@ -89,7 +97,7 @@ class Trial:
             'PYTHONUNBUFFERED': '1',
             **environment,
         }
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, *program, *flags, f'--workdir={workdir}'],
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -101,16 +109,9 @@ class Trial:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.is_running():
-            self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
         self._output.close()
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def send(self, sent: signal.Signals) -> None:
-        self._process.send_signal(sent)
 
     def text(self) -> str:
         """What it has printed, without what differs from time to time: its workdir, processes, hosts."""
@@ -121,16 +122,16 @@ class Trial:
     def wait(self) -> Ended:
         """Waits for its end."""
         try:
-            self._process.wait(SECONDS)
+            self.process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             raise Unexpected(f'it did not end within {SECONDS} seconds: `{Ended(0, self.text()).message}`') from None
-        return Ended(self._process.returncode, self.text())
+        return Ended(self.process.returncode, self.text())
 
     def wait_for(self, condition: Callable[[], Any]) -> bool:
         """Waits until the condition holds: True, or False if the training ended before."""
         until = time.monotonic() + SECONDS
         while not condition():
-            if not self.is_running():
+            if self.process.poll() is not None:
                 return False
             if time.monotonic() > until:
                 raise Unexpected(f'nothing happened for {SECONDS} seconds: `{Ended(0, self.text()).message}`')
@@ -156,32 +157,19 @@ class Laboratory:
 
     Args:
       folder: an empty directory.
-      steps: that each training has.
-      moments: at which the fault of many SIGKILLs strikes.
     """
 
-    def __init__(self, folder: pathlib.Path, *, steps: int, moments: int):
-        self.folder, self.steps, self.moments = folder, steps, moments
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
         self.generator = np.random.default_rng(0)
         self._numbers = itertools.count()
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder / 'compiled'))
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Those of the training that is disturbed; its sampled weights show a repeated or lost draw of noise."""
-        return (
-            '--config=configs/tiny.py:method=gaussws,parts=down,smoke',
-            f'--config.total_steps={self.steps}',
-            '--config.log_every=1',
-            f'--config.eval_every={max(self.steps // 2, 1)}',
-            f'--config.checkpoint_every={CHECKPOINT_EVERY}',
-        )
 
     @functools.cached_property
     def reference(self) -> pathlib.Path:
         """The workdir of a training that nothing disturbed."""
         workdir = self.new_workdir()
-        self.complete(workdir)
+        self.run(workdir).expect(0)
         return workdir
 
     @functools.cached_property
@@ -191,26 +179,21 @@ class Laboratory:
         self.complete_by_two(workdir)
         return workdir
 
-    @functools.cached_property
-    def killed(self) -> pathlib.Path:
-        """The workdir of a training that was killed in its middle; to be copied."""
-        workdir = self.new_workdir()
-        with self.start(workdir) as trial:
-            trial.wait_for_step(self.middle)
-            trial.send(signal.SIGKILL)
-            trial.wait().expect(-signal.SIGKILL)
-        return workdir
+    def killed(self, workdir: pathlib.Path | None = None) -> pathlib.Path:
+        """The workdir of a training that was killed in its middle, a new copy each time."""
+        return shutil.copytree(self._killed, workdir or self.new_workdir())
 
-    @property
-    def middle(self) -> int:
-        """A step with many before and after it."""
-        return self.steps // 3
+    @functools.cached_property
+    def _killed(self) -> pathlib.Path:
+        workdir = self.new_workdir()
+        self.stop(workdir, signal.SIGKILL).expect(-signal.SIGKILL)
+        return workdir
 
     def new_workdir(self) -> pathlib.Path:
         return self.folder / f'run{next(self._numbers)}'
 
     def start(self, workdir: pathlib.Path, *flags: str, **others) -> Trial:
-        return Trial(workdir, *self.flags, *flags, **others)
+        return Trial(workdir, *FLAGS, *flags, **others)
 
     @contextlib.contextmanager
     def start_two(self, workdir: pathlib.Path) -> Iterator[tuple[Trial, Trial]]:
@@ -226,10 +209,17 @@ class Laboratory:
         flags = (f'--coordinator_address=localhost:{port}', '--num_processes=2', '--config.mesh.data=2')
         return (*flags, '--process_id=0'), (*flags, '--process_id=1')
 
-    def complete(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
-        """Gives the command (again) and waits for the end of the training, which has to be a good one."""
+    def run(self, workdir: pathlib.Path, *flags: str, **others) -> Ended:
+        """Gives the command (again) and waits for the end of the training."""
         with self.start(workdir, *flags, **others) as trial:
-            return trial.wait().expect(0)
+            return trial.wait()
+
+    def stop(self, workdir: pathlib.Path, sent: signal.Signals, *flags: str) -> Ended:
+        """Gives the command, and sends the training a signal in its middle."""
+        with self.start(workdir, *flags) as trial:
+            trial.wait_for_step(MIDDLE)
+            trial.process.send_signal(sent)
+            return trial.wait()
 
     def complete_by_two(self, workdir: pathlib.Path) -> None:
         with self.start_two(workdir) as trials:

@@ -128,10 +128,9 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
 def to_json(contents: Mapping[str, Any]) -> str:
     """Contents as JSON; ValueError where it can't keep them."""
     try:
-        text = json.dumps(contents, allow_nan=False)
+        return json.dumps(contents, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f'info cannot be stored as JSON: {error}') from error
-    return text
 
 
 def of_json(text: str) -> Any:

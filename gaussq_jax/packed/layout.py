@@ -12,7 +12,7 @@ import numpy as np
 from gaussq_jax.bitwidths import format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.packed.bit_packing import MOST_BITS
-from gaussq_jax.param_reading import KEPT, SAMPLED, Reading, checked_readings
+from gaussq_jax.param_reading import KEPT, Reading, checked_readings, sampled_rules, sampled_shapes
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
 from gaussq_jax.param_tree import leaves_by_path
 from gaussq_jax.rounding import as_format
@@ -121,9 +121,10 @@ def uniform_layout(
     layout = _empty_layout(readings)
     if fmt == BFLOAT16:
         return layout
-    for path, (rule, shape) in matrices_of(readings).items():
+    sampled = sampled_rules(readings)
+    for path, shape in sampled_shapes(readings).items():
         if math.prod(shape):
-            layout[path] = LeafLayout(rule, tile, (fmt,), np.zeros(_shape_in_tiles(shape, tile), np.uint8))
+            layout[path] = LeafLayout(sampled[path], tile, (fmt,), np.zeros(_shape_in_tiles(shape, tile), np.uint8))
     return layout
 
 
@@ -233,12 +234,6 @@ def value_per_weight(of_tiles: np.ndarray, tile: tuple[int, int], shape: tuple[i
     return of_tiles[..., : shape[0], : shape[1]]
 
 
-def matrices_of(readings: Mapping[str, Reading]) -> dict[str, tuple[MatrixRule, tuple[int, ...]]]:
-    """The leaves that are weight matrices: path -> rule, and the matrices' shape."""
-    sampled = {path: reading for path, reading in readings.items() if reading.action == SAMPLED}
-    return {path: (of.matrices[0], of.matrices[0].matrix_shape(of.shape)) for path, of in sampled.items()}
-
-
 def _empty_layout(readings: Mapping[str, Reading]) -> Layout:
     """A layout in which no leaf is quantized."""
     floating = lambda reading: reading.dtype is not None and jax.numpy.issubdtype(reading.dtype, jax.numpy.floating)
@@ -249,8 +244,8 @@ def layout_of_bitwidths(
     readings: Mapping[str, Reading], bitwidths: Mapping[str, Any], formats: Formats, block_size: int
 ) -> Layout:
     """`learned_layout` of bitwidths that `check_bitwidths` has found good."""
-    layout = _empty_layout(readings)
-    for path, (rule, shape) in matrices_of(readings).items():
+    layout, sampled = _empty_layout(readings), sampled_rules(readings)
+    for path, shape in sampled_shapes(readings).items():
         if not math.prod(shape):
             continue
         levels, indices = np.unique(as_they_act(bitwidths[path]), return_inverse=True)
@@ -258,7 +253,7 @@ def layout_of_bitwidths(
         found = tuple(sorted(set(of_levels), key=lambda fmt: (fmt.bits, fmt.mantissa_bits, fmt.name)))
         numbers = np.array([found.index(fmt) for fmt in of_levels], np.uint8)
         indices = numbers[indices].reshape(shape_in_blocks(shape, block_size))
-        layout[path] = LeafLayout(rule, (block_size, block_size), found, indices)
+        layout[path] = LeafLayout(sampled[path], (block_size, block_size), found, indices)
     return layout
 
 
@@ -266,14 +261,14 @@ def check_bitwidths(readings: Mapping[str, Reading], bitwidths: Mapping[str, Any
     """ValueError for bitwidths that are not of these leaves and blocks, or not finite."""
     if not bitwidths:
         raise ValueError('bitwidths has no entry: nothing was learned that could choose formats; choose one for all')
-    matrices = matrices_of(readings)
-    lacking, unexpected = sorted(set(matrices) - set(bitwidths)), sorted(set(bitwidths) - set(matrices))
+    shapes = sampled_shapes(readings)
+    lacking, unexpected = sorted(set(shapes) - set(bitwidths)), sorted(set(bitwidths) - set(shapes))
     if lacking or unexpected:
         raise ValueError(
             f'bitwidths is not of these params and rules: it lacks {lacking or "nothing"} and has'
             f' {unexpected or "nothing"} besides'
         )
-    for path, (_, shape) in matrices.items():
+    for path, shape in shapes.items():
         expected = shape_in_blocks(shape, block_size)
         if np.shape(bitwidths[path]) != expected:
             raise ValueError(

@@ -17,12 +17,11 @@ from gaussq_jax.packed.layout import (
     check_layout,
     kept_leaves,
     learned_layout,
-    matrices_of,
     storable_leaves,
     weights_of_formats,
     weights_of_tiles,
 )
-from gaussq_jax.param_reading import checked_readings
+from gaussq_jax.param_reading import checked_readings, sampled_shapes
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
 from gaussq_jax.param_tree import is_floating
 
@@ -76,7 +75,7 @@ def model_size(
     layout = learned_layout(params, bitwidths, formats=formats, block_size=block_size, rules=rules, unnamed=unnamed)
     size = layout_size(params, layout)
     leaves, total, count = dict(size.leaves), 0.0, 0
-    for path, (_, shape) in matrices_of(checked_readings(params, rules, unnamed=unnamed)).items():
+    for path, shape in sampled_shapes(checked_readings(params, rules, unnamed=unnamed)).items():
         weights = weights_of_tiles(shape, (block_size, block_size))
         sum_of_bits = float(np.sum(weights * np.asarray(bitwidths[path], np.float64)))
         leaves[path] = dataclasses.replace(leaves[path], mean_bitwidth=_mean(sum_of_bits, math.prod(shape)))

@@ -18,11 +18,7 @@ TILE = 2048  # values a program: 16 a thread, loaded four at a time
 def round_to_representable(
     x: jax.Array, random_bits: jax.Array | None = None, *, interpret: bool = False, **options
 ) -> jax.Array:
-    """The bits of `rounding_on_bits.round_to_representable`; arguments as of the kernel in `triton.py`.
-
-    Raises:
-      NotImplementedError: if this JAX can't interpret it.
-    """
+    """The bits of `rounding_on_bits.round_to_representable`; arguments as of the kernel in `triton.py`."""
     if not x.size:
         return x
     size = max(x.size, THREADS)

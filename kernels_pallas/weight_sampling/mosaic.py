@@ -49,17 +49,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """W_hat (l, m, n) in `dtype` and the blocks' steps (l, m / 32, n / 32): `xla.forward` for whole blocks of 32.
 
-    Args:
-      place: uint32 (l, 5), for each matrix: the two words of its key, its leading index, the row (in blocks) and the
-        column of its first weight.
-      row_block: uint32 (m / 32,), added to the row of `place`: 0, 1, .. if w isn't a shard of something.
-      column: uint32 (n,), added to its column.
-      w: (l, m, n), float32 or bfloat16; m and n multiples of 32; l and m / 32 at most 65535, the limit of a launch.
-      scale: float32 (l, m / 32, n / 32), 2^(1 - bitwidth).
-      interpret: emulate the GPU, on any platform.
-
-    Raises:
-      NotImplementedError: if this JAX can't emulate it.
+    Arguments as of the kernel in `triton.py`; `interpret` emulates the GPU, on any platform.
     """
     by_row = _by_row(w)
     m_blocks, n_blocks = by_row.shape[1], by_row.shape[5]

@@ -144,16 +144,11 @@ def _launch(shape: tuple[int, int, int], tile: int):
     blocks = pl.BlockSpec((1, 1, tile), lambda j, i, k: (k, i, j))
     places = [pl.BlockSpec((1, 5), lambda j, i, k: (k, 0)), pl.BlockSpec((1,), lambda j, i, k: (i,))]
     columns = pl.BlockSpec((tile, BLOCK_SIZE), lambda j, i, k: (j, 0))
-    return (
-        weights,
-        blocks,
-        places,
-        columns,
-        {
-            'grid': (n_blocks // tile, m_blocks, l),
-            'compiler_params': plgpu.CompilerParams(num_warps=max(1, tile // TILE), num_stages=1),
-        },
+    launch = dict(
+        grid=(n_blocks // tile, m_blocks, l),
+        compiler_params=plgpu.CompilerParams(num_warps=max(1, tile // TILE), num_stages=1),
     )
+    return weights, blocks, places, columns, launch
 
 
 def _by_block(shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -1,14 +1,14 @@
-"""Errors by what they assume of runs: against fits without each group, and by how often intervals cover the truth."""
+"""Errors by what they assume of runs: against fits without each group; and draws and predictions by these errors."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+from runs_of_laws import formats_grid, grid, refit, with_noise
 
 from gaussq_jax.scaling_laws import (
     PUBLISHED_CAPYBARA,
     PUBLISHED_CHINCHILLA,
-    CapybaraLaw,
     ChinchillaLaw,
     ScalingLaw,
     Scatter,
@@ -16,32 +16,8 @@ from gaussq_jax.scaling_laws import (
     fit_capybara,
     held_out,
     hold_out,
-    quantile_interval,
 )
 from gaussq_jax.scaling_laws.errors import number_labels, run_groups
-
-FORMATS = [(8, 7, 1), (4, 3, 32), (3, 2, 32), (2, 1, 32), (1, 1, 32), (4, 3, 128), (2, 1, 128), (1, 2, 64)]
-
-
-def grid(num_sizes, num_tokens):
-    N, D = np.meshgrid(np.geomspace(1e8, 1e10, num_sizes), np.geomspace(1e9, 1e12, num_tokens))
-    return {'N': N.ravel(), 'D': D.ravel()}
-
-
-def formats_grid(num_sizes, num_tokens):
-    """Every format with each N and D."""
-    columns = grid(num_sizes, num_tokens)
-    E, M, B = np.tile(np.transpose(FORMATS), num_sizes * num_tokens).astype(float)
-    return {name: column.repeat(len(FORMATS)) for name, column in columns.items()} | {'E': E, 'M': M, 'B': B}
-
-
-def with_noise(law, columns, noise):
-    return columns | {'loss': law.loss(**{name: columns[name] for name in law.COLUMNS}) + noise}
-
-
-def refit(law, runs, **options):
-    """From the truth: which minimum is found is not what matters here."""
-    return fit(type(law), runs, start=law, num_starts=0, **options)
 
 
 def logarithms(result):
@@ -314,94 +290,3 @@ def test_the_interval_of_a_run_holds_that_of_the_law():
     of_law, of_run = result.interval(loss, draws), result.prediction_interval(loss, draws)
     assert np.all(of_run[0] < of_law[0]) and np.all(of_law[1] < of_run[1])
     assert np.all(of_run[1] - of_run[0] > 0.015) and np.all(of_run[1] - of_run[0] < 0.08)
-
-
-# How often they cover the truth
-
-SIZES = grid(8, 8)
-BATCHES = np.repeat(np.arange(20), len(FORMATS))
-CHECKPOINTS = {'N': np.repeat(SIZES['N'][:8], 32), 'D': np.tile(np.geomspace(1e9, 1e12, 8), 32)}
-CHECKPOINTS |= {'run': np.arange(256) // 8, 'seed': np.arange(256) // 8}
-
-
-def heteroscedastic(rng):
-    """Short runs are noisier."""
-    return 0.02 * (SIZES['D'] / 1e9) ** -0.3 * rng.standard_normal(64)
-
-
-def with_leverage(rng):
-    """And one is far beyond the others, and noisier than those are."""
-    return np.append(0.01 * rng.standard_normal(63), 0.03 * rng.standard_normal())
-
-
-def with_outlier(rng):
-    """One run is off by 15 standard deviations."""
-    noise = 0.01 * rng.standard_normal(64)
-    noise[rng.integers(64)] += 0.15
-    return noise
-
-
-def of_batches(rng):
-    """What all formats of one N, D and seed share is larger than what is a run's own."""
-    return 0.01 * rng.standard_normal(20)[BATCHES] + 0.004 * rng.standard_normal(len(BATCHES))
-
-
-def of_checkpoints(rng):
-    """A run's checkpoints are off together, the later ones less."""
-    return (0.02 * rng.standard_normal(32)[CHECKPOINTS['run']] + 0.004 * rng.standard_normal(256)) * (
-        CHECKPOINTS['D'] / 1e9
-    ) ** -0.1
-
-
-BEYOND = {'N': np.append(SIZES['N'][:-1], 1e11), 'D': np.append(SIZES['D'][:-1], 1e13)}
-AT = np.array([3e8, 2e9, 2e10]), np.array([3e9, 5e10, 3e12])
-LOSSES = {ChinchillaLaw: lambda law: law.loss(*AT), CapybaraLaw: lambda law: law.loss(*AT, 4, 3, 32)}
-NOISES = {
-    'heteroscedastic': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'squares', 'hc3'),
-    'heteroscedastic, huber': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'huber', 'hc3'),
-    'heteroscedastic, log_huber': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'log_huber', 'hc3'),
-    'a leverage point': (PUBLISHED_CHINCHILLA, BEYOND, with_leverage, 'squares', 'hc3'),
-    'an outlier, huber': (PUBLISHED_CHINCHILLA, SIZES, with_outlier, 'huber', 'hc3'),
-    'an outlier, log_huber': (PUBLISHED_CHINCHILLA, SIZES, with_outlier, 'log_huber', 'hc3'),
-    'clustered: formats': (PUBLISHED_CAPYBARA, formats_grid(4, 5), of_batches, 'squares', 'cr3'),
-    'clustered: checkpoints': (PUBLISHED_CHINCHILLA, CHECKPOINTS, of_checkpoints, 'squares', 'cr3'),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(('law', 'columns', 'noise', 'objective', 'errors'), NOISES.values(), ids=NOISES)
-def test_intervals_cover_the_truth(law, columns, noise, objective, errors):
-    """95 % intervals of each constant, over 300 draws of the noise, and of what the law predicts by the default."""
-    constants, predictions, quantity = [], [], LOSSES[type(law)]
-    for seed in range(300):
-        runs = with_noise(law, columns, noise(np.random.default_rng(seed)))
-        result = refit(law, runs, objective=objective)
-        assert result.errors == errors
-        intervals = result.confidence_intervals()
-        constants.append([low < getattr(law, name) < high for name, (low, high) in intervals.items()])
-        if objective == 'squares':
-            low, high = quantile_interval(quantity, result.bootstrap())
-            predictions.append((low < quantity(law)) & (quantity(law) < high))
-    shares = dict(zip(intervals, np.mean(constants, axis=0).tolist()))
-    if predictions:
-        shares |= dict(zip(('near', 'between', 'far'), np.mean(predictions, axis=0).tolist()))
-    print('\n95 % intervals that cover the truth:', shares)
-    assert all(0.9 <= share <= 0.985 for share in shares.values()), shares  # of 98 %, 300 draws may be off by that
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('num_sizes', [3, 4, 8])
-def test_intervals_of_runs_cover_other_runs(num_sizes):
-    """95 % intervals of the losses of runs, with noise and with what the law misses, over 300 draws of 9 to 64 runs."""
-    columns, covered = grid(num_sizes, num_sizes), []
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        noise = 0.01 * rng.standard_t(5, num_sizes**2 + 3)
-        result = refit(PUBLISHED_CHINCHILLA, with_noise(PUBLISHED_CHINCHILLA, columns, noise[3:]))
-        low, high = result.scatter.interval(lambda law: law.loss(*AT), result.bootstrap(50))
-        loss = PUBLISHED_CHINCHILLA.loss(*AT) + noise[:3]
-        covered.append((low < loss) & (loss < high))
-    shares = np.mean(covered, axis=0)
-    print('\n95 % intervals that cover another run:', shares)
-    most = 0.995 if num_sizes == 3 else 0.98  # of so few runs it is on the safe side, most of all far from them
-    assert np.all((shares >= 0.9) & (shares <= most)), shares
