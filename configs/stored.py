@@ -35,9 +35,7 @@ def read(stored: Mapping[str, Any], source: Any = 'a stored config') -> dict[str
     stored = dict(stored)
     version = stored.pop(VERSION_FIELD, 1)
     if not json_files.is_a(version, int) or not 1 <= version <= VERSION:
-        raise ValueError(
-            f'{source}: {VERSION_FIELD}={version!r:.80} must be of 1 to {VERSION}: it is of a later version'
-        )
+        raise ValueError(f"{source}: {VERSION_FIELD}={version!r:.80} must be of 1 to {VERSION}, which is today's")
     for added_in, fields in MEANT_BEFORE.items():
         if version < added_in:
             stored = _merged(fields, stored)

@@ -99,8 +99,12 @@ def difference(group: SeedGroup, other: SeedGroup) -> str:
     differences = confidence.paired_differences(group.by_seed, other.by_seed)
     if not differences:
         return 'no seed in common'
-    base = np.mean([loss for seed, loss in other.by_seed.items() if seed in group.by_seed])
-    return confidence.mean(np.divide(differences, base)).marked_text('+.2%')
+    base = abs(np.mean([loss for seed, loss in other.by_seed.items() if seed in group.by_seed]))
+    if not 0 < base < np.inf:
+        return ''
+    text = confidence.mean(np.divide(differences, base)).marked_text('+.2%')
+    is_all = len(differences) in (1, max(len(group.by_seed), len(other.by_seed)))
+    return text if is_all else f'{text} ({len(differences)} seeds in common)'
 
 
 if __name__ == '__main__':

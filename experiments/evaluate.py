@@ -60,7 +60,7 @@ def main(argv):
         if run.packed and not (QUANTIZATION.value or DATASET.present) and dataset != python_stdlib.NAME:
             told = f'--weights={WEIGHTS.value} is of a training on {dataset!r}'  # and should not choose what is opened
             raise ValueError(f'{told}: say --dataset, and maybe --data_dir')
-        source = paths.parse(WEIGHTS.value or WORKDIR.value, '--weights or --workdir')
+        source = paths.parse(WEIGHTS.value or WORKDIR.value, '--weights' if WEIGHTS.value else '--workdir')
     if QUANTIZATION.value or run.packed:
         changes = dict(fmt=FORMAT.value, block_size=BLOCK_SIZE.value, scale=SCALE.value)
         report_quantization(run, source, changes, is_written=QUANTIZATION.value)

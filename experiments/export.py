@@ -55,6 +55,8 @@ def main(argv):
         check_settings(FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         file = output_file(workdir)
         run = workdirs.open_run(workdir)
+        if directory:
+            check_family(run.experiment.family, directory)
         remarks = tokenizer_files.keep_if_missing(run.experiment.config.tokenizer, workdir)  # as version 0.1 did not
         layout, promised = choose_layout(run, FORMAT.value, BUDGET.value, BLOCK_SIZE.value)
         info = describe_run(run, layout, FORMAT.value, BUDGET.value)
@@ -95,6 +97,12 @@ def check_settings(fmt: str, budget: float | None, block_size: int | None):
     if block_size is not None and fmt in (LEARNED, BFLOAT16):
         reason = 'whose blocks are those of the bitwidths' if fmt == LEARNED else 'which has no scales'
         raise ValueError(f'--block_size={block_size} has no meaning with --format={fmt}, {reason}')
+
+
+def check_family(family: models.ModelFamily, directory: pathlib.Path):
+    """ValueError for one that there is no folder of."""
+    if family.huggingface is None:
+        raise ValueError(f'--to_hf={directory}: transformers has no models of the family {family.name}')
 
 
 def output_file(workdir: pathlib.Path) -> pathlib.Path:
@@ -153,9 +161,6 @@ def describe_run(run: workdirs.Run, layout: Layout, fmt: str, budget: float | No
 
 def write_huggingface(run: workdirs.Run, workdir: pathlib.Path, weights: Any, directory: pathlib.Path):
     """Writes these weights as a folder for transformers, with the tokenizer's files; an imported run has its own."""
-    family = models.find(run.experiment.config.model.family)
-    if family.huggingface is None:
-        raise ValueError(f'--to_hf={directory}: transformers has no models of the family {family.name}')
     tokenizer, folder = paths.parse(run.experiment.config.tokenizer, 'tokenizer'), workdir / 'tokenizer'
     is_imported = (folder / huggingface_folder.CONFIG).is_file()
     with tempfile.TemporaryDirectory() as alone:
@@ -175,7 +180,7 @@ def what_files_say(run: workdirs.Run, folder: pathlib.Path | None, is_imported: 
         return {}  # by version 0.1, which knew nothing of them: they are the checkpoint's
     ids = {'bos_token_id': special.bos, 'eos_token_id': eos[0] if len(eos) == 1 else eos}
     own = {'pad_token_id': None}
-    family = models.find(config.model.family)
+    family = models.find_family(config.model.family)
     if family.huggingface.longest:
         own[family.huggingface.longest] = config.sequence_length
     said = {huggingface_folder.CONFIG: ids | ({} if is_imported else own)}

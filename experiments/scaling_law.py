@@ -221,7 +221,7 @@ def plan(args: flags.FlagValues) -> Answer:
     (block_size,) = several(args, 'B')
     (N,), (D,) = several(args, 'N') or [None], several(args, 'D') or [None]
     made = training_plans.make_plan(which_law(args, 'capybara'), compute, block_size, N=N, D=D)
-    gpu = args.gpu and device_specs.find(args.gpu)
+    gpu = args.gpu and device_specs.find(args.gpu)._replace(name=args.gpu)
     return Answer(*training_plans.describe(made, gpu, args.mfu, args.days))
 
 

@@ -86,11 +86,13 @@ def main(argv):
             coordinator_bind_address=COORDINATOR_BIND_ADDRESS.value,
         )
     with distributed.lost_process_errors(), exit_codes_of(workdir):
-        train(config, workdir, profiled=PROFILE.value)
+        told = train(config, workdir, profiled=PROFILE.value)
+    if told:
+        print(told)
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None):
-    """Trains to the last step, from the newest checkpoint of the workdir, or from the beginning."""
+def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None) -> str | None:
+    """Trains to the last step, from the newest checkpoint of the workdir, or from the beginning; what to say of it."""
     with Preemption() as preemption, contextlib.ExitStack() as resources:
         with cli.user_errors():
             tokenizer = workdirs.settle_tokenizer(config, workdir)
@@ -108,7 +110,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None):
                 if is_main:
                     told = f'{workdir} is complete, with {start} steps: see summary.json, or give another --workdir.'
                     print(told, *tokenizer_files.keep_if_missing(config.tokenizer, workdir), sep='\n')
-                return
+                return None
             steps = profiling.parse_steps(profiled, start or 0, config.total_steps)
             if is_main:
                 workdir_lock.sign(lock)
@@ -128,8 +130,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None):
                     checkpointer.wait()
                     replace_file(workdir / 'diverged.txt', f'{error}\n')
             raise
-    if is_main:
-        print(description.end(experiment, summary, workdir))
+    return description.end(experiment, summary, workdir) if is_main else None
 
 
 def prepare_workdir(workdir: pathlib.Path, config: ConfigDict, start: int | None) -> list[str]:
@@ -141,7 +142,7 @@ def prepare_workdir(workdir: pathlib.Path, config: ConfigDict, start: int | None
     if start is None:
         remarks = tokenizer_files.keep(config.tokenizer, workdir)
     else:
-        remarks = workdirs.of_other_rounding(config, workdir)
+        remarks = workdirs.remarks_on_changes(config, workdir)
         remarks += tokenizer_files.keep_if_missing(config.tokenizer, workdir)
     workdirs.write_config(workdir, config)
     (workdir / 'diverged.txt').unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from gaussq_jax.packed import Packed, read_packed
 
 # What a packed file keeps of a config: what serving its weights takes, and what evaluating them as in training does.
 SERVED = ('model', 'vocab_size', 'dtype', 'sequence_length', 'tokenizer', 'special_tokens')
-EVALUATED = ('dataset', 'validation_split', 'text_feature', 'invalid_text', 'batch_size', 'microbatches')
+EVALUATED = ('dataset', 'train_split', 'validation_split', 'text_feature', 'invalid_text', 'batch_size', 'microbatches')
 
 
 class Run(NamedTuple):
@@ -45,10 +45,15 @@ def settle_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> tokenizers.To
     return tokenizer
 
 
-def of_other_rounding(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-    """Remarks on what a run goes on with that changes the order of its sums, and so its bits."""
-    now, before = config.microbatches, _begun(workdir).get('microbatches')
-    return [f'microbatches={now}, before {before}: the same steps, but for rounding'] * (now != before)
+def remarks_on_changes(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """On what a run goes on with that changes the order of its sums, and so its bits; or what its losses are of."""
+    before, told = _begun(workdir), 'other validation losses than before'
+    consequences = {'microbatches': 'the same steps, but for rounding', 'validation_split': told, 'eval_batches': told}
+    return [
+        f'{name}={config[name]}, before {before[name]}: {consequence}'
+        for name, consequence in consequences.items()
+        if before.get(name, config[name]) != config[name]
+    ]
 
 
 def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
@@ -93,7 +98,8 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
             f'{path} was not written by experiments.export: it lacks {", ".join(wrong) or "step"}, or has another such.'
             ' It can be read, by gaussq_jax.load_packed, and no more'
         )
-    config = _config_to_look_at(path, _unpacked_config(path, packed.info['config']), changes)
+    with json_files.naming(path):
+        config = _config_to_look_at(path, _unpacked_config(path, packed.info['config']), changes)
     named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
     if not tokenizer and named != 'bytes':
         tokenizer = tokenizer_files.copy_of(named, path.parent) or tokenizer_files.of_run(named, path.parent)
@@ -157,10 +163,13 @@ def _unpacked_config(path: pathlib.Path, stored: dict[str, Any]) -> dict[str, An
     if missing := {*SERVED, *EVALUATED} - stored.keys():
         raise _of_another_program(path, missing)
     config = {**common.base_config(common.parse('method=bf16', **common.ARGUMENTS)).to_dict(), 'name': path.stem}
-    kept = [*SERVED, *EVALUATED]
-    if 'method' in stored and quantizes_matmuls(ConfigDict(stored)):
-        kept += ['method', 'quantization']
-    return config | {name: stored[name] for name in kept}
+    config |= {name: stored[name] for name in (*SERVED, *EVALUATED)}
+    if 'method' not in stored:
+        return config
+    if missing := config['quantization'].keys() - stored.get('quantization', {}).keys():
+        raise _of_another_program(path, {f'quantization.{name}' for name in missing})
+    matmuls = {name: stored[name] for name in ('method', 'quantization')}
+    return config | matmuls if quantizes_matmuls(ConfigDict(config | matmuls)) else config
 
 
 def _of_another_program(source: pathlib.Path, missing: set[str]) -> ValueError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from gaussq_jax.models import HuggingFaceFormat, ModelFamily, Tensor, layers
+from gaussq_jax.models import HuggingFaceFormat, HuggingFaceTensor, ModelFamily, layers
 from gaussq_jax.models.huggingface_config import positive, size
 
 
@@ -90,11 +90,11 @@ GELU = ModelFamily(
         prefix='gelu.',
         layers='b',
         tensors={
-            'tokens/embedding': Tensor('tokens'),
-            'blocks/into/kernel': Tensor('into', is_transposed=True),
-            'blocks/back/kernel': Tensor('back'),
-            'last_norm/scale': Tensor('norm'),
-            'unembed/kernel': Tensor('lm_head.weight', is_transposed=True),
+            'tokens/embedding': HuggingFaceTensor('tokens'),
+            'blocks/into/kernel': HuggingFaceTensor('into', is_transposed=True),
+            'blocks/back/kernel': HuggingFaceTensor('back'),
+            'last_norm/scale': HuggingFaceTensor('norm'),
+            'unembed/kernel': HuggingFaceTensor('lm_head.weight', is_transposed=True),
         },
         build=build,
         describe=describe,

@@ -65,7 +65,7 @@ def write_run(folder: pathlib.Path):
 def read_run(folder: pathlib.Path) -> dict[str, Any]:
     run = workdirs.open_run(folder)
     config = run.experiment.config
-    workdirs.of_other_rounding(config, folder)
+    workdirs.remarks_on_changes(config, folder)
     workdirs.settle_tokenizer(ConfigDict(config.to_dict()), folder)
     return {'arrays': arrays(run.state.params), 'settings': config.to_dict()}
 

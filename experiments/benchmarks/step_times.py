@@ -168,20 +168,20 @@ def with_qwix(config: ConfigDict, dtype: str) -> ConfigDict:
     The weights are rounded to `dtype` in each matmul, straight through; the model is of a family of its own.
     """
     config = with_method(config, BASE)
-    family = models.find(config.model.family)
+    family = models.find_family(config.model.family)
     config.model.family = f'{family.name}, qwix {dtype}'
     if config.model.family not in models.FAMILIES:
-        models.register(dataclasses.replace(family, name=config.model.family, module=_by_qwix(family.module, dtype)))
+        models.register_family(dataclasses.replace(family, name=config.model.family, module=_by_qwix(family, dtype)))
     return config
 
 
-def _by_qwix(module: Callable, weight_dtype: str) -> Callable:
-    @functools.wraps(module, updated=())
+def _by_qwix(family: models.ModelFamily, weight_dtype: str) -> Callable:
+    @functools.wraps(family.module, updated=())
     def quantized(**fields):
         import qwix
 
         fields['dot_general_cls'] = None  # ours: qwix puts its own in the place of JAX's
-        rule = qwix.QtRule(module_path='layers/.*', weight_qtype=weight_dtype)
-        return qwix.quantize_model(module(**fields), qwix.QtProvider([rule]))
+        rule = qwix.QtRule(module_path=f'{family.layers}/.*', weight_qtype=weight_dtype)
+        return qwix.quantize_model(family.module(**fields), qwix.QtProvider([rule]))
 
     return quantized

@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 
 from experiments.checkpoints.contents import CONTENTS, check_leaves, make_contents, read_contents, stored_name
 from experiments.checkpoints.manifests import find_damage, sha256_of_manifest, write_manifest
-from experiments.checkpoints.step_directories import WRITING, all_steps, newest_whole_step
+from experiments.checkpoints.step_directories import LAST_STEP, WRITING, all_steps, newest_whole_step
 from gaussq_jax.param_tree import leaves_by_path
 
 SECONDS_TO_SAVE = 7 * 24 * 3600
@@ -66,7 +66,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     Example:
       with Checkpointer('/runs/tiny/checkpoints') as checkpointer:
-          restored = checkpointer.restore(abstract_state)
+          restored = checkpointer.restore(abstract_state, check_config)
           ...
           checkpointer.save(step, state, iterator.get_state(), config)
     """
@@ -102,10 +102,10 @@ class Checkpointer(contextlib.AbstractContextManager):
 
         Raises:
           SaveError: the save before this one failed, or this one at once; calling again tries this one.
-          ValueError: a negative step, a leaf with no elements, or something that JSON can't hold.
+          ValueError: a step below 0 or above LAST_STEP, a leaf with no elements, or something that JSON can't hold.
         """
-        if step < 0:
-            raise ValueError(f'step={step}: a step is not negative')
+        if not 0 <= step <= LAST_STEP:
+            raise ValueError(f'step={step}: a step is of 0 to {LAST_STEP:,}')
         leaves = leaves_by_path(state)
         empty = [name for name, leaf in leaves.items() if leaf.size == 0]
         if empty:
@@ -177,7 +177,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         check_config(directory, contents['config'])
         leaves = {stored_name(contents, name): leaf for name, leaf in leaves_by_path(abstract_state).items()}
         check_leaves(directory, contents, leaves)
-        state = jax.tree.unflatten(jax.tree.structure(abstract_state), _read_arrays(directory, leaves))
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), _read_arrays(directory, leaves, are_all=True))
         return Restored(step, state, contents['data_state']['json'])
 
     def discard_after(self, step: int) -> None:
@@ -238,10 +238,12 @@ def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, a
     if damage:
         raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
     leaves = {f'{name}/{path}': leaf for path, leaf in leaves_by_path(abstract_part).items()}
-    return jax.tree.unflatten(jax.tree.structure(abstract_part), _read_arrays(directory, leaves))
+    return jax.tree.unflatten(jax.tree.structure(abstract_part), _read_arrays(directory, leaves, are_all=False))
 
 
-def _read_arrays(directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> list[jax.Array]:
+def _read_arrays(
+    directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.ShapeDtypeStruct], *, are_all: bool
+) -> list[jax.Array]:
     """These leaves of a step, each where it says, or else on this process's first device; the others aren't read.
 
     Raises:
@@ -253,7 +255,7 @@ def _read_arrays(directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.S
         for name, leaf in leaves.items()
     }
     restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
-    arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True)
+    arguments = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=not are_all)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(directory / 'state', args=arguments)
@@ -262,6 +264,8 @@ def _read_arrays(directory: pathlib.Path, leaves: Mapping[str, jax.Array | jax.S
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]
         raise ValueError(f"{directory / 'state'} can't be restored: {type(error).__name__}: {reason}") from error
+    if absent := [name for name in leaves if not isinstance(restored[name], jax.Array)]:
+        raise ValueError(f"{directory / 'state'} can't be restored: it lacks {absent[0]}")
     return [restored[name] for name in leaves]
 
 

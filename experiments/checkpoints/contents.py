@@ -11,7 +11,7 @@ from typing import Any
 from experiments.files import json_files
 
 CONTENTS = 'checkpoint.json'
-FORMER_NAMES = {'transform_state': 'bitwidths'}  # of fields of a state, in those of version 0.1.0
+FORMER_NAMES = {'transform_state': 'bitwidths'}  # of fields of a state, in checkpoints of configs without a version
 ABSENT = type('Absent', (), {'__repr__': lambda self: '(absent)'})()
 MOST_SHOWN = 20  # of leaves that differ
 

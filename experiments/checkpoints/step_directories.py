@@ -8,13 +8,15 @@ from experiments.checkpoints.contents import read_contents
 from experiments.checkpoints.manifests import find_damage, sha256_of_manifest
 from experiments.files import foreign_text
 
+LAST_STEP = 2**31 - 1  # of a state, whose step is an int32
 WRITING = '.writing'  # after the name of a step that isn't whole yet
 
 
 def all_steps(directory: pathlib.Path) -> list[int]:
-    """The steps in `directory`, newest first, whole or not."""
+    """The steps in `directory`, of at most LAST_STEP, newest first, whole or not."""
     names = [path.name for path in directory.glob('*')]
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    steps = (int(name) for name in names if name.isdecimal() and len(name) <= len(str(LAST_STEP)))
+    return sorted((step for step in steps if step <= LAST_STEP), reverse=True)
 
 
 def newest_step(directory: pathlib.Path) -> int | None:

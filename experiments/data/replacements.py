@@ -6,12 +6,14 @@ They multiply one another where one may find what another has written.
 
 import base64
 import binascii
+import functools
 import re
 import warnings
+from collections.abc import Iterator
 from re import _parser as regex_parser
 from typing import Any, NamedTuple
 
-from google.protobuf import empty_pb2, unknown_fields
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 MOST_GROWTH = 4096
 PARTS = {'normalizer': 'normalizers', 'decoder': 'decoders'}  # where a sequence of such has its parts
@@ -22,8 +24,8 @@ GROWTHS = {
 }
 UNKNOWN_GROWTH = 18
 KEEPS_LETTERS = ('Strip', 'Fuse')  # write none that was not there
-# Fields of SentencePiece's ModelProto and of the NormalizerSpecs in it.
-NORMALIZER, DENORMALIZER, CHARSMAP = 3, 5, 2
+# Fields of SentencePiece's ModelProto, its normalizer and denormalizer, and of these, their charsmap.
+SPECS, CHARSMAPS = (3, 5), (2,)
 
 
 class Replacement(NamedTuple):
@@ -58,11 +60,10 @@ def check_sentencepiece(contents: bytes):
     """The same of a SentencePiece model.
 
     Raises:
-      ValueError: its normalizer writes too much.
-      google.protobuf.message.DecodeError: it is none.
+      ValueError: its normalizer writes too much; it is no message of Protocol Buffers.
     """
-    for spec in _messages(contents, NORMALIZER, DENORMALIZER):
-        for charsmap in _messages(spec, CHARSMAP):
+    for spec in _bytes_fields(contents, SPECS):
+        for charsmap in _bytes_fields(spec, CHARSMAPS):
             if (growth := _longest(charsmap)) > MOST_GROWTH:
                 raise ValueError(f'its normalizer may make a letter {growth:,}; allowed are {MOST_GROWTH}')
 
@@ -122,7 +123,26 @@ def _may_match_nothing(pattern: str) -> bool:
         return True
 
 
-def _messages(message: bytes, *numbers: int) -> list[bytes]:
-    """The fields of these numbers, if they are bytes, of a message whose .proto isn't at hand."""
-    fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message))
-    return [field.data for field in fields if field.field_number in numbers and isinstance(field.data, bytes)]
+def _bytes_fields(contents: bytes, numbers: tuple[int, ...]) -> Iterator[bytes]:
+    """Each field of these numbers that is bytes; of the others, of which there may be millions, nothing is made."""
+    try:
+        parsed = _message_class(numbers).FromString(contents)
+    except message.DecodeError:
+        raise ValueError('it is no message of Protocol Buffers') from None
+    for number in numbers:
+        yield from getattr(parsed, f'field_{number}')
+
+
+@functools.cache
+def _message_class(numbers: tuple[int, ...]) -> type[message.Message]:
+    """Of messages whose .proto isn't at hand, but for these fields."""
+    name = f'fields_{"_".join(map(str, numbers))}'
+    file = descriptor_pb2.FileDescriptorProto(name=f'gaussq/{name}.proto', package='gaussq')
+    of_field = descriptor_pb2.FieldDescriptorProto
+    kinds = dict(type=of_field.TYPE_BYTES, label=of_field.LABEL_REPEATED)
+    described = file.message_type.add(name=name)
+    for number in numbers:
+        described.field.add(name=f'field_{number}', number=number, **kinds)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f'gaussq.{name}'))

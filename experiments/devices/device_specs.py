@@ -25,7 +25,7 @@ class DeviceSpec(NamedTuple):
 
 # Each with the device kinds, without the maker's name, that are this device. Those without bfloat16 (V100, T4) are not
 # here. The chips of an H100 SXM, an H200 SXM and a GH200 multiply alike: NVIDIA's H100 whitepaper has 989.4 TFLOP/s for
-# dense bfloat16, and 1,978.9 with sparsity, which data sheets round to 1,979.
+# dense bfloat16 and twice that for dense FP8, which data sheets round to 1,979.
 DEVICES = {
     DeviceSpec('a10', 125e12, 24e9, 'NVIDIA A10 datasheet'): 'a10',
     DeviceSpec('a100-40gb', 312e12, 40e9, 'NVIDIA A100 datasheet'): r'a100(-sxm4?|-pcie)?-40gb',

@@ -102,9 +102,9 @@ def write(
 
     Args:
       directory: is not there yet, or empty.
-      model: a `models.Llama` or `models.GPT2`.
+      model: of a family that Hugging Face has, such as `models.Llama`.
       params: its parameters, of any floating dtypes.
-      tokenizer_directory: whose tokenizer files are copied, and whose config.json, if it is of such a model, gives the
+      tokenizer_directory: whose tokenizer files are copied, and whose config.json, if of the same family, gives the
         longest sequence and the ids of special tokens.
       said: what the files of this one say beside or instead, by their names: fields of JSON, or a text.
 
@@ -158,7 +158,7 @@ def copy_own_file(file: pathlib.Path, target: pathlib.Path):
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says that our models don't know: what `write` looks for beside the tokenizer's files."""
-    names = (models.find(config['model_type']).huggingface.longest, *IDS)
+    names = (models.find_family(config['model_type']).huggingface.longest, *IDS)
     return {name: config[name] for name in names if isinstance(config.get(name), int | list)}
 
 

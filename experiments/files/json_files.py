@@ -50,7 +50,11 @@ def write(path: pathlib.Path, contents: Mapping[str, Any]) -> None:
       ValueError: a number that is not finite, which JSON doesn't have; what `atomic_files.new_file` refuses.
       OSError: naming the file.
     """
-    replace_file(path, json.dumps(contents, indent=2, allow_nan=False) + '\n')
+    try:
+        text = json.dumps(contents, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be written: {error}") from None
+    replace_file(path, text + '\n')
 
 
 def parse(text: str | bytes, where: Any) -> Any:

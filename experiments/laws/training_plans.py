@@ -243,7 +243,7 @@ def describe(
                 f'time        {time["days"]:,.3g} days of {time["gpus"]:,} {gpu.name} at {mfu:.0%} of'
                 f' {time["peak"] / 1e12:g} TFLOP/s, {condition}'
             )
-        lines.append(f'            (dense peaks: {gpu.source})')
+        lines.append(f'            (dense peaks: {gpu.source.partition("; memory")[0]})')
     lines += ['command', f'    {training.command}', '', *data['remarks']]
     return data, lines
 

@@ -47,6 +47,10 @@ def check_settings(config: ConfigDict):
             f'config.quantization lacks {", ".join(lacking)}, of method={config.method}: choose it where the config is'
             f' made, as --config=configs/tiny.py:method={config.method}'
         )
+    for name, default in method.own_settings.items():
+        value, kind = config.quantization[name], type(default)
+        if type(value) not in ((kind, int) if kind is float else (kind,)):
+            raise ValueError(f'config.quantization.{name}={value!r} must be of the type {kind.__name__}')
     for name, default in unused_settings(config.method).items():
         if (value := config.quantization[name]) != default:
             uses = ', '.join((*method.settings, *method.own_settings)) or 'none of the settings'
@@ -63,7 +67,8 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     config.method = name
     for setting in before.own_settings.keys() - after.own_settings.keys():
         del config.quantization[setting]
-    config.quantization.update({**after.own_settings, **unused_settings(name)})
+    own = {setting: config.quantization.get(setting, default) for setting, default in after.own_settings.items()}
+    config.quantization.update({**own, **unused_settings(name)})
     return config
 
 

@@ -1,5 +1,6 @@
 """Settings that methods share: their defaults, and what they mean."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,13 +24,16 @@ DEFAULT_FORMAT = 'e4m3'  # of what always rounds to one, if none is named
 
 def layer_rules(config: ConfigDict) -> tuple[gq.MatrixRule | gq.CastOnly, ...]:
     """The rules for which leaves are quantized: the linear layers that `config.quantization.parts` names."""
-    parts, family = config.quantization.parts, models.find(config.model.family)
+    parts, family = config.quantization.parts, models.find_family(config.model.family)
     regex = {'all': '.*', **family.parts}.get(parts)
+    if regex is None and parts in PARTS:
+        allowed = ', '.join(['all', *family.parts])
+        raise ValueError(f'config.quantization.parts={parts!r}: the parts of {family.name} are {allowed}')
     kernels = f'{family.layers}/{regex}/kernel' if regex else parts
     return (gq.MatrixRule(kernels, batch_axes=(0,), row_axes=(1,), col_axes=(2,)), gq.CastOnly('.*'))
 
 
-def make_quantizer(settings: dict[str, Any]) -> gq.Quantizer:
+def make_quantizer(settings: Mapping[str, Any]) -> gq.Quantizer:
     """The Quantizer that fields of `config.quantization` describe: format, block_size, scale and rounding.
 
     Raises:

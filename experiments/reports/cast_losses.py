@@ -179,13 +179,20 @@ def _is_learned(cast: str) -> bool:
     return cast.startswith(LEARNED)
 
 
+def _loss_cell(losses: Sequence[float]) -> str:
+    """Without a word on one seed: how many there are has a column of its own."""
+    if len(losses) < 2:
+        return ''.join(f'{loss:.4f}' for loss in losses)
+    return confidence.mean(losses).text('.4f')
+
+
 def _loss_table(trainings: dict[str, Training], casts: Sequence[str]) -> str:
     """A row a training, a column a cast; the bits stand in the header where all rows have the same."""
     header = ['training', 'seeds']
     rows = [[name, str(len(training.losses[UNQUANTIZED]))] for name, training in trainings.items()]
     for cast in casts:
         losses = [[*training.losses.get(cast, {}).values()] for training in trainings.values()]
-        cells = [confidence.mean(of_seeds).text('.4f') if of_seeds else '' for of_seeds in losses]
+        cells = [_loss_cell(of_seeds) for of_seeds in losses]
         bits = [f'{training.bits[cast]:.4g}' if cast in training.bits else '' for training in trainings.values()]
         same = len(set(filter(None, bits))) == 1
         header.append(short_name(cast) + (f' ({next(filter(None, bits))})' if same else ''))

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -43,8 +43,8 @@ def mean(values: Sequence[float]) -> Mean:
     sample = np.asarray(values, float)
     if sample.size < 2:
         return Mean(float(sample.mean()), None)
-    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1)
-    return Mean(float(sample.mean()), float(quantile * scipy.stats.sem(sample)))
+    quantile = stdtrit(sample.size - 1, (1 + CONFIDENCE) / 2)
+    return Mean(float(sample.mean()), float(quantile * sample.std(ddof=1) / np.sqrt(sample.size)))
 
 
 def paired_differences(by_seed: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> list[float]:

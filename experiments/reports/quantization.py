@@ -84,7 +84,7 @@ def choose_quantizer(
     method = methods.find(config.method)
     settings = method.weights(config)
     if fmt is None:
-        if method.learns_bitwidths and not settings['format']:
+        if method.learns_bitwidths and not (settings or config.quantization)['format']:
             if block_size or scale:
                 raise ValueError(
                     'this run has a format for each block, that of its bitwidth, in square blocks with MX scales:'
@@ -99,6 +99,7 @@ def choose_quantizer(
             )
     given = dict(format=fmt, block_size=block_size, scale=scale)
     settings = settings or config.quantization.to_dict()
+    settings |= {'format': settings['format'] or method.default_format}
     settings |= {name: value for name, value in given.items() if value is not None}
     return method_settings.make_quantizer(settings).deterministic()
 

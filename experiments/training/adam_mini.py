@@ -1,6 +1,7 @@
 """Adam-mini: Adam with one second moment for a whole block of weights, and so with half of Adam's memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def scale_by_adam_mini(
 
     Example:
       >>> params = {'layers': {'attention': {'query': {'kernel': jnp.zeros((2, 64, 48))}}}}
-      >>> adam_mini = scale_by_adam_mini(family=models.find('llama'), head_size=16)
+      >>> adam_mini = scale_by_adam_mini(family=models.find_family('llama'), head_size=16)
       >>> adam_mini.init(params).nu['layers']['attention']['query']['kernel'].shape
       (2, 1, 3)
 
@@ -82,9 +83,12 @@ def _num_blocks(
     family: models.ModelFamily, head_size: int | None, path: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """How many blocks there are along each axis of a leaf."""
-    path = path.rpartition('params/')[2]  # of an optimizer for more than the params
-    block = BLOCKS.get(path.rpartition('/')[2])
-    if (family.axis_names(path) or ('',))[-1] == 'heads':
+    path = re.sub('^(.*/)?params/', '', path)  # of an optimizer for more than the params
+    kind = path.rpartition('/')[2]
+    block = BLOCKS.get(kind)
+    if kind == 'kernel' and (family.axis_names(path) or ('',))[-1] == 'heads':
+        if head_size is None:
+            raise ValueError(f'{path!r} has heads, and the family {family.name} no head_size')
         block = HEADS
     if block and family.is_of_layers(path):
         block = (1, *block)

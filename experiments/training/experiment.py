@@ -73,7 +73,7 @@ class Experiment:
 
     @property
     def family(self) -> models.ModelFamily:
-        return models.find(self.config.model.family)
+        return models.find_family(self.config.model.family)
 
     @property
     def num_params(self) -> int:
@@ -124,7 +124,7 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     optimizer = optimizers.make_optimizer(config)
     init = functools.partial(_init_state, config, model, transform, optimizer)
     shapes = jax.eval_shape(init)
-    shardings = meshes.state_shardings(mesh, shapes, models.find(config.model.family))
+    shardings = meshes.state_shardings(mesh, shapes, models.find_family(config.model.family))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
@@ -134,7 +134,7 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
 def make_model(config: ConfigDict, vocab_size: int, mesh: Mesh, *, training: bool = False) -> Any:
     """The flax module of `config.model`; `training` if it is for training steps (see `make_dot_general_cls`)."""
     fields = config.model.to_dict()
-    family = models.find(fields.pop('family'))
+    family = models.find_family(fields.pop('family'))
     _check_model(family, fields)
     return family.module(
         vocab_size=vocab_size,

@@ -66,6 +66,6 @@ def _differences(contents, experiment):
 
 def _settings(model):
     """What the shapes of weights need not tell; a size that may be None, for one that follows from others, they do."""
-    family = models.find(model['family'])
+    family = models.find_family(model['family'])
     built = family.module(vocab_size=1, **{name: value for name, value in model.items() if name != 'family'})
-    return {f'model.{name}': getattr(built, name) for name, kind in family.settings.items() if isinstance(kind, type)}
+    return {f'model.{name}': getattr(built, name) for name, kind in family.settings.items() if kind != (int | None)}

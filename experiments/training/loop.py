@@ -86,6 +86,7 @@ class Training:
             self._step, self._state = 0, initial_state(experiment, data)
         self._clock = throughput.make_clock(experiment)
         self._unchecked = collections.deque()  # steps: number, metrics, and the data iterator's state after it
+        self._checked_batches = self._batches.get_state()  # the same of the newest step that was looked at
         self._is_first = True
 
     def run(self) -> dict[str, float]:

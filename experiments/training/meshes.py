@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gaussq_jax import models
 from gaussq_jax.models.layers import Constrain, unconstrained
-from gaussq_jax.param_rules import RuleFinder
+from gaussq_jax.param_rules import MatrixRule, RuleFinder
 from gaussq_jax.param_tree import map_leaves
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -55,8 +55,9 @@ def state_shardings(mesh: Mesh, state: Any, family: models.ModelFamily) -> Any:
         found = re.fullmatch('(?:.*/)?(params|bitwidths|transform_state)/(.*)', path)  # the last of them, of moments
         names = found and family.axis_names(found[2])
         if names and found[1] != 'params':
-            rule = finder.find(found[2], len(names))
-            names = [names[axis] for axis in (*rule.batch_axes, rule.row_axes[0], rule.col_axes[0])]
+            rule = finder.find(found[2], len(names))  # of what blocks there are of another method, nothing is known
+            axes = (*rule.batch_axes, rule.row_axes[0], rule.col_axes[0]) if isinstance(rule, MatrixRule) else ()
+            names = [names[axis] for axis in axes]
         return names if names and len(names) == number_of_axes else ()
 
     def sharding(path, leaf):

@@ -72,7 +72,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         )
     moments = dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
     if optimizer.name == 'adam_mini':
-        family = models.find(config.model.family)
+        family = models.find_family(config.model.family)
         scale = scale_by_adam_mini(**moments, family=family, head_size=family.head_size(config.model))
     else:
         scale = optax.scale_by_adam(**moments)

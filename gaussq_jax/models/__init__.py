@@ -3,8 +3,8 @@
 A family of models is a record, `ModelFamily`: what is registered can be trained, imported and exported as those are.
 """
 
-from gaussq_jax.models.families import FAMILIES, family_of, find, register
-from gaussq_jax.models.family import HuggingFaceFormat, ModelFamily, Tensor
+from gaussq_jax.models.families import FAMILIES, family_of, find_family, register_family
+from gaussq_jax.models.family import HuggingFaceFormat, HuggingFaceTensor, ModelFamily
 from gaussq_jax.models.from_huggingface import from_huggingface, model_from_huggingface
 from gaussq_jax.models.gpt2 import GPT2
 from gaussq_jax.models.llama import LLAMA, Llama
@@ -18,14 +18,14 @@ __all__ = [
     'GPT2',
     'RULES',
     'HuggingFaceFormat',
+    'HuggingFaceTensor',
     'Llama',
     'ModelFamily',
     'QuantizedDotGeneral',
-    'Tensor',
     'family_of',
-    'find',
+    'find_family',
     'from_huggingface',
     'model_from_huggingface',
-    'register',
+    'register_family',
     'to_huggingface',
 ]

@@ -1,5 +1,6 @@
 """The families of models that programs know, by name."""
 
+import inspect
 from typing import Any
 
 from gaussq_jax.models.family import ModelFamily
@@ -9,22 +10,24 @@ from gaussq_jax.models.llama import LLAMA
 FAMILIES = {family.name: family for family in (LLAMA, GPT_2)}
 
 
-def register(family: ModelFamily) -> ModelFamily:
+def register_family(family: ModelFamily) -> ModelFamily:
     """Adds a family: from then on its name is one of `config.model.family`, and of `model_type` in checkpoints.
 
     Raises:
-      ValueError: another family has the name.
+      ValueError: another family has the name; a field of its module is of a type that configs can't say.
 
     Example:
-      >>> register(FAMILIES['gpt2']).name
+      >>> register_family(FAMILIES['gpt2']).name
       'gpt2'
     """
-    if FAMILIES.setdefault(family.name, family) is not family:
+    if FAMILIES.get(family.name, family) is not family:
         raise ValueError(f'a family {family.name!r} is there already')
+    if family.settings:  # which can be read
+        FAMILIES[family.name] = family
     return family
 
 
-def find(name: str) -> ModelFamily:
+def find_family(name: str) -> ModelFamily:
     """The family of this name; ValueError with those there are."""
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f'family={name!r:.80}: allowed are {", ".join(map(repr, FAMILIES))}')
@@ -34,7 +37,7 @@ def find(name: str) -> ModelFamily:
 def family_of(model: Any) -> ModelFamily:
     """The family of a model; ValueError for a module of none."""
     for family in FAMILIES.values():
-        if type(model) is family.module:
+        if type(model) is inspect.unwrap(family.module):
             return family
     names = ' or '.join(f'a {family.module.__name__}' for family in FAMILIES.values())
     raise ValueError(f'model={type(model).__name__} must be {names}')

@@ -18,7 +18,11 @@ PARTS = types.MappingProxyType(
     {'qkv': 'attention/(query|key|value)', 'out': 'attention/out', 'up': 'mlp/(gate|up)', 'down': 'mlp/down'}
 )
 HEAD = 'lm_head.weight'  # which no prefix precedes
-NOT_SETTINGS = ('vocab_size', 'scan_unroll')  # fields of a model that say nothing of its architecture
+NOT_SETTINGS = {  # fields of a model that say nothing of its architecture
+    *('vocab_size', 'dtype', 'dot_general', 'dot_general_cls', 'layer_transform', 'remat_policy', 'scan_unroll'),
+    *('constrain', 'parent', 'name'),
+}
+KINDS = (int, float, bool, int | None, float | None)  # of the other fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ModelFamily:
     parts: Mapping[str, str] = dataclasses.field(default_factory=lambda: PARTS)
     layers: str = 'layers'
     head_size: Callable[[Mapping[str, Any]], int | None] = lambda settings: (
-        settings['hidden_size'] // settings['num_heads']
+        settings['hidden_size'] // settings['num_heads'] if 'num_heads' in settings else None
     )
     huggingface: 'HuggingFaceFormat | None' = None
 
@@ -64,10 +68,16 @@ class ModelFamily:
 
     @functools.cached_property
     def settings(self) -> dict[str, type]:
-        """The fields that say what a model of it is, and their types: those of int, float and bool, None or not."""
-        allowed = (int, float, bool, int | None, float | None)
-        hints = typing.get_type_hints(inspect.unwrap(self.module))
-        return {name: hint for name, hint in hints.items() if hint in allowed and name not in NOT_SETTINGS}
+        """The fields that say what a model of it is, and their types, of KINDS; ValueError for another type."""
+        module = inspect.unwrap(self.module)
+        hints = typing.get_type_hints(module)
+        found = {
+            field.name: hints[field.name] for field in dataclasses.fields(module) if field.name not in NOT_SETTINGS
+        }
+        for name, hint in found.items():
+            if hint not in KINDS:
+                raise ValueError(f'{module.__name__}.{name}: a setting must be an int, float or bool, not {hint}')
+        return found
 
     @functools.cached_property
     def required(self) -> set[str]:
@@ -109,14 +119,14 @@ class HuggingFaceFormat:
 
     prefix: str
     layers: str
-    tensors: Mapping[str, 'Tensor']
+    tensors: Mapping[str, 'HuggingFaceTensor']
     build: Callable[[Mapping[str, Any]], nn.Module]
     describe: Callable[[Any], dict[str, Any]]
     longest: str | None = None
     reads_sentencepiece: bool = True
 
 
-class Tensor(typing.NamedTuple):
+class HuggingFaceTensor(typing.NamedTuple):
     """A tensor by its name; the leaf is it, transposed or not, or a part of it.
 
     torch's Linear keeps (out, in), GPT-2's Conv1D (in, out) as we do, with query, key and value side by side.
@@ -134,8 +144,8 @@ class Tensor(typing.NamedTuple):
         return part.T if self.is_transposed else part
 
 
-def tensor_of_leaves(tensors: Sequence[Tensor], leaves: Sequence[np.ndarray]) -> np.ndarray:
-    """The tensor whose leaves these are, all of them, in any order: what `Tensor.leaf` undoes."""
+def tensor_of_leaves(tensors: Sequence[HuggingFaceTensor], leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """The tensor whose leaves these are, all of them, in any order: what `HuggingFaceTensor.leaf` undoes."""
     arrays = [leaf.T if tensor.is_transposed else leaf for tensor, leaf in zip(tensors, leaves)]
     parts = [arrays[index] for index in np.argsort([tensor.part for tensor in tensors])]
     return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]

@@ -23,12 +23,12 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
       config: the Hugging Face configuration as a dict: `config.to_dict()`, or config.json parsed.
 
     Returns:
-      (model, params): a `Llama` or `GPT2` that computes in bfloat16 (`model.clone(dtype=...)` for another
+      (model, params): a `Llama`, say, that computes in bfloat16 (`model.clone(dtype=...)` for another
       dtype), and its parameters as float32 NumPy arrays on the host, layers stacked: the caller puts them on
       devices.
 
     Raises:
-      ValueError: a model_type other than llama and gpt2; a configuration our models can't follow, naming the
+      ValueError: a model_type of no family that is registered; a configuration our models can't follow, naming the
         field; missing, unexpected, misshapen or non-floating tensors, one that is there by two names, and values
         that are finite in float64 only, naming them.
 
@@ -74,10 +74,10 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
     _check_names(names, expected)
     params = jax.tree.map_with_path(convert, shapes)
     if HEAD in names.keys() - expected:
-        embedding = next(
-            leaf for key_path, leaf in jax.tree.leaves_with_path(params) if family.is_lookup(_join(key_path))
-        )
-        _check_tied(_to_numpy(HEAD, state_dict[names[HEAD]]), embedding)
+        tables = [leaf for key_path, leaf in jax.tree.leaves_with_path(params) if family.is_lookup(_join(key_path))]
+        if not tables:
+            raise ValueError(f'state_dict: unexpected {HEAD}')
+        _check_tied(_to_numpy(HEAD, state_dict[names[HEAD]]), tables[0])
     return model, params
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gaussq_jax.models import layers
-from gaussq_jax.models.family import HuggingFaceFormat, ModelFamily, Tensor
+from gaussq_jax.models.family import HuggingFaceFormat, HuggingFaceTensor, ModelFamily
 from gaussq_jax.models.huggingface_config import check_fields, positive, size, size_or_none
 
 _initializer = nn.initializers.normal(0.02)
@@ -210,30 +210,30 @@ def _describe(model):
 
 
 def _third(name, part):
-    return Tensor(name, part=part, parts=3)
+    return HuggingFaceTensor(name, part=part, parts=3)
 
 
 _TENSORS = {
-    'embed/embedding': Tensor('wte.weight'),
-    'position_embed/embedding': Tensor('wpe.weight'),
-    'layers/attention_norm/scale': Tensor('ln_1.weight'),
-    'layers/attention_norm/bias': Tensor('ln_1.bias'),
+    'embed/embedding': HuggingFaceTensor('wte.weight'),
+    'position_embed/embedding': HuggingFaceTensor('wpe.weight'),
+    'layers/attention_norm/scale': HuggingFaceTensor('ln_1.weight'),
+    'layers/attention_norm/bias': HuggingFaceTensor('ln_1.bias'),
     'layers/attention/query/kernel': _third('attn.c_attn.weight', 0),
     'layers/attention/query/bias': _third('attn.c_attn.bias', 0),
     'layers/attention/key/kernel': _third('attn.c_attn.weight', 1),
     'layers/attention/key/bias': _third('attn.c_attn.bias', 1),
     'layers/attention/value/kernel': _third('attn.c_attn.weight', 2),
     'layers/attention/value/bias': _third('attn.c_attn.bias', 2),
-    'layers/attention/out/kernel': Tensor('attn.c_proj.weight'),
-    'layers/attention/out/bias': Tensor('attn.c_proj.bias'),
-    'layers/mlp_norm/scale': Tensor('ln_2.weight'),
-    'layers/mlp_norm/bias': Tensor('ln_2.bias'),
-    'layers/mlp/up/kernel': Tensor('mlp.c_fc.weight'),
-    'layers/mlp/up/bias': Tensor('mlp.c_fc.bias'),
-    'layers/mlp/down/kernel': Tensor('mlp.c_proj.weight'),
-    'layers/mlp/down/bias': Tensor('mlp.c_proj.bias'),
-    'final_norm/scale': Tensor('ln_f.weight'),
-    'final_norm/bias': Tensor('ln_f.bias'),
+    'layers/attention/out/kernel': HuggingFaceTensor('attn.c_proj.weight'),
+    'layers/attention/out/bias': HuggingFaceTensor('attn.c_proj.bias'),
+    'layers/mlp_norm/scale': HuggingFaceTensor('ln_2.weight'),
+    'layers/mlp_norm/bias': HuggingFaceTensor('ln_2.bias'),
+    'layers/mlp/up/kernel': HuggingFaceTensor('mlp.c_fc.weight'),
+    'layers/mlp/up/bias': HuggingFaceTensor('mlp.c_fc.bias'),
+    'layers/mlp/down/kernel': HuggingFaceTensor('mlp.c_proj.weight'),
+    'layers/mlp/down/bias': HuggingFaceTensor('mlp.c_proj.bias'),
+    'final_norm/scale': HuggingFaceTensor('ln_f.weight'),
+    'final_norm/bias': HuggingFaceTensor('ln_f.bias'),
 }
 
 GPT_2 = ModelFamily(

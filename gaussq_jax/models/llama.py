@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gaussq_jax.models import layers
-from gaussq_jax.models.family import HEAD, HuggingFaceFormat, ModelFamily, Tensor
+from gaussq_jax.models.family import HEAD, HuggingFaceFormat, HuggingFaceTensor, ModelFamily
 from gaussq_jax.models.huggingface_config import check_fields, positive, size, size_or_none
 
 _initializer = nn.initializers.normal(0.02)
@@ -252,21 +252,21 @@ def _describe(model):
 
 
 def _transposed(name):
-    return Tensor(name, is_transposed=True)
+    return HuggingFaceTensor(name, is_transposed=True)
 
 
 _TENSORS = {
-    'embed/embedding': Tensor('embed_tokens.weight'),
-    'layers/attention_norm/scale': Tensor('input_layernorm.weight'),
+    'embed/embedding': HuggingFaceTensor('embed_tokens.weight'),
+    'layers/attention_norm/scale': HuggingFaceTensor('input_layernorm.weight'),
     'layers/attention/query/kernel': _transposed('self_attn.q_proj.weight'),
     'layers/attention/key/kernel': _transposed('self_attn.k_proj.weight'),
     'layers/attention/value/kernel': _transposed('self_attn.v_proj.weight'),
     'layers/attention/out/kernel': _transposed('self_attn.o_proj.weight'),
-    'layers/mlp_norm/scale': Tensor('post_attention_layernorm.weight'),
+    'layers/mlp_norm/scale': HuggingFaceTensor('post_attention_layernorm.weight'),
     'layers/mlp/gate/kernel': _transposed('mlp.gate_proj.weight'),
     'layers/mlp/up/kernel': _transposed('mlp.up_proj.weight'),
     'layers/mlp/down/kernel': _transposed('mlp.down_proj.weight'),
-    'final_norm/scale': Tensor('norm.weight'),
+    'final_norm/scale': HuggingFaceTensor('norm.weight'),
     'lm_head/kernel': _transposed(HEAD),
 }
 

@@ -93,7 +93,7 @@ def save_packed(
       info: what else is to be kept, for example the model's configuration: a dict that JSON keeps as it is.
 
     Returns:
-      The size. The file is larger by its header, `header_bytes(path)`.
+      The size. The file is larger by its header, `gq.packed.header_bytes(path)`.
 
     Raises:
       ValueError: as `quantize_params`; for info that JSON can't keep; for leaves whose names would clash.

@@ -28,7 +28,7 @@ def test_what_is_stored_says_its_version():
     assert stored['config_version'] == VERSION and stored_configs.read(stored) == today
     del stored['invalid_text']
     assert 'invalid_text' not in stored_configs.read(stored)
-    for version in (VERSION + 1, 0, '2', True, None):
+    for version in (VERSION + 1, 0, '2', True, None, 1.0):
         with pytest.raises(ValueError, match=f'^it: config_version=.* must be of 1 to {VERSION}'):
             stored_configs.read(stored | {'config_version': version}, 'it')
 

@@ -111,3 +111,11 @@ def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
 def test_the_readme_has_the_table_of_its_sweep():
     groups = compare.read_groups(REPOSITORY / 'benchmarks/formats.csv', 'validation/loss')
     assert len(groups) == 12 and compare.markdown(groups, 'validation/loss') in (REPOSITORY / 'README.md').read_text()
+
+
+def test_differences_say_of_how_many_seeds_they_are():
+    group = lambda *losses: compare.SeedGroup({}, {str(seed): loss for seed, loss in enumerate(losses)}, [], [])
+    assert compare.difference(group(2.0, 3.0, 4.0), group(1.0, 2.0)).endswith(' (2 seeds in common)')
+    assert 'common' not in compare.difference(group(2.0, 3.0), group(1.0, 2.0))
+    assert compare.difference(group(-1.0, -1.1), group(-2.0, -2.0)).startswith('**+4')  # it is above the other
+    assert compare.difference(group(2.0, 3.0), group(0.0, 0.0)) == ''  # of which there are no per cent

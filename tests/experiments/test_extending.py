@@ -1,5 +1,8 @@
 """A family of models and a method that are not ours: each is one file, and trains, exports and reloads like ours."""
 
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from small_runs import STEPS, final_state, records, start
 import gaussq_jax as gq
 from configs import tiny
 from experiments import methods, workdirs
+from experiments.training import meshes
+from experiments.training.adam_mini import scale_by_adam_mini
 from experiments.training.experiment import make_experiment
 from gaussq_jax import models
 from gaussq_jax.models import families
@@ -24,7 +29,7 @@ SIZES = dict(num_layers=2, hidden_size=48, wide_size=96)
 
 @pytest.fixture(scope='module', autouse=True)
 def registered():
-    models.register(GELU)
+    models.register_family(GELU)
     methods.register(CLIPPING)
     yield
     del families.FAMILIES['gelu'], methods.METHODS['clipping']
@@ -118,8 +123,59 @@ def test_mistakes_are_told_as_of_ours(change, message):
 
 def test_a_name_is_of_one():
     with pytest.raises(ValueError, match="a family 'llama' is there already"):
-        models.register(models.ModelFamily(name='llama', module=Gelu, axes=()))
+        models.register_family(models.ModelFamily(name='llama', module=Gelu, axes=()))
     with pytest.raises(ValueError, match="a method 'qat' is there already"):
         methods.register(methods.Method('qat', (), *3 * [print]))
     with pytest.raises(ValueError, match='parts is a setting that methods share'):
         methods.register(methods.Method('mine', (), *3 * [print], own_settings={'parts': 1}))
+
+
+def test_what_configs_cannot_say_is_refused():
+    class Named(Gelu):
+        activation: str = 'gelu'
+
+    with pytest.raises(ValueError, match=r'Named.activation: a setting must be an int, float or bool, not '):
+        models.register_family(dataclasses.replace(GELU, name='named', module=Named))
+    assert 'named' not in models.FAMILIES
+
+
+def test_a_family_may_be_wrapped_and_have_heads_of_unknown_size():
+    @functools.wraps(Gelu, updated=())
+    def wrapped(**fields):
+        return Gelu(**fields)
+
+    family = dataclasses.replace(GELU, module=wrapped, axes=(('blocks/into/kernel', ('layer', 'hidden', 'heads')),))
+    assert family.settings == GELU.settings and family.required == GELU.required
+    params = {'blocks': {'into': {'kernel': jax.numpy.zeros((2, 4, 6))}}}
+    with pytest.raises(ValueError, match="'blocks/into/kernel' has heads, and the family gelu no head_size"):
+        scale_by_adam_mini(family=family).init(params)
+    blocks = scale_by_adam_mini(family=family, head_size=3).init(params).nu
+    assert blocks['blocks']['into']['kernel'].shape == (2, 1, 2)
+
+
+def test_bitwidths_of_an_embedding_lie_whole():
+    """What the family's rules don't read as a matrix, another method may."""
+    state = {
+        'transform_state': {'tokens/embedding': jax.numpy.zeros((8, 2))},
+        'params': {'tokens': {'embedding': jax.numpy.zeros((256, 64))}},
+    }
+    with on_mesh((1, 4, 2)):
+        mesh = meshes.make_mesh(None)
+    shardings = meshes.state_shardings(mesh, state, GELU)
+    assert shardings['transform_state']['tokens/embedding'].is_fully_replicated
+    assert shardings['params']['tokens']['embedding'].spec == jax.sharding.PartitionSpec('tensor', 'fsdp')
+
+
+def test_own_settings_stay_and_are_of_their_type():
+    config = get_config('method=clipping')
+    config.quantization.sigmas = 3.0
+    assert methods.with_method(config, 'clipping').quantization.sigmas == 3.0
+    assert 'sigmas' not in methods.with_method(config, 'bf16').quantization
+    config.quantization.sigmas = 3  # an int will do
+    methods.check_settings(config)
+    with config.ignore_type():
+        config.quantization.sigmas = '3'
+    with pytest.raises(ValueError, match=r"config.quantization.sigmas='3' must be of the type float"):
+        methods.check_settings(config)
+    with pytest.raises(ValueError, match="parts='qkv': the parts of gelu are all, up, down"):
+        make_experiment(get_config('method=gaussws,parts=qkv'), 257)

@@ -54,11 +54,26 @@ def test_the_loss_is_that_of_the_weights(file, learned, sizes):
         (dict(without=('config', 'report')), 'was not written by experiments.export: it lacks config, report'),
         (dict(tokenizer='huggingface-0'), "tokenizer='bytes' is bytes, but .* was trained with huggingface-0"),
         (dict(config={}), 'is of another program or of a version before 0.1.0: its config lacks'),
+        (dict(more={'method': 'fqt'}), 'its config lacks quantization.b_init, .*quantization.targets'),
+        (dict(more={'method': 'fqt', 'quantization': {'targets': 'P2'}}), 'its config lacks quantization.b_init'),
+        (dict(more={'method': 'zzz'}), "file: config.method='zzz': allowed are 'gaussws'"),
+        (dict(more={'method': 'fqt'}, targets='P9'), "file: config.quantization.targets='P9': allowed are P1"),
     ],
 )
-def test_files_that_cannot_be_opened(tmp_path, file, changes, message):
+def test_files_that_cannot_be_opened(tmp_path, file, learned, changes, message):
+    if more := changes.pop('more', None):
+        quantization = learned.experiment.config.quantization.to_dict()
+        if more == {'method': 'zzz'} or 'targets' in changes:
+            more |= {'quantization': quantization | {'targets': changes.pop('targets', 'P2')}}
+        changes['config'] = read_packed(file).info['config'] | more
     with pytest.raises(ValueError, match=message):
         workdirs.open_packed(save(file, tmp_path, **changes))
+
+
+def test_splits_of_other_names_are_kept(tmp_path):
+    config = make_run('method=bf16', train_split='train[:1%]', validation_split='train[1%:2%]').experiment.config
+    kept = workdirs.packed_config(config)
+    assert (kept['train_split'], kept['validation_split']) == ('train[:1%]', 'train[1%:2%]')
 
 
 def test_a_tokenizer_that_has_moved(tmp_path, file, monkeypatch):

@@ -5,13 +5,18 @@ import rich.console
 
 from gaussq_jax.text_table import text_table
 
-ROWS = [('leaf', 'bits', 'note'), ('query', '4.25'), ('[red]down[/]', '11', 'é\t漢字'), ('x' * 200, '', ':warning: …')]
+ROWS = [
+    ('leaf', 'bits', 'note'),
+    ('query', '4.25'),
+    ('[red]down[/]', '11', 'é\t漢\r\u2028字'),
+    ('x' * 12_000, '', ':warning: …'),
+]
 TABLE = '\n'.join(
     [
-        f'{"leaf":<200}  bits  note',
-        f'{"query":<200}  4.25',
-        f'{"[red]down[/]":<200}    11  é 漢字',
-        f'{"x" * 200}        :warning: …',
+        f'{"leaf":<12000}  bits  note',
+        f'{"query":<12000}  4.25',
+        f'{"[red]down[/]":<12000}    11  é\\t漢\\r\\u2028字',
+        f'{"x" * 12_000}        :warning: …',
     ]
 )
 

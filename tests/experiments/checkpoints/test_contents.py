@@ -1,12 +1,16 @@
 """A checkpoint of another run is refused by name, before any array of it is read; so is what can't be stored."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from saved_states import CONFIG, abstract
 
-from experiments.checkpoints.checkpointing import Checkpointer
+from experiments.checkpoints.checkpointing import Checkpointer, load_part
+from experiments.checkpoints.contents import CONTENTS
+from experiments.checkpoints.manifests import MANIFEST, sha256_of_manifest, write_manifest
 
 
 def test_another_configs_checkpoint_is_refused(two_steps):
@@ -66,3 +70,26 @@ def test_bad_arguments_are_named(tmp_path, arguments, name):
     with Checkpointer(tmp_path / 'checkpoints') as checkpointer, pytest.raises(ValueError, match=name):
         checkpointer.save(*arguments)
     assert not (tmp_path / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize('change', ['one more', 'one less'])
+def test_arrays_are_those_that_the_contents_name(tmp_path, change):
+    """Whoever has written both, and the manifest: nothing else than an array is ever restored, and none left out."""
+    state = {'a': jnp.ones(3), 'b': jnp.zeros(2)}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {}, CONFIG)
+    path = tmp_path / '1' / CONTENTS
+    contents = json.loads(path.read_text())
+    if change == 'one more':
+        contents['leaves']['z'] = 'float32[2]'
+        state['z'] = jnp.zeros(2)
+    else:
+        del contents['leaves']['b'], state['b']
+    path.write_text(json.dumps(contents))
+    (tmp_path / '1' / MANIFEST).unlink()
+    write_manifest(tmp_path / '1')
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(ValueError, match="1/state can't be restored: "):
+        checkpointer.restore(abstract(state), lambda directory, config: None)
+    part = {'z' if change == 'one more' else 'y': jnp.zeros(2)}
+    with pytest.raises(ValueError, match="1/state can't be restored: "):
+        load_part(tmp_path, 1, sha256_of_manifest(tmp_path / '1'), 'params', part)

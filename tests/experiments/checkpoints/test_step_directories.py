@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from saved_states import CONFIG, assert_same_bits, flip_bit, largest_file, restore, save_steps, small_state, step_names
 
+from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import MANIFEST
 from experiments.checkpoints.step_directories import load_contents, newest_step
@@ -99,3 +100,11 @@ def test_manifest_is_what_sha256sum_reads(tmp_path):
     assert listed == files - {MANIFEST}
     assert CONTENTS in listed
     subprocess.run(['sha256sum', '--check', '--strict', MANIFEST], cwd=tmp_path / '1', check=True, capture_output=True)
+
+
+def test_numbers_that_no_step_has_are_no_steps(two_steps):
+    for name in ('2147483648', '9' * 40):
+        shutil.copytree(two_steps / '2', two_steps / name)
+    assert newest_step(two_steps) == restore(two_steps).step == 2
+    with Checkpointer(two_steps) as checkpointer, pytest.raises(ValueError, match='a step is of 0 to 2,147,483,647'):
+        checkpointer.save(2**31, small_state(0), {}, CONFIG)

@@ -85,7 +85,9 @@ def test_what_changes_nothing_that_is_learned(stopped, capsys):
         stopped,
         run_config(name='other', validation_split='train', dataset=f'{python_stdlib.NAME}/{python_stdlib.CONFIG}'),
     )
-    assert 'continuing from step 4' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert 'continuing from step 4' in told
+    assert 'validation_split=train, before validation: other validation losses than before' in told
 
 
 def test_another_text_is_told_with_what_makes_it_another(stopped):
