@@ -239,7 +239,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Line]:
     try:
         with open(paths.check_file(path), 'rb') as stream:
             names, rows = _parquet_rows(path, stream, pyarrow, parquet)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is damaged, or not Parquet: {[*str(error).splitlines(), ""][0]}') from None
     unread = dict.fromkeys(names)
     for number, cells in enumerate(rows, 1):

@@ -243,6 +243,17 @@ def test_text_in_a_number_of_parquet_names_the_row(tmp_path):
         read_runs(write(tmp_path / 'runs.parquet', rows))
 
 
+def test_text_of_parquet_that_is_not_utf8(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow')
+    from pyarrow import parquet
+
+    text = pyarrow.array([b'bf\x99'], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({'N': [1.0], 'D': [1.0], 'loss': [1.0], 'method': text})
+    parquet.write_table(table, tmp_path / 'runs.parquet')
+    with pytest.raises(ValueError, match=r"runs\.parquet is damaged, or not Parquet: 'utf-8' codec can't decode"):
+        read_runs(tmp_path / 'runs.parquet')
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
     (tmp_path / 'runs.parquet').write_text('')
