@@ -14,16 +14,14 @@ def register_family(family: ModelFamily) -> ModelFamily:
     """Adds a family: from then on its name is one of `config.model.family`, and of `model_type` in checkpoints.
 
     Raises:
-      ValueError: another family has the name; a field of its module is of a type that configs can't say.
+      ValueError: another family has the name.
 
     Example:
       >>> register_family(FAMILIES['gpt2']).name
       'gpt2'
     """
-    if FAMILIES.get(family.name, family) is not family:
+    if FAMILIES.setdefault(family.name, family) is not family:
         raise ValueError(f'a family {family.name!r} is there already')
-    if family.settings:  # which can be read
-        FAMILIES[family.name] = family
     return family
 
 

@@ -44,6 +44,9 @@ class ModelFamily:
       head_size: settings of a model -> how many outputs of queries and keys are a head's; None without heads.
       huggingface: its checkpoints; None where there are none.
 
+    Raises:
+      ValueError: a field of the module is of a type that configs can't say.
+
     Example:
       >>> from gaussq_jax import models
       >>> models.FAMILIES['llama'].axis_names('layers/attention/out/kernel')
@@ -60,6 +63,12 @@ class ModelFamily:
     )
     huggingface: 'HuggingFaceFormat | None' = None
 
+    def __post_init__(self):
+        for name, hint in self.settings.items():
+            if hint not in KINDS:
+                module = inspect.unwrap(self.module).__name__
+                raise ValueError(f'{module}.{name}: a setting must be an int, float or bool, not {hint}')
+
     @property
     def rules(self) -> tuple[MatrixRule | CastOnly, ...]:
         """How all its linear layers are read: (layer, in, out)."""
@@ -68,16 +77,11 @@ class ModelFamily:
 
     @functools.cached_property
     def settings(self) -> dict[str, type]:
-        """The fields that say what a model of it is, and their types, of KINDS; ValueError for another type."""
+        """The fields that say what a model of it is, and their types, of KINDS."""
         module = inspect.unwrap(self.module)
         hints = typing.get_type_hints(module)
-        found = {
-            field.name: hints[field.name] for field in dataclasses.fields(module) if field.name not in NOT_SETTINGS
-        }
-        for name, hint in found.items():
-            if hint not in KINDS:
-                raise ValueError(f'{module.__name__}.{name}: a setting must be an int, float or bool, not {hint}')
-        return found
+        names = [field.name for field in dataclasses.fields(module) if field.name not in NOT_SETTINGS]
+        return {name: hints[name] for name in names}
 
     @functools.cached_property
     def required(self) -> set[str]:
