@@ -39,8 +39,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.final_learning_rate = 1e-5
     config.optimizer.warmup_steps = 50
-    config.quantization.learning_rate = 2e-3
-    config.quantization.weight_decay = 2.0
+    if parsed.bitwidths == 'decay':
+        config.quantization.learning_rate = 2e-3
+        config.quantization.weight_decay = 2.0
     return config
 
 

@@ -19,7 +19,7 @@ SIZES = {'124m': dict(num_layers=12, hidden_size=768, mlp_size=3072, num_heads=1
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """A GPT-2 of this size; `parts` are the linear layers that are sampled."""
-    parsed = common.parse(argument, size=tuple(SIZES), **common.ARGUMENTS)
+    parsed = common.parse(argument, size=tuple(SIZES), **{**common.ARGUMENTS, 'bitwidths': ('decay', 'price')})
     config = common.base_config(parsed)
     config.name = f'gpt2-{parsed.size}-{parsed.method}'
     config.model = ConfigDict(dict(family='gpt2', **SIZES[parsed.size]))

@@ -23,7 +23,7 @@ SIZES = {
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """A Llama 2 of this size; `parts` are the linear layers that are sampled."""
-    parsed = common.parse(argument, size=tuple(SIZES), **common.ARGUMENTS)
+    parsed = common.parse(argument, size=tuple(SIZES), **{**common.ARGUMENTS, 'bitwidths': ('decay', 'price')})
     config = common.base_config(parsed)
     config.name = f'llama2-{parsed.size}-{parsed.method}'
     config.model = ConfigDict(dict(family='llama', **SIZES[parsed.size]))

@@ -12,6 +12,7 @@ VERSION_FIELD = 'config_version'
 # `common.base_config` adds a version, or to the last one if that is not released yet.
 MEANT_BEFORE = {
     2: {
+        'quantization': {'optimizer': 'adamw', 'start': 0.0, 'price': 0.0, 'fall': 0.0},
         'scan_unroll': 1,
         'invalid_text': 'error',
         'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},

@@ -26,7 +26,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.total_steps = 900
     config.optimizer.learning_rate = 3e-3
     config.optimizer.final_learning_rate = 1e-4
-    config.quantization.learning_rate = 2e-3
-    config.quantization.weight_decay = 2.25
+    if parsed.bitwidths == 'decay':
+        config.quantization.learning_rate = 2e-3
+        config.quantization.weight_decay = 2.25
     config.eval_every = config.checkpoint_every = 150
     return common.shrink(config) if parsed.smoke else config

@@ -36,7 +36,7 @@ def make_experiment(config, sizes=ONE_DEVICE, optimizer=None):
     with contextlib.ExitStack() as stack:
         stack.enter_context(on_mesh(sizes))
         if optimizer:
-            stack.enter_context(unittest.mock.patch.object(optimizers, 'make_optimizer', lambda _: optimizer))
+            stack.enter_context(unittest.mock.patch.object(optimizers, 'make_optimizer', lambda *_: optimizer))
         return training.make_experiment(config, VOCABULARY)
 
 

@@ -1,0 +1,88 @@
+"""What is told of learned bitwidths while they are learned."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gaussq_jax as gq
+from experiments.training import bitwidth_optimizers
+from experiments.training.experiment import Experiment, TrainState
+from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS
+from gaussq_jax.param_tree import short_names
+
+EDGES = np.arange(1, MOST_BITS + 1.25, 0.25)  # of the bins of histograms, in bits; the last bin has what is above, too
+
+
+class Histogram(NamedTuple):
+    """How many blocks of a matrix have which bitwidths."""
+
+    edges: np.ndarray  # (bins + 1,), in bits
+    counts: np.ndarray  # (bins,)
+
+
+def of_state(transform: gq.ParamTransform, state: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Mean, least and largest bitwidth over all blocks, as of each step; {} where none are learned."""
+    bitwidths = jax.tree.leaves(transform.bitwidths(state))
+    if not bitwidths:
+        return {}
+    return {
+        'bits/mean': gq.bitwidth_penalty(bitwidths),
+        'bits/min': functools.reduce(jnp.minimum, map(jnp.min, bitwidths)),
+        'bits/max': functools.reduce(jnp.maximum, map(jnp.max, bitwidths)),
+    }
+
+
+def penalty_gradient(experiment: Experiment, state: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The gradient by b_i of `config.quantization.penalty` times the mean bitwidth."""
+    penalty = experiment.config.quantization.penalty
+    if not penalty or not state:
+        return jax.tree.map(jnp.zeros_like, state)
+    return jax.grad(lambda b_i: penalty * gq.bitwidth_penalty(experiment.transform.bitwidths(b_i)))(state)
+
+
+def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str, Any], dict[str, Histogram]]]:
+    """A function state -> metrics, histograms of each kind of matrix; nothing where no bitwidths are learned.
+
+    The metrics are in bits: 'bits/p10' and 'bits/p90', percentiles over all blocks; 'bits/stored', the mean of the
+    formats that the blocks would be stored in, scales not counted; 'bits/matrix/<name>', an array of the mean of each
+    layer. 'bits/signal_to_noise' is that of a step's gradient of b_t, the root of the ratio of the sums of squares over
+    all blocks.
+    """
+    transform = experiment.transform
+    if not experiment.num_blocks:
+        return lambda state: ({}, {})
+    widths = [gq.format_for_bitwidth(bits).bits for bits in range(LEAST_BITS, MOST_BITS + 1)]
+
+    @jax.jit
+    def measure(state: TrainState):
+        bitwidths = transform.bitwidths(state.transform_state)
+        names = short_names(bitwidths)
+        blocks = jnp.concatenate([jnp.ravel(leaf) for leaf in bitwidths.values()])
+        as_they_act = jnp.round(blocks * 1024) / 1024
+        whole = jnp.clip(jnp.ceil(as_they_act), LEAST_BITS, MOST_BITS).astype(jnp.int32)
+        signal, noise = bitwidth_optimizers.moments_without(
+            penalty_gradient(experiment, state.transform_state), state.opt_state, experiment.config
+        )
+        metrics = {
+            'bits/p10': jnp.percentile(blocks, 10),
+            'bits/p90': jnp.percentile(blocks, 90),
+            'bits/stored': jnp.mean(jnp.asarray(widths, jnp.float32)[whole - LEAST_BITS]),
+            'bits/signal_to_noise': jnp.sqrt(signal / noise),
+        }
+        counts = {}
+        for path, leaf in bitwidths.items():
+            layers = leaf.reshape(-1, leaf.shape[-2] * leaf.shape[-1])
+            metrics[f'bits/matrix/{names[path]}'] = jnp.mean(layers, axis=1)
+            inside = jnp.clip(leaf, EDGES[0], EDGES[-1])
+            counts[names[path]] = jnp.histogram(inside, jnp.asarray(EDGES, jnp.float32))[0]
+        return metrics, counts
+
+    def report(state):
+        metrics, counts = jax.device_get(measure(state))
+        return metrics, {name: Histogram(EDGES, of_matrix) for name, of_matrix in counts.items()}
+
+    return report

@@ -1,0 +1,132 @@
+"""The optimizer of bitwidths, from the config: descent towards a price of their bits, or AdamW, as in the paper."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+import gaussq_jax as gq
+from experiments import methods
+from gaussq_jax.bitwidth_descent import BitwidthDescentState, signal_and_noise
+from gaussq_jax.bitwidths import LEAST_BITS
+
+AVERAGING = 0.98  # of descent
+USED = {'descent': ('price', 'fall'), 'adamw': ('learning_rate', 'weight_decay', 'penalty')}
+
+
+def make(config: ConfigDict, transform: gq.ParamTransform) -> optax.GradientTransformation:
+    """The optimizer of b_i; its gradients are those of the loss and of `config.quantization.penalty`.
+
+    Neither makes b_i negative: b_t stays at b_target or above.
+
+    Raises:
+      ValueError: for settings that are out of their range, that can't work, or that would do nothing; naming the field.
+    """
+    quantization = config.quantization
+    learns = methods.find(config.method).learns_bitwidths
+    if learns:
+        check(quantization)
+    if learns and quantization.optimizer == 'descent':
+        steps, start = quantization.fall * config.total_steps, quantization.start * config.total_steps
+        optimizer = gq.bitwidth_descent(
+            transform, price=quantization.price, steps=steps, start=start, averaging=AVERAGING
+        )
+        return optax.GradientTransformation(*optimizer)
+    adamw = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **_moments(config))
+    return _bounded(adamw if not quantization.start else _from_step(adamw, quantization.start * config.total_steps))
+
+
+def check(quantization: ConfigDict):
+    """Raises ValueError as `make`."""
+
+    def refuse(name, why):
+        raise ValueError(f'config.quantization.{name}={quantization[name]!r} {why}')
+
+    if quantization.optimizer not in USED:
+        refuse('optimizer', f'must be {" or ".join(map(repr, USED))}')
+    used = USED[quantization.optimizer]
+    for name in (name for names in USED.values() for name in names):
+        if not 0 <= quantization[name] < math.inf:
+            refuse(name, 'must not be negative, and finite')
+        if name not in used and quantization[name]:
+            others = ', '.join(used)
+            refuse(name, f"would do nothing with optimizer='{quantization.optimizer}', which uses {others}; set it to 0")
+    if not 0 <= quantization.start < 1:
+        refuse('start', 'must be at least 0 and less than 1: a share of the steps')
+    if quantization.b_init == quantization.b_target:
+        return  # constant: nothing is learned
+    if quantization.optimizer == 'descent':
+        if not quantization.price:
+            refuse('price', 'must be positive: without a price no bit is given up')
+        if not 0 < quantization.fall <= 1 - quantization.start:
+            refuse('fall', f'must be positive, and at most 1 - start = {1 - quantization.start:g}: a share of the steps')
+        if quantization.b_target < LEAST_BITS:
+            refuse('b_target', f'must be at least {LEAST_BITS}: fewer bits have no narrower format, and save nothing')
+        return
+    if not quantization.learning_rate:
+        refuse('learning_rate', 'would leave the bitwidths at b_init; for constant ones set b_target to b_init')
+    if quantization.learning_rate >= 1:
+        refuse('learning_rate', 'must be less than 1: one step of AdamW would go from b_init to b_target and beyond')
+    if quantization.learning_rate * quantization.weight_decay >= 1:
+        most = 1 / quantization.learning_rate
+        refuse('weight_decay', f'must be less than {most:g}, 1 / learning_rate: one step would take b_i to 0 or beyond')
+
+
+def moments_without(pull: Any, opt_state: Any, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Squares of signal and noise of the loss's gradient by the bitwidths, as the optimizer's state has averaged it.
+
+    Args:
+      pull: a tree like b_i, what the gradients had of the penalty.
+      opt_state: of `optimizers.make_optimizer`'s optimizer, after at least one step.
+
+    Returns:
+      Sums over all blocks, as of `signal_and_noise`.
+    """
+    of_descent = lambda node: isinstance(node, BitwidthDescentState | optax.ScaleByAdamState)
+    nodes = jax.tree.leaves(opt_state.inner_states['bitwidths'], is_leaf=of_descent)
+    state = next(node for node in nodes if of_descent(node))
+    if isinstance(state, BitwidthDescentState):
+        mean, square, decays = state.mean, state.square, (AVERAGING, AVERAGING)
+    else:
+        mean, square, decays = state.mu, state.nu, (config.optimizer.b1, config.optimizer.b2)
+    of_mean, of_square = (1 - jnp.float32(decay) ** state.count.astype(jnp.float32) for decay in decays)
+    share = (1 - decays[0]) / (1 + decays[0])
+    signal = noise = jnp.float32(0)
+    for m, v, p in zip(*map(jax.tree.leaves, (mean, square, pull))):
+        m, v = m / of_mean, v / of_square
+        v = v - m * m + (m - p) * (m - p)  # as if the pull had not been there
+        of_leaf = signal_and_noise(m - p, v, share)
+        signal, noise = signal + of_leaf[0], noise + of_leaf[1]
+    return signal, noise
+
+
+def _moments(config: ConfigDict) -> dict[str, float]:
+    optimizer = config.optimizer
+    return dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+
+
+def _bounded(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer, which takes no b_i below 0; it has the same state, by which checkpoints know it."""
+
+    def update(gradients, state, b_i=None):
+        updates, state = optimizer.update(gradients, state, b_i)
+        return jax.tree.map(lambda u, b: jnp.where(b + u < 0, -b, u), updates, b_i), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _from_step(optimizer: optax.GradientTransformation, start: float) -> optax.GradientTransformation:
+    """The same optimizer, which changes nothing in the first `start` steps but its averages."""
+
+    def init(b_i):
+        return jnp.zeros((), jnp.int32), optimizer.init(b_i)
+
+    def update(gradients, state, b_i=None):
+        count, inner = state
+        updates, inner = optimizer.update(gradients, inner, b_i)
+        return jax.tree.map(lambda u: jnp.where(count < start, 0, u), updates), (count + 1, inner)
+
+    return optax.GradientTransformation(init, update)
