@@ -9,7 +9,7 @@ import matplotlib.ticker
 import numpy as np
 
 from experiments.laws import known_laws, studies
-from experiments.laws.html_page import heading, image, page, paragraph, table
+from experiments.reports.html_page import heading, image, page, paragraph, table
 from experiments.laws.known_laws import KnownLaw
 from experiments.laws.notation import UNKNOWN, block_name, format_name, human, value_text
 from experiments.laws.studies import Study

@@ -1,6 +1,5 @@
 """What quantization does to each weight matrix of a run: its bits, and what is lost; table, CSV and picture."""
 
-import itertools
 import math
 import pathlib
 from collections import Counter
@@ -19,6 +18,7 @@ from experiments.files import csv_files, json_files
 from experiments.methods import settings as method_settings
 from experiments.reports import palette, pictures
 from experiments.training.experiment import Experiment, TrainState
+from gaussq_jax import param_tree
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed import Layout, LeafLayout, packed_bytes, value_per_weight
 from gaussq_jax.param_reading import matrix_rules
@@ -189,7 +189,7 @@ def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A line a matrix, and one for all weights; with the formats that they have, if those differ."""
-    names = short_names([row.path for row in rows])
+    names = param_tree.short_names([row.path for row in rows])
     cells = [('layer', 'matrix', 'bits', 'underflow', 'saturating', 'SQNR', 'formats')]
     everything = Row('all', 0, total(rows), total_formats(rows))
     for row in [*rows, everything]:
@@ -253,7 +253,7 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
 
     Kinds that coincide stay visible: few layers have their markers side by side, many have them in turns.
     """
-    names = short_names([row.path for row in rows])
+    names = param_tree.short_names([row.path for row in rows])
     num_layers = 1 + max(row.layer for row in rows)
     few = num_layers <= 12
     with plt.rc_context(pictures.STYLE):
@@ -282,16 +282,6 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
         figure.suptitle(title, fontsize=10)
         pictures.save(figure, file)
         plt.close(figure)
-
-
-def short_names(paths: Sequence[str]) -> Mapping[str, str]:
-    """'layers/attention/query/kernel' -> 'query': without 'kernel', as many last parts as keep the paths apart."""
-    paths = list(dict.fromkeys(paths))
-    parts = [path.removesuffix('/kernel').split('/') for path in paths]
-    for depth in itertools.count(1):
-        names = ['/'.join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(paths, names))
 
 
 def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix: Callable) -> list[Row]:

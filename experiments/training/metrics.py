@@ -20,7 +20,9 @@ from tensorboardX.record_writer import RecordWriter
 from experiments.files import json_files, paths
 from gaussq_jax.atomic_files import named_errors, open_own, replace_file
 
-RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|device_memory)/.*')  # not in lines
+RECORDED_ONLY = re.compile(  # not in lines
+    'bits/(min|max|p10|p90|stored|gradient_norm|signal_to_noise|matrix/.*)|(step_seconds|seconds|device_memory)/.*'
+)
 WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
 
 
@@ -29,8 +31,8 @@ class MetricWriter(contextlib.AbstractContextManager):
 
     - `metrics.jsonl` gets a line for each call of `write`: `{"step": 20, "train/loss": 2.31, ...}`. JSON has
       no NaN and no infinity: they are the strings "NaN", "Infinity" and "-Infinity" there, and floats again
-      in what `read_metrics` returns.
-    - `tensorboard/` gets the same as events.
+      in what `read_metrics` returns. A metric of several numbers, such as one a layer, is a list there.
+    - `tensorboard/` gets the same as events; the i-th number of a list has the tag `<name>/<i>`.
     - On a terminal, a `write` with 'train/loss' moves the progress bar, which shows speed and bitwidths too, as
       far as there is room; any other `write` is a line above it. Elsewhere every `write` is a line: what is
       printed, and in which order, is what the caller writes, without the names of `RECORDED_ONLY`. Both tell
@@ -99,16 +101,16 @@ class MetricWriter(contextlib.AbstractContextManager):
             )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Records the metrics of a step: Python, NumPy or JAX scalars by name.
+        """Records the metrics of a step: Python, NumPy or JAX scalars by name, or lists or 1-d arrays of them.
 
         Raises:
-          ValueError: a metric is not a real number, or is named 'step'.
+          ValueError: a metric is no real number and no list of real numbers, or is named 'step'.
         """
         if not self._is_main_process:
             return
         if 'step' in metrics:
             raise ValueError("metrics: 'step' is the name of the step itself")
-        values = {name: _to_number(name, value) for name, value in metrics.items()}
+        values = {name: _to_numbers(name, value) for name, value in metrics.items()}
         with named_errors(self._metrics_path), open_own(self._metrics_path, 'a') as file:
             file.write(_to_line({'step': int(step), **values}))
         self._events.write(int(step), values)
@@ -120,7 +122,8 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._bar.refresh()
         else:
             position = f'step {step:>{len(str(self._total_steps))}}/{self._total_steps}'
-            texts = [_to_text(name, value) for name, value in values.items() if not RECORDED_ONLY.fullmatch(name)]
+            shown = {name: value for name, value in values.items() if not RECORDED_ONLY.fullmatch(name)}
+            texts = [_to_text(name, value) for name, value in _scalars(shown).items()]
             self.show('  '.join([position, *texts, *_waits(values)]))
 
     def show(self, line: str) -> None:
@@ -174,8 +177,8 @@ class _Events:
         self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
         self.purge(first_step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(values).items()]
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
     def purge(self, step: int) -> None:
@@ -194,10 +197,10 @@ class _Events:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order, as dicts of numbers; without a last line that was cut off.
+    """The lines of a metrics.jsonl, in order, as dicts of numbers and of lists of floats; without a last line that was cut off.
 
     Raises:
-      ValueError: another line is no JSON object.
+      ValueError: another line is no JSON object of those.
 
     Example:
       losses = [(line['step'], line['train/loss']) for line in read_metrics(path) if 'train/loss' in line]
@@ -215,19 +218,36 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return metrics
 
 
-def _of_line(name: str, value: Any) -> int | float:
+def _of_line(name: str, value: Any) -> int | float | list[float]:
+    if isinstance(value, list) and not any(isinstance(inner, list) for inner in value):
+        return [float(_of_line(name, inner)) for inner in value]
     if json_files.is_a(value, str):
         value = float(value)
     if not json_files.is_a(value, float):
-        raise ValueError(f'{name[:80]!r} must be a number')
+        raise ValueError(f'{name[:80]!r} must be a number, or a list of numbers')
     return value
+
+
+def _to_numbers(name: str, value: Any) -> int | float | list[float]:
+    if isinstance(value, list | tuple) or getattr(value, 'ndim', 0) == 1:
+        return [float(_to_number(name, inner)) for inner in value]
+    return _to_number(name, value)
 
 
 def _to_number(name: str, value: Any) -> int | float:
     number = value.item() if hasattr(value, 'item') and getattr(value, 'ndim', 0) == 0 else value
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
-        raise ValueError(f'metrics[{name!r}] = {value!r}: a metric is one real number')
+        raise ValueError(f'metrics[{name!r}] = {value!r}: a metric is one real number, or a list of them')
     return int(number) if isinstance(number, numbers.Integral) else float(number)
+
+
+def _scalars(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+    """Each number under a name of its own: that of its list, and its place there."""
+    scalars = {}
+    for name, value in values.items():
+        of_name = {f'{name}/{i}': inner for i, inner in enumerate(value)} if isinstance(value, list) else {name: value}
+        scalars.update(of_name)
+    return scalars
 
 
 def _encode(value: Any) -> Any:

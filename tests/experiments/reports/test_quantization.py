@@ -18,7 +18,7 @@ from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.reports import quantization as report
 from experiments.training import experiment as training
-from gaussq_jax import models
+from gaussq_jax import models, param_tree
 
 evaluate = import_program('evaluate')
 
@@ -206,7 +206,7 @@ def test_every_matrix_of_every_layer():
     run = run_of('method=fqt')
     quantizer = report.choose_quantizer(run.experiment.config)
     rows = report.measure_run(run.experiment, run.state, quantizer)
-    names = report.short_names([row.path for row in rows])
+    names = param_tree.short_names([row.path for row in rows])
     assert [(row.layer, names[row.path]) for row in rows] == [(layer, kind) for layer in range(2) for kind in KINDS]
     assert sum(row.measurement.values for row in rows) == run.experiment.num_linear_params
     weights = np.asarray(run.state.params['layers']['mlp']['down']['kernel'][1])  # 144 rows: a ragged block
@@ -275,12 +275,6 @@ def test_table_of_several_formats():
 def test_rows_through_json():
     rows = rows_of(2, {'e3m2': 750, 'e2m1': 250})
     assert report.from_json(json.loads(json.dumps(report.to_json(rows)))) == rows
-
-
-def test_short_names():
-    paths = ['a/attention/out/kernel', 'a/mlp/up/kernel', 'b/mlp/up/kernel', 'a/mlp/up/kernel']
-    assert report.short_names(paths) == dict(zip(paths, ['a/attention/out', 'a/mlp/up', 'b/mlp/up']))
-    assert list(report.short_names(paths[:2]).values()) == ['out', 'up']
 
 
 def test_csv(tmp_path):
