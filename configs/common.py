@@ -5,33 +5,8 @@ import math
 from ml_collections import ConfigDict
 
 from experiments.methods import METHODS
-from experiments.methods.settings import SHARED
+from experiments.methods.settings import BITWIDTHS, SHARED
 
-# How bitwidths are learned: fields of `config.quantization`. A field that its optimizer has no use for is 0.
-BITWIDTHS = {
-    'price': dict(
-        b_init=8.0,
-        b_target=3.0,
-        optimizer='descent',  # gq.bitwidth_descent
-        start=0.6,
-        price=0.05,
-        fall=0.2,
-        learning_rate=0.0,
-        weight_decay=0.0,
-        penalty=0.0,
-    ),
-    'decay': dict(  # of arXiv 2505.11170
-        b_init=6.0,
-        b_target=4.0,
-        optimizer='adamw',
-        start=0.0,
-        price=0.0,
-        fall=0.0,
-        learning_rate=1e-3,
-        weight_decay=1.0,
-        penalty=0.0,
-    ),
-}
 NOT_GIVEN = math.nan  # of b_init and b_target: as BITWIDTHS has them
 ARGUMENTS = dict(  # of every config
     method=METHODS, **{**SHARED, 'b_init': NOT_GIVEN, 'b_target': NOT_GIVEN}, bitwidths=BITWIDTHS, smoke=False
@@ -76,10 +51,9 @@ def base_config(argument: ConfigDict) -> ConfigDict:
       argument: as parsed, with `ARGUMENTS`.
     """
     of_bitwidths = dict(BITWIDTHS[argument.bitwidths])
-    method = METHODS[argument.method]
     for name in ('b_init', 'b_target'):
-        default = of_bitwidths[name] if method.learns_bitwidths else SHARED[name]
-        of_bitwidths[name] = default if math.isnan(argument[name]) else argument[name]
+        if not math.isnan(argument[name]):
+            of_bitwidths[name] = argument[name]
     return ConfigDict(
         dict(
             seed=0,
@@ -106,7 +80,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 #   weight_decay   of b_i; alone, it makes them exp(-learning_rate weight_decay step)
                 #   penalty        times the mean bitwidth, added to the loss
                 **of_bitwidths,
-                **method.own_settings,
+                **METHODS[argument.method].own_settings,
             ),
             # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.
             dataset='python_stdlib',

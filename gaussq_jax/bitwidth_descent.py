@@ -12,11 +12,12 @@ from gaussq_jax.param_transforms import ParamTransform
 
 
 class BitwidthDescentState(NamedTuple):
-    """What `bitwidth_descent` remembers. Trees are like b_i."""
+    """What `bitwidth_descent` remembers: averages over the last steps, of each block. Trees are like b_i."""
 
     count: jax.Array  # int32, updates so far
-    mean: Any  # of the loss's gradient by b_t, over the last steps, in prices of a bit
-    square: Any  # of its square
+    gradient: Any  # of -dL/db_t, in prices of a bit
+    power: Any  # of 4^-b_t
+    square: Any  # of (dL/db_t)^2 / 4^-b_t
 
 
 class BitwidthDescent(NamedTuple):
@@ -32,24 +33,26 @@ def bitwidth_descent(
     price: float,
     steps: float,
     start: float = 0,
-    averaging: float = 0.98,
+    averaging: float = 0.99,
     cost: Callable[[jax.Array], jax.Array] = stored_bits,
 ) -> BitwidthDescent:
     """Finds the bitwidths at which the loss would rise by as much as fewer bits save: an optimizer of b_i.
 
-    It minimises L + price * mean over blocks of cost(b_t), step by step, with the gradient of L alone handed to it:
+    It minimises L + price * mean over blocks of cost(b_t), and is handed the gradient of L alone. Noise of a step
+    size of 2^(1 - b_t) raises the loss in proportion to its variance, and so does its gradient fall with b_t:
 
-        g_t   <- dL/db_t * blocks / price                    what the loss loses by a bit, in prices of a bit
-        mean  <- averaging * mean + (1 - averaging) * g_t    and the same of g_t^2
-        g     =  m + s (mean - m)                            m: mean over the blocks of a matrix
-        b_t   <- max(b_t - (b_init - b_target) / steps * (cost'(b_t) + g), b_target)
+        -dL/db_t * blocks / price = c 4^-b_t    in prices of a bit; c is what a block's precision is worth
 
-    One step's g_t is mostly noise, of one draw of R and one batch. It is averaged over steps, and what then is left of
-    the noise is taken out of the differences between the blocks of a matrix, as far as it explains them:
-    s = max(0, 1 - noise / variance), where variance is that of `mean` over the blocks, and noise is
-    (1 - averaging) / (1 + averaging) times the mean over the blocks of the variance of g_t (James and Stein).
+    A single step's gradient is mostly noise, of one draw of R and one batch, whose variance is proportional to 4^-b_t,
+    too. Then the best estimate of c is a ratio of averages over steps, whatever b_t was in them; with it, b_t goes to
+    where the slope is 0 by Newton's steps, of at most (b_init - b_target) / steps bits:
 
-    Unlike Adam's, a step grows with the gradient: a block that the loss holds stays, one that it doesn't hold falls.
+        c    = average(-dL/db_t * blocks / price) / average(4^-b_t)
+        c    = m + s (c - m)                           m: mean of c over the blocks of a matrix
+        b_t <- b_t - (cost'(b_t) - c 4^-b_t) / (2 ln 2 c 4^-b_t), and not below b_target
+
+    s takes out of the differences between a matrix's blocks what noise explains of them: s = max(0, 1 - noise /
+    variance), variance that of c over the blocks, noise the mean of what c's own is (James and Stein).
 
     Args:
       transform: the sampling whose state is optimised; it knows b_init and b_target.
@@ -92,50 +95,56 @@ def bitwidth_descent(
         raise ValueError(f'averaging={averaging!r} must be at least 0 and less than 1')
     of_block = lambda b_i: transform.bitwidths({'': b_i})['']
     slope = jax.vmap(jax.grad(cost))
+    share = (1 - averaging) / (1 + averaging)  # of the variance of one step, what an average has
 
     def init(b_i):
         zeros = lambda: jax.tree.map(jnp.zeros_like, b_i)
-        return BitwidthDescentState(jnp.zeros((), jnp.int32), zeros(), zeros())
+        return BitwidthDescentState(jnp.zeros((), jnp.int32), zeros(), zeros(), zeros())
 
     def update(gradients, state, b_i):
         blocks = sum(leaf.size for leaf in jax.tree.leaves(b_i))
-        bits_per_unit = of_block(jnp.float32(1)) - of_block(jnp.float32(0))  # b_init - b_target
-        unit = jnp.where(bits_per_unit > 0, bits_per_unit * price / max(blocks, 1), jnp.inf)
+        span = of_block(jnp.float32(1)) - of_block(jnp.float32(0))  # b_init - b_target, in bits for each 1 of b_i
+        learns = span > 0
+        unit = jnp.where(learns, span * price / max(blocks, 1), jnp.inf)
         average = lambda old, new: averaging * old + (1 - averaging) * new
-        in_prices = jax.tree.map(lambda gradient: gradient / unit, gradients)
-        mean = jax.tree.map(average, state.mean, in_prices)
-        square = jax.tree.map(lambda old, g: average(old, g * g), state.square, in_prices)
-        count = state.count + 1
-        unbiased = 1 - averaging ** count.astype(jnp.float32)
-        moves = (count > start) & (bits_per_unit > 0)
+        powers = jax.tree.map(lambda b_i: jnp.exp2(-2 * of_block(b_i)), b_i)
+        squares = jax.tree.map(lambda gradient, power: jnp.square(gradient / unit) / power, gradients, powers)
+        state = BitwidthDescentState(
+            state.count + 1,
+            jax.tree.map(lambda old, gradient: average(old, -gradient / unit), state.gradient, gradients),
+            jax.tree.map(average, state.power, powers),
+            jax.tree.map(average, state.square, squares),
+        )
+        unbiased = 1 - averaging ** state.count.astype(jnp.float32)
+        moves = learns & (state.count > start)
 
-        def change(b_i, mean, square):
-            held = _shrunk(mean / unbiased, square / unbiased, (1 - averaging) / (1 + averaging))
+        def change(b_i, power, *averages):
+            c, noise = worth_and_noise(*averages, unbiased, share)
+            held = _shrunk(c, noise) * power
             bits = of_block(b_i)
-            pull = slope(bits.ravel()).reshape(bits.shape)
-            return jnp.where(moves, jnp.maximum(b_i - (pull + held) / steps, 0) - b_i, 0)
+            surplus = slope(bits.ravel()).reshape(bits.shape) - held
+            newton = surplus / (2 * math.log(2) * jnp.maximum(held, 1e-6))
+            step = jnp.clip(newton, -span / steps, span / steps) / jnp.where(learns, span, 1)
+            return jnp.where(moves, jnp.maximum(b_i - step, 0) - b_i, 0)
 
-        return jax.tree.map(change, b_i, mean, square), BitwidthDescentState(count, mean, square)
+        return jax.tree.map(change, b_i, powers, state.gradient, state.power, state.square), state
 
     return BitwidthDescent(init, update)
 
 
-def signal_and_noise(mean: jax.Array, square: jax.Array, share: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Squares of what a gradient is, and of how far one step's is from it; sums over all blocks, float32.
+def worth_and_noise(
+    gradient: jax.Array, power: jax.Array, square: jax.Array, unbiased: jax.Array, share: float
+) -> tuple[jax.Array, jax.Array]:
+    """What a block's precision is worth, c, and the variance of this estimate; from averages as the state has them."""
+    gradient, power, square = gradient / unbiased, power / unbiased, square / unbiased
+    c = gradient / power
+    of_one_step = jnp.maximum(square - c * gradient, 0) / (1 - share)  # its variance is this times 4^-b_t
+    return c, share * of_one_step / power
 
-    Args:
-      mean, square: averages of a gradient and of its square over some steps.
-      share: of the variance of one step's gradient that `mean` has.
-    """
-    noise = jnp.sum(jnp.maximum(square - mean * mean, 0)) / (1 - share)
-    return jnp.maximum(jnp.sum(mean * mean) - share * noise, 0), noise
 
-
-def _shrunk(mean: jax.Array, square: jax.Array, share: float) -> jax.Array:
-    """The means of blocks (.., rows, columns), those of a matrix drawn together as far as noise has them apart."""
+def _shrunk(c: jax.Array, noise: jax.Array) -> jax.Array:
+    """Values of blocks (.., rows, columns), those of a matrix drawn together as far as noise has them apart."""
     over_blocks = lambda x: jnp.mean(x, axis=(-2, -1), keepdims=True)
-    of_matrix = over_blocks(mean)
-    noise = share / (1 - share) * over_blocks(jnp.maximum(square - mean * mean, 0))
-    variance = over_blocks(jnp.square(mean - of_matrix))
-    kept = jnp.maximum(1 - noise / jnp.where(variance > 0, variance, jnp.inf), 0)
-    return of_matrix + kept * (mean - of_matrix)
+    variance = over_blocks(jnp.square(c - over_blocks(c)))
+    kept = jnp.maximum(1 - over_blocks(noise) / jnp.where(variance > 0, variance, jnp.inf), 0)
+    return over_blocks(c) + kept * (c - over_blocks(c))

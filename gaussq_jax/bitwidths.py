@@ -10,13 +10,10 @@ import jax.numpy as jnp
 
 from gaussq_jax.formats import FloatFormat
 
-
 LEAST_BITS, MOST_BITS = 3, 10  # of bitwidths that have a format of their own; bfloat16 loses the noise of more
 
 
-def effective_bitwidths(
-    b_i: jax.Array, b_init: float, b_target: float, *, b_most: float | None = None
-) -> jax.Array:
+def effective_bitwidths(b_i: jax.Array, b_init: float, b_target: float, *, b_most: float | None = None) -> jax.Array:
     """The bitwidths that act: b_t = b_target + b_i (b_init - b_target), bounded by b_target and b_most.
 
     b_i starts at 1, where b_t = b_init; weight decay or a penalty pulls it to 0, where b_t = b_target. Beyond a bound,
@@ -105,7 +102,7 @@ def holds_noise(fmt: FloatFormat, b_t: float) -> bool:
 
 
 def most_bits_held(fmt: FloatFormat) -> float:
-    """The largest whole bitwidth whose rounded normal noise survives in the format; -inf if that of no bitwidth does."""
+    """The largest whole bitwidth whose rounded normal noise survives in the format; -inf if there is none."""
     return max((float(b) for b in range(1, MOST_BITS + 1) if holds_noise(fmt, b)), default=-math.inf)
 
 

@@ -13,7 +13,7 @@ from experiments.methods.fully_quantized import FQT
 from experiments.methods.method import Method
 from experiments.methods.quantization_aware import QAT
 from experiments.methods.sampling import DIFFQ, GAUSSWS
-from experiments.methods.settings import SHARED
+from experiments.methods.settings import BITWIDTHS, SHARED
 from gaussq_jax import models
 
 METHODS = {method.name: method for method in (GAUSSWS, DIFFQ, QAT, FQT, BF16)}
@@ -52,7 +52,8 @@ def check_settings(config: ConfigDict):
         if type(value) not in ((kind, int) if kind is float else (kind,)):
             raise ValueError(f'config.quantization.{name}={value!r} must be of the type {kind.__name__}')
     for name, default in unused_settings(config.method).items():
-        if (value := config.quantization[name]) != default:
+        ways = [default, *(way[name] for way in BITWIDTHS.values() if name in way)]
+        if (value := config.quantization[name]) not in ways:
             uses = ', '.join((*method.settings, *method.own_settings)) or 'none of the settings'
             raise ValueError(
                 f'config.quantization.{name}={value!r} would do nothing with method={config.method}, which uses {uses};'

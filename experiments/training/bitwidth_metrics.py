@@ -25,7 +25,7 @@ class Histogram(NamedTuple):
 
 
 def of_state(transform: gq.ParamTransform, state: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Mean, least and largest bitwidth over all blocks, as of each step; {} where none are learned."""
+    """'bits/mean', 'bits/min' and 'bits/max' over all blocks; {} where none are learned."""
     bitwidths = jax.tree.leaves(transform.bitwidths(state))
     if not bitwidths:
         return {}
@@ -47,10 +47,10 @@ def penalty_gradient(experiment: Experiment, state: dict[str, jax.Array]) -> dic
 def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str, Any], dict[str, Histogram]]]:
     """A function state -> metrics, histograms of each kind of matrix; nothing where no bitwidths are learned.
 
-    The metrics are in bits: 'bits/p10' and 'bits/p90', percentiles over all blocks; 'bits/stored', the mean of the
-    formats that the blocks would be stored in, scales not counted; 'bits/matrix/<name>', an array of the mean of each
-    layer. 'bits/signal_to_noise' is that of a step's gradient of b_t, the root of the ratio of the sums of squares over
-    all blocks.
+    The metrics are in bits: those of `of_state`; 'bits/p10' and 'bits/p90', percentiles over all blocks; 'bits/stored',
+    the mean of the formats that the blocks would be stored in, scales not counted; 'bits/matrix/<name>', an array of
+    the mean of each layer. 'bits/signal_to_noise' is that of one step's gradient by b_t, as the optimizer has averaged
+    it: the root of the ratio of the sums of squares over all blocks.
     """
     transform = experiment.transform
     if not experiment.num_blocks:
@@ -64,21 +64,21 @@ def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str
         blocks = jnp.concatenate([jnp.ravel(leaf) for leaf in bitwidths.values()])
         as_they_act = jnp.round(blocks * 1024) / 1024
         whole = jnp.clip(jnp.ceil(as_they_act), LEAST_BITS, MOST_BITS).astype(jnp.int32)
-        signal, noise = bitwidth_optimizers.moments_without(
-            penalty_gradient(experiment, state.transform_state), state.opt_state, experiment.config
-        )
-        metrics = {
+        pull = penalty_gradient(experiment, state.transform_state)
+        metrics = of_state(transform, state.transform_state) | {
             'bits/p10': jnp.percentile(blocks, 10),
             'bits/p90': jnp.percentile(blocks, 90),
             'bits/stored': jnp.mean(jnp.asarray(widths, jnp.float32)[whole - LEAST_BITS]),
-            'bits/signal_to_noise': jnp.sqrt(signal / noise),
+            'bits/signal_to_noise': bitwidth_optimizers.signal_to_noise(
+                state.opt_state, bitwidths, pull, experiment.config
+            ),
         }
         counts = {}
         for path, leaf in bitwidths.items():
             layers = leaf.reshape(-1, leaf.shape[-2] * leaf.shape[-1])
             metrics[f'bits/matrix/{names[path]}'] = jnp.mean(layers, axis=1)
             inside = jnp.clip(leaf, EDGES[0], EDGES[-1])
-            counts[names[path]] = jnp.histogram(inside, jnp.asarray(EDGES, jnp.float32))[0]
+            counts[f'bits/histogram/{names[path]}'] = jnp.histogram(inside, jnp.asarray(EDGES, jnp.float32))[0]
         return metrics, counts
 
     def report(state):

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import methods
-from gaussq_jax.bitwidth_descent import BitwidthDescentState, signal_and_noise
+from gaussq_jax.bitwidth_descent import BitwidthDescentState, worth_and_noise
 from gaussq_jax.bitwidths import LEAST_BITS
 
-AVERAGING = 0.98  # of descent
+AVERAGING = 0.99  # of descent
 USED = {'descent': ('price', 'fall'), 'adamw': ('learning_rate', 'weight_decay', 'penalty')}
 
 
@@ -53,7 +53,9 @@ def check(quantization: ConfigDict):
             refuse(name, 'must not be negative, and finite')
         if name not in used and quantization[name]:
             others = ', '.join(used)
-            refuse(name, f"would do nothing with optimizer='{quantization.optimizer}', which uses {others}; set it to 0")
+            refuse(
+                name, f"would do nothing with optimizer='{quantization.optimizer}', which uses {others}; set it to 0"
+            )
     if not 0 <= quantization.start < 1:
         refuse('start', 'must be at least 0 and less than 1: a share of the steps')
     if quantization.b_init == quantization.b_target:
@@ -62,7 +64,9 @@ def check(quantization: ConfigDict):
         if not quantization.price:
             refuse('price', 'must be positive: without a price no bit is given up')
         if not 0 < quantization.fall <= 1 - quantization.start:
-            refuse('fall', f'must be positive, and at most 1 - start = {1 - quantization.start:g}: a share of the steps')
+            refuse(
+                'fall', f'must be positive, and at most 1 - start = {1 - quantization.start:g}: a share of the steps'
+            )
         if quantization.b_target < LEAST_BITS:
             refuse('b_target', f'must be at least {LEAST_BITS}: fewer bits have no narrower format, and save nothing')
         return
@@ -75,32 +79,42 @@ def check(quantization: ConfigDict):
         refuse('weight_decay', f'must be less than {most:g}, 1 / learning_rate: one step would take b_i to 0 or beyond')
 
 
-def moments_without(pull: Any, opt_state: Any, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """Squares of signal and noise of the loss's gradient by the bitwidths, as the optimizer's state has averaged it.
+def signal_to_noise(opt_state: Any, bitwidths: Any, pull: Any, config: ConfigDict) -> jax.Array:
+    """How large the loss's gradient by b_t is beside what one step's adds to it: root of the ratio of sums of squares.
 
     Args:
-      pull: a tree like b_i, what the gradients had of the penalty.
-      opt_state: of `optimizers.make_optimizer`'s optimizer, after at least one step.
-
-    Returns:
-      Sums over all blocks, as of `signal_and_noise`.
+      opt_state: of `optimizers.make_optimizer`'s optimizer, after at least one step, whose averages these are.
+      bitwidths: b_t, a tree with the leaves of b_i.
+      pull: another, what the gradients by b_i had of the penalty.
     """
-    of_descent = lambda node: isinstance(node, BitwidthDescentState | optax.ScaleByAdamState)
-    nodes = jax.tree.leaves(opt_state.inner_states['bitwidths'], is_leaf=of_descent)
-    state = next(node for node in nodes if of_descent(node))
+    is_ours = lambda node: isinstance(node, BitwidthDescentState | optax.ScaleByAdamState)
+    nodes = jax.tree.leaves(opt_state.inner_states['bitwidths'], is_leaf=is_ours)
+    state = next(node for node in nodes if is_ours(node))
     if isinstance(state, BitwidthDescentState):
-        mean, square, decays = state.mean, state.square, (AVERAGING, AVERAGING)
+        averages, of_leaf = (state.gradient, state.power, state.square, bitwidths), _of_descent
+        decays = (AVERAGING,)
     else:
-        mean, square, decays = state.mu, state.nu, (config.optimizer.b1, config.optimizer.b2)
-    of_mean, of_square = (1 - jnp.float32(decay) ** state.count.astype(jnp.float32) for decay in decays)
-    share = (1 - decays[0]) / (1 + decays[0])
-    signal = noise = jnp.float32(0)
-    for m, v, p in zip(*map(jax.tree.leaves, (mean, square, pull))):
-        m, v = m / of_mean, v / of_square
-        v = v - m * m + (m - p) * (m - p)  # as if the pull had not been there
-        of_leaf = signal_and_noise(m - p, v, share)
-        signal, noise = signal + of_leaf[0], noise + of_leaf[1]
-    return signal, noise
+        averages, of_leaf = (state.mu, state.nu, pull), _of_adam
+        decays = (config.optimizer.b1, config.optimizer.b2)
+    unbiased = [1 - decay ** state.count.astype(jnp.float32) for decay in decays]
+    share = (1 - decays[0]) / (1 + decays[0])  # of the variance of one step, what an average has
+    sums = [of_leaf(*leaves, *unbiased, share) for leaves in zip(*map(jax.tree.leaves, averages))]
+    signal, noise = (sum(jnp.sum(of_leaf) for of_leaf in squares) for squares in zip(*sums))
+    return jnp.sqrt(jnp.maximum(signal, 0) / jnp.maximum(noise, jnp.finfo(jnp.float32).tiny))
+
+
+def _of_descent(gradient, power, square, bits, unbiased, share):
+    """Squares of signal and noise of each block."""
+    c, noise = worth_and_noise(gradient, power, square, unbiased, share)
+    now = jnp.exp2(-2 * bits)
+    return (c * c - noise) * now * now, noise * (power / unbiased) / share * now
+
+
+def _of_adam(mean, square, pull, of_mean, of_square, share):
+    """The same."""
+    mean = mean / of_mean
+    noise = jnp.maximum(square / of_square - mean * mean, 0) / (1 - share)
+    return jnp.square(mean - pull) - share * noise, noise
 
 
 def _moments(config: ConfigDict) -> dict[str, float]:

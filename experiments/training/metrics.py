@@ -9,12 +9,14 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TextIO
 
+import numpy as np
 import tqdm
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 from tensorboardX.record_writer import RecordWriter
 
 from experiments.files import json_files, paths
@@ -100,8 +102,12 @@ class MetricWriter(contextlib.AbstractContextManager):
                 miniters=1,
             )
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(
+        self, step: int, metrics: Mapping[str, Any], histograms: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Records the metrics of a step: Python, NumPy or JAX scalars by name, or lists or 1-d arrays of them.
+
+        TensorBoard gets the histograms, too: by name, pairs of the edges of the bins and of how many there are in each.
 
         Raises:
           ValueError: a metric is no real number and no list of real numbers, or is named 'step'.
@@ -113,7 +119,7 @@ class MetricWriter(contextlib.AbstractContextManager):
         values = {name: _to_numbers(name, value) for name, value in metrics.items()}
         with named_errors(self._metrics_path), open_own(self._metrics_path, 'a') as file:
             file.write(_to_line({'step': int(step), **values}))
-        self._events.write(int(step), values)
+        self._events.write(int(step), values, histograms)
         if self._bar is not None and 'train/loss' in values:
             self._bar.ncols = self._columns()
             room = self._bar.ncols - len(f'{self._total_steps}/{self._total_steps} |123| 100:00:00 left')
@@ -177,9 +183,10 @@ class _Events:
         self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
         self.purge(first_step)
 
-    def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:
+    def write(self, step: int, values: Mapping[str, float | list[float]], histograms: Mapping[str, Any]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(values).items()]
-        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        counted = [Summary.Value(tag=name, histo=_histogram(*of_name)) for name, of_name in histograms.items()]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars + counted)))
 
     def purge(self, step: int) -> None:
         """TensorBoard hides earlier events from this step on."""
@@ -196,8 +203,23 @@ class _Events:
             self._file.flush()
 
 
+def _histogram(edges: Sequence[float], counts: Sequence[float]) -> HistogramProto:
+    """With moments as if all that is in a bin was in its middle."""
+    counts = np.asarray(counts, float)
+    middles, present = (np.asarray(edges[1:], float) + edges[:-1]) / 2, np.flatnonzero(counts)
+    return HistogramProto(
+        min=edges[present[0]],
+        max=edges[present[-1] + 1],
+        num=counts.sum(),
+        sum=counts @ middles,
+        sum_squares=counts @ middles**2,
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order, as dicts of numbers and of lists of floats; without a last line that was cut off.
+    """The lines of a metrics.jsonl, in order, as dicts of numbers and of lists of floats; no last one that was cut off.
 
     Raises:
       ValueError: another line is no JSON object of those.

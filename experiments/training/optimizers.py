@@ -37,8 +37,8 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict, transform: gq.ParamTransform) -> optax.GradientTransformation:
     """The optimizer of the tree {'params': weights, 'bitwidths': b_i}.
 
-    Weights have AdamW. They are clipped by their global norm, which the bitwidths don't enter; weight decay leaves norms
-    and biases alone, by name. Adam-mini can take Adam's place, and the moments can be kept in bfloat16, rounded
+    Weights have AdamW. They are clipped by their global norm, which the bitwidths don't enter; weight decay leaves
+    norms and biases alone, by name. Adam-mini can take Adam's place, and the moments can be kept in bfloat16, rounded
     stochastically. Bitwidths have an optimizer of their own, in float32 (`bitwidth_optimizers`).
 
     Raises:

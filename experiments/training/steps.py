@@ -25,8 +25,7 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     linear layer is summed in `config.gradient_reduction`.
 
     The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
-    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm' and those
-    of `bitwidth_metrics.of_state`.
+    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm'.
     """
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
     schedule = optimizers.learning_rate_schedule(config)
@@ -71,7 +70,6 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             'train/loss': loss,
             'train/gradient_norm': optax.tree.norm(gradients['params']),
             'learning_rate': schedule(state.step),
-            **bitwidth_metrics.of_state(transform, state.transform_state),
         }
         if state.transform_state:
             metrics['bits/gradient_norm'] = optax.tree.norm(d_bitwidths)

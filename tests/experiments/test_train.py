@@ -32,9 +32,11 @@ SHOWN = {
     'bits/min',
     'bits/max',
     'bits/gradient_norm',
+    *('bits/p10', 'bits/p90', 'bits/stored', 'bits/signal_to_noise'),
 }
+OF_MATRICES = {f'bits/matrix/{name}' for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down')}
 TIMES = {f'step_seconds/{name}' for name in ('p50', 'p90', 'max')}
-TIMES |= {f'seconds/{name}' for name in ('total', 'data', 'checkpoint')}
+TIMES |= {f'seconds/{name}' for name in ('total', 'data', 'checkpoint', 'metrics')}
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +58,8 @@ def test_files_of_a_run(finished):
     validation = {'validation/loss', 'validation/bits_per_byte', 'validation/loss_with_noise'}
     logged, validated = ([line for line in lines if name in line] for name in ('train/loss', 'validation/loss'))
     assert [line['step'] for line in logged] == [3, 6, 9, 12] and [line['step'] for line in validated] == [6, 12]
-    assert all(set(line) - {'seconds/evaluation'} == {'step', *SHOWN, *TIMES} for line in logged)
+    names = {'step', *SHOWN, *OF_MATRICES, *TIMES}
+    assert all({*line, 'seconds/metrics'} - {'seconds/evaluation'} == names for line in logged)
     assert all(set(line) == {'step', *validation} for line in validated)
 
     summary = json.loads((finished / 'summary.json').read_text())
@@ -348,8 +351,9 @@ def test_train_evaluate_and_generate(tmp_path):
     lines = read_metrics(tmp_path / 'metrics.jsonl')
     assert 'model     llama, 115,136 parameters, N = 81,920 in linear layers' in shown
     assert (
-        'method    gaussws: bitwidths from 6 to 4, sampled by xla; 16 blocks' in shown and 'starting, 20 steps' in shown
+        'method    gaussws: bitwidths from 8 down to 3, from step 12 on, where a stored bit a weight has a price of' in shown
     )
+    assert 'sampled by xla; 16 blocks' in shown and 'starting, 20 steps' in shown
     assert sum(line.startswith('step ') for line in shown.splitlines()) == len(lines)
 
     evaluation = command('evaluate', workdir, '--eval_batches=2')
@@ -357,7 +361,7 @@ def test_train_evaluate_and_generate(tmp_path):
     metrics = json.loads(output_of(evaluation))
     final = {name: value for name, value in lines[-1].items() if name.startswith('validation/')}
     assert metrics['step'] == 20 and {name: metrics[name] for name in final} == final
-    assert 4 < metrics['bits/mean'] < 6
+    assert 3 <= metrics['bits/mean'] < 8
     assert re.match('def (.|\n){1,9}', output_of(generation))
 
 

@@ -90,7 +90,7 @@ def test_a_run_continues_to_the_end_that_it_had(tmp_path, capsys):
     """By the same command; its config is today's, of which the checkpoint's may lack fields."""
     workdir = tmp_path / 'run'
     shutil.copytree(FILES / 'run', workdir)
-    config = tiny.get_config('smoke')
+    config = tiny.get_config('bitwidths=decay,smoke')
     config.dataset, config.data_dir = 'documents', str(FILES / 'texts')
     start(workdir, config)
     assert 'continuing from step 10' in capsys.readouterr().out
