@@ -3,7 +3,7 @@
 import importlib
 
 from gaussq_jax.bitwidth_descent import bitwidth_descent
-from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth, stored_bits
+from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.describe import describe
 from gaussq_jax.formats import FloatFormat, parse_format
@@ -70,7 +70,6 @@ __all__ = [
     'sample_weights',
     'save_packed',
     'scaling_laws',
-    'stored_bits',
     'uniform_layout',
     'uniform_weight_sampling',
 ]

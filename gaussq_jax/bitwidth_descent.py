@@ -1,4 +1,4 @@
-"""An optimizer of bitwidths: descent on the loss plus a price of what is stored, in which noise counts for less."""
+"""An optimizer of bitwidths: each block goes to the format that is worth its bits."""
 
 import math
 from collections.abc import Callable
@@ -6,16 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gaussq_jax.bitwidths import stored_bits
+from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS, format_for_bitwidth
 from gaussq_jax.param_transforms import ParamTransform
+
+SLOPE = 2 * math.log(2)  # of -4^-b by b, in units of 4^-b
 
 
 class BitwidthDescentState(NamedTuple):
     """What `bitwidth_descent` remembers: averages over the last steps, of each block. Trees are like b_i."""
 
     count: jax.Array  # int32, updates so far
-    gradient: Any  # of -dL/db_t, in prices of a bit
+    fall: Any  # of -dL/db_t
     power: Any  # of 4^-b_t
     square: Any  # of (dL/db_t)^2 / 4^-b_t
 
@@ -28,63 +31,55 @@ class BitwidthDescent(NamedTuple):
 
 
 def bitwidth_descent(
-    transform: ParamTransform,
-    *,
-    price: float,
-    steps: float,
-    start: float = 0,
-    averaging: float = 0.99,
-    cost: Callable[[jax.Array], jax.Array] = stored_bits,
+    transform: ParamTransform, *, price: float, steps: float, start: float = 0, averaging: float = 0.99
 ) -> BitwidthDescent:
-    """Finds the bitwidths at which the loss would rise by as much as fewer bits save: an optimizer of b_i.
+    """Finds the format of each block that is worth its bits: an optimizer of b_i.
 
-    It minimises L + price * mean over blocks of cost(b_t), and is handed the gradient of L alone. Noise of a step
-    size of 2^(1 - b_t) raises the loss in proportion to its variance, and so does its gradient fall with b_t:
+    It minimises L + price * stored bits a weight, and is handed the gradient of L. Noise of a step of 2^(1 - b_t)
+    raises the loss by as much as its variance is large, and so the gradient falls with b_t:
 
-        -dL/db_t * blocks / price = c 4^-b_t    in prices of a bit; c is what a block's precision is worth
+        -dL/db_t = 2 ln 2 w 4^-b_t,    w 4^-b_t what the noise of b_t bits adds to L
 
-    A single step's gradient is mostly noise, of one draw of R and one batch, whose variance is proportional to 4^-b_t,
-    too. Then the best estimate of c is a ratio of averages over steps, whatever b_t was in them; with it, b_t goes to
-    where the slope is 0 by Newton's steps, of at most (b_init - b_target) / steps bits:
+    One step's gradient is mostly noise, of one draw of R and one batch, whose variance, too, is proportional to 4^-b_t.
+    Then the best estimate of w is a ratio of averages over steps, whatever b_t was in them. A block moves to the whole
+    bitwidth b whose format is the best buy, by at most (b_init - b_target) / steps bits a step:
 
-        c    = average(-dL/db_t * blocks / price) / average(4^-b_t)
-        c    = m + s (c - m)                           m: mean of c over the blocks of a matrix
-        b_t <- b_t - (cost'(b_t) - c 4^-b_t) / (2 ln 2 c 4^-b_t), and not below b_target
+        w    = average(-dL/db_t) / average(4^-b_t) / (2 ln 2)
+        w   <- m + s (w - m)                         m: mean of w over the blocks of a matrix
+        b    = argmin  w 4^-b + price / blocks * bits of format_for_bitwidth(b),    b_target <= b <= 10
 
     s takes out of the differences between a matrix's blocks what noise explains of them: s = max(0, 1 - noise /
-    variance), variance that of c over the blocks, noise the mean of what c's own is (James and Stein).
+    variance), variance that of w over the blocks, noise the mean variance of these estimates (James and Stein).
 
     Args:
       transform: the sampling whose state is optimised; it knows b_init and b_target.
-      price: what a bit a weight is worth, in units of the loss. With .05, bits are given up as long as that costs less
-        than .05 nats for each bit of the model's mean.
-      steps: in how many a block falls from b_init to b_target where the loss doesn't hold it, and a bit of bitwidth
-        saves a stored bit.
+      price: what a stored bit a weight is worth, in units of the loss. With .05, bits are given up as long as that
+        costs less than .05 nats for each bit of what weights take on average.
+      steps: in how many a block that the loss doesn't hold falls from b_init to b_target.
       start: how many steps bitwidths stay at b_init before that; what the loss says is averaged meanwhile.
       averaging: decay of the averages, at least 0 and less than 1.
-      cost: of a bitwidth, elementwise.
 
     Returns:
       `init(b_i)` and `update(gradients, state, b_i)`, to be used as of optax, by itself or in `optax.partition`.
 
     Raises:
       ValueError: naming the argument, unless price and steps are positive and finite, start is at least 0, and
-        averaging is in its range.
+        averaging is in its range; for a b_target below 3, which no format is narrow enough for.
 
     Example:
       >>> pqt = gq.gaussian_weight_sampling(b_init=8, b_target=3)
       >>> optimizer = bitwidth_descent(pqt, price=0.05, steps=10)
       >>> b_i = pqt.init({'up': {'kernel': jnp.ones((64, 32))}})
       >>> state = optimizer.init(b_i)
-      >>> gradients = {'up/kernel': jnp.array([[-0.5], [0.0]])}  # more bits for the first block would lower the loss
-      >>> for _ in range(30):
+      >>> for _ in range(30):  # with more bits for the first block, the loss would fall
+      ...     gradients = {'up/kernel': jnp.array([[-100.0], [-0.1]]) * 4.0 ** -pqt.bitwidths(b_i)['up/kernel']}
       ...     updates, state = optimizer.update(gradients, state, b_i)
       ...     b_i = jax.tree.map(jnp.add, b_i, updates)
       >>> [round(float(b), 2) for b in pqt.bitwidths(b_i)['up/kernel'].ravel()]
-      [9.5, 3.0]
+      [5.0, 3.0]
 
     Source: the gradient is that of arXiv 2505.11170, section 3; a price of the model's size is DiffQ's (arXiv
-    2104.09987, section 3.4); descent and shrinkage are ours.
+    2104.09987, section 3.4); the estimate and the choice of formats are ours.
     """
     for name, value in (('price', price), ('steps', steps)):
         if not 0 < value < math.inf:
@@ -94,7 +89,11 @@ def bitwidth_descent(
     if not 0 <= averaging < 1:
         raise ValueError(f'averaging={averaging!r} must be at least 0 and less than 1')
     of_block = lambda b_i: transform.bitwidths({'': b_i})['']
-    slope = jax.vmap(jax.grad(cost))
+    with jax.ensure_compile_time_eval():
+        b_target, b_init = (float(of_block(jnp.float32(b_i))) for b_i in (0, 1))
+    span = b_init - b_target  # bits for each 1 of b_i; 0 if bitwidths are constant
+    if span and b_target < LEAST_BITS:
+        raise ValueError(f'b_target={b_target:g} must be at least {LEAST_BITS}: fewer bits have no narrower format')
     share = (1 - averaging) / (1 + averaging)  # of the variance of one step, what an average has
 
     def init(b_i):
@@ -103,48 +102,54 @@ def bitwidth_descent(
 
     def update(gradients, state, b_i):
         blocks = sum(leaf.size for leaf in jax.tree.leaves(b_i))
-        span = of_block(jnp.float32(1)) - of_block(jnp.float32(0))  # b_init - b_target, in bits for each 1 of b_i
-        learns = span > 0
-        unit = jnp.where(learns, span * price / max(blocks, 1), jnp.inf)
         average = lambda old, new: averaging * old + (1 - averaging) * new
+        falls = jax.tree.map(lambda gradient: -gradient / (span or 1), gradients)  # of the loss, by b_t
         powers = jax.tree.map(lambda b_i: jnp.exp2(-2 * of_block(b_i)), b_i)
-        squares = jax.tree.map(lambda gradient, power: jnp.square(gradient / unit) / power, gradients, powers)
+        squares = jax.tree.map(lambda fall, power: fall * fall / power, falls, powers)
         state = BitwidthDescentState(
             state.count + 1,
-            jax.tree.map(lambda old, gradient: average(old, -gradient / unit), state.gradient, gradients),
-            jax.tree.map(average, state.power, powers),
-            jax.tree.map(average, state.square, squares),
+            *(jax.tree.map(average, *both) for both in zip(state[1:], (falls, powers, squares))),
         )
         unbiased = 1 - averaging ** state.count.astype(jnp.float32)
-        moves = learns & (state.count > start)
 
-        def change(b_i, power, *averages):
-            c, noise = worth_and_noise(*averages, unbiased, share)
-            held = _shrunk(c, noise) * power
-            bits = of_block(b_i)
-            surplus = slope(bits.ravel()).reshape(bits.shape) - held
-            newton = surplus / (2 * math.log(2) * jnp.maximum(held, 1e-6))
-            step = jnp.clip(newton, -span / steps, span / steps) / jnp.where(learns, span, 1)
-            return jnp.where(moves, jnp.maximum(b_i - step, 0) - b_i, 0)
+        def change(b_i, *averages):
+            worth, noise = worth_and_noise(*averages, unbiased, share)
+            best = _best_bitwidths(_shrunk(worth, noise), price / blocks, b_target)
+            step = jnp.clip(best - of_block(b_i), -span / steps, span / steps) / (span or 1)
+            return jnp.where(state.count > start, jnp.maximum(b_i + step, 0) - b_i, 0)
 
-        return jax.tree.map(change, b_i, powers, state.gradient, state.power, state.square), state
+        return jax.tree.map(change, b_i, *state[1:]), state
 
     return BitwidthDescent(init, update)
 
 
 def worth_and_noise(
-    gradient: jax.Array, power: jax.Array, square: jax.Array, unbiased: jax.Array, share: float
+    fall: jax.Array, power: jax.Array, square: jax.Array, unbiased: jax.Array, share: float
 ) -> tuple[jax.Array, jax.Array]:
-    """What a block's precision is worth, c, and the variance of this estimate; from averages as the state has them."""
-    gradient, power, square = gradient / unbiased, power / unbiased, square / unbiased
-    c = gradient / power
-    of_one_step = jnp.maximum(square - c * gradient, 0) / (1 - share)  # its variance is this times 4^-b_t
-    return c, share * of_one_step / power
+    """Estimates of w, and the variance of each: see `bitwidth_descent`.
+
+    Args:
+      fall, power, square: averages of a block, as its state has them, which began with zeros.
+      unbiased: what 1 would be in such an average by now.
+      share: of the variance of one step, what an average has.
+    """
+    fall, power, square = fall / unbiased, power / unbiased, square / unbiased
+    slope = fall / power
+    of_one_step = jnp.maximum(square - slope * fall, 0) / (1 - share)  # its variance is this times 4^-b_t
+    return slope / SLOPE, share * of_one_step / power / SLOPE**2
 
 
-def _shrunk(c: jax.Array, noise: jax.Array) -> jax.Array:
+def _best_bitwidths(worth: jax.Array, price: float, b_target: float) -> jax.Array:
+    """The whole bitwidth of each block at which noise and bits cost least together."""
+    bitwidths = np.arange(math.ceil(b_target), MOST_BITS + 1)
+    bits = np.array([format_for_bitwidth(b).bits for b in bitwidths])
+    totals = [worth * 4.0 ** -float(b) + price * float(stored) for b, stored in zip(bitwidths, bits)]
+    return jnp.asarray(bitwidths, jnp.float32)[jnp.argmin(jnp.stack(totals), axis=0)]
+
+
+def _shrunk(worth: jax.Array, noise: jax.Array) -> jax.Array:
     """Values of blocks (.., rows, columns), those of a matrix drawn together as far as noise has them apart."""
     over_blocks = lambda x: jnp.mean(x, axis=(-2, -1), keepdims=True)
-    variance = over_blocks(jnp.square(c - over_blocks(c)))
+    variance = over_blocks(jnp.square(worth - over_blocks(worth)))
     kept = jnp.maximum(1 - over_blocks(noise) / jnp.where(variance > 0, variance, jnp.inf), 0)
-    return over_blocks(c) + kept * (c - over_blocks(c))
+    return over_blocks(worth) + kept * (worth - over_blocks(worth))

@@ -1,8 +1,7 @@
-"""Learned bitwidths: from the trained b_i to the block's bitwidth b_t, what it is stored in, and what pulls it down."""
+"""Learned bitwidths: from the trained b_i to the block's bitwidth b_t, its format, and what pulls it down."""
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,42 +109,14 @@ def _whole_bits(b_t: float) -> int:
     return math.ceil(round(b_t * 1024) / 1024)
 
 
-_STORED_BITS = tuple(format_for_bitwidth(b).bits for b in range(LEAST_BITS, MOST_BITS + 1))
-
-
-def stored_bits(b_t: jax.Array) -> jax.Array:
-    """The bits a weight that a block of this bitwidth is stored in, as a function that has slopes.
-
-    It goes in straight lines through the bits of `format_for_bitwidth` at whole bitwidths, and is constant beyond them:
-
-        b_t           3  4  5  6  7   8   9  10
-        stored bits   4  6  7  8  9  11  12  16
-
-    Below 3 bits nothing is saved; between 3 and 4 a bit of bitwidth saves two on the disk.
-
-    Args:
-      b_t: bitwidths, any shape, float.
-
-    Returns:
-      float32, of b_t's shape, in bits. Scales and names of formats, 1/64 of a bit in blocks of 32, are not counted.
-
-    Example:
-      >>> stored_bits(jnp.array([2.0, 3.5, 4.0]))
-      Array([4., 5., 6.], dtype=float32)
-    """
-    bits = jnp.asarray(_STORED_BITS, jnp.float32)
-    return jnp.interp(b_t.astype(jnp.float32), jnp.arange(LEAST_BITS, MOST_BITS + 1, dtype=jnp.float32), bits)
-
-
-def bitwidth_penalty(bitwidths: Any, *, cost: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
-    """Mean bitwidth over all blocks, or the mean of what it costs: a multiple of it in the loss pulls them down.
+def bitwidth_penalty(bitwidths: Any) -> jax.Array:
+    """Mean bitwidth over all blocks: add a multiple of it to the loss to pull the bitwidths down.
 
     Args:
       bitwidths: pytree of b_t, as `ParamTransform.bitwidths` returns it, in bits.
-      cost: what a bitwidth costs, such as `stored_bits`, elementwise; None for the bitwidth itself.
 
     Returns:
-      Scalar float32: sum of the cost over the blocks of all leaves, divided by the number of blocks.
+      Scalar float32: sum of b_t over the blocks of all leaves, divided by the number of blocks.
 
     Raises:
       ValueError: if there is no bitwidth in the tree.
@@ -160,5 +131,4 @@ def bitwidth_penalty(bitwidths: Any, *, cost: Callable[[jax.Array], jax.Array] |
     blocks = sum(leaf.size for leaf in leaves)
     if not blocks:
         raise ValueError('bitwidths has no entry: this ParamTransform learns none, so there is nothing to penalise')
-    cost = cost or (lambda b_t: b_t.astype(jnp.float32))
-    return sum(jnp.sum(cost(leaf)) for leaf in leaves) / blocks
+    return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in leaves) / blocks

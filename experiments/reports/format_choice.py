@@ -48,7 +48,13 @@ def errors(params: Any, uniform: Layout, block_size: int, *, weights: Any = None
 
 
 def within_budget(
-    params: Any, uniform: Layout, lost: dict[str, np.ndarray], mean_stored_bits: float, block_size: int, *, by_matrix: bool
+    params: Any,
+    uniform: Layout,
+    lost: dict[str, np.ndarray],
+    mean_stored_bits: float,
+    block_size: int,
+    *,
+    by_matrix: bool,
 ) -> Layout:
     """The layout of the least loss whose quantized weights take at most so many bits, scales and names included.
 
@@ -74,7 +80,9 @@ def within_budget(
             present = np.unique(indices)
             assert indices.shape == shape_in_blocks(rule.matrix_shape(leaves[path].shape), block_size)
             formats = tuple(FORMATS[i] for i in present)
-            layout[path] = LeafLayout(rule, (block_size,) * 2, formats, np.searchsorted(present, indices).astype(np.uint8))
+            layout[path] = LeafLayout(
+                rule, (block_size,) * 2, formats, np.searchsorted(present, indices).astype(np.uint8)
+            )
         return layout
 
     fits = lambda layout: gq.layout_size(params, layout).mean_stored_bits <= mean_stored_bits

@@ -68,7 +68,7 @@ def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str
         metrics = of_state(transform, state.transform_state) | {
             'bits/p10': jnp.percentile(blocks, 10),
             'bits/p90': jnp.percentile(blocks, 90),
-            'bits/stored': jnp.mean(jnp.asarray(widths, jnp.float32)[whole - LEAST_BITS]),
+            'bits/stored': jnp.sum(jnp.asarray(widths)[whole - LEAST_BITS]) / blocks.size,
             'bits/signal_to_noise': bitwidth_optimizers.signal_to_noise(
                 state.opt_state, bitwidths, pull, experiment.config
             ),

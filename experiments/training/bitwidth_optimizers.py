@@ -83,7 +83,7 @@ def signal_to_noise(opt_state: Any, bitwidths: Any, pull: Any, config: ConfigDic
     """How large the loss's gradient by b_t is beside what one step's adds to it: root of the ratio of sums of squares.
 
     Args:
-      opt_state: of `optimizers.make_optimizer`'s optimizer, after at least one step, whose averages these are.
+      opt_state: of `optimizers.make_optimizer`'s optimizer, whose averages these are.
       bitwidths: b_t, a tree with the leaves of b_i.
       pull: another, what the gradients by b_i had of the penalty.
     """
@@ -91,23 +91,24 @@ def signal_to_noise(opt_state: Any, bitwidths: Any, pull: Any, config: ConfigDic
     nodes = jax.tree.leaves(opt_state.inner_states['bitwidths'], is_leaf=is_ours)
     state = next(node for node in nodes if is_ours(node))
     if isinstance(state, BitwidthDescentState):
-        averages, of_leaf = (state.gradient, state.power, state.square, bitwidths), _of_descent
+        averages, of_leaf = (state.fall, state.power, state.square, bitwidths), _of_descent
         decays = (AVERAGING,)
     else:
         averages, of_leaf = (state.mu, state.nu, pull), _of_adam
         decays = (config.optimizer.b1, config.optimizer.b2)
-    unbiased = [1 - decay ** state.count.astype(jnp.float32) for decay in decays]
+    steps = jnp.maximum(state.count, 1).astype(jnp.float32)
+    unbiased = [1 - decay**steps for decay in decays]
     share = (1 - decays[0]) / (1 + decays[0])  # of the variance of one step, what an average has
     sums = [of_leaf(*leaves, *unbiased, share) for leaves in zip(*map(jax.tree.leaves, averages))]
     signal, noise = (sum(jnp.sum(of_leaf) for of_leaf in squares) for squares in zip(*sums))
     return jnp.sqrt(jnp.maximum(signal, 0) / jnp.maximum(noise, jnp.finfo(jnp.float32).tiny))
 
 
-def _of_descent(gradient, power, square, bits, unbiased, share):
+def _of_descent(fall, power, square, bits, unbiased, share):
     """Squares of signal and noise of each block."""
-    c, noise = worth_and_noise(gradient, power, square, unbiased, share)
+    worth, noise = worth_and_noise(fall, power, square, unbiased, share)
     now = jnp.exp2(-2 * bits)
-    return (c * c - noise) * now * now, noise * (power / unbiased) / share * now
+    return (worth * worth - noise) * now * now, noise * (power / unbiased) / share * now
 
 
 def _of_adam(mean, square, pull, of_mean, of_square, share):

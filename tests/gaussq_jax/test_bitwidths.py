@@ -50,25 +50,6 @@ def test_a_format_bounds_the_bitwidths_whose_noise_it_holds():
     assert largest(gq.gaussian_weight_sampling) == largest(gq.uniform_weight_sampling, fmt='e3m3') == 6.5
 
 
-def test_stored_bits_are_those_of_the_formats():
-    """At whole bitwidths exactly; in between on the line from one to the next, and constant beyond."""
-    for bits in range(1, 14):
-        assert gq.stored_bits(jnp.float32(bits)) == gq.format_for_bitwidth(bits).bits
-    for low in range(3, 10):
-        ends = [gq.format_for_bitwidth(bits).bits for bits in (low, low + 1)]
-        assert gq.stored_bits(jnp.float32(low + 0.25)) == np.interp(0.25, [0, 1], ends)
-        assert jax.grad(gq.stored_bits)(jnp.float32(low + 0.25)) == ends[1] - ends[0]
-    assert jax.grad(gq.stored_bits)(jnp.float32(2.5)) == jax.grad(gq.stored_bits)(jnp.float32(10.5)) == 0
-
-
-def test_the_penalty_of_stored_bits():
-    """Its gradient is the slope of each block's bits, by the number of blocks."""
-    bitwidths = {'a': jnp.array([[2.5, 3.5]]), 'b': jnp.array([[4.5, 5.0]])}
-    penalty, gradient = jax.value_and_grad(lambda b: gq.bitwidth_penalty(b, cost=gq.stored_bits))(bitwidths)
-    assert penalty == (4 + 5 + 6.5 + 7) / 4
-    np.testing.assert_array_equal(np.concatenate([gradient['a'], gradient['b']]), [[0, 0.5], [0.25, 0.25]])
-
-
 def test_the_penalty_is_the_mean_over_blocks_not_over_leaves():
     tree = {
         'a/kernel': jnp.full((2, 3), 5.0),
