@@ -1,6 +1,6 @@
 """Formats chosen for trained weights without having been learned: the rivals of learned bitwidths."""
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from experiments.training.experiment import Experiment, TrainState
 from experiments.training.steps import token_losses
 from gaussq_jax.bitwidths import LEAST_BITS
 from gaussq_jax.packed import Layout, LeafLayout
-from gaussq_jax.weight_sampling import shape_in_blocks
+from gaussq_jax.packed.layout import weights_of_tiles
 
 FORMATS = tuple(gq.format_for_bitwidth(bits) for bits in range(LEAST_BITS, 9))  # those of learned ones, to 11 bits
 BATCHES = 64  # of the training split, for squared gradients
@@ -48,13 +48,7 @@ def errors(params: Any, uniform: Layout, block_size: int, *, weights: Any = None
 
 
 def within_budget(
-    params: Any,
-    uniform: Layout,
-    lost: dict[str, np.ndarray],
-    mean_stored_bits: float,
-    block_size: int,
-    *,
-    by_matrix: bool,
+    params: Any, uniform: Layout, lost: dict[str, np.ndarray], block_size: int, budget: float, *, by_matrix: bool
 ) -> Layout:
     """The layout of the least loss whose quantized weights take at most so many bits, scales and names included.
 
@@ -62,36 +56,34 @@ def within_budget(
 
     Args:
       params, uniform, block_size: as for `errors`, which gave `lost`.
+      budget: the most bits a quantized weight may take on average.
       by_matrix: one format for all blocks of a matrix.
 
     Raises:
       ValueError: for a budget below what E2M1 takes.
     """
-    leaves = gq.leaves_by_path(params)
-    bits = np.array([fmt.bits for fmt in FORMATS])
+    leaves, bits = gq.leaves_by_path(params), np.array([fmt.bits for fmt in FORMATS])
+    shapes = {path: of_leaf.rule.matrix_shape(leaves[path].shape) for path, of_leaf in uniform.items()}
+    counts = {path: weights_of_tiles(shape, (block_size,) * 2)[..., None] for path, shape in shapes.items()}
 
     def layout_at(price: float) -> Layout:
         layout = Layout(kept=uniform.kept)
         for path, of_leaf in uniform.items():
-            rule, of_blocks = of_leaf.rule, lost[path]
+            totals = lost[path] + price * bits * counts[path]
             if by_matrix:
-                of_blocks = np.broadcast_to(of_blocks.mean(axis=(-3, -2), keepdims=True), of_blocks.shape)
-            indices = np.argmin(of_blocks + price * block_size**2 * bits, axis=-1)
-            present = np.unique(indices)
-            assert indices.shape == shape_in_blocks(rule.matrix_shape(leaves[path].shape), block_size)
-            formats = tuple(FORMATS[i] for i in present)
-            layout[path] = LeafLayout(
-                rule, (block_size,) * 2, formats, np.searchsorted(present, indices).astype(np.uint8)
-            )
+                totals = np.broadcast_to(totals.sum(axis=(-3, -2), keepdims=True), totals.shape)
+            present, indices = np.unique(np.argmin(totals, axis=-1), return_inverse=True)
+            indices = indices.reshape(totals.shape[:-1]).astype(np.uint8)
+            layout[path] = LeafLayout(of_leaf.rule, (block_size,) * 2, tuple(FORMATS[i] for i in present), indices)
         return layout
 
-    fits = lambda layout: gq.layout_size(params, layout).mean_stored_bits <= mean_stored_bits
-    largest = max(float(of_leaf.max()) for of_leaf in lost.values()) or 1.0
-    low, high = largest * 1e-12, largest
+    fits = lambda layout: gq.layout_size(params, layout).mean_stored_bits <= budget
+    high = max(float(of_leaf.max()) for of_leaf in lost.values()) or 1.0
+    low = high * 1e-12
     if not fits(layout_at(high)):
-        raise ValueError(f'a budget of {mean_stored_bits:g} bits a weight is below what e2m1 takes')
+        raise ValueError(f'a budget of {budget:g} bits a weight is below what e2m1 takes')
     for _ in range(HALVINGS):
-        middle = np.sqrt(low * high)
+        middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(layout_at(middle)) else (middle, high)
     return layout_at(high)
 
@@ -111,17 +103,16 @@ def squared_gradients(experiment: Experiment, state: TrainState, data: Data) -> 
     def square(total, weights, batch):
         mean_loss = lambda weights: jnp.mean(token_losses(experiment.model, weights, batch['tokens']))
         gradients = jax.grad(mean_loss)(weights)
-        return jax.tree.map(lambda sum_, g: sum_ + jnp.square(g.astype(jnp.float32)) / BATCHES, total, gradients)
+        return jax.tree.map(lambda sum_, g: sum_ + jnp.square(g.astype(jnp.float32)), total, gradients)
 
     total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
         total = square(total, weights, meshes.to_devices(batch, experiment.mesh))
-    return total
+    return jax.tree.map(lambda sum_: sum_ / number, total)
 
 
 def _sum_of_blocks(values: np.ndarray, block_size: int) -> np.ndarray:
     """(.., m, n) -> (.., ceil(m / B), ceil(n / B)), float64."""
     for axis in (-2, -1):
-        starts: Sequence[int] = range(0, values.shape[axis], block_size)
-        values = np.add.reduceat(values, starts, axis=axis, dtype=np.float64)
+        values = np.add.reduceat(values, range(0, values.shape[axis], block_size), axis=axis, dtype=np.float64)
     return values

@@ -118,7 +118,7 @@ def test_nothing_is_reported_where_nothing_is_learned():
         (dict(learning_rate=1.0), 'quantization.learning_rate=1.0 must be less than 1'),
         (
             dict(learning_rate=0.5, weight_decay=2.0),
-            'quantization.weight_decay=2.0 must be less than 2, 1 / learning_r',
+            'quantization.weight_decay=2.0 must be less than 2, 1',
         ),
         (dict(penalty=-1.0), 'quantization.penalty=-1.0 must not be negative'),
         (dict(penalty=float('nan')), 'quantization.penalty=nan must not be negative, and finite'),
