@@ -197,7 +197,7 @@ class _Events:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order, as dicts of numbers and of lists of floats; without a last line that was cut off.
+    """The lines of a metrics.jsonl, in order: dicts of numbers and lists of floats. A last line that was cut off is not.
 
     Raises:
       ValueError: another line is no JSON object of those.
