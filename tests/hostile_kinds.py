@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
 import small_tokenizers
@@ -27,13 +28,13 @@ from experiments.checkpoints.manifests import write_manifest
 from experiments.data import token_cache, tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
-from experiments.reports import cast_losses, quantization
+from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records
 from experiments.sweeps import plans, sweep_runs
 from experiments.training import metrics as run_metrics
 from gaussq_jax.packed import read_packed
 
-cast_down, compare, export, import_hf, plot, sweep = map(
-    import_program, ('cast_down', 'compare', 'export', 'import_hf', 'plot', 'sweep')
+cast_down, compare, export, import_hf, sweep = map(
+    import_program, ('cast_down', 'compare', 'export', 'import_hf', 'sweep')
 )
 ROOT = pathlib.Path(__file__).parents[1]
 BEFORE = ROOT / 'tests/data/version_0_1'
@@ -157,13 +158,20 @@ def read_huggingface(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write_metrics(folder: pathlib.Path):
-    shutil.copy(BEFORE / 'run/metrics.jsonl', folder)
+    lines = [json.loads(line) for line in (BEFORE / 'run/metrics.jsonl').read_text().splitlines()]
+    matrices = {'bits/matrix/query': [4.5, 4.0], 'bits/matrix/up': [5.0, 6.0]}
+    text = ''.join(json.dumps(line | (matrices if 'bits/mean' in line else {})) + '\n' for line in lines)
+    (folder / 'metrics.jsonl').write_text(text)
+    shutil.copy(BEFORE / 'run/config.json', folder)
 
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
-    lines = run_metrics.read_metrics(folder / 'metrics.jsonl')
+    record = run_records.read_record(folder)
     with json_files.naming(folder):
-        plot.draw({folder.name: lines}, folder / 'metrics.png')
+        for draw in (run_pictures.runs_figure, run_pictures.bitwidths_figure):
+            figure = draw([record])
+            pictures.save(figure, folder / 'metrics.png')
+            plt.close(figure)
     with open(folder / 'output', 'w') as stream, run_metrics.MetricWriter(folder, 20, resume_step=10, stream=stream):
         pass
     return {}

@@ -9,12 +9,12 @@ import matplotlib.ticker
 import numpy as np
 
 from experiments.laws import known_laws, studies
-from experiments.reports.html_page import heading, image, page, paragraph, table
 from experiments.laws.known_laws import KnownLaw
 from experiments.laws.notation import UNKNOWN, block_name, format_name, human, value_text
 from experiments.laws.studies import Study
 from experiments.laws.training_plans import MOST_BITS
 from experiments.reports import palette, pictures
+from experiments.reports.html_page import heading, image, page, paragraph, table
 from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT

@@ -197,7 +197,7 @@ class _Events:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order: dicts of numbers and lists of floats. A last line that was cut off is not.
+    """The lines of a metrics.jsonl, in order: dicts of numbers and lists of floats. Not a last one that was cut off.
 
     Raises:
       ValueError: another line is no JSON object of those.
