@@ -89,5 +89,5 @@ def test_a_run_that_has_just_begun(figures, num_steps):
 
 
 def test_a_run_without_a_loss_is_named():
-    with pytest.raises(ValueError, match='^empty has no training loss'):
+    with pytest.raises(ValueError, match=r'^empty has no training loss in its metrics\.jsonl'):
         run_pictures.runs_figure([record('b', lines=training(1)), record('empty')])
