@@ -49,14 +49,15 @@ class BitwidthHistory(NamedTuple):
     bits: np.ndarray  # (matrices, layers, steps); NaN where a matrix is of fewer layers
 
 
-def read_record(workdir: pathlib.Path) -> RunRecord:
-    """The record in a workdir.
+def read_record(workdir: pathlib.Path, *, needs_metrics: bool = True) -> RunRecord:
+    """The record in a workdir; without `needs_metrics`, that of a run that has yet to write some has none.
 
     Raises:
       ValueError: metrics.jsonl, or config.json, can't be read.
       OSError: there is no metrics.jsonl.
     """
-    config, lines = None, read_metrics(workdir / 'metrics.jsonl')
+    path = workdir / 'metrics.jsonl'
+    config, lines = None, read_metrics(path) if needs_metrics or path.exists() else []
     if (path := workdir / 'config.json').exists():
         config = stored_configs.read(json_files.read(path, method=str, seed=int), path)
     return RunRecord(workdir.absolute().name, lines, config)
