@@ -31,16 +31,14 @@ def parts(record: RunRecord, bitwidths: Mapping[str, Any]) -> list[str]:
     if has_bitwidths_by_matrix(record):
         found.append(image(run_pictures.bitwidths_figure([record]), 'bitwidths by layer and matrix, and over steps'))
     else:
-        missing = (
-            'This run has not written the bitwidths of its matrices over steps: its version did not, or it has yet'
-        )
-        found.append(paragraph(f'{missing} to log a step.'))
+        reason = 'its version did not write them' if record.lines else 'it has yet to log a step'
+        found.append(paragraph(f'There are no bitwidths of its matrices over steps: {reason}.'))
         if bitwidths:
             found.append(image(newest_figure(bitwidths), 'bitwidths by layer and matrix'))
     if bitwidths or any('bits/mean' in line for line in record.lines):
         found.append(image(blocks_figure(record, bitwidths), 'bitwidths of blocks, and over steps'))
-    if not any(SIGNAL in line for line in record.lines):
-        found.append(paragraph('It has not written the signal to noise of the gradient of its bitwidths.'))
+    if record.lines and not any(SIGNAL in line for line in record.lines):
+        found.append(paragraph('Its version did not write the signal to noise of the gradient of bitwidths, either.'))
     return found
 
 
@@ -83,7 +81,9 @@ def over_steps_panel(axes: Axes, record: RunRecord):
             axes.fill_between(steps, lows, highs, color=palette.BLUE, alpha=alpha, linewidth=0, label=label)
     axes.plot(*series(record.lines, 'bits/mean'), color=palette.BLUE, linewidth=1.6, label='mean')
     if len(stored := series(record.lines, 'bits/stored')[0]):
-        axes.plot(stored, series(record.lines, 'bits/stored')[1], '--', color=palette.VERMILION, label='format, mean')
+        axes.plot(
+            stored, series(record.lines, 'bits/stored')[1], '--', color=palette.VERMILION, label='mean bits of formats'
+        )
     axes.set(xlabel='step', ylabel='bits')
     axes.set_title('bitwidths of blocks', fontsize=10)
     axes.legend(frameon=False, fontsize=9)
@@ -118,4 +118,4 @@ def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
             axes.annotate(name, ((begin + end) / 2, 0.96), **place)
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.set(xlabel='bitwidth (bits)', ylabel='blocks')
-    axes.set_title('blocks of the newest checkpoint, and their formats', fontsize=10)
+    axes.set_title('blocks now, and their formats', fontsize=10)
