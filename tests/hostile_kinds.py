@@ -28,9 +28,10 @@ from experiments.checkpoints.manifests import write_manifest
 from experiments.data import token_cache, tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
-from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records
+from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
 from experiments.sweeps import plans, sweep_runs
 from experiments.training import metrics as run_metrics
+from experiments.training import starts
 from gaussq_jax.packed import read_packed
 
 cast_down, compare, export, import_hf, sweep = map(
@@ -177,6 +178,20 @@ def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def write_reported(folder: pathlib.Path):
+    write_run(folder)
+    write_metrics(folder)
+    shutil.rmtree(folder / 'checkpoints')
+    (folder / 'summary.json').write_text((BEFORE / 'full_run.json').read_text())
+    starts.add(folder, starts.Start(0, ['--config=configs/tiny.py', '--workdir=runs/tiny'], '1 x cpu'))
+
+
+def read_reported(folder: pathlib.Path) -> dict[str, Any]:
+    run_report.write(folder, folder / 'report.html', None, prompt=None)
+    starts.add(folder, starts.Start(10, [], '1 x cpu'))
+    return {}
+
+
 def write_result(folder: pathlib.Path):
     write_run(folder)
     shutil.rmtree(folder / 'checkpoints')
@@ -316,6 +331,9 @@ KINDS = {
     'checkpoint, sealed': Kind(write_run, read_run, CHECKPOINT, seal=seal_run),
     'config of a run': Kind(write_run, read_run, {'config.json': JSON_OR_DAMAGE}, exact=('*',)),
     'metrics': Kind(write_metrics, read_metrics, {'metrics.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
+    'report': Kind(
+        write_reported, read_reported, {'*.json': JSON_OR_DAMAGE, 'metrics.jsonl': (of_json_lines, of_bytes)}
+    ),
     'result': Kind(write_result, read_result, {'*.json': JSON_OR_DAMAGE}),
     'comparison': Kind(write_comparison, read_comparison, {'results.csv': (of_csv, of_csv, of_bytes)}),
     'casts': Kind(write_casts, read_casts, {'*.csv': (of_csv, of_csv, of_bytes)}),

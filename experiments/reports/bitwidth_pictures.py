@@ -80,10 +80,9 @@ def over_steps_panel(axes: Axes, record: RunRecord):
         if len(lows) and len(lows) == len(highs):
             axes.fill_between(steps, lows, highs, color=palette.BLUE, alpha=alpha, linewidth=0, label=label)
     axes.plot(*series(record.lines, 'bits/mean'), color=palette.BLUE, linewidth=1.6, label='mean')
-    if len(stored := series(record.lines, 'bits/stored')[0]):
-        axes.plot(
-            stored, series(record.lines, 'bits/stored')[1], '--', color=palette.VERMILION, label='mean bits of formats'
-        )
+    steps, stored = series(record.lines, 'bits/stored')
+    if len(steps):
+        axes.plot(steps, stored, '--', color=palette.VERMILION, label='of their formats, mean')
     axes.set(xlabel='step', ylabel='bits')
     axes.set_title('bitwidths of blocks', fontsize=10)
     axes.legend(frameon=False, fontsize=9)

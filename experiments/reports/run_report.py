@@ -238,6 +238,7 @@ def formats_section(checkpoint: Checkpoint | None) -> list[str]:
     if learned_bitwidths(checkpoint):
         layout, size = transform.learned_layout(params, state), transform.model_size(params, state)
         parts += [paragraph(f'{reason}.') for reason in stored_formats.reasons(transform, params, state)]
+        parts.append(paragraph('A --budget is one of experiments.export, in bits a quantized weight.'))
         parts.append(folded('each leaf', preformatted(stored_formats.leaf_table(params, layout, size))))
     return [*parts, *quantization_part(checkpoint)]
 
