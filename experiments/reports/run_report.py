@@ -295,6 +295,8 @@ def value_text(value: Any) -> str:
     """A value of summary.json."""
     if json_files.is_a(value, int):
         return f'{value:,}'
+    if isinstance(value, list):
+        return ', '.join(map(value_text, value))
     return f'{value:.6g}' if json_files.is_a(value, float) else in_json(value)
 
 
