@@ -33,7 +33,7 @@ def main(argv):
             raise ValueError(f'--output={output}: there is no folder {output.parent}')
         has_checkpoint = newest_step(workdir / 'checkpoints') is not None
         opened = workdirs.open_run(workdir) if has_checkpoint else None
-        checkpoint = opened and run_report.Checkpoint(opened.experiment, opened.tokenizer, opened.state)
+        checkpoint = opened and run_report.Checkpoint(opened.experiment, opened.state, opened.tokenizer)
         run_report.write(workdir, output, checkpoint, prompt=prompt)
     print(output)
 

@@ -159,13 +159,6 @@ def gap_panel(axes: Axes, gaps: dict[str, list[tuple[np.ndarray, np.ndarray]]], 
     axes.legend(frameon=False, title='at the end', alignment='left', fontsize=9, loc='upper right')
 
 
-def evenly_chosen(values: Sequence[Any], most: int) -> list[Any]:
-    """So many of the values at the most, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
-
-
 def plain(text: str) -> str:
     """A name that matplotlib shows as it is: it is no formula."""
     return text.replace('$', r'\$')

@@ -10,6 +10,7 @@ import numpy as np
 
 from configs import stored as stored_configs
 from experiments.files import json_files
+from experiments.reports import pictures
 from experiments.training.metrics import read_metrics
 
 MATRIX = 'bits/matrix/'  # before the short name of a matrix: the metric with the mean bitwidth of each layer
@@ -88,8 +89,7 @@ def bitwidth_history(record: RunRecord) -> BitwidthHistory:
             else f'{record.name} learned no bitwidths{method}'
         )
     names = [name for name in lines[-1] if name.startswith(MATRIX)]
-    chosen = np.linspace(0, len(lines) - 1, min(len(lines), MOST_STEPS)).round().astype(int)
-    by_step = {line['step']: line for line in (lines[i] for i in chosen)}
+    by_step = {line['step']: line for line in pictures.evenly_chosen(lines, MOST_STEPS)}
     by_step = dict(sorted(by_step.items()))
     values = [[line.get(name, []) for line in by_step.values()] for name in names]
     if any(not isinstance(layers, list) for of_matrix in values for layers in of_matrix):

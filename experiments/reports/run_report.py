@@ -33,8 +33,8 @@ class Checkpoint(NamedTuple):
     """The newest checkpoint of a run, opened."""
 
     experiment: Experiment
-    tokenizer: Tokenizer
     state: TrainState
+    tokenizer: Tokenizer
 
 
 def write(workdir: pathlib.Path, output: pathlib.Path, checkpoint: Checkpoint | None, *, prompt: str | None):
@@ -151,6 +151,8 @@ def command_section(record: RunRecord, begun: Sequence[Start]) -> list[str]:
     parts = [heading('How it was started')]
     if not begun:
         return [*parts, paragraph('The command is not recorded: this run is of a version that did not keep it.')]
+    if begun[0].from_step:
+        parts.append(paragraph('How it began is not recorded: it was begun by a version that did not keep that.'))
     for start in begun:
         at = f'from step {start.from_step:,}' if start.from_step else 'from the beginning'
         command = shlex.join(['python', '-m', 'experiments.train', *start.arguments])
@@ -192,7 +194,7 @@ def validation_section(record: RunRecord) -> list[str]:
     has_noise = any('validation/loss_with_noise' in line for line in lines)
     header = ['step', 'loss (nats a token)', 'bits per byte', *['with noise', 'gap by noise'] * has_noise]
     rows = []
-    for line in run_pictures.evenly_chosen(lines, MOST_ROWS):
+    for line in pictures.evenly_chosen(lines, MOST_ROWS):
         loss, noisy = line['validation/loss'], line.get('validation/loss_with_noise')
         cells = [f'{line["step"]:,}', f'{loss:.4f}', number(line.get('validation/bits_per_byte'), '.4f')]
         gap = None if noisy is None or not loss else 100 * (noisy / loss - 1)
@@ -277,7 +279,7 @@ def text_section(checkpoint: Checkpoint | None, prompt: str | None) -> list[str]
     parts = [heading('A sample of text')]
     if checkpoint is None:
         return [*parts, paragraph('There is no checkpoint yet that could write.')]
-    text = generation.write_text(*_order(checkpoint), prompt, num_tokens=NUM_TOKENS, temperature=TEMPERATURE, seed=SEED)
+    text = generation.write_text(*checkpoint, prompt, num_tokens=NUM_TOKENS, temperature=TEMPERATURE, seed=SEED)
     told = f'After {prompt!r}, by the weights of step {int(checkpoint.state.step):,}, at temperature {TEMPERATURE:g},'
     return [*parts, paragraph(f'{told} seed {SEED}:'), preformatted(foreign_text.escaped(text))]
 
@@ -315,7 +317,3 @@ def known(value: Any) -> str:
 
 def number(value: float | None, form: str, unit: str = '') -> str:
     return '' if value is None else f'{value:{form}}{unit}'
-
-
-def _order(checkpoint: Checkpoint) -> tuple[Experiment, TrainState, Tokenizer]:
-    return checkpoint.experiment, checkpoint.state, checkpoint.tokenizer

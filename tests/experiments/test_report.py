@@ -122,6 +122,19 @@ def test_a_run_of_version_0_1(tmp_path):
     assert 'bitwidths by layer and matrix' in images(page)  # of the checkpoint
 
 
+def test_a_run_that_was_resumed(runs, tmp_path):
+    """Each of its starts."""
+    shutil.copytree(runs('bf16'), tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
+    start(tmp_path / 'run', small_config('smoke,method=bf16', **STEPS))
+    page = page_of(tmp_path / 'run', TEXT=False)
+    assert re.findall('<p>(from .*?):</p>', page) == ['from the beginning, on 1 x cpu', 'from step 8, on 1 x cpu']
+    assert 'How it began is not recorded' not in page
+    starts = json.loads((tmp_path / 'run' / 'command.json').read_text())['starts']
+    (tmp_path / 'run' / 'command.json').write_text(json.dumps({'starts': starts[1:]}))
+    assert 'How it began is not recorded' in page_of(tmp_path / 'run', TEXT=False)
+
+
 def test_a_run_that_has_just_begun(runs, tmp_path):
     """Without a checkpoint, and then without a metric, as an imported model has none."""
     shutil.copytree(runs('gaussws'), tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints', 'summary.json'))
