@@ -20,7 +20,7 @@ from experiments.reports import run_report
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'The HTML file; WORKDIR/report.html if not given.')
 PROMPT = flags.DEFINE_string('prompt', 'def ', 'How the sample of text begins.')
-TEXT = flags.DEFINE_bool('text', True, 'Whether there is a sample of text.')
+NO_TEXT = flags.DEFINE_bool('no-text', False, 'Leave out the sample of text.')
 
 
 def main(argv):
@@ -28,7 +28,7 @@ def main(argv):
     with cli.user_errors():
         workdir = paths.parse(WORKDIR.value, '--workdir')
         output = paths.parse(OUTPUT.value, '--output') if OUTPUT.value else workdir / 'report.html'
-        prompt = cli.typed(PROMPT.value, '--prompt') if TEXT.value else None
+        prompt = None if NO_TEXT.value else cli.typed(PROMPT.value, '--prompt')
         if not output.parent.is_dir():
             raise ValueError(f'--output={output}: there is no folder {output.parent}')
         has_checkpoint = newest_step(workdir / 'checkpoints') is not None

@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
 def page_of(workdir, **given):
     """The page that the program writes, checked to be one, and to need no other file."""
     output = workdir.parent / f'{workdir.name}.html'
-    run_program(report, WORKDIR=str(workdir), OUTPUT=str(output), **{'PROMPT': 'def ', 'TEXT': True, **given})
+    run_program(report, WORKDIR=str(workdir), OUTPUT=str(output), **{'PROMPT': 'def ', 'NO_TEXT': False, **given})
     page = output.read_text()
     Balanced().feed(page)
     for image in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page):
@@ -127,12 +127,12 @@ def test_a_run_that_was_resumed(runs, tmp_path):
     shutil.copytree(runs('bf16'), tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
     start(tmp_path / 'run', small_config('smoke,method=bf16', **STEPS))
-    page = page_of(tmp_path / 'run', TEXT=False)
+    page = page_of(tmp_path / 'run', NO_TEXT=True)
     assert re.findall('<p>(from .*?):</p>', page) == ['from the beginning, on 1 x cpu', 'from step 8, on 1 x cpu']
     assert 'How it began is not recorded' not in page
     starts = json.loads((tmp_path / 'run' / 'command.json').read_text())['starts']
     (tmp_path / 'run' / 'command.json').write_text(json.dumps({'starts': starts[1:]}))
-    assert 'How it began is not recorded' in page_of(tmp_path / 'run', TEXT=False)
+    assert 'How it began is not recorded' in page_of(tmp_path / 'run', NO_TEXT=True)
 
 
 def test_a_run_that_has_just_begun(runs, tmp_path):
@@ -172,14 +172,14 @@ def test_rollbacks(runs, tmp_path):
     with open(tmp_path / 'run' / 'metrics.jsonl', 'a') as file:
         line = {'step': 8, 'rollback/from_step': 11, 'rollback/loss': 'NaN', 'rollback/skipped_batches': 3}
         file.write(json.dumps(line) + '\n')
-    page = page_of(tmp_path / 'run', TEXT=False)
+    page = page_of(tmp_path / 'run', NO_TEXT=True)
     assert '<td>8</td><td>11</td><td>nan</td><td>3</td>' in page
     assert headings(page)[-2:] == ['Rollbacks and divergence', 'Summary']  # and no text
 
 
 def test_it_goes_to_the_workdir_if_not_told_otherwise(runs, tmp_path, capsys):
     shutil.copytree(runs('bf16'), tmp_path / 'run')
-    run_program(report, WORKDIR=str(tmp_path / 'run'), PROMPT='', TEXT=False)
+    run_program(report, WORKDIR=str(tmp_path / 'run'), PROMPT='', NO_TEXT=True)
     assert capsys.readouterr().out == f'{tmp_path}/run/report.html\n' and (tmp_path / 'run' / 'report.html').is_file()
 
 
@@ -196,5 +196,5 @@ def test_mistakes_are_told(tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(SystemExit, match=f'^error: .*{message}'):
-        run_program(report, WORKDIR='empty', **{'PROMPT': 'def ', 'TEXT': True, **given})
+        run_program(report, WORKDIR='empty', **{'PROMPT': 'def ', 'NO_TEXT': False, **given})
     assert not list(tmp_path.rglob('*.html'))
