@@ -1,8 +1,11 @@
 """Pictures that programs draw: which kinds there are, how they look, and how they are written."""
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from gaussq_jax.atomic_files import new_file
@@ -19,6 +22,18 @@ def check(path: pathlib.Path):
         raise ValueError(f'--output={path} must end in {", ".join(KINDS[:-1])} or {KINDS[-1]}')
     if not path.parent.is_dir():
         raise ValueError(f'--output={path}: there is no folder {path.parent}')
+
+
+def evenly_chosen(values: Sequence[Any], most: int) -> list[Any]:
+    """So many of the values at the most, the first and the last among them, for which there is room.
+
+    Example:
+      >>> evenly_chosen('abcdefg', 3)
+      ['a', 'd', 'g']
+    """
+    if len(values) <= most:
+        return list(values)
+    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
 
 
 def save(figure: Figure, path: pathlib.Path):

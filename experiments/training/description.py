@@ -40,12 +40,17 @@ def beginning(
         f' tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
         f' D = {experiment.num_tokens:,} tokens in all steps',
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
-        f'devices   {mesh.size} x {device.device_kind}: {sizes}',
+        f'devices   {devices(experiment)}: {sizes}',
         *_unlabelled(*exact),
         f'run       {workdir}, {action}, {config.total_steps} steps',
         *_unlabelled(*remarks),
     ]
     return '\n'.join(lines)
+
+
+def devices(experiment: Experiment) -> str:
+    """How many there are, and of which kind: '8 x NVIDIA H100 80GB HBM3'."""
+    return f'{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}'
 
 
 def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.Path) -> str:

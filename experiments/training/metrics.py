@@ -219,7 +219,7 @@ def _histogram(edges: Sequence[float], counts: Sequence[float]) -> HistogramProt
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order, as dicts of numbers and of lists of floats; no last one that was cut off.
+    """The lines of a metrics.jsonl, in order: dicts of numbers and lists of floats. Not a last one that was cut off.
 
     Raises:
       ValueError: another line is no JSON object of those.

@@ -19,7 +19,7 @@ from small_runs import final_state, records, run_config, start, without_seconds
 
 from configs import stored as stored_configs
 from experiments.checkpoints.contents import CONTENTS
-from experiments.training import steps
+from experiments.training import starts, steps
 from experiments.training.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -53,6 +53,7 @@ def test_files_of_a_run(finished):
         run_config().to_dict() | {'special_tokens': found}
     )
     assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['12', '4', '8']
+    assert starts.read(finished) == [starts.Start(0, sys.argv[1:], '1 x cpu')]
     assert list((finished / 'tensorboard').iterdir())
     lines = read_metrics(finished / 'metrics.jsonl')
     validation = {'validation/loss', 'validation/bits_per_byte', 'validation/loss_with_noise'}

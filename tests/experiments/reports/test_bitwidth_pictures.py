@@ -1,0 +1,77 @@
+"""The bitwidths in a run's report: what there is of them is drawn, and what isn't there is said."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from small_records import bits, record
+
+from experiments.reports import bitwidth_pictures
+
+BITWIDTHS = {
+    'layers/query/kernel': np.array([[[4.0, 4.5], [4.0, 3.5]], [[5.0, 5.0], [5.0, 5.0]]]),
+    'layers/up/kernel': np.full((2, 1, 1), 2.75),
+}
+MORE = {'bits/min': 2.0, 'bits/max': 8.0, 'bits/p10': 3.0, 'bits/p90': 7.0, 'bits/stored': 9.0}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+
+def drawn(lines, bitwidths):
+    """The titles of the pictures, and what is said beside them."""
+    found = bitwidth_pictures.parts(record('g', 'method=gaussws', lines=lines), bitwidths)
+    told = [re.sub('<.*?>', '', part) for part in found if part.startswith('<p>')]
+    return [re.match('<img alt="(.*?)"', part)[1] for part in found if part.startswith('<img')], told
+
+
+def test_what_there_is_is_drawn():
+    signal = [{'step': 1, 'bits/signal_to_noise': 0.5}]
+    over_steps, of_blocks = 'bitwidths by layer and matrix, and over steps', 'bitwidths of blocks, and over steps'
+    assert drawn(bits(3) + signal, BITWIDTHS) == ([over_steps, of_blocks], [])
+    assert drawn(bits(3) + signal, {}) == ([over_steps, of_blocks], [])
+    images, told = drawn([{'step': 1, 'bits/mean': 4.0}], BITWIDTHS)
+    assert images == ['bitwidths by layer and matrix', of_blocks]
+    assert ['its version did not write' in text.lower() for text in told] == [True, True]
+    assert drawn([], {}) == ([], ['There are no bitwidths of its matrices over steps: it has yet to log a step.'])
+
+
+def test_those_of_a_checkpoint():
+    """The mean over blocks, layers by matrices."""
+    (axes, _) = bitwidth_pictures.newest_figure(BITWIDTHS).axes
+    np.testing.assert_array_equal(axes.collections[0].get_array(), [[4, 5], [2.75, 2.75]])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ['query', 'up']
+
+
+def test_all_blocks_are_in_the_histogram():
+    """With the limits between formats, each named where it has room."""
+    _, axes = plt.subplots()
+    bitwidth_pictures.histogram_panel(axes, BITWIDTHS)
+    assert sum(bar.get_height() for bar in axes.patches) == 10
+    heights = {round(bar.get_x(), 2): bar.get_height() for bar in axes.patches if bar.get_height()}
+    assert heights == {2.75: 2, 3.5: 1, 4.0: 2, 4.5: 1, 5.0: 4}
+    assert [line.get_xdata()[0] for line in axes.lines] == [3, 4, 5]
+    assert [text.get_text() for text in axes.texts] == ['e2m1', 'e3m2', 'e3m3']
+
+
+@pytest.mark.parametrize('value', [2.0, 4.0, 12.0, 1e9])
+def test_blocks_that_are_alike(value):
+    _, axes = plt.subplots()
+    bitwidth_pictures.histogram_panel(axes, {'up': np.full((1, 2, 2), value)})
+    assert sum(bar.get_height() for bar in axes.patches) == 4
+    low, high = axes.get_xlim()
+    assert high - low > 0.499 and low <= min(value, bitwidth_pictures.LARGEST) <= high
+
+
+def test_percentiles_over_steps():
+    """Bands where they were written: of earlier versions, the one from the least to the largest."""
+    lines = [{**line, **MORE} for line in bits(2)]
+    for missing, bands, curves in (((), 2, 2), (('bits/p10', 'bits/stored'), 1, 1)):
+        kept = [{name: value for name, value in line.items() if name not in missing} for line in lines]
+        _, axes = plt.subplots()
+        bitwidth_pictures.over_steps_panel(axes, record('g', 'method=gaussws', lines=kept))
+        assert (len(axes.collections), len(axes.lines)) == (bands, curves)

@@ -1,0 +1,200 @@
+"""The report on a run: one file that needs no other, with all its parts, of every method, at any time."""
+
+import base64
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import xml.etree.ElementTree
+
+import pytest
+from programs import import_program, run_program
+from small_experiments import small_config
+from small_runs import STEPS, start
+
+from experiments import methods
+from experiments.reports import run_report
+from experiments.training import generation
+
+report = import_program('report')
+
+BEFORE = pathlib.Path(__file__).parents[1] / 'data' / 'version_0_1' / 'run'
+PARTS = ('What was trained', 'How it was started', 'Loss, learning rate and speed', 'Validation', 'Bitwidths')
+PARTS += ('Formats and sizes', 'A sample of text', 'Summary')
+LEARN = [name for name, method in methods.METHODS.items() if method.learns_bitwidths]
+
+
+@pytest.fixture(autouse=True)
+def quick_text(monkeypatch):
+    monkeypatch.setattr(run_report, 'NUM_TOKENS', 8)
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """The workdirs of finished runs, each trained when it is asked for, once."""
+    found = {}
+
+    def run_of(method):
+        if method not in found:
+            found[method] = tmp_path_factory.mktemp('runs') / method
+            start(found[method], small_config(f'smoke,method={method}', **STEPS))
+        return found[method]
+
+    return run_of
+
+
+def page_of(workdir, **given):
+    """The page that the program writes, checked to be one, and to need no other file."""
+    output = workdir.parent / f'{workdir.name}.html'
+    run_program(report, WORKDIR=str(workdir), OUTPUT=str(output), **{'PROMPT': 'def ', 'NO_TEXT': False, **given})
+    page = output.read_text()
+    Balanced().feed(page)
+    for image in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page):
+        xml.etree.ElementTree.fromstring(base64.b64decode(image))
+    assert not re.search(r'(src|href)="(?!data:)|url\(|@import|<script|<link', page)
+    return page
+
+
+class Balanced(html.parser.HTMLParser):
+    """Each element that begins ends, in its turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ('meta', 'img'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def feed(self, page):
+        super().feed(page)
+        self.close()
+        assert not self.open
+
+
+def headings(page):
+    return re.findall('<h2>(.*?)</h2>', page)
+
+
+def images(page):
+    return re.findall('<img alt="([^"]+)"', page)
+
+
+@pytest.mark.parametrize('method', methods.METHODS)
+def test_a_run_of_each_method(runs, method):
+    """All its parts; of bitwidths where some are learned, of rounding where weights are rounded."""
+    page = page_of(runs(method))
+    assert headings(page) == list(PARTS)
+    assert f'<h1>{method}</h1>' in page and 'This run is complete: 12 steps.' in page
+    assert 'python -m experiments.train' in page and 'on 1 x cpu:' in page
+    learned = method in LEARN
+    assert ('learns no bitwidths' in page) == (not learned)
+    assert ('bitwidths of blocks, and over steps' in images(page)) == learned
+    assert ('<td>learned</td>' in page) == ('% of the weights, with bitwidths of' in page) == learned
+    assert ('gap by noise' in page) == learned
+    assert ('bits, underflow, saturation and noise of each matrix' in images(page)) == (method != 'bf16')
+    assert '<td>float4_e2m1fn</td><td>4.' in page and '<td>bfloat16</td><td>16.000</td>' in page
+    summary = json.loads((runs(method) / 'summary.json').read_text())
+    assert f'<td>{summary["validation/loss"]:.6g}</td>' in page  # of the summary
+    assert f'<td>{summary["validation/loss"]:.4f}</td>' in page  # of the table of evaluations
+    assert '<td>total_steps</td><td>12</td><td>1000</td>' in page
+    assert '&quot;total_steps&quot;: 12' in page  # of the whole config
+    assert f'<td>{summary["parameters"]:,}</td>' in page
+
+
+def test_the_same_run_gives_the_same_page(runs):
+    assert page_of(runs('bf16')) == page_of(runs('bf16'))
+
+
+def test_a_run_of_version_0_1(tmp_path):
+    """What it did not write is left out, and said."""
+    shutil.copytree(BEFORE, tmp_path / 'run')
+    page = page_of(tmp_path / 'run')
+    assert headings(page) == list(PARTS)
+    assert 'This run is not complete: it has logged step 10 of 20; the newest checkpoint is of step 10.' in page
+    assert 'The command is not recorded' in page and '<td>not recorded</td>' in page
+    assert 'There are no bitwidths of its matrices over steps: its version did not write them.' in page
+    assert 'A run writes its summary at its end.' in page
+    assert 'bitwidths by layer and matrix' in images(page)  # of the checkpoint
+
+
+def test_a_run_that_was_resumed(runs, tmp_path):
+    """Each of its starts."""
+    shutil.copytree(runs('bf16'), tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
+    start(tmp_path / 'run', small_config('smoke,method=bf16', **STEPS))
+    page = page_of(tmp_path / 'run', NO_TEXT=True)
+    assert re.findall('<p>(from .*?):</p>', page) == ['from the beginning, on 1 x cpu', 'from step 8, on 1 x cpu']
+    assert 'How it began is not recorded' not in page
+    starts = json.loads((tmp_path / 'run' / 'command.json').read_text())['starts']
+    (tmp_path / 'run' / 'command.json').write_text(json.dumps({'starts': starts[1:]}))
+    assert 'How it began is not recorded' in page_of(tmp_path / 'run', NO_TEXT=True)
+
+
+def test_a_run_that_has_just_begun(runs, tmp_path):
+    """Without a checkpoint, and then without a metric, as an imported model has none."""
+    shutil.copytree(runs('gaussws'), tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints', 'summary.json'))
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    (tmp_path / 'run' / 'metrics.jsonl').write_text(lines[0] + '\n')
+    page = page_of(tmp_path / 'run')
+    assert 'it has logged step 3 of 12; there is no checkpoint yet.' in page
+    assert 'There is no checkpoint yet whose weights could be stored.' in page and headings(page) == list(PARTS)
+    (tmp_path / 'run' / 'metrics.jsonl').unlink()
+    page = page_of(tmp_path / 'run')
+    assert 'No loss has been logged yet.' in page and 'Nothing has been evaluated yet.' in page
+    assert headings(page) == list(PARTS) and not images(page)
+
+
+def test_what_a_run_says_is_text(runs, tmp_path, monkeypatch):
+    """Its name, its config, its command, the prompt, what it writes and why it ended: none of it is HTML."""
+    workdir = tmp_path / '<b>&'
+    shutil.copytree(runs('bf16'), workdir)
+    config = json.loads((workdir / 'config.json').read_text())
+    (workdir / 'config.json').write_text(json.dumps(config | {'train_split': '<b>split'}))
+    (workdir / 'diverged.txt').write_text('<b>why\n')
+    starts = {'starts': [{'from_step': 0, 'arguments': ['--workdir=<b>'], 'devices': '<b>8'}]}
+    (workdir / 'command.json').write_text(json.dumps(starts))
+    monkeypatch.setattr(generation, 'write_text', lambda *_, **how: '<b>written\x1b')
+    page = page_of(workdir, PROMPT='<b>prompt')
+    assert '<b>' not in page and '\x1b' not in page
+    for text in ('&', 'split', 'why', '8', 'prompt', 'written'):
+        assert f'&lt;b&gt;{"&amp;" if text == "&" else text}' in page
+    assert '--workdir=&lt;b&gt;' in page
+    assert 'This run has diverged, and ended: &lt;b&gt;why.' in page
+
+
+def test_rollbacks(runs, tmp_path):
+    shutil.copytree(runs('bf16'), tmp_path / 'run')
+    with open(tmp_path / 'run' / 'metrics.jsonl', 'a') as file:
+        line = {'step': 8, 'rollback/from_step': 11, 'rollback/loss': 'NaN', 'rollback/skipped_batches': 3}
+        file.write(json.dumps(line) + '\n')
+    page = page_of(tmp_path / 'run', NO_TEXT=True)
+    assert '<td>8</td><td>11</td><td>nan</td><td>3</td>' in page
+    assert headings(page)[-2:] == ['Rollbacks and divergence', 'Summary']  # and no text
+
+
+def test_it_goes_to_the_workdir_if_not_told_otherwise(runs, tmp_path, capsys):
+    shutil.copytree(runs('bf16'), tmp_path / 'run')
+    run_program(report, WORKDIR=str(tmp_path / 'run'), PROMPT='', NO_TEXT=True)
+    assert capsys.readouterr().out == f'{tmp_path}/run/report.html\n' and (tmp_path / 'run' / 'report.html').is_file()
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ({}, 'empty is no directory of a run: it has no config.json'),
+        ({'OUTPUT': 'missing/report.html'}, '--output=missing/report.html: there is no folder missing'),
+        ({'PROMPT': '\udce9'}, 'is no UTF-8'),
+    ],
+)
+def test_mistakes_are_told(tmp_path, monkeypatch, given, message):
+    """One line, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(SystemExit, match=f'^error: .*{message}'):
+        run_program(report, WORKDIR='empty', **{'PROMPT': 'def ', 'NO_TEXT': False, **given})
+    assert not list(tmp_path.rglob('*.html'))
