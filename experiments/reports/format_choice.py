@@ -106,8 +106,10 @@ def squared_gradients(experiment: Experiment, state: TrainState, data: Data) -> 
         return jax.tree.map(lambda sum_, g: sum_ + jnp.square(g.astype(jnp.float32)), total, gradients)
 
     total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    for number, batch in enumerate(batches, start=1):
+    number = 0
+    for batch in batches:
         total = square(total, weights, meshes.to_devices(batch, experiment.mesh))
+        number += 1
     return jax.tree.map(lambda sum_: sum_ / number, total)
 
 

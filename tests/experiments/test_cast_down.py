@@ -214,9 +214,7 @@ def test_one_seed_separates_nothing():
 
 def test_runs_that_differ_in_something_else_are_an_error():
     casts = made_up_casts()
-    with pytest.raises(
-        ValueError, match='first-0 and other differ in something else than N, method, bitwidths'
-    ):
+    with pytest.raises(ValueError, match='first-0 and other differ in something else than N, method, bitwidths'):
         cast_losses.group([*casts, casts[0]._replace(run='other')])
 
 
