@@ -27,6 +27,7 @@ from experiments import cli, methods, workdirs
 from experiments.checkpoints.step_directories import load_contents
 from experiments.data import loading
 from experiments.files import csv_files, json_files, paths
+from experiments.methods.settings import WAYS
 from experiments.reports import cast_losses, format_choice, pictures
 from experiments.reports.cast_losses import ERROR, LEARNED, SENSITIVITY, UNQUANTIZED, Cast
 from experiments.training import evaluation
@@ -45,7 +46,6 @@ EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1
 BUDGETS = (6.25, 5.25, 4.75, 4.25)  # mean stored bits: as of E3M2, E2M2 and E2M1 with their scales, and between
 
 BLOCK_SIZE = 32  # of chosen formats: blocks as they are learned
-WAYS = {'descent': 'price', 'adamw': 'decay'}  # of learning bitwidths, as config arguments have them
 
 Validate = Callable[[TrainState], dict[str, float]]
 

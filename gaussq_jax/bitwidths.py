@@ -16,7 +16,8 @@ def effective_bitwidths(b_i: jax.Array, b_init: float, b_target: float, *, b_mos
     """The bitwidths that act: b_t = b_target + b_i (b_init - b_target), bounded by b_target and b_most.
 
     b_i starts at 1, where b_t = b_init; weight decay or a penalty pulls it to 0, where b_t = b_target. Beyond a bound,
-    b_t is the bound, and the gradient of b_i is only what leads back: whatever pushes further out is 0.
+    b_t is the bound, and the gradient of b_i is only what leads back: whatever pushes further out is 0. Derivatives are
+    of reverse mode.
 
     Args:
       b_i: trained parameter of each block, any shape, float32.
@@ -107,6 +108,9 @@ def most_bits_held(fmt: FloatFormat) -> float:
 
 def _whole_bits(b_t: float) -> int:
     return math.ceil(round(b_t * 1024) / 1024)
+
+
+STORED_BITS = {b: format_for_bitwidth(b).bits for b in range(LEAST_BITS, MOST_BITS + 1)}  # of a weight
 
 
 def bitwidth_penalty(bitwidths: Any) -> jax.Array:

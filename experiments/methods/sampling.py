@@ -41,7 +41,7 @@ def _describe_bitwidths(config: ConfigDict) -> str:
         return f'bitwidths of {quantization.b_init:g}'
     span = f'bitwidths from {quantization.b_init:g} down to {quantization.b_target:g}'
     if quantization.start:
-        span += f', from step {math.ceil(quantization.start * config.total_steps)} on'
+        span += f', from step {math.floor(quantization.start * config.total_steps) + 1} on'
     if quantization.optimizer == 'descent':
         return f'{span}, where a stored bit a weight has a price of {quantization.price:g} nats'
     pulls = {'weight decay': quantization.weight_decay, 'penalty': quantization.penalty}

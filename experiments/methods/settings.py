@@ -34,6 +34,8 @@ BITWIDTHS = {
         penalty=0.0,
     ),
 }
+WAYS = {way['optimizer']: name for name, way in BITWIDTHS.items()}  # by optimizer
+OF_BITWIDTHS = (*BITWIDTHS['price'],)
 SHARED = dict(  # default, or the allowed words, the first of them the default
     b_init=BITWIDTHS['price']['b_init'],
     b_target=BITWIDTHS['price']['b_target'],

@@ -122,6 +122,12 @@ def _tables(trainings: dict[str, Training]) -> str:
     unquantized = lambda training, _: training.losses[UNQUANTIZED]
     of_first = lambda _, cast: trainings[first].losses.get(cast, {})
     learned = [cast for cast in casts if kind(cast) == LEARNED and cast != LEARNED]
+    bound = {  # where learned formats are really of that size
+        name: training._replace(
+            losses={c: x for c, x in training.losses.items() if training.bits[c] > _budget(c) - 0.25}
+        )
+        for name, training in trainings.items()
+    }
     interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
     paired = 'seed by seed, in bold where the interval excludes 0'
     tables = {
@@ -139,19 +145,20 @@ def _tables(trainings: dict[str, Training]) -> str:
         of = lambda training, cast, rival=rival: training.losses.get(rival(_budget(cast)), {})
         of_reference = lambda _, cast, of=of: of(trainings[first], cast)
         title = f'The difference of learned formats from {what}'
-        tables[f'{title} of the same run, {paired}'] = _difference_table(trainings, learned, of)
-        tables[f'{title} of {first}, {paired}'] = _difference_table(trainings, learned, of_reference)
+        tables[f'{title} of the same run, {paired}'] = _difference_table(bound, learned, of)
+        tables[f'{title} of {first}, {paired}'] = _difference_table(bound, learned, of_reference)
     return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
 
 
 def _budget(cast: str) -> float:
-    return float(cast.partition(' ')[2])
+    """Of learned and chosen formats; 0 where there is none."""
+    return float(cast.partition(' ')[2] or 0)
 
 
 def _draw_losses(panel: plt.Axes, trainings: dict[str, Training], base: Callable[[Training], dict[int, float]]):
     """A curve a training and kind of cast, of what is narrower than BF16."""
     for i, (name, training) in enumerate(trainings.items()):
-        kinds = {kind(cast) for cast in training.losses}
+        kinds = {kind(cast) for cast in training.losses if cast != UNQUANTIZED}
         shown = LOOKS if i == 0 else [LEARNED if LEARNED in kinds else UNIFORM]
         for of_kind in (of_kind for of_kind in LOOKS if of_kind in kinds and of_kind in shown):
             points = []

@@ -13,11 +13,11 @@ from experiments.data.loading import Data
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, TrainState
 from experiments.training.steps import token_losses
-from gaussq_jax.bitwidths import LEAST_BITS
+from gaussq_jax.bitwidths import STORED_BITS
 from gaussq_jax.packed import Layout, LeafLayout
 from gaussq_jax.packed.layout import weights_of_tiles
 
-FORMATS = tuple(gq.format_for_bitwidth(bits) for bits in range(LEAST_BITS, 9))  # those of learned ones, to 11 bits
+FORMATS = tuple(gq.format_for_bitwidth(bits) for bits in STORED_BITS if bits < 9)  # of learned ones, to 11 bits
 BATCHES = 64  # of the training split, for squared gradients
 HALVINGS = 40  # of the price that keeps a budget
 

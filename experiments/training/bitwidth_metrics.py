@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
 from experiments.training import bitwidth_optimizers
 from experiments.training.experiment import Experiment, TrainState
-from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS
+from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS, STORED_BITS
 from gaussq_jax.param_tree import short_names
 
 EDGES = np.arange(1, MOST_BITS + 1.25, 0.25)  # of the bins of histograms, in bits; the last bin has what is above, too
@@ -55,20 +56,21 @@ def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str
     transform = experiment.transform
     if not experiment.num_blocks:
         return lambda state: ({}, {})
-    widths = [gq.format_for_bitwidth(bits).bits for bits in range(LEAST_BITS, MOST_BITS + 1)]
+    replicated = NamedSharding(experiment.mesh, PartitionSpec())
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated)
     def measure(state: TrainState):
         bitwidths = transform.bitwidths(state.transform_state)
         names = short_names(bitwidths)
         blocks = jnp.concatenate([jnp.ravel(leaf) for leaf in bitwidths.values()])
-        as_they_act = jnp.round(blocks * 1024) / 1024
-        whole = jnp.clip(jnp.ceil(as_they_act), LEAST_BITS, MOST_BITS).astype(jnp.int32)
+        stored = jnp.asarray([*STORED_BITS.values()])
+        whole = jnp.clip(jnp.ceil(jnp.round(blocks * 1024) / 1024), LEAST_BITS, MOST_BITS).astype(jnp.int32)
+        p10, p90 = jnp.percentile(blocks, jnp.array([10, 90]))
         pull = penalty_gradient(experiment, state.transform_state)
         metrics = of_state(transform, state.transform_state) | {
-            'bits/p10': jnp.percentile(blocks, 10),
-            'bits/p90': jnp.percentile(blocks, 90),
-            'bits/stored': jnp.sum(jnp.asarray(widths)[whole - LEAST_BITS]) / blocks.size,
+            'bits/p10': p10,
+            'bits/p90': p90,
+            'bits/stored': jnp.sum(stored[whole - LEAST_BITS]) / blocks.size + 0 * jnp.sum(blocks),  # NaN of NaN
             'bits/signal_to_noise': bitwidth_optimizers.signal_to_noise(
                 state.opt_state, bitwidths, pull, experiment.config
             ),

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import methods
-from gaussq_jax.bitwidth_descent import BitwidthDescentState, worth_and_noise
-from gaussq_jax.bitwidths import LEAST_BITS
+from experiments.methods.settings import WAYS
+from gaussq_jax.bitwidth_descent import BitwidthDescentState, weight_and_share, worth_and_noise
+from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS
 
 AVERAGING = 0.99  # of descent
 USED = {'descent': ('price', 'fall'), 'adamw': ('learning_rate', 'weight_decay', 'penalty')}
@@ -35,8 +36,11 @@ def make(config: ConfigDict, transform: gq.ParamTransform) -> optax.GradientTran
             transform, price=quantization.price, steps=steps, start=start, averaging=AVERAGING
         )
         return optax.GradientTransformation(*optimizer)
-    adamw = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **_moments(config))
-    return _bounded(adamw if not quantization.start else _from_step(adamw, quantization.start * config.total_steps))
+    moments = dict(b1=config.optimizer.b1, b2=config.optimizer.b2, eps=config.optimizer.eps)
+    adamw = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **moments)
+    if learns and quantization.start:
+        adamw = _from_step(adamw, quantization.start * config.total_steps)
+    return _not_below_zero(adamw)
 
 
 def check(quantization: ConfigDict):
@@ -52,10 +56,9 @@ def check(quantization: ConfigDict):
         if not 0 <= quantization[name] < math.inf:
             refuse(name, 'must not be negative, and finite')
         if name not in used and quantization[name]:
-            others = ', '.join(used)
-            refuse(
-                name, f"would do nothing with optimizer='{quantization.optimizer}', which uses {others}; set it to 0"
-            )
+            of = f'optimizer={quantization.optimizer!r}, which uses {", ".join(used)}'
+            argument = f'the config argument bitwidths={WAYS[quantization.optimizer]}'
+            refuse(name, f'would do nothing with {of}; {argument} sets all')
     if not 0 <= quantization.start < 1:
         refuse('start', 'must be at least 0 and less than 1: a share of the steps')
     if quantization.b_init == quantization.b_target:
@@ -63,20 +66,19 @@ def check(quantization: ConfigDict):
     if quantization.optimizer == 'descent':
         if not quantization.price:
             refuse('price', 'must be positive: without a price no bit is given up')
-        if not 0 < quantization.fall <= 1 - quantization.start:
-            refuse(
-                'fall', f'must be positive, and at most 1 - start = {1 - quantization.start:g}: a share of the steps'
-            )
-        if quantization.b_target < LEAST_BITS:
-            refuse('b_target', f'must be at least {LEAST_BITS}: fewer bits have no narrower format, and save nothing')
+        if not 0 < quantization.fall <= 1 - quantization.start + 1e-9:
+            most = 1 - quantization.start
+            refuse('fall', f'must be positive, and at most 1 - start = {most:g}: a share of the steps')
+        if not LEAST_BITS <= quantization.b_target <= MOST_BITS:
+            refuse('b_target', f'must be of {LEAST_BITS} to {MOST_BITS}, the bits that formats are for')
         return
     if not quantization.learning_rate:
         refuse('learning_rate', 'would leave the bitwidths at b_init; for constant ones set b_target to b_init')
     if quantization.learning_rate >= 1:
-        refuse('learning_rate', 'must be less than 1: one step of AdamW would go from b_init to b_target and beyond')
+        refuse('learning_rate', 'must be less than 1: a step of AdamW would be all of b_init - b_target')
     if quantization.learning_rate * quantization.weight_decay >= 1:
         most = 1 / quantization.learning_rate
-        refuse('weight_decay', f'must be less than {most:g}, 1 / learning_rate: one step would take b_i to 0 or beyond')
+        refuse('weight_decay', f'must be less than {most:g}, 1 / learning_rate: b_i would not last a step')
 
 
 def signal_to_noise(opt_state: Any, bitwidths: Any, pull: Any, config: ConfigDict) -> jax.Array:
@@ -90,40 +92,31 @@ def signal_to_noise(opt_state: Any, bitwidths: Any, pull: Any, config: ConfigDic
     is_ours = lambda node: isinstance(node, BitwidthDescentState | optax.ScaleByAdamState)
     nodes = jax.tree.leaves(opt_state.inner_states['bitwidths'], is_leaf=is_ours)
     state = next(node for node in nodes if is_ours(node))
+
+    def of_descent(fall, power, square, bits):
+        worth, noise = worth_and_noise(fall, power, square, state.count, AVERAGING)
+        total, share = weight_and_share(state.count, AVERAGING)
+        now = jnp.exp2(-2 * bits)
+        return (worth * worth - noise) * now * now, noise * power / total / share * now
+
+    def of_adam(mean, square, pull):
+        (of_mean, share), (of_square, _) = (
+            weight_and_share(state.count, decay) for decay in (config.optimizer.b1, config.optimizer.b2)
+        )
+        mean = mean / of_mean
+        noise = jnp.maximum(square / of_square - mean * mean, 0) / jnp.maximum(1 - share, 1e-6)
+        return jnp.square(mean - pull) - share * noise, noise
+
     if isinstance(state, BitwidthDescentState):
-        averages, of_leaf = (state.fall, state.power, state.square, bitwidths), _of_descent
-        decays = (AVERAGING,)
+        measure, trees = of_descent, (state.fall, state.power, state.square, bitwidths)
     else:
-        averages, of_leaf = (state.mu, state.nu, pull), _of_adam
-        decays = (config.optimizer.b1, config.optimizer.b2)
-    steps = jnp.maximum(state.count, 1).astype(jnp.float32)
-    unbiased = [1 - decay**steps for decay in decays]
-    share = (1 - decays[0]) / (1 + decays[0])  # of the variance of one step, what an average has
-    sums = [of_leaf(*leaves, *unbiased, share) for leaves in zip(*map(jax.tree.leaves, averages))]
-    signal, noise = (sum(jnp.sum(of_leaf) for of_leaf in squares) for squares in zip(*sums))
+        measure, trees = of_adam, (state.mu, state.nu, pull)
+    squares = [measure(*leaves) for leaves in zip(*map(jax.tree.leaves, trees))]
+    signal, noise = (sum(map(jnp.sum, of_blocks)) for of_blocks in zip(*squares))
     return jnp.sqrt(jnp.maximum(signal, 0) / jnp.maximum(noise, jnp.finfo(jnp.float32).tiny))
 
 
-def _of_descent(fall, power, square, bits, unbiased, share):
-    """Squares of signal and noise of each block."""
-    worth, noise = worth_and_noise(fall, power, square, unbiased, share)
-    now = jnp.exp2(-2 * bits)
-    return (worth * worth - noise) * now * now, noise * (power / unbiased) / share * now
-
-
-def _of_adam(mean, square, pull, of_mean, of_square, share):
-    """The same."""
-    mean = mean / of_mean
-    noise = jnp.maximum(square / of_square - mean * mean, 0) / (1 - share)
-    return jnp.square(mean - pull) - share * noise, noise
-
-
-def _moments(config: ConfigDict) -> dict[str, float]:
-    optimizer = config.optimizer
-    return dict(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
-
-
-def _bounded(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def _not_below_zero(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same optimizer, which takes no b_i below 0; it has the same state, by which checkpoints know it."""
 
     def update(gradients, state, b_i=None):

@@ -25,7 +25,8 @@ from gaussq_jax.atomic_files import named_errors, open_own, replace_file
 RECORDED_ONLY = re.compile(  # not in lines
     'bits/(min|max|p10|p90|stored|gradient_norm|signal_to_noise|matrix/.*)|(step_seconds|seconds|device_memory)/.*'
 )
-WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
+WAITS = ('data', 'checkpoint', 'metrics')  # what is shown, if it is so much of the time since the last log
+LEAST_WAIT = 0.03
 
 
 class MetricWriter(contextlib.AbstractContextManager):
@@ -38,7 +39,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     - On a terminal, a `write` with 'train/loss' moves the progress bar, which shows speed and bitwidths too, as
       far as there is room; any other `write` is a line above it. Elsewhere every `write` is a line: what is
       printed, and in which order, is what the caller writes, without the names of `RECORDED_ONLY`. Both tell
-      which share of 'seconds/total' was lost to 'seconds/data' and 'seconds/checkpoint', where it is large.
+      which share of 'seconds/total' was lost to data, to checkpoints and to metrics, where it is large.
     - `summary.json` is there once `summary` was called, and whole; a new writer removes an earlier run's.
 
     A run that continues from a checkpoint leaves one clean record: lines after the restored step are dropped,
@@ -185,7 +186,8 @@ class _Events:
 
     def write(self, step: int, values: Mapping[str, float | list[float]], histograms: Mapping[str, Any]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(values).items()]
-        counted = [Summary.Value(tag=name, histo=_histogram(*of_name)) for name, of_name in histograms.items()]
+        present = {name: of_name for name, of_name in histograms.items() if np.any(of_name[1])}  # of NaN there is none
+        counted = [Summary.Value(tag=name, histo=_histogram(*of_name)) for name, of_name in present.items()]
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars + counted)))
 
     def purge(self, step: int) -> None:

@@ -13,7 +13,7 @@ def base_config():
 
 def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
     """Those alone that were added since: a config without another field is a damaged one."""
-    today, added = base_config(), MEANT_BEFORE[2]
+    today, added = base_config(), MEANT_BEFORE[2] | MEANT_BEFORE[3]
     assert set(added) <= set(today)
     stored = {name: value for name, value in today.items() if name not in added}
     stored['quantization'] = {k: v for k, v in today['quantization'].items() if k not in added['quantization']}

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import gaussq_jax as gq
-from gaussq_jax.bitwidth_descent import _shrunk
+from gaussq_jax.bitwidth_descent import _shrunk, weight_and_share
 
 PQT = gq.gaussian_weight_sampling(b_init=8, b_target=3, dtype=jnp.float32)
 SPAN = 5.0
@@ -85,13 +85,40 @@ def test_noise_is_averaged_over_steps_and_blocks():
     assert np.mean(np.isclose(seen['a'], 3)) > 0.95 and np.mean(np.isclose(seen['b'], 5)) > 0.8
 
 
-def test_blocks_that_noise_explains_have_the_mean_of_their_matrix():
-    c = jnp.asarray([[[1.0, 3.0], [2.0, 2.0]], [[8.0, 16.0], [12.0, 12.0]]])  # variances of .5 and 8
-    np.testing.assert_allclose(_shrunk(c, jnp.zeros_like(c)), c)
-    half = _shrunk(c, jnp.full_like(c, 0.25))
-    np.testing.assert_allclose(half[0], [[1.5, 2.5], [2, 2]])
-    np.testing.assert_allclose(half[1], 12 + (1 - 0.25 / 8) * (c[1] - 12))
-    np.testing.assert_allclose(_shrunk(c, jnp.full_like(c, 1.0))[0], np.full((2, 2), 2.0))
+def test_blocks_are_drawn_together_as_far_as_noise_explains_their_differences():
+    """The random-effects estimate of DerSimonian and Laird, matrix by matrix, in float64."""
+    generator = np.random.default_rng(0)
+    worth = generator.normal(5, 1, (3, 4, 5))
+    noise = np.stack([np.full((4, 5), 1e-4), generator.uniform(0.1, 10, (4, 5)), np.full((4, 5), 100.0)])
+    shrunk = np.asarray(_shrunk(jnp.asarray(worth), jnp.asarray(noise)))
+    for w, v, got in zip(worth, noise, shrunk):
+        weights = 1 / np.maximum(v, 1e-6 * np.max(w**2))
+        mean = np.sum(weights * w) / np.sum(weights)
+        q = np.sum(weights * (w - mean) ** 2)
+        between = max(q - (w.size - 1), 0) / (np.sum(weights) - np.sum(weights**2) / np.sum(weights))
+        np.testing.assert_allclose(got, mean + between / (between + 1 / weights) * (w - mean), rtol=1e-4)
+    np.testing.assert_allclose(shrunk[0], worth[0], rtol=1e-3)
+    np.testing.assert_allclose(shrunk[2], np.mean(worth[2]), rtol=1e-5)
+    for alone in (0.0, 1e-15, 1.0, 1e15):
+        one = jnp.full((1, 1), alone)
+        assert _shrunk(one, one) == one and np.all(np.isfinite(_shrunk(jnp.full((2, 2), alone), jnp.zeros((2, 2)))))
+
+
+def test_a_block_that_asks_for_much_leaves_the_others_of_its_matrix_alone():
+    """Its estimate is the noisiest, by 4^6, and says nothing of the others."""
+    generator, noise_to_signal = np.random.default_rng(0), 4.0
+    worth = np.full((8, 8), 40.0)
+    worth[3, 3] = 0.6 * 4.0**9
+    at_best = np.where(worth > 40, 4.0**-9, 4.0**-3)
+
+    def gradient_of(b_t, n):
+        b = b_t['a']
+        noise = noise_to_signal * worth * at_best * np.sqrt(4.0**-b / at_best) * generator.normal(size=worth.shape)
+        return {'a': -2 * math.log(2) * (worth * 4.0**-b + noise)}
+
+    optimizer = gq.bitwidth_descent(PQT, price=0.35 * worth.size, steps=135, start=500)
+    ended = descend(optimizer, gradient_of, {'a': jnp.ones((8, 8))}, 800)[-1]['a']
+    assert ended[3, 3] > 5 and np.mean(ended[worth == 40]) < 3.4  # 4 if all were drawn to their mean alike
 
 
 def test_what_is_not_held_falls_in_so_many_steps():
@@ -103,7 +130,35 @@ def test_what_is_not_held_falls_in_so_many_steps():
     assert seen[15:20] == [3.0] * 5 and seen[29] > 4
 
 
-@pytest.mark.parametrize('b', [2, 4])
+@pytest.mark.parametrize('steps', [7, 10, 47, 135])
+@pytest.mark.parametrize(('fmt', 'most'), [(None, 10), ('e3m3', 5)])
+def test_a_block_rests_at_the_most_that_its_format_holds(fmt, most, steps):
+    """And comes down from there as soon as it is told to: b_i doesn't run away meanwhile."""
+    transform = gq.gaussian_weight_sampling(b_init=5, b_target=3, fmt=fmt)
+    b_i, gradient_of = {'a': jnp.ones((1, 1))}, lambda b_t, n: {'a': -1e9 * 4.0 ** -b_t['a'] * (n < 400)}
+    seen = descend(gq.bitwidth_descent(transform, price=PRICE, steps=steps), gradient_of, b_i, 600, transform)
+    rested = [float(b_t['a'][0, 0]) for b_t in seen[350:400]]
+    np.testing.assert_allclose(rested, most, atol=2**-11)
+    assert seen[-1]['a'][0, 0] < most
+
+
+def test_what_is_not_finite_is_seen():
+    """NaN in one gradient is NaN in the weights, where training notices it; and not the fewest bits."""
+    gradient_of = lambda b_t, n: {'a': np.array([[np.nan if n == 3 else -1.0, -1.0]])}
+    seen = descend(gq.bitwidth_descent(PQT, price=PRICE, steps=10), gradient_of, {'a': jnp.ones((1, 2))}, 5)
+    assert np.all(np.isfinite(seen[2]['a'])) and np.isnan(seen[3]['a'][0, 0])
+
+
+def test_variances_of_averages_from_the_first_step_on():
+    """Of means of 1, 2, 10 and 200 draws with the weights of an average that began with 0, in closed form."""
+    for n in (1, 2, 10, 200):
+        weights = 0.01 * 0.99 ** np.arange(n)
+        total, share = weight_and_share(jnp.int32(n), 0.99)
+        np.testing.assert_allclose(total, weights.sum(), rtol=1e-4)
+        np.testing.assert_allclose(share, np.sum(weights**2) / weights.sum() ** 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize('b', [2, 4, 12])
 def test_constant_bitwidths_stay(b):
     transform = gq.gaussian_weight_sampling(b_init=b, b_target=b)
     optimizer, b_i = gq.bitwidth_descent(transform, price=PRICE, steps=10), {'a': jnp.ones((2, 2))}
@@ -118,20 +173,25 @@ def test_works_as_an_optimizer_of_optax():
     optimizer = optax.partition({'w': optax.sgd(1.0), 'b': bitwidths}, {'w': 'w', 'b': {'x/kernel': 'b'}})
     values = {'w': jnp.ones(3), 'b': {'x/kernel': jnp.ones((1, 2))}}
     gradients = {'w': jnp.ones(3), 'b': {'x/kernel': jnp.zeros((1, 2))}}
-    changes, _ = jax.jit(optimizer.update)(gradients, optimizer.init(values), values)
+    update, state = jax.jit(optimizer.update), optimizer.init(values)
+    for _ in range(2):  # of the first step alone, the noise isn't known, and bitwidths stay
+        changes, state = update(gradients, state, values)
     np.testing.assert_array_equal(changes['w'], -np.ones(3))
     np.testing.assert_allclose(changes['b']['x/kernel'], np.full((1, 2), -0.1), rtol=1e-6)
 
 
 def test_a_target_between_formats():
-    """Nothing goes below it, nor to a format that it is above of."""
+    """A block falls to the next whole bitwidth above it."""
     transform = gq.gaussian_weight_sampling(b_init=6, b_target=3.5)
     gradient_of = lambda b_t, n: {'a': np.zeros((1, 1))}
     optimizer = gq.bitwidth_descent(transform, price=PRICE, steps=10)
     seen = descend(optimizer, gradient_of, {'a': jnp.ones((1, 1))}, 30, transform)
     assert seen[-1]['a'][0, 0] == pytest.approx(4)
-    with pytest.raises(ValueError, match=r'b_target=2.5 must be at least 3'):
-        gq.bitwidth_descent(gq.gaussian_weight_sampling(b_target=2.5), price=PRICE, steps=10)
+    for b_init, b_target in ((6, 2.5), (12, 11)):
+        with pytest.raises(ValueError, match=rf'b_target={b_target} must be of 3 to 10'):
+            gq.bitwidth_descent(gq.gaussian_weight_sampling(b_init, b_target), price=PRICE, steps=10)
+    with pytest.raises(ValueError, match='learns no bitwidths'):
+        gq.bitwidth_descent(gq.cast_params(), price=PRICE, steps=10)
 
 
 @pytest.mark.parametrize(

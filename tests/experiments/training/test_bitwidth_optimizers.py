@@ -46,12 +46,24 @@ def test_adamw_waits_too():
     assert moved == [False, False, False, True, True]
 
 
-def test_no_optimizer_takes_b_i_below_zero():
-    optimizer = bitwidth_optimizers.make(config_of(learning_rate=0.9), gq.gaussian_weight_sampling())
-    b_i = {'a': jnp.array([[0.5, 1.5]])}
-    changes, _ = optimizer.update({'a': jnp.ones((1, 2))}, optimizer.init(b_i), b_i)
-    after = b_i['a'] + changes['a']
-    assert after[0, 0] == 0 and 0 < after[0, 1] < 1.5
+@pytest.mark.parametrize('settings', [dict(learning_rate=0.9), DESCENT | dict(b_target=3.0, start=0.0, fall=0.03)])
+def test_no_optimizer_takes_b_i_below_zero(settings):
+    config = config_of(**settings)
+    optimizer = bitwidth_optimizers.make(config, gq.gaussian_weight_sampling(6, config.quantization.b_target))
+    b_i = {'a': jnp.array([[0.2, 1.5]])}
+    state = optimizer.init(b_i)
+    for _ in range(2):
+        changes, state = optimizer.update({'a': jnp.zeros((1, 2)) + 1e-6}, state, b_i)
+        b_i = jax.tree.map(jnp.add, b_i, changes)
+    assert b_i['a'][0, 0] == 0 and 0 < b_i['a'][0, 1] < 1.5
+
+
+def test_what_learns_nothing_has_adamw_whatever_the_defaults():
+    """Its state has been that of AdamW since version 0.1.0, by which checkpoints know it."""
+    of = lambda config: bitwidth_optimizers.make(config, gq.cast_params())
+    config = small_config('method=bf16,smoke')
+    late = small_config('method=bf16,smoke', quantization__start=0.5, quantization__optimizer='descent')
+    assert jax.tree.structure(of(config).init({})) == jax.tree.structure(of(late).init({}))
 
 
 @pytest.mark.parametrize('settings', [DESCENT, dict(penalty=3.0)])
@@ -76,6 +88,21 @@ def test_signal_to_noise(settings):
             opt_state = state.opt_state._replace(inner_states={'bitwidths': of_bitwidths})
             told.append(float(bitwidth_optimizers.signal_to_noise(opt_state, bitwidths, pull, experiment.config)))
     assert np.sqrt(np.mean(np.square(told))) == pytest.approx(mean / spread, rel=0.15)
+
+
+def test_shares_that_make_one():
+    """Whatever 1 - .8 is in binary."""
+    for start, fall in ((0.8, 0.2), (0.9, 0.1)):
+        bitwidth_optimizers.check(config_of(**DESCENT | dict(start=start, fall=fall)).quantization)
+
+
+def test_bitwidths_that_are_nan_are_reported_as_such():
+    experiment = make_experiment(config_of())
+    state = random_state(experiment)
+    state = state._replace(transform_state=jax.tree.map(lambda b: jnp.full_like(b, jnp.nan), state.transform_state))
+    metrics, histograms = bitwidth_metrics.make_report(experiment)(state)
+    assert np.isnan(metrics['bits/mean']) and np.isnan(metrics['bits/stored'])
+    assert not any(np.any(counts) for _, counts in histograms.values())
 
 
 def test_the_report_of_a_state():
@@ -125,8 +152,9 @@ def test_nothing_is_reported_where_nothing_is_learned():
         ({**DESCENT, 'price': 0.0}, 'quantization.price=0.0 must be positive'),
         ({**DESCENT, 'penalty': 0.1}, "quantization.penalty=0.1 would do nothing with optimizer='descent'"),
         ({**DESCENT, 'fall': 0.0}, 'quantization.fall=0.0 must be positive, and at most 1 - start = 0.5'),
+        ({**DESCENT, 'b_init': 12.0, 'b_target': 11.0}, 'quantization.b_target=11.0 must be of 3 to 10'),
         ({**DESCENT, 'fall': 0.6}, 'quantization.fall=0.6 must be positive, and at most 1 - start = 0.5'),
-        ({**DESCENT, 'b_target': 2.5}, 'quantization.b_target=2.5 must be at least 3'),
+        ({**DESCENT, 'b_target': 2.5}, 'quantization.b_target=2.5 must be of 3 to 10'),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
@@ -134,9 +162,13 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         make_experiment(config_of(**settings))
 
 
+@pytest.mark.parametrize('bits', [2, 12])
 @pytest.mark.parametrize('way', ['price', 'decay'])
-def test_constant_bitwidths_go_with_either_way(way):
-    config = tiny.get_config(f'bitwidths={way},b_init=2,b_target=2,smoke')
+def test_constant_bitwidths_go_with_either_way(way, bits):
+    config = tiny.get_config(f'bitwidths={way},b_init={bits},b_target={bits},smoke')
     experiment = make_experiment(config)
     state, _ = steps.make_train_step(experiment)(init_state(experiment), random_batch(experiment))
-    assert bitwidth_metrics.of_state(experiment.transform, state.transform_state)['bits/max'] == 2
+    metrics, _ = bitwidth_metrics.make_report(experiment)(state)
+    assert metrics['bits/max'] == metrics['bits/min'] == bits
+    if way == 'price':
+        assert all(bool(jnp.all(b_i == 1)) for b_i in state.transform_state.values())
