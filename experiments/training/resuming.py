@@ -81,7 +81,7 @@ def check_config(present: dict[str, Any], directory: pathlib.Path, config: dict[
 
 
 def _without_unused(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields for bitwidths, where the method learns none: their defaults may be those of another version."""
+    """Without the fields for bitwidths, where the method learns none: another version may have other defaults."""
     method = METHODS.get(config.get('method'))
     if method is None or method.learns_bitwidths or not isinstance(config.get('quantization'), dict):
         return config

@@ -50,12 +50,12 @@ def test_adamw_waits_too():
 def test_no_optimizer_takes_b_i_below_zero(settings):
     config = config_of(**settings)
     optimizer = bitwidth_optimizers.make(config, gq.gaussian_weight_sampling(6, config.quantization.b_target))
-    b_i = {'a': jnp.array([[0.2, 1.5]])}
+    b_i = {'a': jnp.array([[0.2, 5.0]])}
     state = optimizer.init(b_i)
     for _ in range(2):
         changes, state = optimizer.update({'a': jnp.zeros((1, 2)) + 1e-6}, state, b_i)
         b_i = jax.tree.map(jnp.add, b_i, changes)
-    assert b_i['a'][0, 0] == 0 and 0 < b_i['a'][0, 1] < 1.5
+    assert 0 <= b_i['a'][0, 0] < 1e-6 and 1 < b_i['a'][0, 1] < 5
 
 
 def test_what_learns_nothing_has_adamw_whatever_the_defaults():

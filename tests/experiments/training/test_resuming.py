@@ -57,10 +57,10 @@ def test_defaults_of_bitwidths_are_nothing_to_runs_that_learn_none(method):
     assert present['quantization'] != before['quantization']
     resuming.check_config(present, pathlib.Path('run'), before)
     before['quantization']['parts'] = 'up'
-    with pytest.raises(ValueError, match='quantization.parts'):
+    with pytest.raises(ValueError, match=r'quantization\.parts'):
         resuming.check_config(present, pathlib.Path('run'), before)
     present, before = ({**config, 'method': 'gaussws'} for config in (present, before))
-    with pytest.raises(ValueError, match='quantization.b_target'):
+    with pytest.raises(ValueError, match=r'quantization\.b_target'):
         resuming.check_config(present, pathlib.Path('run'), before)
 
 
