@@ -19,12 +19,12 @@ def get_config() -> ConfigDict:
     adamw = {':bitwidths': ['decay']}
     ways = [
         {},
-        {'quantization.start': [0.0, 0.4]},
-        {'quantization.price': [0.01, 0.02, 0.08]},
+        {'quantization.start': [0.0]},
+        {'quantization.price': [0.02, 0.08]},
         {'quantization.block_size': ['16', '64']},
         adamw,
         {**adamw, **LATE, 'quantization.weight_decay': [3.8]},
-        {**adamw, **LATE, 'quantization.weight_decay': [0.0], 'quantization.penalty': [0.3, 3.0]},
+        {**adamw, **LATE, 'quantization.weight_decay': [0.0], 'quantization.penalty': [3.0]},
     ]
     grids = [{'method': ['gaussws'], **way, **SIZE, 'seed': SEEDS} for way in ways]
     return ConfigDict(dict(name='bitwidths', config='configs/tiny.py', grids=grids))
