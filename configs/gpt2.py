@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=configs/gpt2.py:size=124m,method=gaussws --workdir=runs/gpt2-124m
 
+Bitwidths are learned as in the paper, by decay; `bitwidths=price` is the other way.
 The recipe is nanoGPT's: batches of 491,520 tokens, learning rate 6e-4 to 6e-5, 2,000 steps of warm-up, here over
 49B tokens. The tokenizer is GPT-2's `tokenizer.json` in the format of Hugging Face `tokenizers`: say where it
 lies by `--config.tokenizer=…/tokenizer.json`, and which TFDS text dataset by `--config.dataset`. By default both are

@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=configs/llama2.py:size=134m,method=gaussws --workdir=runs/llama2-134m
 
+Bitwidths are learned as in the paper, by decay; `bitwidths=price` is the other way.
 Sizes, with the vocabulary of 32,000: 134m (12 layers of 768, 12 heads) and 1b (20 layers of 2048, 16 heads). The batch
 of 1M tokens, the learning rates and the length are common choices for these sizes, not the paper's.
 The tokenizer is Llama 2's `tokenizer.model`, a SentencePiece file that Meta distributes: say where it lies by
