@@ -1,7 +1,7 @@
 """Draw the losses, the learned bitwidths, and the gap to bf16 of runs, from their metrics.jsonl.
 
-    python -m experiments.plot --output=docs/tiny.png runs/tiny-bf16 runs/tiny-gaussws runs/tiny-diffq
-    python -m experiments.plot --output=docs/tiny.png runs/bf16-0 runs/bf16-1 runs/gaussws-0 runs/gaussws-1
+    python -m experiments.plot --output=tiny.png runs/tiny-bf16 runs/tiny-gaussws runs/tiny-diffq
+    python -m experiments.plot --panels=bits,gap runs/bf16-0 runs/bf16-1 runs/gaussws-0 runs/gaussws-1
     python -m experiments.plot --bits --output=bits.png runs/tiny-gaussws runs/tiny-diffq
 
 Runs that differ in their seed only, by their config.json, are one curve: the mean, on a band from the least to the
@@ -22,6 +22,7 @@ from experiments.files import paths
 from experiments.reports import pictures, run_pictures, run_records
 
 OUTPUT = flags.DEFINE_string('output', 'runs.png', 'The picture: .png, .svg or .pdf.')
+PANELS = flags.DEFINE_list('panels', [], f'Of {", ".join(run_pictures.PANELS)}; all that there are if not given.')
 BITS = flags.DEFINE_bool('bits', False, 'Draw the bitwidths of each matrix of each layer.')
 
 
@@ -35,9 +36,13 @@ def main(argv):
         if len({workdir.name for workdir in workdirs}) < len(workdirs):
             raise ValueError(f'the last names of {", ".join(map(str, workdirs))} must differ: they name the curves')
         records = [run_records.read_record(workdir) for workdir in workdirs]
-        draw = run_pictures.bitwidths_figure if BITS.value else run_pictures.runs_figure
+        if BITS.value and PANELS.value:
+            raise ValueError('--panels has no meaning with --bits')
         with plt.rc_context(pictures.STYLE):
-            figure = draw(records)
+            if BITS.value:
+                figure = run_pictures.bitwidths_figure(records)
+            else:
+                figure = run_pictures.runs_figure(records, PANELS.value)
             pictures.save(figure, output)
             plt.close(figure)
     print(output)

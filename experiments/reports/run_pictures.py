@@ -30,15 +30,18 @@ LEAST_SPAN = 0.5  # bits, of the colours of bitwidths
 MOST_ROWS = 40  # of matrices and layers that are high enough for a line between matrices
 
 
-def runs_figure(records: Sequence[RunRecord]) -> Figure:
-    """Loss over steps; the learned bitwidths; and the gap to the runs in bf16, if there are such.
+PANELS = ('bits', 'loss', 'gap')  # of `runs_figure`
+
+
+def runs_figure(records: Sequence[RunRecord], panels: Sequence[str] = ()) -> Figure:
+    """Loss over steps; the learned bitwidths; and the gap to the runs in bf16, if there are such; or these panels only.
 
     Runs that differ in their seed only are one curve, their mean, on a band from the least of them to the largest. The
     bitwidths are a heat map, of layers by matrices at the last step, of the first run that wrote them; where none did,
     the mean bitwidth over steps. The gap is that of the validation loss, in percent, paired by seed.
 
     Raises:
-      ValueError: for a run without a training loss.
+      ValueError: for a run without a training loss; for panels that are asked for and can't be had.
     """
     for record in records:
         if not any('train/loss' in line for line in record.lines):
@@ -51,21 +54,27 @@ def runs_figure(records: Sequence[RunRecord]) -> Figure:
         if (base := base_of(group, groups)) and (curves := gaps_to(group, base, 'validation/loss')):
             gaps[group.label] = curves
     learned = any('bits/mean' in line for record in records for line in record.lines)
-    panels = ['loss', *['bits'] * learned, *['gap'] * bool(gaps)]
+    found = ['loss', *['bits'] * learned, *['gap'] * bool(gaps)]
     if mapped:
-        panels = ['bits', 'loss', *panels[2:]]
+        found = ['bits', 'loss', *found[2:]]
+    if lacking := [panel for panel in panels if panel not in found]:
+        raise ValueError(
+            f'--panels={",".join(panels)}: of {lacking[0]!r} there is nothing; there is {", ".join(found)}'
+        )
+    panels = [panel for panel in found if panel in panels or not panels]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False, layout='constrained')
     axes = dict(zip(panels, axes[0]))
-    loss_panel(axes['loss'], groups, looks)
-    if mapped:
+    if 'loss' in axes:
+        loss_panel(axes['loss'], groups, looks)
+    if 'bits' in axes and mapped:
         history = bitwidth_history(mapped)
         norm = heat_maps.scale(history.bits[..., -1].flat, least_span=LEAST_SPAN)
         mesh = heat_maps.draw_layers(axes['bits'], history.bits[..., -1], history.names, norm)
         heat_maps.color_bar(mesh, axes['bits'], '')
         axes['bits'].set_title(f'mean bits of {plain(mapped.name)}, step {history.steps[-1]:,.0f}', fontsize=10)
-    elif learned:
+    elif 'bits' in axes:
         mean_bits_panel(axes['bits'], groups, looks)
-    if gaps:
+    if 'gap' in axes:
         gap_panel(axes['gap'], gaps, looks)
     return figure
 

@@ -8,13 +8,13 @@ import numpy as np
 
 import gaussq_jax as gq
 from experiments.reports import quantization
+from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS
 from gaussq_jax.packed import Layout, budget_below, weights_of_formats
 from gaussq_jax.packed.layout import as_they_act, weights_of_tiles
 from gaussq_jax.param_tree import is_floating
 from gaussq_jax.text_table import text_table
 
 BFLOAT16 = 'bfloat16'
-NARROWEST_HOLDS, BFLOAT16_HOLDS = 3, 10  # bits: what is less has the narrowest format, what is more this one
 UNIFORM = ('bfloat16', 'float8_e4m3fn', 'float6_e3m2fn', 'float4_e2m1fn')  # of which sizes are told
 
 
@@ -98,9 +98,9 @@ def reason(stored: StoredIn, budget: float | None) -> str:
     """
     fmt, share = stored.fmt, f'{100 * stored.share:.3g} % of the weights'
     told = f'{fmt.name}, {fmt.bits} bits: {share}, with bitwidths of {stored.low:.3f} to {stored.high:.3f}.'
-    limit = min(math.ceil(float(as_they_act(stored.low))), BFLOAT16_HOLDS) - 1
-    if limit < NARROWEST_HOLDS:
-        return f'{told} Up to {NARROWEST_HOLDS} have it, and none is narrower'
+    limit = min(math.ceil(float(as_they_act(stored.low))), MOST_BITS) - 1
+    if limit < LEAST_BITS:
+        return f'{told} Up to {LEAST_BITS} have it, and none is narrower'
     narrower = gq.format_for_bitwidth(limit)
     above = f'Their mean, {stored.mean:.3f}, is {stored.mean - limit:.3f} above {limit}'
     told = f'{told} {above}, the most that {narrower.name}, {narrower.bits} bits, holds'

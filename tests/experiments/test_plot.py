@@ -25,10 +25,11 @@ def workdirs(tmp_path):
     return {run.name: write(tmp_path, run) for run in runs}
 
 
-def run_plot(monkeypatch, output, *names, bits=False):
+def run_plot(monkeypatch, output, *names, bits=False, panels=()):
     flag = lambda value: type('Flag', (), {'value': value})
     monkeypatch.setattr(plot, 'OUTPUT', flag(str(output)))
     monkeypatch.setattr(plot, 'BITS', flag(bits))
+    monkeypatch.setattr(plot, 'PANELS', flag(list(panels)))
     plot.main(['plot', *names])
 
 
@@ -48,6 +49,8 @@ def test_pictures_of_runs(tmp_path, monkeypatch, capsys, workdirs, suffix):
         ([], {}, 'name the workdirs to draw'),
         (['b', 'b'], {}, 'must differ: they name the curves'),
         (['missing'], {}, "No such file or directory: .*missing/metrics.jsonl'"),
+        (['g'], {'bits': True, 'panels': ['loss']}, '--panels has no meaning with --bits'),
+        (['b'], {'panels': ['gap']}, "of 'gap' there is nothing; there is loss"),
         (['g', 'b'], {'bits': True}, 'b learned no bitwidths: its method is bf16'),
         (['b'], {'output': 'picture.gif'}, r'--output=picture.gif must end in \.png, \.svg or \.pdf'),
     ],

@@ -48,6 +48,16 @@ def test_one_run_of_each_method(figures):
     assert len(figures(run_pictures.runs_figure, runs[0]).axes) == 1
 
 
+def test_panels_that_are_asked_for():
+    """In the order of all; one that can't be had is an error that says what there is."""
+    runs = [record('b', lines=training(2)), record('g', 'method=gaussws', lines=training(2, 1.1) + bits(2))]
+    heat, gap, _ = run_pictures.runs_figure(runs, ['gap', 'bits']).axes
+    assert heat.get_title() == 'mean bits of g, step 2' and gap.get_title() == 'gap to bf16, one seed'
+    with pytest.raises(ValueError, match="--panels=loss,gap: of 'gap' there is nothing; there is loss"):
+        run_pictures.runs_figure(runs[:1], ['loss', 'gap'])
+    plt.close('all')
+
+
 def test_seeds_are_one_curve_and_a_band(figures):
     """The mean, on a band from the least to the largest; the gap is paired by seed, not that of the means."""
     runs = [record(f'b-{seed}', seed=seed, lines=training(2, factor)) for seed, factor in enumerate((1, 2, 3))]
