@@ -1,5 +1,6 @@
 """The learned bitwidths of a run, for its report: by layer and matrix, over steps, and over blocks."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ import gaussq_jax as gq
 from experiments.reports import heat_maps, palette, run_pictures
 from experiments.reports.html_page import image, paragraph
 from experiments.reports.run_records import RunRecord, has_bitwidths_by_matrix, series
+from gaussq_jax.packed.layout import as_they_act
 from gaussq_jax.param_tree import short_names
 
-BIN = 0.05  # bits, of the histogram
+BINS = 20  # of the histogram, in a bit: (n - 1/20, n], as a format holds (n - 1, n]
 LEAST_RANGE = 0.5  # bits, of its axis
-LARGEST = 16.0  # bits: what is beyond is drawn there
+LARGEST = 12.0  # bits: what is beyond is drawn there
 SIGNAL = 'bits/signal_to_noise'
 
 
@@ -99,13 +101,12 @@ def signal_panel(axes: Axes, record: RunRecord):
 def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
     """How many blocks have which bitwidth, with the limits between formats."""
     values = np.concatenate([np.asarray(blocks, float).ravel() for blocks in bitwidths.values()])
-    values = values[np.isfinite(values)].clip(0, LARGEST)
+    values = as_they_act(values[np.isfinite(values)].clip(0, LARGEST))
     if not len(values):
         return
-    low, high = BIN * np.floor(values.min() / BIN), BIN * (np.floor(values.max() / BIN) + 1)
-    axes.hist(values, np.arange(round(low / BIN), round(high / BIN) + 1) * BIN, color=palette.SKY)
-    missing = max(0.0, LEAST_RANGE - (high - low)) / 2
-    low, high = low - missing, high + missing
+    bins, heights = np.unique(np.ceil(values * BINS), return_counts=True)
+    axes.bar(bins / BINS, heights, -1 / BINS, align='edge', color=palette.SKY)
+    low, high = _ends((bins[0] - 1) / BINS, bins[-1] / BINS)
     axes.set_xlim(low, high)
     limits = [limit for limit in range(3, 10) if low <= limit < high]
     for limit in limits:
@@ -118,3 +119,16 @@ def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.set(xlabel='bitwidth (bits)', ylabel='blocks')
     axes.set_title('blocks now, and their formats', fontsize=10)
+
+
+def _ends(low: float, high: float) -> tuple[float, float]:
+    """Those of an axis with bars from `low` to `high`: wider, so that the formats at its ends have room for a name."""
+    missing = max(2 / BINS, LEAST_RANGE - (high - low)) / 2
+    first, last = math.floor(low) + 1, math.ceil(high) - 1  # limits beside the outermost bars
+    room = 0.1 * max(high - low, LEAST_RANGE)
+    begin, end = low - missing, high + missing
+    if first < high:
+        begin = min(begin, first - 1.2 * room)
+    if last > low:
+        end = max(end, last + 1.2 * room)
+    return begin, end
