@@ -133,8 +133,15 @@ def settings_of(config: dict[str, Any], without: Iterable[str] = ()) -> str:
     return json.dumps({name: value for name, value in config.items() if name not in left_out}, sort_keys=True)
 
 
+def curves_of(group: SeedGroup, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The `series` of each run of a group that has the metric."""
+    return [curve for curve in (series(run.lines, metric) for run in group.runs) if len(curve[0])]
+
+
 def mean_and_range(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """Steps that all curves have; the mean, the least and the largest value there."""
+    if not curves:
+        return (np.array([]),) * 4
     by_step = [dict(zip(steps.tolist(), values.tolist())) for steps, values in curves]
     shared = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[curve[step] for step in shared] for curve in by_step], float)

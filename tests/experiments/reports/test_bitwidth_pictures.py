@@ -1,5 +1,6 @@
 """The bitwidths in a run's report: what there is of them is drawn, and what isn't there is said."""
 
+import itertools
 import re
 
 import matplotlib.pyplot as plt
@@ -82,7 +83,7 @@ def test_blocks_stand_under_the_format_that_they_are_stored_in(levels):
     limits = [low, *(line.get_xdata()[0] for line in axes.lines), high]
     assert low < min(min(of_bar(bar)) for bar in axes.patches)
     found = {}
-    for begin, end in zip(limits, limits[1:]):
+    for begin, end in itertools.pairwise(limits):
         names = [text.get_text() for text in axes.texts if begin < text.xy[0] < end]
         bars = [bar for bar in axes.patches if begin - 1e-9 < min(of_bar(bar)) and max(of_bar(bar)) < end + 1e-9]
         if number := sum(bar.get_height() for bar in bars):

@@ -72,9 +72,20 @@ def test_seeds_are_one_curve_and_a_band(figures):
     np.testing.assert_allclose(validation.get_ydata(), [4, 2])
     band = loss.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (1, 6)
-    assert (
-        labels(gap) == ['g: +3.33 % (+0.00 to +10.00)'] and gap.get_title() == 'gap to bf16, mean and range of 3 seeds'
-    )
+    assert loss.get_title().endswith('on a band from the least to the largest of the seeds')
+    assert labels(gap) == ['g: +3.33 % (+0.00 to +10.00, 3 seeds)']
+    assert gap.get_title() == 'gap to bf16, mean and range of the seeds'
+
+
+def test_seeds_that_stopped_early_are_told(figures):
+    """The step of what is shown, where it isn't the last one; a seed without the curve doesn't count."""
+    runs = [record(f'b-{seed}', seed=seed, lines=training(3)) for seed in range(3)]
+    runs += [record(f'g-{seed}', 'method=gaussws', seed, training(3 - seed, 1.1)) for seed in range(2)]
+    runs.append(record('g-2', 'method=gaussws', 2, [{'step': 1, 'train/loss': 3.0}]))
+    runs.append(record('d', 'method=diffq', lines=training(3, 1.2)))
+    loss, gap = figures(run_pictures.runs_figure, *runs).axes
+    assert labels(loss) == ['b: 0.667 (mean of 3 seeds)', 'g: 1.100 at step 2 (mean of 2 seeds)', 'd: 0.800']
+    assert labels(gap) == ['g: +10.00 % at step 2 (+10.00 to +10.00, 2 seeds)', 'd: +20.00 % (one seed)']
 
 
 def test_bitwidths_of_several_runs_have_one_scale(figures):
