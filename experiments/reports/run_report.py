@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 from flax import traverse_util
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from configs import common
 from configs import stored as stored_configs
@@ -18,7 +19,7 @@ from experiments.files import foreign_text, json_files, paths
 from experiments.reports import bitwidth_pictures, pictures, quantization, run_pictures, stored_formats
 from experiments.reports.html_page import folded, heading, image, page, paragraph, preformatted, table
 from experiments.reports.run_records import RunRecord, SeedGroup, read_record, series
-from experiments.training import generation, starts
+from experiments.training import bitwidth_optimizers, generation, starts
 from experiments.training.experiment import Experiment, TrainState
 from experiments.training.starts import Start
 from gaussq_jax.atomic_files import replace_file
@@ -106,7 +107,10 @@ def model_section(
         sizes = {'parameters': checkpoint.experiment.num_params, 'N': checkpoint.experiment.num_linear_params}
     method = methods.find(config['method'])
     used = [*method.settings, *method.own_settings]
-    settings = in_words({name: value for name, value in config['quantization'].items() if name in used})
+    if method.learns_bitwidths:
+        optimizer = config['quantization']['optimizer']
+        used += ['optimizer', 'start', *bitwidth_optimizers.USED.get(optimizer, ())]
+    settings = in_words({name: config['quantization'][name] for name in used if name in config['quantization']})
     tokens = config['batch_size'] * config['sequence_length']
     optimizer = config['optimizer']
     rows = [
@@ -200,9 +204,25 @@ def validation_section(record: RunRecord) -> list[str]:
         gap = None if noisy is None or not loss else 100 * (noisy / loss - 1)
         cells += [number(noisy, '.4f'), number(gap, '+.2f', ' %')] if has_noise else []
         rows.append(cells)
-    told = 'The weights are rounded, and have no noise'
-    told += '; with noise, they are those of a training step.' if has_noise else '; this method has none.'
-    return [*parts, paragraph(told), table(header, rows)]
+    return [*parts, paragraph(of_validation(record.config, has_noise)), table(header, rows)]
+
+
+def of_validation(config: Mapping[str, Any], has_noise: bool) -> str:
+    """Of which weights its losses are."""
+    method, quantization = methods.find(config['method']), config['quantization']
+    fmt = quantization['format'] or method.default_format
+    if method.operands(ConfigDict(config)):
+        told = f'These are losses of the weights in bfloat16, with operands of the matmuls rounded to {fmt}'
+    else:
+        told = f'These are losses of the weights {f"rounded to {fmt}" if fmt else "in bfloat16"}'
+    told += ', without noise' if method.learns_bitwidths else ''
+    if 'rounding' in method.settings and quantization['rounding'] == 'stochastic':
+        told += '; rounding is stochastic in training steps only, and here to nearest'
+    told += '; those with noise are of weights as in a training step' if has_noise else ''
+    return (
+        f'{told}. What the weights lose in a format of those below is not in them: python -m experiments.evaluate'
+        ' --weights=FILE measures that, of a file of experiments.export.'
+    )
 
 
 def bitwidths_section(record: RunRecord, checkpoint: Checkpoint | None) -> list[str]:

@@ -11,6 +11,7 @@ import xml.etree.ElementTree
 import pytest
 from programs import import_program, run_program
 from small_experiments import small_config
+from small_records import config_of
 from small_runs import STEPS, start
 
 from experiments import methods
@@ -104,6 +105,38 @@ def test_a_run_of_each_method(runs, method):
     assert '<td>total_steps</td><td>12</td><td>1000</td>' in page
     assert '&quot;total_steps&quot;: 12' in page  # of the whole config
     assert f'<td>{summary["parameters"]:,}</td>' in page
+
+
+def test_how_bitwidths_are_learned_is_told(runs, tmp_path):
+    """By the fields that their optimizer uses, and no others."""
+    of_method = lambda page: re.search('<td>method</td><td>(.*?)</td>', page)[1]
+    shutil.copytree(runs('gaussws'), tmp_path / 'run')
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    adamw = dict(learning_rate=1e-3, weight_decay=2.0, penalty=0.0)
+    for optimizer, used in (('descent', dict(start=0.7, price=0.04, fall=0.15)), ('adamw', dict(start=0.0, **adamw))):
+        unused = dict.fromkeys((*adamw, 'start', 'price', 'fall'), 0.0)
+        config['quantization'].update(unused | used | {'optimizer': optimizer})
+        (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+        told = of_method(page_of(tmp_path / 'run', NO_TEXT=True))
+        words = ', '.join(f'{name} {value}' for name, value in used.items())
+        assert told.endswith(f', optimizer {optimizer}, {words}')
+    assert 'price' not in of_method(page_of(runs('qat'), NO_TEXT=True))
+
+
+@pytest.mark.parametrize(
+    ('argument', 'told'),
+    [
+        ('method=bf16', 'in bfloat16.'),
+        ('method=gaussws', 'in bfloat16, without noise.'),
+        ('method=diffq,format=e4m3', 'rounded to e4m3, without noise.'),
+        ('method=qat,format=e2m1', 'rounded to e2m1.'),
+        ('method=qat,rounding=stochastic', 'rounded to e4m3; rounding is stochastic in training steps only, and here'),
+        ('method=fqt', 'in bfloat16, with operands of the matmuls rounded to e4m3.'),
+    ],
+)
+def test_of_which_weights_validation_losses_are(argument, told):
+    text = run_report.of_validation(config_of(argument), has_noise=False)
+    assert text.startswith(f'These are losses of the weights {told}') and 'experiments.evaluate --weights=FILE' in text
 
 
 def test_the_same_run_gives_the_same_page(runs):
