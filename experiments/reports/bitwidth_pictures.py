@@ -53,7 +53,7 @@ def newest_figure(bitwidths: Mapping[str, Any]) -> Figure:
     values = np.full((len(names), max(map(len, means))), np.nan)
     for row, of_matrix in zip(values, means):
         row[: len(of_matrix)] = of_matrix
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.3 * max(len(names), 4)), layout='constrained')
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.3 * min(max(len(names), 4), 40)), layout='constrained')
     norm = heat_maps.scale(values.flat, least_span=run_pictures.LEAST_SPAN)
     mesh = heat_maps.draw_layers(axes, values, list(names.values()), norm)
     heat_maps.color_bar(mesh, axes, run_pictures.BITS)

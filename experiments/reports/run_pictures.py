@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from experiments.reports import heat_maps, palette
+from experiments.reports.pictures import plain
 from experiments.reports.run_records import (
     BitwidthHistory,
     RunRecord,
@@ -108,8 +109,7 @@ def history_panel(axes: Axes, history: BitwidthHistory, norm: Normalize):
     num_matrices, num_layers, _ = history.bits.shape
     rows = history.bits.reshape(num_matrices * num_layers, -1)
     heat_maps.draw_cells(axes, heat_maps.edges_between(history.steps), rows, norm)
-    middles = num_layers * (np.arange(num_matrices) + 0.5) - 0.5
-    axes.set_yticks(middles, [plain(name) for name in history.names])
+    heat_maps.name_rows(axes, history.names, rows_of_each=num_layers)
     for i in range(1, num_matrices):
         axes.axhline(num_layers * i - 0.5, color='white', linewidth=1.2 if len(rows) <= MOST_ROWS else 0.8)
     axes.set_xlabel('step')
@@ -183,11 +183,6 @@ def last_step(groups: Sequence[SeedGroup], metric: str) -> float:
 def at_step(steps: np.ndarray, last: float) -> str:
     """Where a curve ends, if others, or other seeds of its own, go on."""
     return '' if steps[-1] == last else f' at step {steps[-1]:,.0f}'
-
-
-def plain(text: str) -> str:
-    """A name that matplotlib shows as it is: it is no formula."""
-    return text.replace('$', r'\$')
 
 
 def _signed(value: float) -> str:

@@ -18,6 +18,12 @@ BITWIDTHS = {
 MORE = {'bits/min': 2.0, 'bits/max': 8.0, 'bits/p10': 3.0, 'bits/p90': 7.0, 'bits/stored': 9.0}
 
 
+def test_many_matrices_make_no_endless_picture():
+    many = {f'up_{i}/kernel': np.full((1, 1, 1), 3.0) for i in range(1000)}
+    figure = bitwidth_pictures.newest_figure(many)
+    assert figure.get_figheight() < 15 and len(figure.axes[0].get_yticks()) < 100
+
+
 @pytest.fixture(autouse=True)
 def closed():
     yield

@@ -1,5 +1,7 @@
 """Pictures of runs: what is drawn of which runs, whatever their names are."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -34,6 +36,16 @@ def test_a_name_is_no_formula(figures, name):
     assert f'{name}: 0.667'.replace('$', r'\$') in labels(figure.axes[1])
     assert name.replace('$', r'\$') in figure.axes[0].get_title()
     figures(run_pictures.bitwidths_figure, record(name, 'method=gaussws', lines=bits(3)))
+
+
+def test_long_names_leave_room(figures):
+    """The first and the last letters of a name stand in legends and titles."""
+    name = 'first' + 200 * 'x' + 'last'
+    runs = [record('b', lines=training(2)), record(name, 'method=gaussws', lines=training(2, 1.1) + bits(2))]
+    heat, loss, gap, _ = figures(run_pictures.runs_figure, *runs).axes
+    of_bits = figures(run_pictures.bitwidths_figure, runs[1]).axes[0]
+    for text in (heat.get_title(), labels(loss)[1], labels(gap)[0], of_bits.get_title()):
+        assert len(text) < 70 and re.search('first.*….*last', text)
 
 
 def test_one_run_of_each_method(figures):
