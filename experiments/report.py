@@ -20,7 +20,7 @@ from experiments.reports import run_report
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'The HTML file; WORKDIR/report.html if not given.')
 PROMPT = flags.DEFINE_string('prompt', 'def ', 'How the sample of text begins.')
-TEXT = flags.DEFINE_bool('text', True, 'Whether there is a sample of text, if that takes no more than a minute or so.')
+TEXT = flags.DEFINE_bool('text', True, 'Whether there is a sample of text; of a large model there is none.')
 
 
 def main(argv):

@@ -30,6 +30,10 @@ def parts(record: RunRecord, bitwidths: Mapping[str, Any]) -> list[str]:
       bitwidths: {path: bitwidths (layers, .., blocks)} of the newest checkpoint; {} if there is none.
     """
     found = []
+    blocks = _of_blocks(bitwidths)
+    if num_lost := np.count_nonzero(~np.isfinite(blocks)):
+        told = f'{num_lost:,} of {len(blocks):,} blocks have a bitwidth that is NaN or infinite, which is not drawn.'
+        found.append(paragraph(told, 'warning'))
     if has_bitwidths_by_matrix(record):
         found.append(image(run_pictures.bitwidths_figure([record]), 'bitwidths by layer and matrix, and over steps'))
     else:
@@ -37,7 +41,7 @@ def parts(record: RunRecord, bitwidths: Mapping[str, Any]) -> list[str]:
         found.append(paragraph(f'There are no bitwidths of its matrices over steps: {reason}.'))
         if bitwidths:
             found.append(image(newest_figure(bitwidths), 'bitwidths by layer and matrix'))
-    if bitwidths or any('bits/mean' in line for line in record.lines):
+    if np.isfinite(blocks).any() or any('bits/mean' in line for line in record.lines):
         found.append(image(blocks_figure(record, bitwidths), 'bitwidths of blocks, and over steps'))
     if record.lines and not any(SIGNAL in line for line in record.lines):
         found.append(paragraph('Its version did not write the signal to noise of the gradient of bitwidths, either.'))
@@ -66,7 +70,7 @@ def blocks_figure(record: RunRecord, bitwidths: Mapping[str, Any]) -> Figure:
     drawn = [
         *[over_steps_panel] * any('bits/mean' in line for line in record.lines),
         *[signal_panel] * any(SIGNAL in line for line in record.lines),
-        *[histogram_panel] * bool(bitwidths),
+        *[histogram_panel] * bool(np.isfinite(_of_blocks(bitwidths)).any()),
     ]
     figure, axes = plt.subplots(1, len(drawn), figsize=(4 * len(drawn), 3.6), squeeze=False, layout='constrained')
     for draw, panel in zip(drawn, axes[0]):
@@ -100,10 +104,8 @@ def signal_panel(axes: Axes, record: RunRecord):
 
 def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
     """How many blocks have which bitwidth, with the limits between formats."""
-    values = np.concatenate([np.asarray(blocks, float).ravel() for blocks in bitwidths.values()])
+    values = _of_blocks(bitwidths)
     values = as_they_act(values[np.isfinite(values)].clip(0, LARGEST))
-    if not len(values):
-        return
     bins, heights = np.unique(np.ceil(values * BINS), return_counts=True)
     axes.bar(bins / BINS, heights, -1 / BINS, align='edge', color=palette.SKY)
     low, high = _ends((bins[0] - 1) / BINS, bins[-1] / BINS)
@@ -121,6 +123,10 @@ def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
     axes.set_title('blocks now, and their formats', fontsize=10)
 
 
+def _of_blocks(bitwidths: Mapping[str, Any]) -> np.ndarray:
+    return np.concatenate([[], *(np.asarray(blocks, float).ravel() for blocks in bitwidths.values())])
+
+
 def _ends(low: float, high: float) -> tuple[float, float]:
     """Those of an axis with bars from `low` to `high`: wider, so that the formats at its ends have room for a name."""
     missing = max(2 / BINS, LEAST_RANGE - (high - low)) / 2
@@ -128,7 +134,7 @@ def _ends(low: float, high: float) -> tuple[float, float]:
     room = 0.1 * max(high - low, LEAST_RANGE)
     begin, end = low - missing, high + missing
     if first < high:
-        begin = min(begin, first - 1.2 * room)
+        begin = min(begin, first - 1.5 * room)
     if last > low:
-        end = max(end, last + 1.2 * room)
+        end = max(end, last + 1.5 * room)
     return begin, end

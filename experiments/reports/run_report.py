@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -259,6 +261,8 @@ def text_section(workdir: pathlib.Path, checkpoint: Checkpoint | None, prompt: s
         command = ['python', '-m', 'experiments.generate', f'--workdir={workdir}', f'--prompt={prompt}']
         told = f'It is left out: each token takes {of_token:.2g} FLOP of this model. This command writes one:'
         return [*parts, paragraph(told), preformatted(foreign_text.escaped(shlex.join(command)))]
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.state.params)):
+        raise ValueError('the weights have NaN or infinity among them')
     text = generation.write_text(*checkpoint, prompt, num_tokens=num_tokens, temperature=TEMPERATURE, seed=SEED)
     told = f'After {prompt!r}, by the weights of step {int(checkpoint.state.step):,}, at temperature {TEMPERATURE:g},'
     told = f'{told} seed {SEED}, {num_tokens} tokens at the most:'

@@ -48,6 +48,17 @@ def test_what_there_is_is_drawn():
     assert drawn([], {}) == ([], ['There are no bitwidths of its matrices over steps: it has yet to log a step.'])
 
 
+def test_bitwidths_that_are_no_numbers_are_counted():
+    """And drawn are the others, if there are such."""
+    some = {'up/kernel': np.array([[[np.nan, 3.0, np.inf]]])}
+    assert drawn(bits(1), some)[0][1] == 'bitwidths of blocks, and over steps'
+    (warning, *_) = bitwidth_pictures.parts(record('g', 'method=gaussws', lines=bits(1)), some)
+    assert warning.startswith('<p class="warning">2 of 3 blocks have a bitwidth that is NaN or infinite')
+    of = record('g', 'method=gaussws', lines=bits(1))
+    assert len(bitwidth_pictures.blocks_figure(of, some).axes) == 2
+    assert len(bitwidth_pictures.blocks_figure(of, {'up/kernel': np.full((1, 1, 2), np.nan)}).axes) == 1
+
+
 def test_those_of_a_checkpoint():
     """The mean over blocks, layers by matrices."""
     (axes, _) = bitwidth_pictures.newest_figure(BITWIDTHS).axes
