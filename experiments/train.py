@@ -147,7 +147,7 @@ def prepare_workdir(workdir: pathlib.Path, experiment: Experiment, start: int | 
     else:
         remarks = workdirs.remarks_on_changes(config, workdir)
         remarks += tokenizer_files.keep_if_missing(config.tokenizer, workdir)
-    starts.add(workdir, Start(start or 0, sys.argv[1:], description.devices(experiment)))
+    remarks += starts.add(workdir, Start(start or 0, sys.argv[1:], description.devices(experiment)))
     workdirs.write_config(workdir, config)
     (workdir / 'diverged.txt').unlink(missing_ok=True)
     return remarks

@@ -1,5 +1,6 @@
 """The learned bitwidths of a run, for its report: by layer and matrix, over steps, and over blocks."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ import gaussq_jax as gq
 from experiments.reports import heat_maps, palette, run_pictures
 from experiments.reports.html_page import image, paragraph
 from experiments.reports.run_records import RunRecord, has_bitwidths_by_matrix, series
+from gaussq_jax.packed.layout import as_they_act
 from gaussq_jax.param_tree import short_names
 
-BIN = 0.05  # bits, of the histogram
+BINS = 20  # of the histogram, in a bit: (n - 1/20, n], as a format holds (n - 1, n]
 LEAST_RANGE = 0.5  # bits, of its axis
-LARGEST = 16.0  # bits: what is beyond is drawn there
+LARGEST = 12.0  # bits: what is beyond is drawn there
 SIGNAL = 'bits/signal_to_noise'
 
 
@@ -28,6 +30,10 @@ def parts(record: RunRecord, bitwidths: Mapping[str, Any]) -> list[str]:
       bitwidths: {path: bitwidths (layers, .., blocks)} of the newest checkpoint; {} if there is none.
     """
     found = []
+    blocks = _of_blocks(bitwidths)
+    if num_lost := np.count_nonzero(~np.isfinite(blocks)):
+        told = f'{num_lost:,} of {len(blocks):,} blocks have a bitwidth that is NaN or infinite, which is not drawn.'
+        found.append(paragraph(told, 'warning'))
     if has_bitwidths_by_matrix(record):
         found.append(image(run_pictures.bitwidths_figure([record]), 'bitwidths by layer and matrix, and over steps'))
     else:
@@ -35,7 +41,7 @@ def parts(record: RunRecord, bitwidths: Mapping[str, Any]) -> list[str]:
         found.append(paragraph(f'There are no bitwidths of its matrices over steps: {reason}.'))
         if bitwidths:
             found.append(image(newest_figure(bitwidths), 'bitwidths by layer and matrix'))
-    if bitwidths or any('bits/mean' in line for line in record.lines):
+    if np.isfinite(blocks).any() or any('bits/mean' in line for line in record.lines):
         found.append(image(blocks_figure(record, bitwidths), 'bitwidths of blocks, and over steps'))
     if record.lines and not any(SIGNAL in line for line in record.lines):
         found.append(paragraph('Its version did not write the signal to noise of the gradient of bitwidths, either.'))
@@ -51,7 +57,7 @@ def newest_figure(bitwidths: Mapping[str, Any]) -> Figure:
     values = np.full((len(names), max(map(len, means))), np.nan)
     for row, of_matrix in zip(values, means):
         row[: len(of_matrix)] = of_matrix
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.3 * max(len(names), 4)), layout='constrained')
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.3 * min(max(len(names), 4), 40)), layout='constrained')
     norm = heat_maps.scale(values.flat, least_span=run_pictures.LEAST_SPAN)
     mesh = heat_maps.draw_layers(axes, values, list(names.values()), norm)
     heat_maps.color_bar(mesh, axes, run_pictures.BITS)
@@ -64,7 +70,7 @@ def blocks_figure(record: RunRecord, bitwidths: Mapping[str, Any]) -> Figure:
     drawn = [
         *[over_steps_panel] * any('bits/mean' in line for line in record.lines),
         *[signal_panel] * any(SIGNAL in line for line in record.lines),
-        *[histogram_panel] * bool(bitwidths),
+        *[histogram_panel] * bool(np.isfinite(_of_blocks(bitwidths)).any()),
     ]
     figure, axes = plt.subplots(1, len(drawn), figsize=(4 * len(drawn), 3.6), squeeze=False, layout='constrained')
     for draw, panel in zip(drawn, axes[0]):
@@ -98,14 +104,11 @@ def signal_panel(axes: Axes, record: RunRecord):
 
 def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
     """How many blocks have which bitwidth, with the limits between formats."""
-    values = np.concatenate([np.asarray(blocks, float).ravel() for blocks in bitwidths.values()])
-    values = values[np.isfinite(values)].clip(0, LARGEST)
-    if not len(values):
-        return
-    low, high = BIN * np.floor(values.min() / BIN), BIN * (np.floor(values.max() / BIN) + 1)
-    axes.hist(values, np.arange(round(low / BIN), round(high / BIN) + 1) * BIN, color=palette.SKY)
-    missing = max(0.0, LEAST_RANGE - (high - low)) / 2
-    low, high = low - missing, high + missing
+    values = _of_blocks(bitwidths)
+    values = as_they_act(values[np.isfinite(values)].clip(0, LARGEST))
+    bins, heights = np.unique(np.ceil(values * BINS), return_counts=True)
+    axes.bar(bins / BINS, heights, -1 / BINS, align='edge', color=palette.SKY)
+    low, high = _ends((bins[0] - 1) / BINS, bins[-1] / BINS)
     axes.set_xlim(low, high)
     limits = [limit for limit in range(3, 10) if low <= limit < high]
     for limit in limits:
@@ -118,3 +121,20 @@ def histogram_panel(axes: Axes, bitwidths: Mapping[str, Any]):
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.set(xlabel='bitwidth (bits)', ylabel='blocks')
     axes.set_title('blocks now, and their formats', fontsize=10)
+
+
+def _of_blocks(bitwidths: Mapping[str, Any]) -> np.ndarray:
+    return np.concatenate([[], *(np.asarray(blocks, float).ravel() for blocks in bitwidths.values())])
+
+
+def _ends(low: float, high: float) -> tuple[float, float]:
+    """Those of an axis with bars from `low` to `high`: wider, so that the formats at its ends have room for a name."""
+    missing = max(2 / BINS, LEAST_RANGE - (high - low)) / 2
+    first, last = math.floor(low) + 1, math.ceil(high) - 1  # limits beside the outermost bars
+    room = 0.1 * max(high - low, LEAST_RANGE)
+    begin, end = low - missing, high + missing
+    if first < high:
+        begin = min(begin, first - 1.5 * room)
+    if last > low:
+        end = max(end, last + 1.5 * room)
+    return begin, end

@@ -11,9 +11,11 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
 from experiments.reports import palette
+from experiments.reports.pictures import plain
 
 COLORS = 'cividis'
 MOST_NUMBERED = 12  # columns of cells that are wide enough for digits
+NAME_HEIGHT, DIGITS_HEIGHT = 11.0, 8.5  # points, of a row that has a name, and of one with digits in it
 DARK_BELOW = 0.45  # of the colour map: digits on it are white
 
 
@@ -53,20 +55,33 @@ def draw_layers(
         sign in it.
       names: of the matrices.
       norm: the colours, as of `scale`.
-      number: what is written into a cell where there are at most MOST_NUMBERED layers.
+      number: what is written into a cell where there are at most MOST_NUMBERED layers, and cells are as high as digits.
 
     Returns:
       What a colour bar is made of.
     """
     num_layers = values.shape[1]
     mesh = draw_cells(axes, np.arange(num_layers + 1) - 0.5, values, norm)
-    axes.set_yticks(range(len(names)), [name.replace('$', r'\$') for name in names])
+    name_rows(axes, names)
     axes.set_xlabel('layer')
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     if num_layers <= MOST_NUMBERED:
         axes.set_xticks(range(num_layers))
-        _write_numbers(axes, values, mesh, number)
+        if row_height(axes, len(names)) >= DIGITS_HEIGHT:
+            _write_numbers(axes, values, mesh, number)
     return mesh
+
+
+def name_rows(axes: Axes, names: Sequence[str], *, rows_of_each: int = 1):
+    """Names rows, or groups of so many, from the top on: each, or each second, third .. one where they are too low."""
+    every = max(1, math.ceil(NAME_HEIGHT / row_height(axes, len(names))))
+    middles = rows_of_each * (np.arange(len(names)) + 0.5) - 0.5
+    axes.set_yticks(middles[::every], [plain(name) for name in names[::every]])
+
+
+def row_height(axes: Axes, num_rows: int) -> float:
+    """In points; as it is before a layout makes room for labels, which takes little of it."""
+    return 72 * axes.get_position().height * axes.figure.get_figheight() / max(num_rows, 1)
 
 
 def draw_cells(axes: Axes, edges: np.ndarray, values: np.ndarray, norm: Normalize) -> QuadMesh:

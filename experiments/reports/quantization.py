@@ -28,6 +28,7 @@ SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a fl
 ROUNDING_ERROR = 2.0**-22  # of float32 scales, relative: a block's largest magnitude may seem to exceed itself
 
 LONGEST_PATH = 1000  # of a leaf
+LONGEST_TITLE = 150  # letters that a picture has room for
 MOST_CELLS = 10**6  # matrices of layers, of a report that is read
 PANELS = {
     'effective_bits': 'bits a weight, scales included',
@@ -259,7 +260,7 @@ def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
     """A heat map a quantity: layers from left to right, matrices from top to bottom, in digits where there is room."""
     with plt.rc_context(pictures.STYLE):
         figure = heat_maps_of(rows)
-        figure.suptitle(title.replace('$', r'\$'), fontsize=10)
+        figure.suptitle(pictures.plain(title, LONGEST_TITLE), fontsize=10)
         pictures.save(figure, file)
         plt.close(figure)
 

@@ -11,17 +11,18 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from experiments.reports import heat_maps, palette
+from experiments.reports.pictures import plain
 from experiments.reports.run_records import (
     BitwidthHistory,
     RunRecord,
     SeedGroup,
     base_of,
     bitwidth_history,
+    curves_of,
     gaps_to,
     group_by_seed,
     has_bitwidths_by_matrix,
     mean_and_range,
-    series,
 )
 
 STYLES = ('-', '--', ':', '-.')  # runs that coincide stay visible
@@ -108,8 +109,7 @@ def history_panel(axes: Axes, history: BitwidthHistory, norm: Normalize):
     num_matrices, num_layers, _ = history.bits.shape
     rows = history.bits.reshape(num_matrices * num_layers, -1)
     heat_maps.draw_cells(axes, heat_maps.edges_between(history.steps), rows, norm)
-    middles = num_layers * (np.arange(num_matrices) + 0.5) - 0.5
-    axes.set_yticks(middles, [plain(name) for name in history.names])
+    heat_maps.name_rows(axes, history.names, rows_of_each=num_layers)
     for i in range(1, num_matrices):
         axes.axhline(num_layers * i - 0.5, color='white', linewidth=1.2 if len(rows) <= MOST_ROWS else 0.8)
     axes.set_xlabel('step')
@@ -119,20 +119,24 @@ def history_panel(axes: Axes, history: BitwidthHistory, norm: Normalize):
 
 def loss_panel(axes: Axes, groups: Sequence[SeedGroup], looks: dict[str, Any]):
     """Training losses as thin lines, validation losses as points; the legend has the last validation loss."""
+    last, has_band = last_step(groups, 'validation/loss'), False
     for group in groups:
         color, style = looks[group.label]
-        steps, mean, _, _ = mean_and_range([series(run.lines, 'train/loss') for run in group.runs])
+        steps, mean, _, _ = mean_and_range(curves_of(group, 'train/loss'))
         axes.plot(steps, mean, color=color, alpha=0.35, linewidth=0.9)
-        steps, mean, low, high = mean_and_range([series(run.lines, 'validation/loss') for run in group.runs])
-        label = plain(group.label) + (f': {mean[-1]:.3f}' if len(mean) else '')
-        label += f' (mean of {len(group.runs)} seeds)' if len(group.runs) > 1 else ''
+        curves = curves_of(group, 'validation/loss')
+        steps, mean, low, high = mean_and_range(curves)
+        label = plain(group.label) + (f': {mean[-1]:.3f}{at_step(steps, last)}' if len(mean) else '')
+        label += f' (mean of {len(curves)} seeds)' if len(curves) > 1 else ''
         axes.plot(steps, mean, style, color=color, marker='o', markersize=4, linewidth=1.6, label=label)
-        if len(group.runs) > 1:
+        if len(curves) > 1:
             axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            has_band = True
     axes.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
     axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
-    axes.set_title('training (thin), validation without noise (points)', fontsize=10)
+    band = ',\non a band from the least to the largest of the seeds' if has_band else ''
+    axes.set_title(f'training (thin), validation without noise (points){band}', fontsize=10)
     axes.legend(frameon=False, title='validation at the end', alignment='left', fontsize=9)
 
 
@@ -140,7 +144,7 @@ def mean_bits_panel(axes: Axes, groups: Sequence[SeedGroup], looks: dict[str, An
     """The mean bitwidth over all blocks, of the runs that learn bitwidths."""
     for group in groups:
         color, style = looks[group.label]
-        steps, mean, low, high = mean_and_range([series(run.lines, 'bits/mean') for run in group.runs])
+        steps, mean, low, high = mean_and_range(curves_of(group, 'bits/mean'))
         axes.plot(steps, mean, style, color=color, linewidth=1.6)
         axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel='step', ylabel=BITS)
@@ -150,27 +154,35 @@ def mean_bits_panel(axes: Axes, groups: Sequence[SeedGroup], looks: dict[str, An
 def gap_panel(axes: Axes, gaps: dict[str, list[tuple[np.ndarray, np.ndarray]]], looks: dict[str, Any]):
     """How far validation losses are above those in bf16, in percent, seed by seed: their mean, and their range."""
     axes.axhline(0, color=palette.GREY, linewidth=1, zorder=0)
+    last = max(steps[-1] for curves in gaps.values() for steps, _ in curves)
+    most = max(len(curves) for curves in gaps.values())
     for label, curves in gaps.items():
         color, style = looks[label]
         steps, mean, low, high = mean_and_range(curves)
-        told = plain(label) + (f': {_signed(mean[-1])} %' if len(mean) else '')
+        told = plain(label) + (f': {_signed(mean[-1])} %{at_step(steps, last)}' if len(mean) else '')
         if len(curves) > 1 and len(mean):
-            told += f' ({_signed(low[-1])} to {_signed(high[-1])})'
+            told += f' ({_signed(low[-1])} to {_signed(high[-1])}, {len(curves)} seeds)'
+        elif most > 1:
+            told += ' (one seed)' if len(curves) == 1 else ''
         axes.plot(steps, mean, style, color=color, marker='o', markersize=4, linewidth=1.6, label=told)
         if len(curves) > 1:
             axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-    most = max(len(curves) for curves in gaps.values())
     axes.set(xlabel='step', ylabel='validation loss against bf16 (%)')
-    seeds = f', mean and range of {most} seeds' if most > 1 else ', one seed'
+    seeds = ', mean and range of the seeds' if most > 1 else ', one seed'
     axes.set_title(f'gap to bf16{seeds}', fontsize=10)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + (0.1 + 0.07 * len(gaps)) * (high - low))  # room for the legend
     axes.legend(frameon=False, title='at the end', alignment='left', fontsize=9, loc='upper right')
 
 
-def plain(text: str) -> str:
-    """A name that matplotlib shows as it is: it is no formula."""
-    return text.replace('$', r'\$')
+def last_step(groups: Sequence[SeedGroup], metric: str) -> float:
+    """The last of any run that has the metric; 0 if none has."""
+    return max((steps[-1] for group in groups for steps, _ in curves_of(group, metric)), default=0)
+
+
+def at_step(steps: np.ndarray, last: float) -> str:
+    """Where a curve ends, if others, or other seeds of its own, go on."""
+    return '' if steps[-1] == last else f' at step {steps[-1]:,.0f}'
 
 
 def _signed(value: float) -> str:

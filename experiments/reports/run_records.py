@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from configs import stored as stored_configs
-from experiments.files import json_files
+from experiments.files import foreign_text, json_files
 from experiments.reports import pictures
 from experiments.training.metrics import read_metrics
 
@@ -61,15 +61,22 @@ def read_record(workdir: pathlib.Path, *, needs_metrics: bool = True) -> RunReco
     config, lines = None, read_metrics(path) if needs_metrics or path.exists() else []
     if (path := workdir / 'config.json').exists():
         config = stored_configs.read(json_files.read(path, method=str, seed=int), path)
-    return RunRecord(workdir.absolute().name, lines, config)
+    name = foreign_text.printable(workdir.absolute().name).replace('\n', '\\n')
+    return RunRecord(name, lines, config)
 
 
 def series(lines: Iterable[dict[str, Any]], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the lines that have the metric; of several lines of one step, the last."""
-    values = {line['step']: line[metric] for line in sorted(lines, key=lambda line: line['step']) if metric in line}
-    if any(isinstance(value, list) for value in values.values()):
-        raise ValueError(f'{metric!r:.80} must be a number, not a list, in metrics.jsonl')
+    in_order = sorted(lines, key=lambda line: line['step'])
+    values = {line['step']: value_of(line, metric) for line in in_order if metric in line}
     return np.array([*values], float), np.array([*values.values()], float)
+
+
+def value_of(line: dict[str, Any], metric: str) -> float | None:
+    """The number that a line has of a metric; None if it has none. ValueError, naming the metric, for a list."""
+    if isinstance(value := line.get(metric), list):
+        raise ValueError(f'{metric!r:.80} must be a number, not a list, in metrics.jsonl')
+    return value
 
 
 def bitwidth_history(record: RunRecord) -> BitwidthHistory:
@@ -133,8 +140,15 @@ def settings_of(config: dict[str, Any], without: Iterable[str] = ()) -> str:
     return json.dumps({name: value for name, value in config.items() if name not in left_out}, sort_keys=True)
 
 
+def curves_of(group: SeedGroup, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The `series` of each run of a group that has the metric."""
+    return [curve for curve in (series(run.lines, metric) for run in group.runs) if len(curve[0])]
+
+
 def mean_and_range(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """Steps that all curves have; the mean, the least and the largest value there."""
+    if not curves:
+        return (np.array([]),) * 4
     by_step = [dict(zip(steps.tolist(), values.tolist())) for steps, values in curves]
     shared = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[curve[step] for step in shared] for curve in by_step], float)
@@ -149,8 +163,11 @@ def gaps_to(group: SeedGroup, base: SeedGroup, metric: str) -> list[tuple[np.nda
         if run.seed in by_seed:
             (steps, values), (its_steps, its_values) = (series(of.lines, metric) for of in (run, by_seed[run.seed]))
             _, ours, theirs = np.intersect1d(steps, its_steps, return_indices=True)
-            with np.errstate(all='ignore'):  # a loss of 0, or one that has diverged, is nothing to draw
-                curves.append((steps[ours], 100 * (values[ours] / its_values[theirs] - 1)))
+            with np.errstate(all='ignore'):
+                curve = 100 * (values[ours] / its_values[theirs] - 1)
+            is_drawn = np.isfinite(curve)  # a loss of 0, or one that has diverged, is nothing to draw
+            is_drawn &= np.isfinite(its_values[theirs])
+            curves.append((steps[ours][is_drawn], curve[is_drawn]))
     return [curve for curve in curves if len(curve[0])]
 
 
@@ -170,7 +187,7 @@ def base_of(group: SeedGroup, groups: Sequence[SeedGroup], method: str = 'bf16')
 def _label(runs: Sequence[RunRecord]) -> str:
     """'gaussws' of gaussws-0, gaussws-1 and gaussws-2; one run's own name."""
     names = [run.name for run in runs]
-    stems = {re.sub(rf'[-_.,]?(seed)?[-_=]?{run.seed}$', '', run.name) for run in runs}
+    stems = {re.sub(rf'([-_.,]?seed[-_=]?|[-_.,=]){run.seed}$', '', run.name) for run in runs}
     if len(runs) == 1:
         return names[0]
     return stems.pop() if len(stems) == 1 and stems != {''} else f'{names[0]} … {names[-1]}'

@@ -1,31 +1,32 @@
 """A run as one HTML file that needs no other: what was trained, how it went, and what came of it."""
 
-import json
+import math
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from flax import traverse_util
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
-from configs import common
-from configs import stored as stored_configs
 from experiments import methods
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import foreign_text, json_files, paths
-from experiments.reports import bitwidth_pictures, pictures, quantization, run_pictures, stored_formats
+from experiments.reports import bitwidth_pictures, pictures, quantization, run_pictures, run_settings, stored_formats
 from experiments.reports.html_page import folded, heading, image, page, paragraph, preformatted, table
-from experiments.reports.run_records import RunRecord, SeedGroup, read_record, series
+from experiments.reports.run_records import RunRecord, SeedGroup, read_record, series, value_of
 from experiments.training import generation, starts
 from experiments.training.experiment import Experiment, TrainState
-from experiments.training.starts import Start
 from gaussq_jax.atomic_files import replace_file
 
 STYLE = {**pictures.STYLE, 'svg.hashsalt': 'run'}
 MOST_ROWS = 12  # of evaluations
 NUM_TOKENS, TEMPERATURE, SEED = 256, 0.8, 0  # of the sample of text
+MOST_FLOP = 2e13  # of the sample, which is shorter then, or left out
+ROUNDING = 'What rounding does to the weights'
 LONGEST_REASON = 10_000  # bytes of diverged.txt
 
 
@@ -53,23 +54,38 @@ def write(workdir: pathlib.Path, output: pathlib.Path, checkpoint: Checkpoint | 
     record = read_record(workdir, needs_metrics=False)
     if record.config is None:
         raise ValueError(f'{workdir} is no directory of a run: it has no config.json')
+    run_settings.check(record.config, workdir / 'config.json')
     summary = json_files.read(workdir / 'summary.json') if (workdir / 'summary.json').exists() else {}
     diverged = read_reason(workdir / 'diverged.txt')
-    begun = starts.read(workdir)
+    try:
+        begun, damage = starts.read(workdir), ''
+    except ValueError as error:
+        begun, damage = [], foreign_text.printable(str(error))
+    experiment = checkpoint and checkpoint.experiment
+    sections = {
+        '': lambda: state_section(record, checkpoint, summary, diverged),
+        'What was trained': lambda: run_settings.model_section(record, experiment, summary, begun),
+        'How it was started': lambda: run_settings.command_section(begun, damage),
+        'Loss, learning rate and speed': lambda: curves_section(record),
+        'Validation': lambda: validation_section(record),
+        'Bitwidths': lambda: bitwidths_section(record, checkpoint),
+        'Formats and sizes': lambda: formats_section(checkpoint),
+        'Rollbacks and divergence': lambda: rollbacks_section(record, diverged),
+        'A sample of text': lambda: text_section(workdir, checkpoint, prompt),
+        'Summary': lambda: summary_section(summary),
+    }
     with json_files.naming(workdir), plt.rc_context(STYLE):
-        parts = [
-            *state_section(record, checkpoint, summary, diverged),
-            *model_section(record, checkpoint, summary, begun),
-            *command_section(record, begun),
-            *curves_section(record),
-            *validation_section(record),
-            *bitwidths_section(record, checkpoint),
-            *formats_section(checkpoint),
-            *rollbacks_section(record, diverged),
-            *text_section(checkpoint, prompt),
-            *summary_section(summary),
-        ]
+        parts = [part for title, section in sections.items() for part in or_why_not(title, section)]
     replace_file(output, page(record.name, parts))
+
+
+def or_why_not(title: str, section: Callable[[], list[str]], level: int = 2) -> list[str]:
+    """The parts of a section; where it can't be made of what the run has, such as weights that are NaN, why not."""
+    try:
+        return section()
+    except ValueError as error:
+        why = foreign_text.printable(str(error))
+        return [*[heading(title, level)] * bool(title), paragraph(f"This part can't be shown: {why}.", 'warning')]
 
 
 def read_reason(path: pathlib.Path) -> str:
@@ -85,79 +101,15 @@ def state_section(
 ) -> list[str]:
     """How far the run has come."""
     total = record.config['total_steps']
-    logged = max((line['step'] for line in record.lines), default=0)
     saved = int(checkpoint.state.step) if checkpoint else None
     if diverged:
         return [paragraph(f'This run has diverged, and ended: {diverged}.', 'warning')]
-    if summary or saved == total:
+    if saved == total or (summary and summary.get('step', total) == total):
         return [paragraph(f'This run is complete: {total:,} steps.')]
-    told = 'there is no checkpoint yet' if saved is None else f'the newest checkpoint is of step {saved:,}'
-    return [paragraph(f'This run is not complete: it has logged step {logged:,} of {total:,}; {told}.', 'warning')]
-
-
-def model_section(
-    record: RunRecord, checkpoint: Checkpoint | None, summary: Mapping[str, Any], begun: Sequence[Start]
-) -> list[str]:
-    """What was trained by what on what; the fields of the config that are not at their defaults, and all of them."""
-    config = record.config
-    model = {name: value for name, value in config['model'].items() if name != 'family'}
-    sizes = {'parameters': summary.get('parameters'), 'N': summary.get('N')}
-    if checkpoint:
-        sizes = {'parameters': checkpoint.experiment.num_params, 'N': checkpoint.experiment.num_linear_params}
-    method = methods.find(config['method'])
-    used = [*method.settings, *method.own_settings]
-    settings = in_words({name: value for name, value in config['quantization'].items() if name in used})
-    tokens = config['batch_size'] * config['sequence_length']
-    optimizer = config['optimizer']
-    rows = [
-        ('model', f'{config["model"]["family"]}: {in_words(model)}'),
-        ('parameters', known(sizes['parameters'])),
-        ('N, weights of linear layers', known(sizes['N'])),
-        ('method', f'{method.name}: {settings}' if settings else method.name),
-        ('data', f'{config["dataset"]}, {config["train_split"]}; tokenizer {config["tokenizer"]}'),
-        ('batch', f'{config["batch_size"]:,} sequences of {config["sequence_length"]:,} tokens: {tokens:,} tokens'),
-        ('steps', f'{config["total_steps"]:,}, D = {config["total_steps"] * tokens:,} tokens'),
-        ('optimizer', f'{optimizer["name"]}, learning rate {optimizer["learning_rate"]:g}'),
-        ('seed', str(config['seed'])),
-        ('devices', ', then '.join(dict.fromkeys(of.devices for of in begun)) or 'not recorded'),
-    ]
-    whole = json.dumps(stored_configs.write(config), indent=2, sort_keys=True)
-    return [
-        heading('What was trained'),
-        table(('', ''), rows, 'words'),
-        heading('Its config', 3),
-        *changes_table(config),
-        folded('the whole config', preformatted(whole)),
-    ]
-
-
-def changes_table(config: Mapping[str, Any]) -> list[str]:
-    """The fields that are not at the defaults which all configs share."""
-    argument = common.parse(f'method={config["method"]}', **common.ARGUMENTS)
-    defaults = traverse_util.flatten_dict(common.base_config(argument).to_dict(), sep='.')
-    fields = traverse_util.flatten_dict(dict(config), sep='.')
-    changed = [
-        (name, in_json(value), in_json(defaults[name]))
-        for name, value in fields.items()
-        if name in defaults and value != defaults[name]
-    ]
-    if not changed:
-        return [paragraph('All fields have their defaults.')]
-    return [table(('field', 'value', 'default'), sorted(changed), 'words')]
-
-
-def command_section(record: RunRecord, begun: Sequence[Start]) -> list[str]:
-    """The commands that started it."""
-    parts = [heading('How it was started')]
-    if not begun:
-        return [*parts, paragraph('The command is not recorded: this run is of a version that did not keep it.')]
-    if begun[0].from_step:
-        parts.append(paragraph('How it began is not recorded: it was begun by a version that did not keep that.'))
-    for start in begun:
-        at = f'from step {start.from_step:,}' if start.from_step else 'from the beginning'
-        command = shlex.join(['python', '-m', 'experiments.train', *start.arguments])
-        parts += [paragraph(f'{at}, on {start.devices}:'), preformatted(foreign_text.escaped(command))]
-    return parts
+    steps = [line['step'] for line in record.lines]
+    logged = f'it has logged step {max(steps):,} of {total:,}' if steps else f'it has logged no step of {total:,}'
+    told = 'there is no checkpoint' if saved is None else f'the newest checkpoint is of step {saved:,}'
+    return [paragraph(f'This run is not complete: {logged}; {told}.', 'warning')]
 
 
 def curves_section(record: RunRecord) -> list[str]:
@@ -194,15 +146,37 @@ def validation_section(record: RunRecord) -> list[str]:
     has_noise = any('validation/loss_with_noise' in line for line in lines)
     header = ['step', 'loss (nats a token)', 'bits per byte', *['with noise', 'gap by noise'] * has_noise]
     rows = []
-    for line in pictures.evenly_chosen(lines, MOST_ROWS):
-        loss, noisy = line['validation/loss'], line.get('validation/loss_with_noise')
-        cells = [f'{line["step"]:,}', f'{loss:.4f}', number(line.get('validation/bits_per_byte'), '.4f')]
-        gap = None if noisy is None or not loss else 100 * (noisy / loss - 1)
+    shown = pictures.evenly_chosen(lines, MOST_ROWS)
+    for line in shown:
+        names = ('validation/loss', 'validation/loss_with_noise', 'validation/bits_per_byte')
+        loss, noisy, in_bytes = (value_of(line, name) for name in names)
+        both = noisy is not None and loss and math.isfinite(loss) and math.isfinite(noisy)
+        cells = [f'{line["step"]:,}', number(loss, '.4f'), number(in_bytes, '.4f')]
+        gap = 100 * (noisy / loss - 1) if both else None
         cells += [number(noisy, '.4f'), number(gap, '+.2f', ' %')] if has_noise else []
         rows.append(cells)
-    told = 'The weights are rounded, and have no noise'
-    told += '; with noise, they are those of a training step.' if has_noise else '; this method has none.'
+    told = of_validation(record.config, has_noise)
+    if len(shown) < len(lines):
+        told = f'{len(shown)} of {len(lines):,} evaluations. {told}'
     return [*parts, paragraph(told), table(header, rows)]
+
+
+def of_validation(config: Mapping[str, Any], has_noise: bool) -> str:
+    """Of which weights its losses are."""
+    method, quantization = methods.find(config['method']), config['quantization']
+    fmt = quantization['format'] or method.default_format
+    if method.operands(ConfigDict(config)):
+        told = f'These are losses of the weights in bfloat16, with operands of the matmuls rounded to {fmt}'
+    else:
+        told = f'These are losses of the weights {f"rounded to {fmt}" if fmt else "in bfloat16"}'
+    told += ', without noise' if method.learns_bitwidths else ''
+    if 'rounding' in method.settings and quantization['rounding'] == 'stochastic':
+        told += '; rounding is stochastic in training steps only, and here to nearest'
+    told += '; those with noise are of weights as in a training step' if has_noise else ''
+    return (
+        f'{told}. What the weights lose in a format of those below is not in them: python -m experiments.evaluate'
+        ' --weights=FILE measures that, of a file of experiments.export.'
+    )
 
 
 def bitwidths_section(record: RunRecord, checkpoint: Checkpoint | None) -> list[str]:
@@ -223,7 +197,7 @@ def formats_section(checkpoint: Checkpoint | None) -> list[str]:
     """What the newest weights take in several formats; why learned ones are what they are; and each leaf."""
     parts = [heading('Formats and sizes')]
     if checkpoint is None:
-        return [*parts, paragraph('There is no checkpoint yet whose weights could be stored.')]
+        return [*parts, paragraph('There is no checkpoint whose weights could be stored.')]
     transform, params, state = checkpoint.experiment.transform, *checkpoint.state[1:3]
     num_params = checkpoint.experiment.num_params
     rows = [
@@ -242,18 +216,19 @@ def formats_section(checkpoint: Checkpoint | None) -> list[str]:
         parts += [paragraph(f'{reason}.') for reason in stored_formats.reasons(transform, params, state)]
         parts.append(paragraph('A --budget is one of experiments.export, in bits a quantized weight.'))
         parts.append(folded('each leaf', preformatted(stored_formats.leaf_table(params, layout, size))))
-    return [*parts, *quantization_part(checkpoint)]
+    return [*parts, *or_why_not(ROUNDING, lambda: quantization_part(checkpoint), 3)]
 
 
 def quantization_part(checkpoint: Checkpoint) -> list[str]:
     """What rounding does to each matrix, where the method rounds weights."""
-    try:
-        quantizer = quantization.choose_quantizer(checkpoint.experiment.config)
-    except ValueError:  # it rounds none
+    config = checkpoint.experiment.config
+    method = methods.find(config.method)
+    if method.weights(config) is None and not (method.learns_bitwidths and not config.quantization.format):
         return []
+    quantizer = quantization.choose_quantizer(config)
     rows = quantization.measure_run(checkpoint.experiment, checkpoint.state, quantizer)
     return [
-        heading('What rounding does to the weights', 3),
+        heading(ROUNDING, 3),
         paragraph(f'To {quantization.describe(quantizer)}.'),
         image(quantization.heat_maps_of(rows), 'bits, underflow, saturation and noise of each matrix'),
         folded('each matrix', preformatted(quantization.table(rows))),
@@ -266,22 +241,32 @@ def rollbacks_section(record: RunRecord, diverged: str) -> list[str]:
     if not (lines or diverged):
         return []
     names = ('rollback/from_step', 'rollback/loss', 'rollback/skipped_batches')
-    rows = [[f'{line["step"]:,}', *(number(line.get(name), '.6g') for name in names)] for line in lines]
+    rows = [[f'{line["step"]:,}', *(number(value_of(line, name), '.6g') for name in names)] for line in lines]
     header = ('back to step', 'from step', 'loss there', 'batches skipped')
     parts = [heading('Rollbacks and divergence'), *[table(header, rows)] * bool(rows)]
     return [*parts, *[paragraph(f'It ended: {diverged}.', 'warning')] * bool(diverged)]
 
 
-def text_section(checkpoint: Checkpoint | None, prompt: str | None) -> list[str]:
-    """What the newest weights write."""
+def text_section(workdir: pathlib.Path, checkpoint: Checkpoint | None, prompt: str | None) -> list[str]:
+    """What the newest weights write, where that takes no more than MOST_FLOP."""
     if prompt is None:
         return []
     parts = [heading('A sample of text')]
     if checkpoint is None:
-        return [*parts, paragraph('There is no checkpoint yet that could write.')]
-    text = generation.write_text(*checkpoint, prompt, num_tokens=NUM_TOKENS, temperature=TEMPERATURE, seed=SEED)
+        return [*parts, paragraph('There is no checkpoint that could write.')]
+    experiment = checkpoint.experiment
+    of_token = 2 * experiment.num_params * experiment.config.sequence_length
+    num_tokens = min(NUM_TOKENS, int(MOST_FLOP // of_token))
+    if not num_tokens:
+        command = ['python', '-m', 'experiments.generate', f'--workdir={workdir}', f'--prompt={prompt}']
+        told = f'It is left out: each token takes {of_token:.2g} FLOP of this model. This command writes one:'
+        return [*parts, paragraph(told), preformatted(foreign_text.escaped(shlex.join(command)))]
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.state.params)):
+        raise ValueError('the weights have NaN or infinity among them')
+    text = generation.write_text(*checkpoint, prompt, num_tokens=num_tokens, temperature=TEMPERATURE, seed=SEED)
     told = f'After {prompt!r}, by the weights of step {int(checkpoint.state.step):,}, at temperature {TEMPERATURE:g},'
-    return [*parts, paragraph(f'{told} seed {SEED}:'), preformatted(foreign_text.escaped(text))]
+    told = f'{told} seed {SEED}, {num_tokens} tokens at the most:'
+    return [*parts, paragraph(told), preformatted(foreign_text.escaped(text))]
 
 
 def summary_section(summary: Mapping[str, Any]) -> list[str]:
@@ -299,20 +284,7 @@ def value_text(value: Any) -> str:
         return f'{value:,}'
     if isinstance(value, list):
         return ', '.join(map(value_text, value))
-    return f'{value:.6g}' if json_files.is_a(value, float) else in_json(value)
-
-
-def in_words(settings: Mapping[str, Any]) -> str:
-    """{'num_layers': 3, 'format': ''} -> 'num_layers 3': what is empty is left out."""
-    return ', '.join(f'{name} {value}' for name, value in settings.items() if value not in ('', None))
-
-
-def in_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def known(value: Any) -> str:
-    return f'{value:,}' if json_files.is_a(value, int) else 'not known before the first checkpoint'
+    return f'{value:.6g}' if json_files.is_a(value, float) else run_settings.in_json(value)
 
 
 def number(value: float | None, form: str, unit: str = '') -> str:

@@ -55,7 +55,14 @@ def reasons(transform: gq.ParamTransform, params: Any, state: Any) -> list[str]:
     rules = dict(block_size=transform.block_size, rules=transform.rules, unnamed=transform.unnamed)
     budget = lambda fmt: budget_below(params, bitwidths, fmt, **rules)
     stored = stored_in(gq.leaves_by_path(params), layout, bitwidths)
-    return [reason(of_format, budget(of_format.fmt)) for of_format in stored]
+    found = []
+    for of_format in stored:
+        in_all = None
+        if (most := budget(of_format.fmt)) is not None:
+            formats = transform.formats_within_budget(params, state, most)
+            in_all = transform.model_size(params, state, formats=formats).mean_stored_bits
+        found.append(reason(of_format, most, in_all))
+    return found
 
 
 def stored_in(leaves: Mapping[str, Any], layout: Layout, bitwidths: Mapping[str, Any]) -> list[StoredIn]:
@@ -83,18 +90,21 @@ def stored_in(leaves: Mapping[str, Any], layout: Layout, bitwidths: Mapping[str,
     ]
 
 
-def reason(stored: StoredIn, budget: float | None) -> str:
+def reason(stored: StoredIn, budget: float | None, in_all: float | None) -> str:
     """What is stored in a format, and why not in a narrower one.
 
     Args:
       stored: of one format.
       budget: within which the same is stored in narrower formats; None if there is none.
+      in_all: what is then stored, mean bits of all quantized weights; None as `budget`.
 
     Example:
-      >>> for sentence in reason(StoredIn(gq.format_for_bitwidth(4.25), 1.0, 4.07, 4.25, 4.45), 6.02).split('. '):
-      ...     print(sentence)
+      >>> stored = StoredIn(gq.format_for_bitwidth(4.25), 1.0, 4.07, 4.25, 4.45)
+      >>> for part in reason(stored, 6.02, 6.0156).split('. '):
+      ...     print(part.replace('; ', ';\\n'))
       e3m3, 7 bits: 100 % of the weights, with bitwidths of 4.070 to 4.450
-      Their mean, 4.250, is 0.250 above 4, the most that e3m2, 6 bits, holds; --budget=6.02 stores them in e3m2 or less
+      Their mean, 4.250, is 0.250 above 4, the most that e3m2, 6 bits, holds;
+      --budget=6.02 stores them in e3m2 or narrower, and 6.016 bits a weight in all, as bits that cost no more go, too
     """
     fmt, share = stored.fmt, f'{100 * stored.share:.3g} % of the weights'
     told = f'{fmt.name}, {fmt.bits} bits: {share}, with bitwidths of {stored.low:.3f} to {stored.high:.3f}.'
@@ -104,7 +114,10 @@ def reason(stored: StoredIn, budget: float | None) -> str:
     narrower = gq.format_for_bitwidth(limit)
     above = f'Their mean, {stored.mean:.3f}, is {stored.mean - limit:.3f} above {limit}'
     told = f'{told} {above}, the most that {narrower.name}, {narrower.bits} bits, holds'
-    return told if budget is None else f'{told}; --budget={budget} stores them in {narrower.name} or less'
+    if budget is None:
+        return told
+    stored_then = f'stores them in {narrower.name} or narrower, and {in_all:.3f} bits a weight in all'
+    return f'{told}; --budget={budget} {stored_then}, as bits that cost no more go, too'
 
 
 def sizes(transform: gq.ParamTransform, params: Any, state: Any) -> list[tuple[str, float, int]]:

@@ -10,6 +10,7 @@ from experiments.files import json_files
 from gaussq_jax.atomic_files import replace_file
 
 NAME = 'command.json'
+DAMAGED = f'{NAME}.damaged'
 
 
 class Start(NamedTuple):
@@ -20,17 +21,26 @@ class Start(NamedTuple):
     devices: str  # in words: '8 x NVIDIA H100 80GB HBM3'
 
 
-def add(workdir: pathlib.Path, start: Start) -> None:
+def add(workdir: pathlib.Path, start: Start) -> list[str]:
     """Records a start after those before it; one from the beginning is the first.
 
+    Returns:
+      Remarks: what is there and can't be read is put aside, since a training has to go on all the same.
+
     Raises:
-      ValueError: what is recorded there can't be read.
       OSError: it can't be written.
     """
-    before = read(workdir) if start.from_step else []
+    before, remarks = [], []
+    if start.from_step:
+        try:
+            before = read(workdir)
+        except ValueError as error:
+            os.replace(workdir / NAME, workdir / DAMAGED)
+            remarks = [f'how it was started before is not recorded any more, and {NAME} is now {DAMAGED}: {error}']
     start = start._replace(arguments=[_readable(text) for text in start.arguments])
     starts = [of._asdict() for of in (*before, start)]
     replace_file(workdir / NAME, json.dumps({'starts': starts}, indent=2) + '\n')
+    return remarks
 
 
 def read(workdir: pathlib.Path) -> list[Start]:

@@ -1,5 +1,6 @@
 """Heat maps: what is where, in which colour, and which digits can be read on it."""
 
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -47,6 +48,24 @@ def test_no_digits_where_there_is_no_room(axes):
     assert not axes.texts
 
 
+@pytest.mark.parametrize(
+    ('rows', 'every', 'has_digits'), [(20, 1, True), (30, 2, True), (60, 3, False), (1000, 42, False)]
+)
+def test_names_and_digits_that_would_lie_on_each_other_are_left_out(axes, rows, every, has_digits):
+    """In the order of the rows, from the first on; each beside its own."""
+    names = [f'matrix_{row}' for row in range(rows)]
+    heat_maps.draw_layers(axes, np.ones((rows, 2)), names, heat_maps.scale([1.0], least_span=1.0))
+    axes.figure.canvas.draw()
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels] == names[::every]
+    assert axes.get_yticks().tolist() == [*range(0, rows, every)]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes))
+    assert bool(axes.texts) == has_digits
+    heat_maps.name_rows(axes, names, rows_of_each=3)
+    assert axes.get_yticks().tolist() == [1 + 3 * row for row in range(0, rows, every)]
+
+
 def test_digits_can_be_read_on_every_color(axes):
     """A ratio of luminances of at least 4, as of large text in WCAG 2.1; by whose formula it is."""
 
@@ -56,6 +75,7 @@ def test_digits_can_be_read_on_every_color(axes):
         return linear @ [0.2126, 0.7152, 0.0722]
 
     values = np.array([np.linspace(0, 1, 101)]).T  # one layer of many matrices
+    axes.figure.set_figheight(20)
     mesh = heat_maps.draw_layers(axes, values, [''] * 101, heat_maps.scale(values.flat, least_span=1.0))
     colors = [*mesh.to_rgba(values[:, 0])[:, :3], palette.PALE]
     for color, digits in zip(colors, [*(text.get_color() for text in axes.texts), 'black'], strict=True):

@@ -1,5 +1,7 @@
 """Pictures of runs: what is drawn of which runs, whatever their names are."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -34,6 +36,16 @@ def test_a_name_is_no_formula(figures, name):
     assert f'{name}: 0.667'.replace('$', r'\$') in labels(figure.axes[1])
     assert name.replace('$', r'\$') in figure.axes[0].get_title()
     figures(run_pictures.bitwidths_figure, record(name, 'method=gaussws', lines=bits(3)))
+
+
+def test_long_names_leave_room(figures):
+    """The first and the last letters of a name stand in legends and titles."""
+    name = 'first' + 200 * 'x' + 'last'
+    runs = [record('b', lines=training(2)), record(name, 'method=gaussws', lines=training(2, 1.1) + bits(2))]
+    heat, loss, gap, _ = figures(run_pictures.runs_figure, *runs).axes
+    of_bits = figures(run_pictures.bitwidths_figure, runs[1]).axes[0]
+    for text in (heat.get_title(), labels(loss)[1], labels(gap)[0], of_bits.get_title()):
+        assert len(text) < 70 and re.search('first.*….*last', text)
 
 
 def test_one_run_of_each_method(figures):
@@ -72,9 +84,20 @@ def test_seeds_are_one_curve_and_a_band(figures):
     np.testing.assert_allclose(validation.get_ydata(), [4, 2])
     band = loss.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (1, 6)
-    assert (
-        labels(gap) == ['g: +3.33 % (+0.00 to +10.00)'] and gap.get_title() == 'gap to bf16, mean and range of 3 seeds'
-    )
+    assert loss.get_title().endswith('on a band from the least to the largest of the seeds')
+    assert labels(gap) == ['g: +3.33 % (+0.00 to +10.00, 3 seeds)']
+    assert gap.get_title() == 'gap to bf16, mean and range of the seeds'
+
+
+def test_seeds_that_stopped_early_are_told(figures):
+    """The step of what is shown, where it isn't the last one; a seed without the curve doesn't count."""
+    runs = [record(f'b-{seed}', seed=seed, lines=training(3)) for seed in range(3)]
+    runs += [record(f'g-{seed}', 'method=gaussws', seed, training(3 - seed, 1.1)) for seed in range(2)]
+    runs.append(record('g-2', 'method=gaussws', 2, [{'step': 1, 'train/loss': 3.0}]))
+    runs.append(record('d', 'method=diffq', lines=training(3, 1.2)))
+    loss, gap = figures(run_pictures.runs_figure, *runs).axes
+    assert labels(loss) == ['b: 0.667 (mean of 3 seeds)', 'g: 1.100 at step 2 (mean of 2 seeds)', 'd: 0.800']
+    assert labels(gap) == ['g: +10.00 % at step 2 (+10.00 to +10.00, 2 seeds)', 'd: +20.00 % (one seed)']
 
 
 def test_bitwidths_of_several_runs_have_one_scale(figures):

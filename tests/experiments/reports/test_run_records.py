@@ -39,6 +39,9 @@ def test_runs_of_one_seed_are_not_averaged():
         (('method=bf16,seed=0', 'method=bf16,seed=1'), 'method=bf16'),
         (('tiny', 'tiny-1'), 'tiny'),
         (('0', '1'), '0 … 1'),
+        (('lr10', 'lr11'), 'lr10 … lr11'),
+        (('aseed0', 'aseed1'), 'a'),
+        (('seed=0', 'seed=1'), 'seed=0 … seed=1'),
         (('first', 'second'), 'first … second'),
     ],
 )
@@ -72,6 +75,14 @@ def test_gaps_are_paired_by_seed():
     gaps = run_records.gaps_to(groups[1], groups[0], 'validation/loss')
     assert [steps.tolist() for steps, _ in gaps] == [[10, 20]] * 2
     np.testing.assert_allclose([values for _, values in gaps], [[-50, -45], [0, 10]], atol=1e-9)
+
+
+def test_there_is_no_gap_where_a_loss_is_not_finite():
+    """Neither to such a loss nor of one."""
+    base = record('b', lines=losses(1.0, np.inf, 1.0, np.nan, 2.0))
+    groups = run_records.group_by_seed([base, record('g', 'method=gaussws', lines=losses(1.1, 1.0, np.inf, 1.0, 1.0))])
+    ((steps, gaps),) = run_records.gaps_to(groups[1], groups[0], 'validation/loss')
+    assert steps.tolist() == [10, 50] and gaps.tolist() == pytest.approx([10, -50])
 
 
 def test_runs_are_compared_with_what_was_trained_alike():
@@ -123,6 +134,13 @@ def test_a_record_is_read_from_its_directory(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(stored_configs.write(config)))
     read = run_records.read_record(tmp_path)
     assert (read.method, read.seed, read.config) == ('fqt', 3, config)
+
+
+@pytest.mark.parametrize(('name', 'shown'), [('a\udce9', 'a\\udce9'), ('a\x1bb', 'a\\x1bb'), ('a\nb', 'a\\nb')])
+def test_a_name_can_be_printed(tmp_path, name, shown):
+    """Where it is no UTF-8, too, as a name of a folder may be."""
+    (tmp_path / name).mkdir()
+    assert run_records.read_record(tmp_path / name, needs_metrics=False).name == shown
 
 
 def test_a_list_is_no_curve():

@@ -30,7 +30,8 @@ def test_bitwidths_just_above_a_format():
     (line,) = reasons([[4.07, 4.25], [4.23, 4.45]], (64, 64))
     assert line == (
         'e3m3, 7 bits: 100 % of the weights, with bitwidths of 4.070 to 4.450. Their mean, 4.250, is 0.250 above 4, the'
-        ' most that e3m2, 6 bits, holds; --budget=6.01 stores them in e3m2 or less'
+        ' most that e3m2, 6 bits, holds; --budget=6.01 stores them in e3m2 or narrower, and 6.008 bits'
+        ' a weight in all, as bits that cost no more go, too'
     )
 
 
@@ -77,6 +78,7 @@ def test_the_budget_does_what_is_told(seed):
         assert all(within(level).bits < fmt.bits for level in of_format), line
         stored = lambda formats: transform.model_size(params, state, formats=formats).mean_stored_bits
         assert budget - 0.01 < stored(within) <= budget
+        assert f' or narrower, and {stored(within):.3f} bits a weight in all' in line
         for larger in np.arange(budget, 17, 0.05):
             formats = transform.formats_within_budget(params, state, larger)
             assert stored(formats) == stored(within) or any(formats(level) == fmt for level in of_format), line

@@ -46,3 +46,14 @@ def test_what_another_wrote(tmp_path, changes, message):
     (tmp_path / starts.NAME).write_text(json.dumps({'starts': [start]}))
     with pytest.raises(ValueError, match=rf'command\.json: a start: {message}'):
         starts.read(tmp_path)
+
+
+@pytest.mark.parametrize('damaged', [b'{"starts": [', b'\xff\xfe', b'{"starts": 1}'])
+def test_damage_stops_no_training(tmp_path, damaged):
+    """What can't be read is put aside, and said."""
+    (tmp_path / starts.NAME).write_bytes(damaged)
+    again = Start(10, ['--workdir=a'], '1 x cpu')
+    (remark,) = starts.add(tmp_path, again)
+    assert 'command.json is now command.json.damaged' in remark
+    assert starts.read(tmp_path) == [again] and (tmp_path / starts.DAMAGED).read_bytes() == damaged
+    assert starts.add(tmp_path, again) == []
