@@ -61,9 +61,9 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
         before = experiment.config.quantization.b_init
         lines += _unlabelled(
             f'with noise {summary["validation/loss_with_noise"]:.3f};'
-            f' bitwidths went from {before:g} to {summary["bits/mean"]:.2f} bits on average, and of 80 % of the blocks'
-            f' to {summary["bits/p10"]:.2f} to {summary["bits/p90"]:.2f}',
-            f'stored in the formats of these bitwidths, a weight of a block takes {summary["bits/stored"]:.2f} bits',
+            f' bitwidths went from {before:g} to {summary["bits/mean"]:.2f} bits on average;'
+            f' 80 % of the blocks are between {summary["bits/p10"]:.2f} and {summary["bits/p90"]:.2f}',
+            f'the formats of these bitwidths have {summary["bits/stored"]:.2f} bits a weight, mean of the blocks',
         )
     lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} --prompt="def "')
     return '\n'.join(lines)

@@ -64,9 +64,9 @@ def test_after_the_last_step():
     ).splitlines()
     assert first == 'done      validation loss 2.500 nats a token, 3.600 bits per byte, without noise'
     assert rest == [
-        '          with noise 2.600; bitwidths went from 6 to 4.25 bits on average,'
-        ' and of 80 % of the blocks to 3.50 to 5.00',
-        '          stored in the formats of these bitwidths, a weight of a block takes 6.12 bits',
+        '          with noise 2.600; bitwidths went from 6 to 4.25 bits on average;'
+        ' 80 % of the blocks are between 3.50 and 5.00',
+        '          the formats of these bitwidths have 6.12 bits a weight, mean of the blocks',
     ]
     assert last == '          next: python -m experiments.generate --workdir=\'/runs/with space\' --prompt="def "'
     without_bitwidths = types.SimpleNamespace(config=config, num_blocks=0)
