@@ -80,6 +80,18 @@ def test_a_metric_of_several_numbers(tmp_path, capsys, numbers):
     assert scalars[:4] == list(zip(names, [4.0, 3.5, 4.0, 3.5]))
 
 
+def test_histograms_are_for_tensorboard(tmp_path):
+    """By the edges and counts of their bins; one of nothing, as of NaN bitwidths, is left out."""
+    with MetricWriter(tmp_path, 100, stream=io.StringIO()) as writer:
+        writer.write(7, {'a': 1}, {'bits': ([3.0, 3.5, 4.0, 4.5], [0, 3, 1]), 'nothing': ([3.0, 4.0], [0])})
+    values = {value.tag: value for event in read_events(tmp_path) for value in event.summary.value}
+    histogram = values['bits'].histo
+    assert 'nothing' not in values and read_metrics(tmp_path / 'metrics.jsonl') == [{'step': 7, 'a': 1}]
+    assert (list(histogram.bucket_limit), list(histogram.bucket)) == ([3.5, 4.0, 4.5], [0, 3, 1])
+    assert (histogram.min, histogram.max, histogram.num) == (3.5, 4.5, 4)
+    assert (histogram.sum, histogram.sum_squares) == (3 * 3.75 + 4.25, 3 * 3.75**2 + 4.25**2)
+
+
 @pytest.mark.parametrize('value', ['[[1.0]]', '[null]', '[true]', '{}', '["x"]'])
 def test_other_lists_are_no_metrics(tmp_path, value):
     path = tmp_path / 'metrics.jsonl'
