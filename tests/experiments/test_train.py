@@ -352,7 +352,7 @@ def test_train_evaluate_and_generate(tmp_path):
     lines = read_metrics(tmp_path / 'metrics.jsonl')
     assert 'model     llama, 115,136 parameters, N = 81,920 in linear layers' in shown
     assert (
-        'method    gaussws: bitwidths from 8 down to 3, from step 14 on, where a stored bit a weight has a price of'
+        'method    gaussws: bitwidths from 8 down to 3, from step 15 on, where a stored bit a weight has a price of'
         in shown
     )
     assert 'sampled by xla; 16 blocks' in shown and 'starting, 20 steps' in shown
