@@ -1,11 +1,16 @@
 """What every config shares: the parser of `config.py:size=…,method=…`, and the fields with their defaults."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from experiments.methods import METHODS
-from experiments.methods.settings import SHARED
+from experiments.methods.settings import BITWIDTHS, SHARED
 
-ARGUMENTS = dict(method=METHODS, **SHARED, smoke=False)  # of every config
+NOT_GIVEN = math.nan  # of b_init and b_target: as BITWIDTHS has them
+ARGUMENTS = dict(  # of every config
+    method=METHODS, **{**SHARED, 'b_init': NOT_GIVEN, 'b_target': NOT_GIVEN}, bitwidths=BITWIDTHS, smoke=False
+)
 
 
 def parse(argument: str | None, **allowed) -> ConfigDict:
@@ -45,6 +50,10 @@ def base_config(argument: ConfigDict) -> ConfigDict:
     Args:
       argument: as parsed, with `ARGUMENTS`.
     """
+    of_bitwidths = dict(BITWIDTHS[argument.bitwidths])
+    for name in ('b_init', 'b_target'):
+        if not math.isnan(argument[name]):
+            of_bitwidths[name] = argument[name]
     return ConfigDict(
         dict(
             seed=0,
@@ -58,12 +67,19 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 rounding=argument.rounding,  # qat, fqt; outside of training steps, stochastic means nearest_even
                 targets=argument.targets,  # fqt: of P1 .. P6
                 parts=argument.parts,  # gaussws, diffq, qat: linear layers, a name of SHARED, or a regex of leaf paths
-                # How bitwidths are trained: gaussws, diffq.
-                b_init=argument.b_init,  # bits at the start
-                b_target=argument.b_target,  # bits towards which they decay
-                learning_rate=1e-3,  # of b_i, constant
-                weight_decay=1.0,  # of b_i; alone, it makes them exp(-learning_rate weight_decay step)
-                penalty=0.0,  # times the mean bitwidth, added to the loss
+                # How bitwidths are learned: gaussws, diffq.
+                #   b_init         bits at the start
+                #   b_target       the fewest bits
+                #   optimizer      of b_i: 'descent', which is gq.bitwidth_descent, or 'adamw'
+                #   start          share of the steps in which bitwidths stay at b_init
+                # With descent:
+                #   price          of a stored bit a weight, in nats a token
+                #   fall           share of the steps in which a block that the loss doesn't hold falls to b_target
+                # With adamw:
+                #   learning_rate  of b_i, constant
+                #   weight_decay   of b_i; alone, it makes them exp(-learning_rate weight_decay step)
+                #   penalty        times the mean bitwidth, added to the loss
+                **of_bitwidths,
                 **METHODS[argument.method].own_settings,
             ),
             # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.
@@ -146,6 +162,9 @@ def _convert(name, text, default):
     try:
         if isinstance(default, bool):
             return {'true': True, 'false': False}[text.lower()]
-        return type(default)(text)
+        value = type(default)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(text)
+        return value
     except (KeyError, ValueError):
         raise ValueError(f'config argument {name}={text!r} is no {type(default).__name__}') from None

@@ -4,10 +4,10 @@
     python -m experiments.train --config=configs/from_run.py:run=runs/imported,method=gaussws
 
 Model, tokenizer, text and sequence length are that run's, as its config.json says; method and schedule are not:
-batches of 32 sequences, AdamW, a learning rate of 1e-4 that falls to 1e-5 after 50 steps of warm-up, and
-b_i = exp(-0.004 step), of which 2 % are left at the end: common choices for fine-tuning, ours. The text of an imported
-model is by default that of every machine, the Python standard library: say by `--config.dataset` what it shall learn.
-For less memory there are `--config.microbatches=32`, `--config.remat_policy=full` and a shorter
+batches of 32 sequences, AdamW, and a learning rate of 1e-4 that falls to 1e-5 after 50 steps of warm-up: common choices
+for fine-tuning, ours. With `bitwidths=decay`, b_i = exp(-0.004 step), of which 2 % are left at the end. The text of an
+imported model is by default that of every machine, the Python standard library: say by `--config.dataset` what it shall
+learn. For less memory there are `--config.microbatches=32`, `--config.remat_policy=full` and a shorter
 `--config.sequence_length`.
 """
 
@@ -39,8 +39,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.optimizer.final_learning_rate = 1e-5
     config.optimizer.warmup_steps = 50
-    config.quantization.learning_rate = 2e-3
-    config.quantization.weight_decay = 2.0
+    if parsed.bitwidths == 'decay':
+        config.quantization.learning_rate = 2e-3
+        config.quantization.weight_decay = 2.0
     return config
 
 

@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=configs/llama2.py:size=134m,method=gaussws --workdir=runs/llama2-134m
 
+Bitwidths are learned as in the paper, by decay; `bitwidths=price` is the other way.
 Sizes, with the vocabulary of 32,000: 134m (12 layers of 768, 12 heads) and 1b (20 layers of 2048, 16 heads). The batch
 of 1M tokens, the learning rates and the length are common choices for these sizes, not the paper's.
 The tokenizer is Llama 2's `tokenizer.model`, a SentencePiece file that Meta distributes: say where it lies by
@@ -23,7 +24,7 @@ SIZES = {
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """A Llama 2 of this size; `parts` are the linear layers that are sampled."""
-    parsed = common.parse(argument, size=tuple(SIZES), **common.ARGUMENTS)
+    parsed = common.parse(argument, size=tuple(SIZES), **{**common.ARGUMENTS, 'bitwidths': ('decay', 'price')})
     config = common.base_config(parsed)
     config.name = f'llama2-{parsed.size}-{parsed.method}'
     config.model = ConfigDict(dict(family='llama', **SIZES[parsed.size]))

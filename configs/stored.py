@@ -6,7 +6,7 @@ from typing import Any
 from configs import common
 from experiments.files import json_files
 
-VERSION = 2  # of the fields there are; what version 0.1.0 stored says none, and is of 1
+VERSION = 3  # of the fields there are; what version 0.1.0 stored says none, and is of 1
 VERSION_FIELD = 'config_version'
 # The version that added them -> fields, and what was done before there were such. Who adds a field to
 # `common.base_config` adds a version, or to the last one if that is not released yet.
@@ -16,6 +16,7 @@ MEANT_BEFORE = {
         'invalid_text': 'error',
         'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},
     },
+    3: {'quantization': {'optimizer': 'adamw', 'start': 0.0, 'price': 0.0, 'fall': 0.0}},
 }
 
 

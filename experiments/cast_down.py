@@ -1,13 +1,14 @@
 """Cast the trained weights of a sweep's runs to fewer and fewer bits, and see what loss is left.
 
     python -m experiments.sweep --config=configs/sweeps/cast_down.py --workdir=runs/cast-down --jobs=2
-    python -m experiments.cast_down --workdir=runs/cast-down --eval_batches=100 --output=docs/cast_down.png
+    python -m experiments.cast_down --workdir=runs/cast-down --eval_batches=60 --output=docs/cast_down.png
 
-The float32 master weights of each run's newest checkpoint are packed into a file, as BF16, FP8, FP6, FP4 and E1M1 with
-MX scales and, where bitwidths were learned, each block in the format of its own, without and with a budget; what is
-read back from the file is evaluated on the validation split. Prints tables over the seeds, and writes every number to
-WORKDIR/cast_down.csv: what is there for the same checkpoint is not measured again. The 18 runs of that sweep take seven
-minutes on two busy cores; the whole validation split, without --eval_batches, is 3.2 times as much.
+The float32 master weights of each run's newest checkpoint are packed into a file: in one format for all matrices, with
+MX scales; within budgets, in formats that are chosen for each matrix by squared error, and for each block of 32 x 32 by
+squared error times squared gradient; and where bitwidths were learned, each block in the format of its own, without and
+with a budget. What is read back from the file is evaluated on the validation split. Prints tables over the seeds for
+each model size, and writes every number to WORKDIR/cast_down.csv: what is there for the same checkpoint is not measured
+again. --eval_batches=-1 is the whole validation split.
 """
 
 import itertools
@@ -26,8 +27,9 @@ from experiments import cli, methods, workdirs
 from experiments.checkpoints.step_directories import load_contents
 from experiments.data import loading
 from experiments.files import csv_files, json_files, paths
-from experiments.reports import cast_losses, pictures
-from experiments.reports.cast_losses import LEARNED, UNQUANTIZED, Cast
+from experiments.methods.settings import WAYS
+from experiments.reports import cast_losses, format_choice, pictures
+from experiments.reports.cast_losses import ERROR, LEARNED, SENSITIVITY, UNQUANTIZED, Cast
 from experiments.training import evaluation
 from experiments.training.experiment import TrainState, with_fixed_weights
 from gaussq_jax.packed import Layout
@@ -36,12 +38,14 @@ WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", require
 OUTPUT = flags.DEFINE_string('output', None, 'The picture: .png, .svg or .pdf. By default WORKDIR/cast_down.png.')
 FORMATS = flags.DEFINE_list(
     'formats',
-    ['float8_e4m3fn', 'float6_e3m2fn', 'float4_e2m1fn', 'e1m1'],
-    'What to cast to, besides bfloat16 and learned formats.',
+    ['float8_e4m3fn', 'float6_e3m2fn', 'e2m2', 'float4_e2m1fn'],
+    'What to cast to, besides bfloat16, and chosen and learned formats.',
 )
 EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1 is all.', lower_bound=-1)
 
-BUDGETS = (6.25, 5.25, 4.25)  # mean stored bits of learned formats: as E3M2 and E2M1 with their scales, and between
+BUDGETS = (6.25, 5.25, 4.75, 4.25)  # mean stored bits: as of E3M2, E2M2 and E2M1 with their scales, and between
+
+BLOCK_SIZE = 32  # of chosen formats: blocks as they are learned
 
 Validate = Callable[[TrainState], dict[str, float]]
 
@@ -57,9 +61,9 @@ def main(argv):
         formats = [gq.parse_format(name).name for name in (UNQUANTIZED, *FORMATS.value)]
         casts = cast_runs(workdir, done, list(dict.fromkeys(formats)), EVAL_BATCHES.value)
         with json_files.naming(workdir / 'cast_down.csv'):
-            trainings = cast_losses.group(casts)
-        print(f'{time.perf_counter() - start:.0f} s\n', cast_losses.markdown(trainings), '', sep='\n')
-        cast_losses.draw(trainings, output)
+            sizes = cast_losses.group(casts)
+        print(f'{time.perf_counter() - start:.0f} s\n', cast_losses.markdown(sizes), '', sep='\n')
+        cast_losses.draw(sizes, output)
     print(f'written to {workdir / "cast_down.csv"} and {output}')
     if left_out:
         sys.exit(f'not done, and left out: {", ".join(left_out)}')
@@ -91,7 +95,7 @@ def cast_runs(workdir: pathlib.Path, names: list[str], formats: list[str], eval_
         alike = [
             cast for cast in by_run.get(name, ()) if (cast.checkpoint, cast.eval_batches) == (checkpoint, eval_batches)
         ]
-        if [cast.cast for cast in alike if not cast.cast.startswith(LEARNED)] == formats:
+        if [cast.cast for cast in alike if cast_losses.kind(cast.cast) == cast_losses.UNIFORM] == formats:
             continue
         print(f'[{i + 1}/{len(names)}] {name}:', end='', flush=True)
         by_run[name] = cast_run(workdir / name, checkpoint, formats, eval_batches, evaluations)
@@ -107,8 +111,8 @@ def cast_run(
     config = run.experiment.config
     used = {**config.quantization.to_dict(), **methods.unused_settings(config.method)}
     sampled = methods.find(config.method).learns_bitwidths
-    casts, losses = [], {}
-    for name, layout in layouts_of(run, formats).items():
+    casts, losses, data = [], {}, loading.load_data(config, run.tokenizer)
+    for name, layout in layouts_of(run, formats, data).items():
         with tempfile.TemporaryDirectory() as directory:
             file = pathlib.Path(directory) / 'packed.safetensors'
             size = gq.save_packed(file, run.state.params, layout)
@@ -118,14 +122,16 @@ def cast_run(
             experiment, state = with_fixed_weights(run.experiment, weights)
             key = what_evaluation_depends_on(config)
             if key not in evaluations:
-                evaluations[key] = evaluation.make_validation(experiment, loading.load_data(config, run.tokenizer))
+                evaluations[key] = evaluation.make_validation(experiment, data)
             losses[contents] = evaluations[key](state)
         loss, bits_per_byte = (losses[contents][f'validation/{name}'] for name in ('loss', 'bits_per_byte'))
         print(f' {cast_losses.short_name(name)} {loss:.4f}', end='', flush=True)
         casts.append(
             Cast(
                 run=workdir.name,
+                N=run.experiment.num_linear_params,
                 method=config.method,
+                bitwidths=WAYS[config.quantization.optimizer] if sampled else '',
                 b_target=f'{config.quantization.b_target:g}' if sampled else '',
                 format=used['format'],
                 seed=config.seed,
@@ -143,10 +149,17 @@ def cast_run(
     return casts
 
 
-def layouts_of(run: workdirs.Run, formats: list[str]) -> dict[str, Layout]:
+def layouts_of(run: workdirs.Run, formats: list[str], data: loading.Data) -> dict[str, Layout]:
     """What a run's weights are cast to, by name; the linear layers are those that its method is for."""
     params, bitwidths, transform = run.state.params, run.state.transform_state, run.experiment.transform
     layouts = {name: transform.uniform_layout(params, name) for name in formats}
+    uniform = transform.uniform_layout(params, 'e2m1')
+    squared_gradients = format_choice.squared_gradients(run.experiment, run.state, data)
+    for how, weights, by_matrix in ((ERROR, None, True), (SENSITIVITY, squared_gradients, False)):
+        lost = format_choice.errors(params, uniform, BLOCK_SIZE, weights=weights)
+        for budget in BUDGETS:
+            chosen = format_choice.within_budget(params, uniform, lost, BLOCK_SIZE, budget, by_matrix=by_matrix)
+            layouts[f'{how} {budget:g}'] = chosen
     if bitwidths:
         layouts[LEARNED] = transform.learned_layout(params, bitwidths)
         for budget in BUDGETS:

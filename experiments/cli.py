@@ -74,6 +74,14 @@ def config_file(text: str) -> str:
     return text
 
 
+def typed(text: str, flag: str) -> str:
+    """A text of the command line, in UTF-8 whatever the locale is; ValueError if it is none."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError as error:
+        raise ValueError(f'{flag}={text!r} is no UTF-8: {error.reason}') from None
+
+
 def _mend_streams():
     """What can't be written to is nowhere; what its encoding lacks is written as Python does in its strings."""
     for name in ('stdout', 'stderr'):

@@ -1,6 +1,7 @@
 """Compare the settings of a sweep over its seeds, as a Markdown table.
 
     python -m experiments.compare --workdir=runs/formats
+    python -m experiments.compare --workdir=runs/bitwidths --metric=validation/loss,bits/stored
 
 A row a setting, that is all runs that differ in their seed only: the mean over the seeds ± half the width of its 95 %
 confidence interval (Student's); the difference from the first row; and where one field alone has changed, the
@@ -22,7 +23,7 @@ from experiments.reports import confidence
 from experiments.reports.markdown import markdown_table
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
-METRIC = flags.DEFINE_string('metric', 'validation/loss', 'A column of its results.csv.')
+METRIC = flags.DEFINE_list('metric', ['validation/loss'], 'Columns of its results.csv; a table for each.')
 
 
 class SeedGroup(NamedTuple):
@@ -37,8 +38,10 @@ class SeedGroup(NamedTuple):
 def main(argv):
     del argv
     with cli.user_errors():
-        groups = read_groups(paths.parse(WORKDIR.value, '--workdir') / 'results.csv', METRIC.value)
-    print(foreign_text.escaped(markdown(groups, METRIC.value)))
+        results = paths.parse(WORKDIR.value, '--workdir') / 'results.csv'
+        tables = {metric: read_groups(results, metric) for metric in METRIC.value}
+    print('\n\n'.join(foreign_text.escaped(markdown(groups, metric)) for metric, groups in tables.items()))
+    groups = next(iter(tables.values()))
     if diverged := [name for group in groups for name in group.diverged]:
         print(foreign_text.escaped(f'\ndiverged, and left out: {", ".join(diverged)}'))
     if missing := [name for group in groups for name in group.missing]:

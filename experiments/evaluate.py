@@ -33,7 +33,7 @@ from experiments.data import loading
 from experiments.data.datasets import python_stdlib
 from experiments.files import json_files, paths
 from experiments.reports import quantization
-from experiments.training import evaluation, steps
+from experiments.training import bitwidth_metrics, evaluation
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -89,7 +89,7 @@ def evaluate(run: workdirs.Run):
         data = loading.load_data(run.experiment.config, run.tokenizer)
         validate = evaluation.make_validation(run.experiment, data)
     metrics = validate(run.state)
-    bitwidths = steps.bitwidth_metrics(run.experiment.transform, run.state.transform_state)
+    bitwidths = bitwidth_metrics.of_state(run.experiment.transform, run.state.transform_state)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
     if run.packed:
         size = run.packed.size

@@ -12,13 +12,14 @@ is replaced. The file holds all that evaluating it takes, but for the texts and 
     python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
 
 `learned` stores each block in the narrowest format that holds its bitwidth (`gaussq_jax.format_for_bitwidth`): a
-bitwidth of 4 takes the 6 bits of E3M2. With --budget, bits are taken away where they cost least. Any other format is
-that of all weight matrices which the method quantizes (of bf16, all of them), with a power-of-two scale for each
---block_size weights along the contracted axis, as MXFP8, MXFP6 and MXFP4 have. All other weights, and with bfloat16 all
-weights, are stored in bfloat16. --to_hf writes the same weights, in bfloat16, also as a folder for `transformers`.
+bitwidth of 4 takes the 6 bits of E3M2. Below the table it says which bitwidths have which format, how far they are
+above what the next narrower one holds, and within which budget they get that. With --budget, bits are taken away where
+they cost least. Any other format is that of all weight matrices which the method quantizes (of bf16, all of them), with
+a power-of-two scale for each --block_size weights along the contracted axis, as MXFP8, MXFP6 and MXFP4 have. All other
+weights, and with bfloat16 all weights, are stored in bfloat16. --to_hf writes the same weights, in bfloat16, also as a
+folder for `transformers`.
 """
 
-import math
 import pathlib
 import shutil
 import tempfile
@@ -32,12 +33,11 @@ from experiments import cli, workdirs
 from experiments.data import tokenizer_files
 from experiments.files import huggingface_folder, paths
 from experiments.reports import quantization as report
+from experiments.reports import stored_formats
 from gaussq_jax import models
-from gaussq_jax.packed import Layout, header_bytes, weights_of_formats
-from gaussq_jax.param_tree import is_floating
-from gaussq_jax.text_table import text_table
+from gaussq_jax.packed import Layout, header_bytes
 
-LEARNED, BFLOAT16 = 'learned', 'bfloat16'
+LEARNED, BFLOAT16 = 'learned', stored_formats.BFLOAT16
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
 FORMAT = flags.DEFINE_string('format', LEARNED, f"{LEARNED}, {BFLOAT16}, or a format's name, such as float6_e3m2fn.")
@@ -67,7 +67,10 @@ def main(argv):
         if directory:
             write_huggingface(run, workdir, gq.load_packed(file, like=run.state.params), directory)
     print(f'{workdir.name}, step {info["step"]}: {report.describe_layout(info, layout)}')
-    print(table(run.state.params, layout, promised))
+    print(stored_formats.leaf_table(run.state.params, layout, promised))
+    if FORMAT.value == LEARNED and BUDGET.value is None:
+        of_run = run.state.params, run.state.transform_state
+        print(*stored_formats.reasons(run.experiment.transform, *of_run), sep='\n')
     share = 100 * on_disk / (4 * run.experiment.num_params)
     print(
         f'written to {file}: {on_disk:,} bytes, {promised.total_bytes:,} as promised and a header of {header:,};'
@@ -193,32 +196,6 @@ def what_files_say(run: workdirs.Run, folder: pathlib.Path | None, is_imported: 
         if has(huggingface_folder.GENERATION):
             said[huggingface_folder.GENERATION] = ids
     return said
-
-
-def table(params: Any, layout: Layout, size: gq.ModelSize) -> str:
-    """A line a leaf, one for all that are quantized, and one for all."""
-    lines = [('leaf', 'weights', 'bitwidth', 'stored bits', 'bytes', 'formats')]
-    leaves = gq.leaves_by_path(params)
-    for path, leaf in leaves.items():
-        formats = leaf.dtype.name
-        if path in layout:
-            numbers = weights_of_formats(leaf, layout[path]).reshape(-1, len(layout[path].formats)).sum(0)
-            formats = report.share_formats({fmt.name: int(n) for fmt, n in zip(layout[path].formats, numbers)})
-        elif is_floating(leaf):
-            formats = BFLOAT16
-        of_leaf = size.leaves[path]
-        lines.append((path, *_cells(leaf.size, of_leaf.mean_bitwidth, of_leaf.total_bytes, formats)))
-    if layout:
-        quantized = sum(leaves[path].size for path in layout)
-        num_bytes = sum(size.leaves[path].total_bytes for path in layout)
-        lines.append(('quantized', *_cells(quantized, size.mean_bitwidth, num_bytes)))
-    lines.append(('all', *_cells(sum(leaf.size for leaf in leaves.values()), math.nan, size.total_bytes)))
-    return text_table(lines, left=(0, 5))
-
-
-def _cells(weights: int, bitwidth: float, num_bytes: int, formats: str = '') -> tuple[str, ...]:
-    bits = '' if math.isnan(bitwidth) else f'{bitwidth:.3f}'
-    return f'{weights:,}', bits, f'{8 * num_bytes / weights:.3f}', f'{num_bytes:,}', formats
 
 
 if __name__ == '__main__':

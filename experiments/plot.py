@@ -1,26 +1,29 @@
-"""Draw the loss and the mean bitwidth of runs, from their metrics.jsonl.
+"""Draw the losses, the learned bitwidths, and the gap to bf16 of runs, from their metrics.jsonl.
 
-    python -m experiments.plot --output=docs/tiny.png runs/tiny-bf16 runs/tiny-gaussws runs/tiny-diffq
+    python -m experiments.plot --output=tiny.png runs/tiny-bf16 runs/tiny-gaussws runs/tiny-diffq
+    python -m experiments.plot --panels=bits,gap runs/bf16-0 runs/bf16-1 runs/gaussws-0 runs/gaussws-1
+    python -m experiments.plot --bits --output=bits.png runs/tiny-gaussws runs/tiny-diffq
 
-The legend has each run's last validation loss.
+Runs that differ in their seed only, by their config.json, are one curve: the mean, on a band from the least to the
+largest. The legend has the last validation loss. The bitwidths are those of the first run that learned some, a heat map
+of layers by matrices. Where there are runs of the method bf16, a panel has how far the others are above the one of
+the same seed and settings, in percent of its validation loss.
+
+--bits draws the bitwidths alone, a row a run: at the last step, and how they came to it.
 """
 
-import pathlib
 import sys
 
 import matplotlib.pyplot as plt
-import matplotlib.ticker
-import numpy as np
 from absl import flags
 
 from experiments import cli
 from experiments.files import paths
-from experiments.reports import palette, pictures
-from experiments.training.metrics import read_metrics
+from experiments.reports import pictures, run_pictures, run_records
 
 OUTPUT = flags.DEFINE_string('output', 'runs.png', 'The picture: .png, .svg or .pdf.')
-
-STYLES = ('-', '--', ':', '-.')  # runs that coincide stay visible
+PANELS = flags.DEFINE_list('panels', [], f'Of {", ".join(run_pictures.PANELS)}; all that there are if not given.')
+BITS = flags.DEFINE_bool('bits', False, 'Draw the bitwidths of each matrix of each layer.')
 
 
 def main(argv):
@@ -29,47 +32,20 @@ def main(argv):
     with cli.user_errors():
         workdirs = [paths.parse(name, 'workdir') for name in argv[1:]]
         output = paths.parse(OUTPUT.value, '--output')
+        pictures.check(output)
         if len({workdir.name for workdir in workdirs}) < len(workdirs):
             raise ValueError(f'the last names of {", ".join(map(str, workdirs))} must differ: they name the curves')
-        lines = {workdir.name: read_metrics(workdir / 'metrics.jsonl') for workdir in workdirs}
-        draw(lines, output)
+        records = [run_records.read_record(workdir) for workdir in workdirs]
+        if BITS.value and PANELS.value:
+            raise ValueError('--panels has no meaning with --bits')
+        with plt.rc_context(pictures.STYLE):
+            if BITS.value:
+                figure = run_pictures.bitwidths_figure(records)
+            else:
+                figure = run_pictures.runs_figure(records, PANELS.value)
+            pictures.save(figure, output)
+            plt.close(figure)
     print(output)
-
-
-def draw(runs_by_name: dict[str, list[dict]], output: pathlib.Path):
-    """Left: loss over steps, training as lines and validation as points; right: mean bitwidth, where learned.
-
-    Raises:
-      ValueError: for a run without a training loss; for another kind of picture.
-    """
-    pictures.check(output)
-    with plt.rc_context(pictures.STYLE):
-        figure, (loss, bits) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
-        for i, (name, lines) in enumerate(runs_by_name.items()):
-            color, style = palette.color(i), STYLES[i % len(STYLES)]
-            if not any('train/loss' in line for line in lines):
-                raise ValueError(f'{name} has no training loss in its metrics.jsonl')
-            loss.plot(*series(lines, 'train/loss'), color=color, alpha=0.35, linewidth=0.9)
-            steps, values = series(lines, 'validation/loss')
-            last = f'{name}: {values[-1]:.3f}' if len(values) else name
-            last = last.replace('$', r'\$')  # a name is no formula
-            loss.plot(steps, values, style, color=color, marker='o', markersize=4, linewidth=1.6, label=last)
-            bits.plot(*series(lines, 'bits/mean'), style, color=color, linewidth=1.6)
-        loss.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
-        loss.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        loss.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
-        loss.set_title('training (thin), validation without noise (points)', fontsize=10)
-        loss.legend(frameon=False, title='validation at the end', alignment='left')
-        bits.set(xlabel='step', ylabel='mean bitwidth (bits)')
-        bits.set_title('learned bitwidths', fontsize=10)
-        pictures.save(figure, output)
-        plt.close(figure)
-
-
-def series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the lines that have the metric `name`."""
-    points = [(line['step'], line[name]) for line in lines if name in line]
-    return tuple(np.array(points, float).reshape(-1, 2).T)
 
 
 if __name__ == '__main__':

@@ -30,12 +30,13 @@ from experiments.devices import device_specs
 from experiments.files import paths
 from experiments.processes import distributed, exit_codes
 from experiments.processes.preemption import Preempted, Preemption
-from experiments.training import description, initial_weights, loop, profiling, resuming
+from experiments.training import description, initial_weights, loop, profiling, resuming, starts
 from experiments.training.divergence import Diverged
-from experiments.training.experiment import make_experiment
+from experiments.training.experiment import Experiment, make_experiment
 from experiments.training.loop import RollbackError
 from experiments.training.metrics import MetricWriter
 from experiments.training.profiling import Profile
+from experiments.training.starts import Start
 from gaussq_jax.atomic_files import replace_file
 
 DEFAULT_CONFIG = 'configs/tiny.py'
@@ -114,7 +115,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None) ->
             steps = profiling.parse_steps(profiled, start or 0, config.total_steps)
             if is_main:
                 workdir_lock.sign(lock)
-                remarks = prepare_workdir(workdir, config, start)
+                remarks = prepare_workdir(workdir, experiment, start)
                 told = description.beginning(experiment, data, tokenizer, workdir, start=start, remarks=remarks)
                 print(told, flush=True)
             writer = MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main)
@@ -133,17 +134,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None) ->
     return description.end(experiment, summary, workdir) if is_main else None
 
 
-def prepare_workdir(workdir: pathlib.Path, config: ConfigDict, start: int | None) -> list[str]:
+def prepare_workdir(workdir: pathlib.Path, experiment: Experiment, start: int | None) -> list[str]:
     """Writes what a run has in its workdir beside what it comes to; remarks on that.
 
     Raises:
-      ValueError, OSError: the tokenizer's file can't be kept, of a run that starts; something can't be written.
+      ValueError, OSError: the tokenizer's file can't be kept, of a run that starts; something can't be written, or
+        what is to be continued can't be read.
     """
+    config = experiment.config
     if start is None:
         remarks = tokenizer_files.keep(config.tokenizer, workdir)
     else:
         remarks = workdirs.remarks_on_changes(config, workdir)
         remarks += tokenizer_files.keep_if_missing(config.tokenizer, workdir)
+    remarks += starts.add(workdir, Start(start or 0, sys.argv[1:], description.devices(experiment)))
     workdirs.write_config(workdir, config)
     (workdir / 'diverged.txt').unlink(missing_ok=True)
     return remarks

@@ -2,6 +2,7 @@
 
 import importlib
 
+from gaussq_jax.bitwidth_descent import bitwidth_descent
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.describe import describe
@@ -43,6 +44,7 @@ __all__ = [
     'ModelSize',
     'ParamTransform',
     'Quantizer',
+    'bitwidth_descent',
     'bitwidth_penalty',
     'cast_params',
     'describe',

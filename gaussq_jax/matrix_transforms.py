@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gaussq_jax import explicit_sharding
-from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise
+from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise, most_bits_held
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.param_purposes import UNNAMED_LEAF
@@ -30,6 +30,7 @@ from gaussq_jax.param_reading import (
 )
 from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
+from gaussq_jax.rounding import as_format
 from gaussq_jax.weight_sampling import check_block_size, check_dtype, check_format, sample_weights, shape_in_blocks
 from kernels_pallas.rounding_on_bits import round_to_dtype
 from kernels_pallas.weight_sampling import select
@@ -181,7 +182,14 @@ class WeightSampling(MatrixTransform):
         return {path: self._bitwidths_of(b_i) for path, b_i in flat_state(state).items()}
 
     def _bitwidths_of(self, b_i):
-        return effective_bitwidths(b_i, self.b_init, self.b_target)
+        return effective_bitwidths(b_i, self.b_init, self.b_target, b_most=self._b_most)
+
+    @property
+    def _b_most(self) -> float | None:
+        """The bits whose noise survives the cast to `fmt`, if all is to survive."""
+        if self.fmt is None or self.noise != 'rounded_normal':
+            return None
+        return max(self.b_init, most_bits_held(as_format(self.fmt)))
 
     def transform_matrices(self, *, key, matrices, b_i, layer):
         if key is None:

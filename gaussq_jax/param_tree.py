@@ -7,7 +7,8 @@ nothing to the path.
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,28 @@ def leaf_path(path: Sequence[Any], above: Sequence[Any] = ()) -> str:
     """
     name = jax.tree_util.keystr(tuple(path), simple=True, separator='/')
     return '/'.join((*map(str, above), *filter(None, [name])))
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """A short name for each path: without '/kernel' at its end, as many of its last parts as keep all of them apart.
+
+    Args:
+      paths: of leaves; one that is given twice counts once.
+
+    Returns:
+      {path: short name}, in the order of the paths.
+
+    Example:
+      >>> short_names(['layers/attention/query/kernel', 'layers/mlp/up/kernel'])
+      {'layers/attention/query/kernel': 'query', 'layers/mlp/up/kernel': 'up'}
+    """
+    paths = list(dict.fromkeys(paths))
+    without_kernel = [path.removesuffix('/kernel') for path in paths]
+    parts = [path.split('/') for path in (without_kernel if len(set(without_kernel)) == len(paths) else paths)]
+    for depth in itertools.count(1):
+        names = ['/'.join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(paths, names))
 
 
 def path_hash(path: str) -> int:

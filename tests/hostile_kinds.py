@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
 import small_tokenizers
@@ -27,13 +28,14 @@ from experiments.checkpoints.manifests import write_manifest
 from experiments.data import token_cache, tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
-from experiments.reports import cast_losses, quantization
+from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
 from experiments.sweeps import plans, sweep_runs
 from experiments.training import metrics as run_metrics
+from experiments.training import starts
 from gaussq_jax.packed import read_packed
 
-cast_down, compare, export, import_hf, plot, sweep = map(
-    import_program, ('cast_down', 'compare', 'export', 'import_hf', 'plot', 'sweep')
+cast_down, compare, export, import_hf, sweep = map(
+    import_program, ('cast_down', 'compare', 'export', 'import_hf', 'sweep')
 )
 ROOT = pathlib.Path(__file__).parents[1]
 BEFORE = ROOT / 'tests/data/version_0_1'
@@ -157,15 +159,36 @@ def read_huggingface(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write_metrics(folder: pathlib.Path):
-    shutil.copy(BEFORE / 'run/metrics.jsonl', folder)
+    lines = [json.loads(line) for line in (BEFORE / 'run/metrics.jsonl').read_text().splitlines()]
+    matrices = {'bits/matrix/query': [4.5, 4.0], 'bits/matrix/up': [5.0, 6.0]}
+    text = ''.join(json.dumps(line | (matrices if 'bits/mean' in line else {})) + '\n' for line in lines)
+    (folder / 'metrics.jsonl').write_text(text)
+    shutil.copy(BEFORE / 'run/config.json', folder)
 
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
-    lines = run_metrics.read_metrics(folder / 'metrics.jsonl')
+    record = run_records.read_record(folder)
     with json_files.naming(folder):
-        plot.draw({folder.name: lines}, folder / 'metrics.png')
+        for draw in (run_pictures.runs_figure, run_pictures.bitwidths_figure):
+            figure = draw([record])
+            pictures.save(figure, folder / 'metrics.png')
+            plt.close(figure)
     with open(folder / 'output', 'w') as stream, run_metrics.MetricWriter(folder, 20, resume_step=10, stream=stream):
         pass
+    return {}
+
+
+def write_reported(folder: pathlib.Path):
+    write_run(folder)
+    write_metrics(folder)
+    shutil.rmtree(folder / 'checkpoints')
+    (folder / 'summary.json').write_text((BEFORE / 'full_run.json').read_text())
+    starts.add(folder, starts.Start(0, ['--config=configs/tiny.py', '--workdir=runs/tiny'], '1 x cpu'))
+
+
+def read_reported(folder: pathlib.Path) -> dict[str, Any]:
+    run_report.write(folder, folder / 'report.html', None, prompt=None)
+    starts.add(folder, starts.Start(10, [], '1 x cpu'))
     return {}
 
 
@@ -308,6 +331,9 @@ KINDS = {
     'checkpoint, sealed': Kind(write_run, read_run, CHECKPOINT, seal=seal_run),
     'config of a run': Kind(write_run, read_run, {'config.json': JSON_OR_DAMAGE}, exact=('*',)),
     'metrics': Kind(write_metrics, read_metrics, {'metrics.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
+    'report': Kind(
+        write_reported, read_reported, {'*.json': JSON_OR_DAMAGE, 'metrics.jsonl': (of_json_lines, of_bytes)}
+    ),
     'result': Kind(write_result, read_result, {'*.json': JSON_OR_DAMAGE}),
     'comparison': Kind(write_comparison, read_comparison, {'results.csv': (of_csv, of_csv, of_bytes)}),
     'casts': Kind(write_casts, read_casts, {'*.csv': (of_csv, of_csv, of_bytes)}),

@@ -21,7 +21,12 @@ def small_config(argument='smoke', **changes):
     config = tiny.get_config(argument)
     config.model.hidden_size, config.model.mlp_size, config.sequence_length = 80, 144, 24
     config.optimizer.learning_rate, config.optimizer.final_learning_rate = 6e-4, 6e-5
-    config.quantization.learning_rate, config.quantization.weight_decay, config.quantization.penalty = 2e-2, 0.1, 0.0
+    bitwidths = dict(
+        optimizer='adamw', start=0.0, price=0.0, fall=0.0, learning_rate=2e-2, weight_decay=0.1, penalty=0.0
+    )
+    config.quantization.update(bitwidths)  # which move from the first step on
+    if 'b_init' not in argument and config.method in ('gaussws', 'diffq'):
+        config.quantization.update(b_init=6.0, b_target=4.0)
     for name, value in changes.items():
         *groups, field = name.split('__')
         node = config
@@ -36,7 +41,7 @@ def make_experiment(config, sizes=ONE_DEVICE, optimizer=None):
     with contextlib.ExitStack() as stack:
         stack.enter_context(on_mesh(sizes))
         if optimizer:
-            stack.enter_context(unittest.mock.patch.object(optimizers, 'make_optimizer', lambda _: optimizer))
+            stack.enter_context(unittest.mock.patch.object(optimizers, 'make_optimizer', lambda *_: optimizer))
         return training.make_experiment(config, VOCABULARY)
 
 
@@ -62,7 +67,7 @@ def random_state(experiment, step=7):
         if name == 'step':
             return np.int32(step)
         if name.startswith('transform_state'):
-            return generator.uniform(-0.5, 1.5, shape.shape).astype(np.float32)
+            return generator.uniform(0.0, 1.5, shape.shape).astype(np.float32)
         if name.startswith('params'):
             return generator.normal(1.0 if name.endswith('scale') else 0.0, 0.15, shape.shape).astype(np.float32)
         return np.zeros(shape.shape, shape.dtype)

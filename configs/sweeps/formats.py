@@ -29,6 +29,12 @@ def get_config() -> ConfigDict:
             'quantization.targets': ['P6', 'P5'],
             'seed': SEEDS,
         },
-        {'method': ['gaussws'], 'quantization.format': ['e3m2'], 'quantization.b_init': [4.0], 'seed': SEEDS},
+        {
+            'method': ['gaussws'],
+            'quantization.format': ['e3m2'],
+            'quantization.b_init': [4.0],
+            'quantization.b_target': [4.0],
+            'seed': SEEDS,
+        },
     ]
     return ConfigDict(dict(name='formats', config='configs/capybara.py:size=tiny', grids=grids))

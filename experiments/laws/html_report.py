@@ -9,12 +9,12 @@ import matplotlib.ticker
 import numpy as np
 
 from experiments.laws import known_laws, studies
-from experiments.laws.html_page import heading, image, page, paragraph, table
 from experiments.laws.known_laws import KnownLaw
 from experiments.laws.notation import UNKNOWN, block_name, format_name, human, value_text
 from experiments.laws.studies import Study
 from experiments.laws.training_plans import MOST_BITS
 from experiments.reports import palette, pictures
+from experiments.reports.html_page import heading, image, page, paragraph, table
 from gaussq_jax.atomic_files import replace_file
 from gaussq_jax.scaling_laws import BitwidthLaw, CapybaraLaw
 from gaussq_jax.scaling_laws.capybara import COST_PER_BIT
@@ -111,7 +111,7 @@ def capybara_curves(study: Study) -> tuple[list[Curve], list[Any]]:
         mask = (columns['E'] == E) & (columns['M'] == M) & (columns['B'] == B)
         curves.append(Curve(format_name(int(E), int(M)), {'E': E, 'M': M, 'B': B}, mask))
     blocks = sorted({B for _, _, B in settings if B != 1}, key=by_size)
-    return curves, evenly_chosen(blocks, MOST_ROWS)
+    return curves, pictures.evenly_chosen(blocks, MOST_ROWS)
 
 
 def bitwidth_curves(study: Study) -> list[Curve]:
@@ -189,8 +189,8 @@ def runs_section(study: Study, curves: Sequence[Curve], noise: dict[str, float] 
 def loss_figure(study: Study, known: KnownLaw, curves: Sequence[Curve], block: Any) -> str:
     """Loss over tokens: a panel a model size, a curve a format."""
     columns, law = study.table.columns, known.law
-    curves = evenly_chosen(curves, MOST_CURVES)
-    sizes = evenly_chosen(np.unique(columns['N']).tolist(), MOST_PANELS)
+    curves = pictures.evenly_chosen(curves, MOST_CURVES)
+    sizes = pictures.evenly_chosen(np.unique(columns['N']).tolist(), MOST_PANELS)
     low, high = known.ranges['D']
     critical = critical_sizes(law, curves, sizes)
     seen = critical[critical < 100 * high]
@@ -234,7 +234,7 @@ def critical_table(study: Study, known: KnownLaw, curves: Sequence[Curve]) -> li
     curves = [curve for curve in curves if curve.inputs.get('B') != 1 and curve.inputs.get('b') != np.inf]
     if not curves:
         return []
-    sizes = evenly_chosen(np.unique(study.table.columns['N']).tolist(), MOST_PANELS)
+    sizes = pictures.evenly_chosen(np.unique(study.table.columns['N']).tolist(), MOST_PANELS)
     values = critical_sizes(known.law, curves, sizes)
     ends = known.interval(lambda law: critical_sizes(law, curves, sizes))
     rows = []
@@ -322,13 +322,6 @@ def crossing(law: CapybaraLaw, block: Any, bits: float) -> float:
 
 def block_title(block: float | str) -> str:
     return f'a scale a {block}' if isinstance(block, str) else f'blocks of {block:g}'
-
-
-def evenly_chosen(values: Sequence[Any], most: int) -> list[Any]:
-    """So many of the values at the most, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]
 
 
 def amounts(panel: Any, values: np.ndarray = ()):

@@ -13,7 +13,7 @@ from experiments.methods.fully_quantized import FQT
 from experiments.methods.method import Method
 from experiments.methods.quantization_aware import QAT
 from experiments.methods.sampling import DIFFQ, GAUSSWS
-from experiments.methods.settings import SHARED
+from experiments.methods.settings import BITWIDTHS, SHARED, WAYS
 from gaussq_jax import models
 
 METHODS = {method.name: method for method in (GAUSSWS, DIFFQ, QAT, FQT, BF16)}
@@ -51,8 +51,10 @@ def check_settings(config: ConfigDict):
         value, kind = config.quantization[name], type(default)
         if type(value) not in ((kind, int) if kind is float else (kind,)):
             raise ValueError(f'config.quantization.{name}={value!r} must be of the type {kind.__name__}')
-    for name, default in unused_settings(config.method).items():
-        if (value := config.quantization[name]) != default:
+    unused = unused_settings(config.method)
+    for name, default in unused.items():
+        defaults = [default, *(way[name] for way in BITWIDTHS.values() if name in way)]
+        if (value := config.quantization[name]) not in defaults:
             uses = ', '.join((*method.settings, *method.own_settings)) or 'none of the settings'
             raise ValueError(
                 f'config.quantization.{name}={value!r} would do nothing with method={config.method}, which uses {uses};'
@@ -68,7 +70,9 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     for setting in before.own_settings.keys() - after.own_settings.keys():
         del config.quantization[setting]
     own = {setting: config.quantization.get(setting, default) for setting, default in after.own_settings.items()}
-    config.quantization.update({**own, **unused_settings(name)})
+    way = BITWIDTHS[WAYS[config.quantization.optimizer]]
+    unused = {setting: way.get(setting, default) for setting, default in unused_settings(name).items()}
+    config.quantization.update({**own, **unused})
     return config
 
 

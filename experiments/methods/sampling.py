@@ -1,6 +1,7 @@
 """Weight sampling with learned bitwidths: rounded normal noise (Gaussian weight sampling), or uniform (DiffQ's)."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,25 @@ def make_transform(sample: Callable[..., gq.ParamTransform], config: ConfigDict)
 
 
 def describe(config: ConfigDict) -> str:
-    """Bitwidths, format, and the kernel that samples here."""
+    """Bitwidths and how they are learned, format, and the kernel that samples here."""
     quantization = config.quantization
     rounded = f', rounded to {quantization.format}' if quantization.format else ''
     sampled = f', sampled by {select(None, parse_block_size(quantization.block_size))}'
-    return f'bitwidths from {quantization.b_init:g} to {quantization.b_target:g}{rounded}{sampled}'
+    return f'{_describe_bitwidths(config)}{rounded}{sampled}'
+
+
+def _describe_bitwidths(config: ConfigDict) -> str:
+    quantization = config.quantization
+    if quantization.b_init == quantization.b_target:
+        return f'bitwidths of {quantization.b_init:g}'
+    span = f'bitwidths from {quantization.b_init:g} down to {quantization.b_target:g}'
+    if quantization.start:
+        span += f', from step {math.floor(quantization.start * config.total_steps) + 1} on'
+    if quantization.optimizer == 'descent':
+        return f'{span}, where a stored bit a weight has a price of {quantization.price:g} nats'
+    pulls = {'weight decay': quantization.weight_decay, 'penalty': quantization.penalty}
+    pulled = ' and '.join(f'{what} of {value:g}' for what, value in pulls.items() if value)
+    return f'{span}, pulled by {pulled}' if pulled else f'{span}, not pulled down'
 
 
 def weights(config: ConfigDict) -> dict[str, Any]:

@@ -9,9 +9,36 @@ import gaussq_jax as gq
 from gaussq_jax import models
 from gaussq_jax.models.family import PARTS
 
+# How bitwidths are learned: fields of `config.quantization`. A field that its optimizer has no use for is 0.
+BITWIDTHS = {
+    'price': dict(
+        b_init=8.0,
+        b_target=3.0,
+        optimizer='descent',  # gq.bitwidth_descent
+        start=0.7,
+        price=0.04,
+        fall=0.15,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        penalty=0.0,
+    ),
+    'decay': dict(  # of arXiv 2505.11170
+        b_init=6.0,
+        b_target=4.0,
+        optimizer='adamw',
+        start=0.0,
+        price=0.0,
+        fall=0.0,
+        learning_rate=1e-3,
+        weight_decay=1.0,
+        penalty=0.0,
+    ),
+}
+WAYS = {way['optimizer']: name for name, way in BITWIDTHS.items()}  # by optimizer
+OF_BITWIDTHS = (*BITWIDTHS['price'],)
 SHARED = dict(  # default, or the allowed words, the first of them the default
-    b_init=6.0,
-    b_target=4.0,
+    b_init=BITWIDTHS['price']['b_init'],
+    b_target=BITWIDTHS['price']['b_target'],
     parts=('all', *PARTS),
     format='',
     block_size='32',

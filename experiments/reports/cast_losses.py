@@ -1,7 +1,5 @@
 """What casting trained weights to few bits costs, over the seeds of each training: tables and a picture."""
 
-import collections
-import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,22 +10,27 @@ import numpy as np
 from experiments.reports import confidence, palette, pictures
 from experiments.reports.markdown import markdown_table
 
-UNQUANTIZED, LEARNED = 'bfloat16', 'learned'
-EQUAL_SIZE = {'learned 6.25': 'float6_e3m2fn', 'learned 4.25': 'float4_e2m1fn'}
+UNQUANTIZED = 'bfloat16'
+ERROR, SENSITIVITY, LEARNED = 'error', 'sensitivity', 'learned'  # how formats are chosen; with a budget behind it
+UNIFORM = 'one format'
+EQUAL_SIZE = {6.25: 'float6_e3m2fn', 5.25: 'e2m2', 4.25: 'float4_e2m1fn'}  # budgets, and what takes as much
+LOOKS = {UNIFORM: '-', ERROR: ':', SENSITIVITY: '--', LEARNED: '-'}
 
 
 class Cast(NamedTuple):
     """The weights of a run, cast and evaluated; a row of cast_down.csv."""
 
     run: str
+    N: int  # weights of the linear layers
     method: str
-    b_target: str  # empty where nothing is sampled
+    bitwidths: str  # how they are learned; empty where they aren't
+    b_target: str  # the same
     format: str  # empty where the training has none
     seed: int
     step: int
     checkpoint: str  # SHA-256 of its manifest
     eval_batches: int  # -1 is the whole validation split
-    cast: str  # the format's name, 'learned' or 'learned BUDGET'
+    cast: str  # a format's name, 'learned', or how formats were chosen and the budget
     loss: float  # nats a token
     bits_per_byte: float
     stored_bits: float  # mean of the quantized weights, scales included
@@ -41,66 +44,64 @@ class Training(NamedTuple):
     bits: dict[str, float]  # mean stored bits
 
 
-def group(casts: Sequence[Cast]) -> dict[str, Training]:
-    """The trainings by what is told of them, in the order of the casts.
+def group(casts: Sequence[Cast]) -> dict[int, dict[str, Training]]:
+    """By model size, the trainings by what is told of them, in the order of the casts.
 
     Raises:
       ValueError: for two runs that differ in nothing that is told; for trainings without a loss in BF16.
     """
     runs, losses, bits = {}, {}, {}
     for cast in casts:
-        name = ' '.join(filter(None, (cast.method, cast.b_target, cast.format and short_name(cast.format))))
-        if (key := (name, cast.cast, cast.seed)) in runs:
+        name = ' '.join(
+            filter(None, (cast.method, cast.bitwidths, cast.b_target, cast.format and short_name(cast.format)))
+        )
+        if (key := (cast.N, name, cast.cast, cast.seed)) in runs:
             raise ValueError(
-                f'{runs[key]} and {cast.run} differ in something else than method, b_target, format and seed: cast them'
-                ' down in a sweep of their own'
+                f'{runs[key]} and {cast.run} differ in something else than N, method, bitwidths, b_target, format and'
+                ' seed: cast them down in a sweep of their own'
             )
         runs[key] = cast.run
-        losses.setdefault(name, {}).setdefault(cast.cast, {})[cast.seed] = cast.loss
-        bits.setdefault(name, {}).setdefault(cast.cast, []).append(cast.stored_bits)
-    if lacking := [name for name, by_cast in losses.items() if UNQUANTIZED not in by_cast]:
-        raise ValueError(f'{lacking[0]} has no loss in {UNQUANTIZED}, to which others are compared')
-    means = lambda by_cast: {cast: float(np.mean(of_seeds)) for cast, of_seeds in by_cast.items()}
-    return {name: Training(losses[name], means(bits[name])) for name in losses}
+        losses.setdefault((cast.N, name), {}).setdefault(cast.cast, {})[cast.seed] = cast.loss
+        bits.setdefault((cast.N, name), {}).setdefault(cast.cast, []).append(cast.stored_bits)
+    sizes = {}
+    for (N, name), by_cast in losses.items():
+        if UNQUANTIZED not in by_cast:
+            raise ValueError(f'{name} has no loss in {UNQUANTIZED}, to which others are compared')
+        mean_bits = {cast: float(np.mean(of_seeds)) for cast, of_seeds in bits[N, name].items()}
+        sizes.setdefault(N, {})[name] = Training(by_cast, mean_bits)
+    return sizes
 
 
-def markdown(trainings: dict[str, Training]) -> str:
-    """Tables of the losses; of what the cast adds to each run's loss in BF16; of comparisons at equal size."""
-    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training.losses))
-    first, *_ = trainings
-    others = {name: training for name, training in trainings.items() if name != first}
-
-    unquantized = lambda training, _: training.losses[UNQUANTIZED]
-    of_first = lambda _, cast: trainings[first].losses.get(EQUAL_SIZE.get(cast, cast), {})
-    uniform = lambda training, cast: training.losses.get(EQUAL_SIZE[cast], {})
-    interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
-    paired = 'seed by seed, in bold where the interval excludes 0'
-    tables = {
-        f'Validation loss in nats a token, {interval_of} (bits of a quantized weight, scales included)': (
-            _loss_table(trainings, casts)
-        ),
-        f"What the cast adds to the loss of the same run's weights in BF16, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], unquantized)
-        ),
-        f'The difference from {first} at the same size, {paired}': _difference_table(others, casts, of_first),
-        f"The difference of learned formats from the same run's uniform format of that size, {paired}": (
-            _difference_table(trainings, [cast for cast in casts if cast in EQUAL_SIZE], uniform)
-        ),
-    }
-    return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
+def kind(cast: str) -> str:
+    """How the formats of a cast were chosen: one of `LOOKS`."""
+    first = cast.partition(' ')[0]
+    return first if first in LOOKS else UNIFORM
 
 
-def draw(trainings: dict[str, Training], output: pathlib.Path):
-    """Left: loss over stored bits; right: what each cast adds, the smallest last. Learned formats are hollow."""
+def markdown(sizes: dict[int, dict[str, Training]]) -> str:
+    """Tables of each model size: losses, what a cast adds, and learned formats beside their rivals."""
+    return '\n\n'.join(f'N = {N:,}\n\n{_tables(trainings)}' for N, trainings in sizes.items())
+
+
+def draw(sizes: dict[int, dict[str, Training]], output: pathlib.Path):
+    """A column a model size. Above, the loss added to that of the first training in BF16; below, to a run's own.
+
+    Of the first training all kinds of casts are shown, of the others what was learned, or else one format for all.
+    """
     with plt.rc_context(pictures.STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[5, 7], layout='constrained')
-        _draw_losses(panels[0], trainings)
-        _draw_rises(panels[1], trainings)
-        handles, labels = panels[0].get_legend_handles_labels()
-        hollow = plt.Line2D([], [], color=palette.GREY, linestyle=':', marker='o', markerfacecolor='white')
-        figure.legend(
-            [*handles, hollow], [*labels, 'learned formats'], loc='outside lower center', ncols=8, frameon=False
+        figure, panels = plt.subplots(
+            *(2, len(sizes)), figsize=(1 + 5 * len(sizes), 8), squeeze=False, sharex=True, layout='constrained'
         )
+        for (N, trainings), (above, below) in zip(sizes.items(), panels.T):
+            first, *_ = trainings.values()
+            _draw_losses(above, trainings, lambda _, first=first: first.losses[UNQUANTIZED])
+            _draw_losses(below, trainings, lambda training: training.losses[UNQUANTIZED])
+            above.set_title(f'N = {N:,}', fontsize=10)
+            below.set_xlabel('stored bits a weight, scales included')
+        panels[0, 0].set_ylabel(f'nats above {next(iter(trainings))} in BF16, same seed')
+        panels[1, 0].set_ylabel('nats above the same run in BF16')
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc='outside lower center', ncols=3, frameon=False)
         pictures.save(figure, output)
         plt.close(figure)
 
@@ -111,72 +112,66 @@ def short_name(name: str) -> str:
         return 'BF16'
     if name.startswith('float'):
         return name.partition('_')[2].removesuffix('fn').upper()
-    return name.replace('learned ', 'learned ≤ ') if _is_learned(name) else name.upper()
+    return name.upper() if kind(name) == UNIFORM else name.replace(' ', ' ≤ ')
 
 
-def _draw_losses(panel: plt.Axes, trainings: dict[str, Training]):
-    """A curve a training over its uniform formats, and one over its learned ones."""
+def _tables(trainings: dict[str, Training]) -> str:
+    casts = list(dict.fromkeys(cast for training in trainings.values() for cast in training.losses))
+    first, *_ = trainings
+    others = {name: training for name, training in trainings.items() if name != first}
+    unquantized = lambda training, _: training.losses[UNQUANTIZED]
+    of_first = lambda _, cast: trainings[first].losses.get(cast, {})
+    learned = [cast for cast in casts if kind(cast) == LEARNED and cast != LEARNED]
+    bound = {  # where learned formats are really of that size
+        name: training._replace(
+            losses={c: x for c, x in training.losses.items() if training.bits[c] > _budget(c) - 0.25}
+        )
+        for name, training in trainings.items()
+    }
+    interval_of = f'mean ± half the width of its {confidence.CONFIDENCE:.0%} confidence interval over the seeds'
+    paired = 'seed by seed, in bold where the interval excludes 0'
+    tables = {
+        f'Validation loss in nats a token, {interval_of} (bits of a quantized weight, scales included)': (
+            _loss_table(trainings, casts)
+        ),
+        f"What the cast adds to the loss of the same run's weights in BF16, {paired}": (
+            _difference_table(trainings, [cast for cast in casts if cast != UNQUANTIZED], unquantized)
+        ),
+        f'The difference from {first} after the same cast, {paired}': _difference_table(others, casts, of_first),
+    }
+    rivals = {'one format of that size': lambda budget: EQUAL_SIZE.get(budget, '')}
+    rivals |= {f'formats by {how}': lambda budget, how=how: f'{how} {budget:g}' for how in (ERROR, SENSITIVITY)}
+    for what, rival in rivals.items():
+        of = lambda training, cast, rival=rival: training.losses.get(rival(_budget(cast)), {})
+        of_reference = lambda _, cast, of=of: of(trainings[first], cast)
+        title = f'The difference of learned formats from {what}'
+        tables[f'{title} of the same run, {paired}'] = _difference_table(bound, learned, of)
+        tables[f'{title} of {first}, {paired}'] = _difference_table(bound, learned, of_reference)
+    return '\n\n'.join(f'{title}:\n\n{table}' for title, table in tables.items() if table)
+
+
+def _budget(cast: str) -> float:
+    """Of learned and chosen formats; 0 where there is none."""
+    return float(cast.partition(' ')[2] or 0)
+
+
+def _draw_losses(panel: plt.Axes, trainings: dict[str, Training], base: Callable[[Training], dict[int, float]]):
+    """A curve a training and kind of cast, of what is narrower than BF16."""
     for i, (name, training) in enumerate(trainings.items()):
-        for is_learned, look in ((False, dict(linestyle='-', label=name)), (True, dict(linestyle=':'))):
-            casts = [cast for cast in training.losses if _is_learned(cast) == is_learned]
-            points = sorted((training.bits[cast], *_point([*training.losses[cast].values()])) for cast in casts)
-            if points:
-                bits, means, halves = np.array(points).T
-                bits *= 2 ** _dodge(i, trainings, 0.2)  # side by side, for those that coincide
-                panel.errorbar(bits, means, halves, **_style(i, is_learned), **look)
-    ticks = {bits: short_name(cast) for cast, bits in training.bits.items() if not _is_learned(cast)}
-    panel.set_xscale('log', base=2)
-    panel.set_xticks(list(ticks), [f'{name}\n{bits:.4g}' for bits, name in ticks.items()])
-    panel.minorticks_off()
-    panel.grid(alpha=0.3)
-    panel.set(xlabel='stored bits a weight, scales included', ylabel='nats a token', title='validation loss')
-
-
-def _draw_rises(panel: plt.Axes, trainings: dict[str, Training]):
-    """A column a cast, in it a point a training."""
-    bits = collections.defaultdict(list)
-    for cast, of_cast in itertools.chain(*(training.bits.items() for training in trainings.values())):
-        bits[cast].append(of_cast)
-    casts = sorted(set(bits) - {UNQUANTIZED}, key=lambda cast: (-np.mean(bits[cast]), _is_learned(cast)))
-    ranges = {cast: dict.fromkeys(f'{value:.3g}' for value in (min(bits[cast]), max(bits[cast]))) for cast in casts}
-    labels = [short_name(cast).partition(' ') for cast in casts]
-    labels = [f'{name}\n{budget or "–".join(ranges[cast])}' for cast, (name, _, budget) in zip(casts, labels)]
-    for i, training in enumerate(trainings.values()):
-        for column, cast in enumerate(casts):
-            if cast in training.losses:
-                rises = confidence.paired_differences(training.losses[cast], training.losses[UNQUANTIZED])
-                mean, half = _point(rises, scale=1000)
-                place = column + _dodge(i, trainings, 0.7)
-                panel.errorbar(place, mean, half, **_style(i, _is_learned(cast)))
-    for column in range(len(casts) - 1):
-        panel.axvline(column + 0.5, color=palette.PALE, linewidth=0.6)
+        kinds = {kind(cast) for cast in training.losses if cast != UNQUANTIZED}
+        shown = LOOKS if i == 0 else [LEARNED if LEARNED in kinds else UNIFORM]
+        for of_kind in (of_kind for of_kind in LOOKS if of_kind in kinds and of_kind in shown):
+            points = []
+            for cast, losses in training.losses.items():
+                if kind(cast) == of_kind and cast != UNQUANTIZED:
+                    rise = confidence.mean(confidence.paired_differences(losses, base(training)))
+                    points.append((training.bits[cast], rise.value, rise.half_width or 0))
+            bits, means, halves = np.array(sorted(points)).T
+            look = palette.look(i) | dict(linestyle=LOOKS[of_kind], label=f'{name}, {of_kind}')
+            look |= dict(markerfacecolor='white') if of_kind in (ERROR, SENSITIVITY) else {}
+            panel.errorbar(bits, means, halves, markersize=5, linewidth=1.1, elinewidth=1, capsize=2, **look)
     panel.axhline(0, color='black', linewidth=0.6)
-    panel.set_xticks(range(len(casts)), labels)
-    panel.tick_params(axis='x', length=0)
-    panel.set_xlim(-0.5, len(casts) - 0.5)
-    panel.grid(axis='y', alpha=0.3)
-    panel.set_xlabel('stored bits a weight, scales included')
-    panel.set(ylabel='thousandths of a nat a token', title="rise over the loss of the same run's weights in BF16")
-
-
-def _point(values: Sequence[float], scale: float = 1) -> tuple[float, float]:
-    """A mean and half the width of its interval, 0 where there is none."""
-    mean, half_width = confidence.mean(values)
-    return scale * mean, scale * (half_width or 0)
-
-
-def _style(i: int, is_learned: bool) -> dict[str, object]:
-    hollow = dict(markerfacecolor='white') if is_learned else {}
-    return palette.look(i) | dict(markersize=5, linewidth=1.1, elinewidth=1, capsize=2) | hollow
-
-
-def _dodge(i: int, trainings: dict[str, Training], width: float) -> float:
-    """The place of the i-th training among all, of -width / 2 to width / 2."""
-    return width * ((i + 0.5) / len(trainings) - 0.5)
-
-
-def _is_learned(cast: str) -> bool:
-    return cast.startswith(LEARNED)
+    panel.grid(alpha=0.3)
 
 
 def _loss_cell(losses: Sequence[float]) -> str:

@@ -1,6 +1,5 @@
 """What quantization does to each weight matrix of a run: its bits, and what is lost; table, CSV and picture."""
 
-import itertools
 import math
 import pathlib
 from collections import Counter
@@ -9,16 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
-import matplotlib.ticker
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import methods
 from experiments.files import csv_files, json_files
 from experiments.methods import settings as method_settings
-from experiments.reports import palette, pictures
+from experiments.reports import heat_maps, pictures
 from experiments.training.experiment import Experiment, TrainState
+from gaussq_jax import param_tree
 from gaussq_jax.block_scaling import largest_magnitudes
 from gaussq_jax.packed import Layout, LeafLayout, packed_bytes, value_per_weight
 from gaussq_jax.param_reading import matrix_rules
@@ -28,6 +28,8 @@ SCALE_BITS = {'absmax': 32, 'mx': 8, 'nvfp4': 8}  # of one scale; NVFP4 has a fl
 ROUNDING_ERROR = 2.0**-22  # of float32 scales, relative: a block's largest magnitude may seem to exceed itself
 
 LONGEST_PATH = 1000  # of a leaf
+LONGEST_TITLE = 150  # letters that a picture has room for
+MOST_CELLS = 10**6  # matrices of layers, of a report that is read
 PANELS = {
     'effective_bits': 'bits a weight, scales included',
     'underflow': 'weights that underflow to zero (%)',
@@ -189,7 +191,7 @@ def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A line a matrix, and one for all weights; with the formats that they have, if those differ."""
-    names = short_names([row.path for row in rows])
+    names = param_tree.short_names([row.path for row in rows])
     cells = [('layer', 'matrix', 'bits', 'underflow', 'saturating', 'SQNR', 'formats')]
     everything = Row('all', 0, total(rows), total_formats(rows))
     for row in [*rows, everything]:
@@ -222,7 +224,11 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The inverse of `to_json`; ValueError for what isn't from there."""
-    return [_row_of_json(row) for row in rows]
+    read = [_row_of_json(row) for row in rows]
+    layers, paths = 1 + max((row.layer for row in read), default=0), len({row.path for row in read})
+    if layers * paths > MOST_CELLS:
+        raise ValueError(f'its report is of {layers} layers of {paths} matrices, more than {MOST_CELLS:,} in all')
+    return read
 
 
 def _row_of_json(row: Any) -> Row:
@@ -233,6 +239,8 @@ def _row_of_json(row: Any) -> Row:
     sums = json_files.require(row['measurement'], 'its measurement', Measurement.__annotations__)
     if sums['values'] < 1 or not all(map(gq.parse_format, formats)):
         raise ValueError(f'its measurement is of {sums["values"]} values')
+    if row['layer'] < 0:
+        raise ValueError(f'{row["layer"]} is no layer')
     if not row['path'].isprintable() or len(row['path']) > LONGEST_PATH:
         raise ValueError(f'{row["path"]!r:.80} is no path of a leaf')
     return Row(row['path'], row['layer'], Measurement(*(sums[name] for name in Measurement._fields)), formats)
@@ -249,49 +257,38 @@ def write_csv(rows: Sequence[Row], file: pathlib.Path):
 
 
 def draw(rows: Sequence[Row], title: str, file: pathlib.Path):
-    """A panel a quantity over the layers, a curve a kind of matrix.
-
-    Kinds that coincide stay visible: few layers have their markers side by side, many have them in turns.
-    """
-    names = short_names([row.path for row in rows])
-    num_layers = 1 + max(row.layer for row in rows)
-    few = num_layers <= 12
+    """A heat map a quantity: layers from left to right, matrices from top to bottom, in digits where there is room."""
     with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout='constrained')
-        for panel, (quantity, label) in zip(axes.flat, PANELS.items()):
-            percent = 100 if label.endswith('(%)') else 1
-            for i, (path, name) in enumerate(names.items()):
-                points = [(row.layer, percent * getattr(row.measurement, quantity)) for row in rows if row.path == path]
-                layers, values = np.array(points).T
-                panel.plot(
-                    layers + (0.6 * ((i + 0.5) / len(names) - 0.5) if few else 0),
-                    values,
-                    **palette.look(i),
-                    markersize=5,
-                    markevery=1 if few else (i % num_layers, len(names)),
-                    linewidth=0.6 if few else 1.2,
-                    label=name,
-                )
-            panel.set_title(label, fontsize=10)
-            _set_limits(panel, from_zero=percent == 100)
-        for panel in axes[1]:
-            panel.set_xlabel('layer')
-            panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc='outside lower center', ncols=7, frameon=False)
-        figure.suptitle(title, fontsize=10)
+        figure = heat_maps_of(rows)
+        figure.suptitle(pictures.plain(title, LONGEST_TITLE), fontsize=10)
         pictures.save(figure, file)
         plt.close(figure)
 
 
-def short_names(paths: Sequence[str]) -> Mapping[str, str]:
-    """'layers/attention/query/kernel' -> 'query': without 'kernel', as many last parts as keep the paths apart."""
-    paths = list(dict.fromkeys(paths))
-    parts = [path.removesuffix('/kernel').split('/') for path in paths]
-    for depth in itertools.count(1):
-        names = ['/'.join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(paths, names))
+def heat_maps_of(rows: Sequence[Row]) -> Figure:
+    """The figure that `draw` writes, without its title."""
+    names = param_tree.short_names([row.path for row in rows])
+    num_layers = 1 + max(row.layer for row in rows)
+    height = 1.2 + 0.24 * min(len(names), 40)
+    figure, axes = plt.subplots(2, 2, figsize=(11, 2 * height), sharey=True, layout='constrained')
+    for panel, (quantity, label) in zip(axes.flat, PANELS.items()):
+        is_share = label.endswith('(%)')
+        values = np.full((len(names), num_layers), math.nan)
+        for row in rows:
+            value = getattr(row.measurement, quantity)
+            values[list(names).index(row.path), row.layer] = 100 * value if is_share else value
+        norm = heat_maps.scale(values.flat, least_span=1.0, from_zero=is_share)
+        mesh = heat_maps.draw_layers(panel, values, list(names.values()), norm, number=_cell)
+        heat_maps.color_bar(mesh, panel, '')
+        panel.set_title(label, fontsize=10)
+    for panel in axes[0]:
+        panel.set_xlabel('')
+    return figure
+
+
+def _cell(value: float) -> str:
+    """Three digits, as far as they tell something: 4.01, 21.3, 0.004."""
+    return '0' if value == 0 else f'{value:.3f}' if abs(value) < 0.1 else f'{value:#.3g}'.rstrip('.')
 
 
 def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix: Callable) -> list[Row]:
@@ -325,14 +322,3 @@ def _compare(weights, quantized, largest, bits) -> Measurement:
         signal=squares(weights.astype(np.float64)),
         noise=squares(np.subtract(quantized, weights, dtype=np.float64)),
     )
-
-
-def _set_limits(panel, *, from_zero: bool):
-    """An axis of at least one unit, so that trifles look like trifles, on which no marker is cut off."""
-    low, high = panel.get_ylim()
-    if from_zero:
-        low, high = 0, max(high, 1)
-    elif high - low < 1:
-        low, high = (low + high - 1) / 2, (low + high + 1) / 2
-    margin = 0.04 * (high - low)
-    panel.set_ylim(low - margin, high + margin)

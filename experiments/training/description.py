@@ -40,12 +40,17 @@ def beginning(
         f' tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
         f' D = {experiment.num_tokens:,} tokens in all steps',
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
-        f'devices   {mesh.size} x {device.device_kind}: {sizes}',
+        f'devices   {devices(experiment)}: {sizes}',
         *_unlabelled(*exact),
         f'run       {workdir}, {action}, {config.total_steps} steps',
         *_unlabelled(*remarks),
     ]
     return '\n'.join(lines)
+
+
+def devices(experiment: Experiment) -> str:
+    """How many there are, and of which kind: '8 x NVIDIA H100 80GB HBM3'."""
+    return f'{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}'
 
 
 def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.Path) -> str:
@@ -56,7 +61,9 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
         before = experiment.config.quantization.b_init
         lines += _unlabelled(
             f'with noise {summary["validation/loss_with_noise"]:.3f};'
-            f' bitwidths went from {before:g} to {summary["bits/mean"]:.2f} bits on average'
+            f' bitwidths went from {before:g} to {summary["bits/mean"]:.2f} bits on average;'
+            f' 80 % of the blocks are between {summary["bits/p10"]:.2f} and {summary["bits/p90"]:.2f}',
+            f'the formats of these bitwidths have {summary["bits/stored"]:.2f} bits a weight, mean of the blocks',
         )
     lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} --prompt="def "')
     return '\n'.join(lines)

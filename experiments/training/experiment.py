@@ -121,7 +121,7 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
         )
     model = make_model(config, vocab_size, mesh)
     transform = methods.find(config.method).make_transform(config)
-    optimizer = optimizers.make_optimizer(config)
+    optimizer = optimizers.make_optimizer(config, transform)
     init = functools.partial(_init_state, config, model, transform, optimizer)
     shapes = jax.eval_shape(init)
     shardings = meshes.state_shardings(mesh, shapes, models.find_family(config.model.family))

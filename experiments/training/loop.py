@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
@@ -19,7 +20,7 @@ from experiments.data import batching
 from experiments.data.loading import Data
 from experiments.processes.preemption import Preempted, Preemption
 from experiments.processes.watchdog import Watchdog
-from experiments.training import evaluation, initial_weights, meshes, resuming, steps, throughput
+from experiments.training import bitwidth_metrics, evaluation, initial_weights, meshes, resuming, steps, throughput
 from experiments.training.divergence import Diverged, DivergenceDetector
 from experiments.training.experiment import Experiment, TrainState, init_state
 from experiments.training.metrics import MetricWriter
@@ -85,6 +86,7 @@ class Training:
         else:
             self._step, self._state = 0, initial_state(experiment, data)
         self._clock = throughput.make_clock(experiment)
+        self._bitwidths = self._watchdog.unwatched_first(bitwidth_metrics.make_report(experiment))
         self._unchecked = collections.deque()  # steps: number, metrics, and the data iterator's state after it
         self._checked_batches = self._batches.get_state()  # the same of the newest step that was looked at
         self._is_first = True
@@ -160,10 +162,12 @@ class Training:
     def _log(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Writes the metrics of the step, and how fast it was; the former, and of the latter what is shown."""
         times = self._clock.metrics() | throughput.memory_metrics(self._experiment.mesh)
-        measured = metrics | times
+        with self._clock.waiting_for('metrics'):
+            bitwidths, histograms = self._bitwidths(self._state)
+        measured = metrics | bitwidths | times
         shown = {name: measured[name] for name in SHOWN if name in measured}
-        self._writer.write(self._step, shown | times)
-        return metrics | shown
+        self._writer.write(self._step, shown | bitwidths | times, histograms)
+        return {name: value for name, value in (metrics | bitwidths | shown).items() if np.ndim(value) == 0}
 
     def _evaluate(self) -> dict[str, float]:
         with self._clock.waiting_for('evaluation'):

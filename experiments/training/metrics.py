@@ -9,19 +9,24 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TextIO
 
+import numpy as np
 import tqdm
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 from tensorboardX.record_writer import RecordWriter
 
 from experiments.files import json_files, paths
 from gaussq_jax.atomic_files import named_errors, open_own, replace_file
 
-RECORDED_ONLY = re.compile('bits/(min|max|gradient_norm)|(step_seconds|seconds|device_memory)/.*')  # not in lines
-WAITS, LEAST_WAIT = ('data', 'checkpoint'), 0.03  # what is shown, if it is as much of the time since the last log
+RECORDED_ONLY = re.compile(  # not in lines
+    'bits/(min|max|p10|p90|stored|gradient_norm|signal_to_noise|matrix/.*)|(step_seconds|seconds|device_memory)/.*'
+)
+WAITS = ('data', 'checkpoint', 'metrics')  # what is shown, if it is so much of the time since the last log
+LEAST_WAIT = 0.03
 
 
 class MetricWriter(contextlib.AbstractContextManager):
@@ -29,12 +34,12 @@ class MetricWriter(contextlib.AbstractContextManager):
 
     - `metrics.jsonl` gets a line for each call of `write`: `{"step": 20, "train/loss": 2.31, ...}`. JSON has
       no NaN and no infinity: they are the strings "NaN", "Infinity" and "-Infinity" there, and floats again
-      in what `read_metrics` returns.
-    - `tensorboard/` gets the same as events.
+      in what `read_metrics` returns. A metric of several numbers, such as one a layer, is a list there.
+    - `tensorboard/` gets the same as events; the i-th number of a list has the tag `<name>/<i>`.
     - On a terminal, a `write` with 'train/loss' moves the progress bar, which shows speed and bitwidths too, as
       far as there is room; any other `write` is a line above it. Elsewhere every `write` is a line: what is
       printed, and in which order, is what the caller writes, without the names of `RECORDED_ONLY`. Both tell
-      which share of 'seconds/total' was lost to 'seconds/data' and 'seconds/checkpoint', where it is large.
+      which share of 'seconds/total' was lost to data, to checkpoints and to metrics, where it is large.
     - `summary.json` is there once `summary` was called, and whole; a new writer removes an earlier run's.
 
     A run that continues from a checkpoint leaves one clean record: lines after the restored step are dropped,
@@ -98,20 +103,24 @@ class MetricWriter(contextlib.AbstractContextManager):
                 miniters=1,
             )
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Records the metrics of a step: Python, NumPy or JAX scalars by name.
+    def write(
+        self, step: int, metrics: Mapping[str, Any], histograms: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Records the metrics of a step: Python, NumPy or JAX scalars by name, or lists or 1-d arrays of them.
+
+        TensorBoard gets the histograms, too: by name, pairs of the edges of the bins and of how many there are in each.
 
         Raises:
-          ValueError: a metric is not a real number, or is named 'step'.
+          ValueError: a metric is no real number and no list of real numbers, or is named 'step'.
         """
         if not self._is_main_process:
             return
         if 'step' in metrics:
             raise ValueError("metrics: 'step' is the name of the step itself")
-        values = {name: _to_number(name, value) for name, value in metrics.items()}
+        values = {name: _to_numbers(name, value) for name, value in metrics.items()}
         with named_errors(self._metrics_path), open_own(self._metrics_path, 'a') as file:
             file.write(_to_line({'step': int(step), **values}))
-        self._events.write(int(step), values)
+        self._events.write(int(step), values, histograms)
         if self._bar is not None and 'train/loss' in values:
             self._bar.ncols = self._columns()
             room = self._bar.ncols - len(f'{self._total_steps}/{self._total_steps} |123| 100:00:00 left')
@@ -120,7 +129,8 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._bar.refresh()
         else:
             position = f'step {step:>{len(str(self._total_steps))}}/{self._total_steps}'
-            texts = [_to_text(name, value) for name, value in values.items() if not RECORDED_ONLY.fullmatch(name)]
+            shown = {name: value for name, value in values.items() if not RECORDED_ONLY.fullmatch(name)}
+            texts = [_to_text(name, value) for name, value in _scalars(shown).items()]
             self.show('  '.join([position, *texts, *_waits(values)]))
 
     def show(self, line: str) -> None:
@@ -174,9 +184,11 @@ class _Events:
         self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
         self.purge(first_step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+    def write(self, step: int, values: Mapping[str, float | list[float]], histograms: Mapping[str, Any]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(values).items()]
+        present = {name: of_name for name, of_name in histograms.items() if np.any(of_name[1])}  # of NaN there is none
+        counted = [Summary.Value(tag=name, histo=_histogram(*of_name)) for name, of_name in present.items()]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars + counted)))
 
     def purge(self, step: int) -> None:
         """TensorBoard hides earlier events from this step on."""
@@ -193,11 +205,26 @@ class _Events:
             self._file.flush()
 
 
+def _histogram(edges: Sequence[float], counts: Sequence[float]) -> HistogramProto:
+    """With moments as if all that is in a bin was in its middle."""
+    counts = np.asarray(counts, float)
+    middles, present = (np.asarray(edges[1:], float) + edges[:-1]) / 2, np.flatnonzero(counts)
+    return HistogramProto(
+        min=edges[present[0]],
+        max=edges[present[-1] + 1],
+        num=counts.sum(),
+        sum=counts @ middles,
+        sum_squares=counts @ middles**2,
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order, as dicts of numbers; without a last line that was cut off.
+    """The lines of a metrics.jsonl, in order: dicts of numbers and lists of floats. Not a last one that was cut off.
 
     Raises:
-      ValueError: another line is no JSON object.
+      ValueError: another line is no JSON object of those.
 
     Example:
       losses = [(line['step'], line['train/loss']) for line in read_metrics(path) if 'train/loss' in line]
@@ -215,19 +242,36 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return metrics
 
 
-def _of_line(name: str, value: Any) -> int | float:
+def _of_line(name: str, value: Any) -> int | float | list[float]:
+    if isinstance(value, list) and not any(isinstance(inner, list) for inner in value):
+        return [float(_of_line(name, inner)) for inner in value]
     if json_files.is_a(value, str):
         value = float(value)
     if not json_files.is_a(value, float):
-        raise ValueError(f'{name[:80]!r} must be a number')
+        raise ValueError(f'{name[:80]!r} must be a number, or a list of numbers')
     return value
+
+
+def _to_numbers(name: str, value: Any) -> int | float | list[float]:
+    if isinstance(value, list | tuple) or getattr(value, 'ndim', 0) == 1:
+        return [float(_to_number(name, inner)) for inner in value]
+    return _to_number(name, value)
 
 
 def _to_number(name: str, value: Any) -> int | float:
     number = value.item() if hasattr(value, 'item') and getattr(value, 'ndim', 0) == 0 else value
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
-        raise ValueError(f'metrics[{name!r}] = {value!r}: a metric is one real number')
+        raise ValueError(f'metrics[{name!r}] = {value!r}: a metric is one real number, or a list of them')
     return int(number) if isinstance(number, numbers.Integral) else float(number)
+
+
+def _scalars(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+    """Each number under a name of its own: that of its list, and its place there."""
+    scalars = {}
+    for name, value in values.items():
+        of_name = {f'{name}/{i}': inner for i, inner in enumerate(value)} if isinstance(value, list) else {name: value}
+        scalars.update(of_name)
+    return scalars
 
 
 def _encode(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The optimizer of weights and of bitwidths, from the config."""
+"""The optimizer of weights, and of bitwidths beside them, from the config."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+import gaussq_jax as gq
+from experiments.training import bitwidth_optimizers
 from experiments.training.adam_mini import scale_by_adam_mini
 from experiments.training.low_precision_state import low_precision_state
 from gaussq_jax import models
@@ -32,18 +34,18 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW for the tree {'params': weights, 'bitwidths': b_i}, each with its own learning rate and decay.
+def make_optimizer(config: ConfigDict, transform: gq.ParamTransform) -> optax.GradientTransformation:
+    """The optimizer of the tree {'params': weights, 'bitwidths': b_i}.
 
-    Weights are clipped by their global norm, which the bitwidths don't enter; weight decay leaves norms and
-    biases alone, by name. For the weights, Adam-mini can take Adam's place, and the moments can be kept in bfloat16,
-    rounded stochastically; the bitwidths, one a block, always have Adam's, in float32.
+    Weights have AdamW. They are clipped by their global norm, which the bitwidths don't enter; weight decay leaves
+    norms and biases alone, by name. Adam-mini can take Adam's place, and the moments can be kept in bfloat16, rounded
+    stochastically. Bitwidths have an optimizer of their own, in float32 (`bitwidth_optimizers`).
 
     Raises:
       ValueError: for an unknown optimizer or dtype of its state, a warm-up that isn't shorter than the training,
         learning rates that rise, and settings out of their range; naming the field.
     """
-    optimizer, quantization = config.optimizer, config.quantization
+    optimizer = config.optimizer
     for name, allowed in (('name', NAMES), ('state_dtype', STATE_DTYPES)):
         if optimizer[name] not in allowed:
             raise ValueError(
@@ -55,11 +57,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     for name in ('b1', 'b2'):
         if not 0 <= optimizer[name] < 1:
             raise ValueError(f'config.optimizer.{name}={optimizer[name]} must be at least 0 and less than 1')
-    decays = {'optimizer.weight_decay': optimizer.weight_decay}
-    decays |= {f'quantization.{name}': quantization[name] for name in ('learning_rate', 'weight_decay', 'penalty')}
-    for name, value in decays.items():
-        if not value >= 0:
-            raise ValueError(f'config.{name}={value} must not be negative')
+    if not optimizer.weight_decay >= 0:
+        raise ValueError(f'config.optimizer.weight_decay={optimizer.weight_decay} must not be negative')
     if not 0 <= optimizer.warmup_steps < config.total_steps:
         raise ValueError(
             f'config.optimizer.warmup_steps={optimizer.warmup_steps} must be at least 0 and less than'
@@ -83,9 +82,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
     if optimizer.state_dtype == 'bfloat16':
         weights = low_precision_state(weights, config.seed)
-    bitwidths = optax.adamw(quantization.learning_rate, weight_decay=quantization.weight_decay, **moments)
     parts = optax.partition(
-        {'params': weights, 'bitwidths': bitwidths},
+        {'params': weights, 'bitwidths': bitwidth_optimizers.make(config, transform)},
         param_labels=lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, tree),
     )
     return optax.GradientTransformationExtraArgs(*map(in_default_modes, parts))

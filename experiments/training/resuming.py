@@ -12,6 +12,8 @@ from experiments.checkpoints.checkpointing import Checkpointer, Restored
 from experiments.checkpoints.contents import CONTENTS, differences
 from experiments.data.loading import Data
 from experiments.files import json_files
+from experiments.methods import METHODS
+from experiments.methods.settings import OF_BITWIDTHS
 from experiments.training.experiment import Experiment
 
 # Every field of a config is in one of these three.
@@ -65,7 +67,8 @@ def check_config(present: dict[str, Any], directory: pathlib.Path, config: dict[
       config: as it is stored there, by any version.
     """
     with json_files.naming(directory / CONTENTS):
-        stored = stored_configs.read(config)
+        stored = _without_unused(stored_configs.read(config))
+    present = _without_unused(present)
     of = lambda config, fields: {field: config[field] for field in fields if field in config}
     differing = lambda fields: list(differences(of(stored, fields), of(present, fields)))
     if lines := differing([*LEARNED_FROM, 'corpus', *present.keys() & {'initial_weights'}]):
@@ -75,3 +78,12 @@ def check_config(present: dict[str, Any], directory: pathlib.Path, config: dict[
             + '\n  '.join(lines)
             + '\nUse another --workdir for this config, or give the stored values to continue that run.'
         )
+
+
+def _without_unused(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields for bitwidths, where the method learns none: another version may have other defaults."""
+    method = METHODS.get(config.get('method'))
+    if method is None or method.learns_bitwidths or not isinstance(config.get('quantization'), dict):
+        return config
+    fields = {name: value for name, value in config['quantization'].items() if name not in OF_BITWIDTHS}
+    return config | {'quantization': fields}

@@ -1,6 +1,5 @@
 """The steps of a training: what the master weights and bitwidths become after a batch."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -9,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
-from experiments.training import meshes, optimizers
+from experiments.training import bitwidth_metrics, meshes, optimizers
 from experiments.training.experiment import Experiment, TrainState, make_model
 
 
@@ -26,12 +25,10 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     linear layer is summed in `config.gradient_reduction`.
 
     The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
-    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm' and those
-    of `bitwidth_metrics`.
+    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm'.
     """
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
     schedule = optimizers.learning_rate_schedule(config)
-    penalty = config.quantization.penalty
     param_shardings, layers = experiment.shardings.params, experiment.family.layers
     model = make_model(config, experiment.vocab_size, experiment.mesh, training=True)
 
@@ -61,8 +58,8 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh, param_shardings
         )
         (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
-        if penalty and state.transform_state:
-            pull_down = jax.grad(lambda b: penalty * gq.bitwidth_penalty(transform.bitwidths(b)))(state.transform_state)
+        if config.quantization.penalty:
+            pull_down = bitwidth_metrics.penalty_gradient(experiment, state.transform_state)
             d_bitwidths = jax.tree.map(jnp.add, d_bitwidths, pull_down)
 
         gradients = {'params': jax.tree.map(lambda d: d.astype(jnp.float32), d_params), 'bitwidths': d_bitwidths}
@@ -73,7 +70,6 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
             'train/loss': loss,
             'train/gradient_norm': optax.tree.norm(gradients['params']),
             'learning_rate': schedule(state.step),
-            **bitwidth_metrics(transform, state.transform_state),
         }
         if state.transform_state:
             metrics['bits/gradient_norm'] = optax.tree.norm(d_bitwidths)
@@ -81,18 +77,6 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
 
     replicated = NamedSharding(experiment.mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(experiment.shardings, replicated))
-
-
-def bitwidth_metrics(transform: gq.ParamTransform, state: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Mean, least and largest bitwidth over all blocks; {} where none are learned."""
-    bitwidths = jax.tree.leaves(transform.bitwidths(state))
-    if not bitwidths:
-        return {}
-    return {
-        'bits/mean': gq.bitwidth_penalty(bitwidths),
-        'bits/min': functools.reduce(jnp.minimum, map(jnp.min, bitwidths)),
-        'bits/max': functools.reduce(jnp.maximum, map(jnp.max, bitwidths)),
-    }
 
 
 def noise_key(seed: int, step: jax.Array) -> jax.Array:

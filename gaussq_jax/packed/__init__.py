@@ -8,7 +8,7 @@
 docs/packed_format.md tells what is in a file.
 """
 
-from gaussq_jax.packed.bit_budget import formats_within_budget
+from gaussq_jax.packed.bit_budget import budget_below, formats_within_budget
 from gaussq_jax.packed.bit_packing import packed_bytes
 from gaussq_jax.packed.checked_file import header_bytes, save_tensors
 from gaussq_jax.packed.export import Packed, load_packed, quantize_params, read_packed, save_packed
@@ -29,6 +29,7 @@ __all__ = [
     'LeafLayout',
     'ModelSize',
     'Packed',
+    'budget_below',
     'formats_within_budget',
     'header_bytes',
     'layout_size',

@@ -1,4 +1,4 @@
-"""Which bits to take away from learned bitwidths, so that the model is within a budget."""
+"""Which bits to take away from learned bitwidths, so that the model is within a budget; and what budgets do."""
 
 import functools
 import math
@@ -63,8 +63,7 @@ def formats_within_budget(
     block_size = check_block_size(block_size)
     readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
     check_bitwidths(readings, bitwidths, block_size)
-    levels = np.unique(np.concatenate([as_they_act(of_leaf).ravel() for of_leaf in bitwidths.values()]))
-    costs = sorted({0.0, *(cost for level in levels for _, cost in _steps_down(level))})
+    costs = _costs(bitwidths)
 
     def stored_bits(most: float) -> float:
         return size_of_leaves(leaves, layout_of_bitwidths(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
@@ -79,6 +78,64 @@ def formats_within_budget(
         middle = (low + high) // 2
         low, high = (low, middle) if stored_bits(costs[middle]) <= mean_stored_bits else (middle, high)
     return _cut(costs[high])
+
+
+def budget_below(
+    params: Any,
+    bitwidths: Mapping[str, jax.Array],
+    fmt: FloatFormat,
+    *,
+    block_size: int = 32,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+    unnamed: str = 'error',
+) -> float | None:
+    """A budget within which each block whose bitwidth asks for a format is stored in a narrower one.
+
+    Of all that `formats_within_budget` does, it is what takes least away and yet narrows all of these: what is then
+    stored, rounded up to as few decimals as lead there, two at the least. Bits that cost no more go, too.
+
+    Args:
+      params, bitwidths, block_size, rules, unnamed: as for `learned_layout`.
+      fmt: a format of `format_for_bitwidth`.
+
+    Returns:
+      The budget, in bits a weight, scales and names of formats included; None where no block asks for the format, or
+      none is narrower.
+
+    Raises:
+      ValueError: as `learned_layout`.
+
+    Example:
+      >>> params = {'up': {'kernel': jnp.ones((64, 32))}}
+      >>> bitwidths = {'up/kernel': jnp.array([[4.0], [4.25]])}
+      >>> budget_below(params, bitwidths, format_for_bitwidth(4.25))
+      6.01
+    """
+    block_size = check_block_size(block_size)
+    readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
+    check_bitwidths(readings, bitwidths, block_size)
+    of_format = [level for level in _levels(bitwidths) if format_for_bitwidth(level) == fmt]
+    first_steps = [cost for level in of_format for _, cost in [*_steps_down(level)][:1]]
+    if not first_steps:
+        return None
+
+    def stored_bits(most: float) -> float:
+        return size_of_leaves(leaves, layout_of_bitwidths(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
+
+    needed = stored_bits(max(first_steps))
+    too_much = stored_bits(max(cost for cost in _costs(bitwidths) if cost < max(first_steps)))
+    rounded_up = (math.ceil(needed * 10**digits) / 10**digits for digits in range(2, 16))
+    return next((budget for budget in rounded_up if needed <= budget < too_much), None)
+
+
+def _levels(bitwidths: Mapping[str, Any]) -> list[float]:
+    """The bitwidths that occur, as they act."""
+    return np.unique(np.concatenate([as_they_act(of_leaf).ravel() for of_leaf in bitwidths.values()])).tolist()
+
+
+def _costs(bitwidths: Mapping[str, Any]) -> list[float]:
+    """Of all bits that can be taken away, what they cost, the cheapest first; 0 is that of none."""
+    return sorted({0.0, *(cost for level in _levels(bitwidths) for _, cost in _steps_down(level))})
 
 
 def _steps_down(bitwidth: float) -> Iterator[tuple[FloatFormat, float]]:

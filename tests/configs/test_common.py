@@ -64,4 +64,16 @@ def test_arguments_of_quantization_reach_the_config():
 
 def test_every_argument_is_for_some_method():
     used = {name for method in METHODS.values() for name in method.settings}
-    assert used == set(common.ARGUMENTS) - {'method', 'smoke'} == set(SHARED)
+    assert used == set(common.ARGUMENTS) - {'method', 'bitwidths', 'smoke'} == set(SHARED)
+
+
+@pytest.mark.parametrize(('way', 'b_init', 'b_target'), [('price', 8, 3), ('decay', 6, 4)])
+def test_bitwidths_start_where_the_way_they_are_learned_begins(way, b_init, b_target):
+    """Unless it is said where, the one or the other."""
+    quantization = lambda argument: common.base_config(common.parse(argument, **common.ARGUMENTS)).quantization
+    of = lambda fields: (fields.b_init, fields.b_target)
+    assert of(quantization(f'bitwidths={way}')) == (b_init, b_target)
+    assert of(quantization(f'bitwidths={way},b_init=9')) == (9, b_target)
+    assert of(quantization(f'bitwidths={way},b_target=3.5')) == (b_init, 3.5)
+    with pytest.raises(ValueError, match="b_init='nan' is no float"):
+        quantization('b_init=nan')

@@ -13,10 +13,13 @@ def base_config():
 
 def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
     """Those alone that were added since: a config without another field is a damaged one."""
-    today, added = base_config(), MEANT_BEFORE[2]
+    today, added = base_config(), MEANT_BEFORE[2] | MEANT_BEFORE[3]
     assert set(added) <= set(today)
     stored = {name: value for name, value in today.items() if name not in added}
-    assert stored_configs.read(stored) == today | {'special_tokens': added['special_tokens']}
+    stored['quantization'] = {k: v for k, v in today['quantization'].items() if k not in added['quantization']}
+    quantization = today['quantization'] | added['quantization']
+    before = {'special_tokens': added['special_tokens'], 'quantization': quantization}
+    assert stored_configs.read(stored) == today | before
     assert stored_configs.read({**stored, 'scan_unroll': 3})['scan_unroll'] == 3
     assert set(stored_configs.read({})) == set(added)
 

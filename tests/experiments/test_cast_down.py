@@ -25,7 +25,7 @@ cast_down = import_program('cast_down')
 FORMATS = ['bfloat16', 'float8_e4m3fn', 'float6_e3m2fn', 'float4_e2m1fn']
 METHODS = {
     'bf16': 'method=bf16',
-    'gaussws': 'method=gaussws,b_init=8,b_target=4',
+    'gaussws': 'method=gaussws,b_init=8,b_target=4,bitwidths=decay',
     'qat': 'method=qat,format=float6_e3m2fn,scale=mx',
 }
 TOKENS = np.random.default_rng(0).integers(0, 257, 1000).astype(np.uint16)
@@ -35,11 +35,15 @@ BY_SEED = {  # cast -> losses of the seeds 0, 1, 2
         'bfloat16': (2.05, 2.54, 2.23),
         'float6_e3m2fn': (2.06, 2.53, 2.25),
         'float4_e2m1fn': (2.2, 2.8, 2.4),
+        'sensitivity 4.25': (2.2, 2.7, 2.45),
         'learned 6.25': (2.05, 2.55, 2.24),
         'learned 4.25': (2.1, 2.7, 2.3),
     },
 }
 BITS = {'bfloat16': 16.0, 'float6_e3m2fn': 6.25, 'float4_e2m1fn': 4.25, 'learned 6.25': 6.01, 'learned 4.25': 4.24}
+BITS |= {'sensitivity 4.25': 4.24}
+BUDGETS = ('6.25', '5.25', '4.75', '4.25')
+CHOSEN = [f'{how} {budget}' for how in ('error', 'sensitivity') for budget in BUDGETS]
 
 
 def config_of(argument):
@@ -93,9 +97,9 @@ def casts(sweep):
         return cast_down.cast_runs(sweep, list(METHODS), FORMATS, 2), len(made)
 
 
-def made_up_casts():
+def made_up_casts(N=1000):
     return [
-        Cast(f'{method}-{seed}', method, '', '', seed, 9, 'f00', -1, cast, loss, 2 * loss, BITS[cast], 100)
+        Cast(f'{method}-{seed}', N, method, '', '', '', seed, 9, 'f00', -1, cast, loss, 2 * loss, BITS[cast], 100)
         for method, by_cast in BY_SEED.items()
         for cast, losses in by_cast.items()
         for seed, loss in enumerate(losses)
@@ -108,7 +112,7 @@ def test_weights_are_evaluated_as_their_training_evaluates_them(sweep, casts):
     run = workdirs.open_run(sweep / 'qat', eval_batches=2)
     expected = evaluation.make_validation(run.experiment, loading.load_data())(run.state)
     assert losses['float6_e3m2fn'] == (expected['validation/loss'], expected['validation/bits_per_byte'])
-    assert len(set(losses.values())) == len(FORMATS)
+    assert len({losses[name] for name in FORMATS}) == len(FORMATS)
 
 
 def test_each_cast_is_as_large_as_it_says(sweep, casts, tmp_path):
@@ -116,12 +120,13 @@ def test_each_cast_is_as_large_as_it_says(sweep, casts, tmp_path):
     rows, made = casts
     assert made == 1  # one compiled evaluation for all methods
     by_run = {name: [row.cast for row in rows if row.run == name] for name in METHODS}
-    learned = ['learned', 'learned 6.25', 'learned 5.25', 'learned 4.25']
-    assert by_run['bf16'] == by_run['qat'] == [*FORMATS]
-    assert by_run['gaussws'] == [*FORMATS, *learned]
+    learned = ['learned', *(f'learned {budget}' for budget in BUDGETS)]
+    assert by_run['bf16'] == by_run['qat'] == [*FORMATS, *CHOSEN]
+    assert by_run['gaussws'] == [*FORMATS, *CHOSEN, *learned]
     of_gaussws = {row.cast: row for row in rows if row.run == 'gaussws'}
-    for budget in (6.25, 5.25, 4.25):
-        assert budget - 1 < of_gaussws[f'learned {budget}'].stored_bits <= budget
+    for how in ('learned', 'error', 'sensitivity'):
+        for budget in map(float, BUDGETS):
+            assert budget - 1.1 < of_gaussws[f'{how} {budget:g}'].stored_bits <= budget
     run = workdirs.open_run(sweep / 'gaussws')
     gq.save_packed(
         tmp_path / 'file', run.state.params, run.experiment.transform.uniform_layout(run.state.params, 'float6_e3m2fn')
@@ -151,7 +156,7 @@ def test_the_program_leaves_out_what_is_not_done(sweep, casts, monkeypatch, caps
         monkeypatch.setattr(cast_down, name, types.SimpleNamespace(value=value))
     with pytest.raises(SystemExit, match='not done, and left out: late'):
         cast_down.main(['cast_down'])
-    assert '| gaussws 4 | 1 | ' in capsys.readouterr().out
+    assert '| gaussws decay 4 | 1 | ' in capsys.readouterr().out
     assert min(image.imread(sweep / 'cast_down.png').shape[:2]) > 500
 
 
@@ -180,7 +185,10 @@ def rows_of(table):
 def test_differences_are_taken_seed_by_seed_at_equal_size():
     """The seeds differ by more than the casts do; what they share cancels, and only what is separated is bold."""
     text = cast_losses.markdown(cast_losses.group(made_up_casts()))
-    losses, rises, to_first, to_uniform = (rows_of(part) for part in text.split('\n\n')[1::2])
+    assert text.startswith('N = 1,000\n\n')
+    losses, rises, to_first, to_uniform, to_uniform_of_first, to_sensitivity = (
+        rows_of(part) for part in text.split('\n\n')[2::2]
+    )
 
     def cell(differences, bold=False):
         mean, half = np.mean(differences), 4.302652729911275 * np.std(differences, ddof=1) / math.sqrt(3)
@@ -191,23 +199,22 @@ def test_differences_are_taken_seed_by_seed_at_equal_size():
     assert rises['first']['E3M2'] == '**+0.1000 ± 0.0000**'
     assert rises['second']['E3M2'] == cell([0.01, -0.01, 0.02])
     assert to_first['second']['BF16'] == cell([0.05, 0.04, 0.03], bold=True)
-    assert to_first['second']['learned ≤ 6.25'] == cell([-0.05, -0.05, -0.06], bold=True)
-    assert to_first['second']['learned ≤ 4.25'] == cell([-0.2, 0.0, -0.3])
+    assert to_uniform_of_first['second']['learned ≤ 6.25'] == cell([-0.05, -0.05, -0.06], bold=True)
+    assert to_uniform_of_first['second']['learned ≤ 4.25'] == cell([-0.2, 0.0, -0.3])
+    assert to_sensitivity['second']['learned ≤ 4.25'] == cell([-0.1, 0.0, -0.15])
     assert 'first' not in to_first and 'first' not in to_uniform
     assert to_uniform['second']['learned ≤ 4.25'] == cell([-0.1, -0.1, -0.1], bold=True)
 
 
 def test_one_seed_separates_nothing():
     text = cast_losses.markdown(cast_losses.group([cast for cast in made_up_casts() if cast.seed == 0]))
-    assert '±' not in text.replace(text.splitlines()[0], '') and '**' not in text
+    assert '±' not in text.replace(text.splitlines()[2], '') and '**' not in text
     assert '| +0.1000 (one seed) |' in text
 
 
 def test_runs_that_differ_in_something_else_are_an_error():
     casts = made_up_casts()
-    with pytest.raises(
-        ValueError, match='first-0 and other differ in something else than method, b_target, format and'
-    ):
+    with pytest.raises(ValueError, match='first-0 and other differ in something else than N, method, bitwidths'):
         cast_losses.group([*casts, casts[0]._replace(run='other')])
 
 
@@ -222,3 +229,13 @@ def test_learned_formats_without_the_uniform_one_of_their_size():
     """The tables leave out what would need it."""
     casts = [cast for cast in made_up_casts() if cast.cast not in cast_losses.EQUAL_SIZE.values()]
     assert 'learned' in cast_losses.markdown(cast_losses.group(casts))
+
+
+def test_model_sizes_have_tables_and_panels_of_their_own(tmp_path):
+    sizes = cast_losses.group(made_up_casts() + made_up_casts(2000))
+    assert list(sizes) == [1000, 2000] and sizes[1000] == sizes[2000]
+    assert cast_losses.markdown(sizes).count('| second | 3 |') == 2
+    one, both = tmp_path / 'one.png', tmp_path / 'both.png'
+    cast_losses.draw({1000: sizes[1000]}, one)
+    cast_losses.draw(sizes, both)
+    assert image.imread(both).shape[1] > 1.5 * image.imread(one).shape[1]

@@ -63,3 +63,11 @@ def test_streams(monkeypatch):
     cli._mend_streams()
     assert os.fstat(sys.stderr.fileno())
     sys.stderr.close()
+
+
+def test_prompts_are_utf8_whatever_the_locale_is():
+    """In the locale C, Python has of each byte beyond ASCII a surrogate."""
+    for text in ('def é', os.fsencode('def é').decode('ascii', 'surrogateescape')):
+        assert cli.typed(text, '--prompt') == 'def é'
+    with pytest.raises(ValueError, match=r"^--prompt='.udce9' is no UTF-8"):
+        cli.typed('\udce9', '--prompt')

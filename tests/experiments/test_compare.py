@@ -70,7 +70,7 @@ def test_runs_that_diverged_are_left_out_and_counted(tmp_path, monkeypatch, caps
     assert (first[2], e4m3[2], e2m1[2]) == ('3', '2 of 3, 1 diverged', '0 of 3, 3 diverged')
     assert e4m3[3].startswith('2.0650 ') and 'nan' not in e4m3[4]
     assert e2m1[3:5] == ['', 'no seed in common']
-    for name, value in dict(WORKDIR=tmp_path, METRIC='loss').items():
+    for name, value in dict(WORKDIR=tmp_path, METRIC=['loss']).items():
         monkeypatch.setattr(compare, name, types.SimpleNamespace(value=value))
     compare.main(['compare'])
     assert capsys.readouterr().out.endswith('\n\ndiverged, and left out: run-4, run-6, run-7, run-8\n')

@@ -12,7 +12,7 @@ from programs import import_program, run_program
 import gaussq_jax as gq
 from experiments.data import loading
 from experiments.reports import quantization
-from experiments.training import evaluation
+from experiments.training import evaluation, generation
 from gaussq_jax.packed import read_packed
 
 evaluate = import_program('evaluate')
@@ -92,7 +92,7 @@ def test_generation(file, monkeypatch, capsys):
     """With the weights of the file, and none but the tokenizer's tokens."""
     given = {}
     monkeypatch.setattr(
-        generate,
+        generation,
         'generate',
         lambda model, weights, prompt, **named: given.update(named, weights=weights) or np.array([97, 98]),
     )

@@ -39,6 +39,7 @@ def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
     """The file holds the fake-quantized weights and takes what model_size says; the table says what is on the disk."""
     run_export(monkeypatch, learned, tmp_path)
     title, names, *lines, written = capsys.readouterr().out.splitlines()
+    lines, reasons = lines[:-4], lines[-4:]
     (file,) = tmp_path.iterdir()
     params, bitwidths = learned.state.params, learned.experiment.transform.bitwidths(learned.state.transform_state)
     rules = learned.experiment.transform.rules
@@ -59,6 +60,9 @@ def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
     assert cells['quantized'][1:5] == cells[DOWN][1:5] == ['23,040', *numbers]
     names = [fmt.name for fmt in layout[DOWN].formats]
     assert cells[DOWN][5::3] == names and len(names) > 2
+    assert [line.split(',')[0] for line in reasons] == names and all(
+        ' % of the weights, with ' in line for line in reasons
+    )
     assert cells['all'][-1] == f'{size.total_bytes:,}'
     assert (
         sum(

@@ -1,122 +1,44 @@
-"""Writing text: each token follows from the last `window` tokens, as the model sees them alone."""
+"""The program that writes text: what its flags are, and what a terminal is shown."""
 
-import inspect
 import io
-import os
+import types
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-import sentencepiece
-from programs import import_program
+from exported_runs import make_run
+from programs import import_program, run_program
 
-from experiments.data.tokenizers import Tokenizer
-from experiments.data.vocabularies import SentencePiece
-from gaussq_jax import models
+from experiments import workdirs
+from experiments.training import generation
 
-program = import_program('generate')
-generate = program.generate
-PROMPT = jnp.array([60, 3, 14], jnp.int32)
+generate = import_program('generate')
 
 
-@pytest.fixture(scope='module')
-def llama():
-    """A model, and weights with which its choices are far apart."""
-    model = models.Llama(vocab_size=61, num_layers=1, hidden_size=16, mlp_size=16, num_heads=2, dtype=jnp.float32)
-    params = model.init(jax.random.key(0), PROMPT[None])['params']
-    return model, jax.tree.map(lambda leaf: 30 * leaf if leaf.ndim > 1 else leaf, params)
+@pytest.mark.parametrize('is_terminal', [False, True])
+def test_the_program(monkeypatch, is_terminal):
+    """It writes what the run's weights do; a terminal obeys nothing of it."""
+    run, asked = make_run('method=bf16'), []
+
+    def write_text(*of_run, **how):
+        asked.append((*of_run, how))
+        return 'def \x1b[31m'
+
+    monkeypatch.setattr(workdirs, 'open_either', lambda *_: run)
+    monkeypatch.setattr(generation, 'write_text', write_text)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, 'isatty', lambda: is_terminal, raising=False)
+    monkeypatch.setattr(generate, 'sys', types.SimpleNamespace(stdout=stream))
+    monkeypatch.setattr('builtins.print', lambda text: stream.write(text))
+    run_program(generate, WORKDIR='runs/x', PROMPT='def ', NUM_TOKENS=5, TEMPERATURE=0.5, SEED=3)
+    how = dict(num_tokens=5, temperature=0.5, seed=3)
+    assert asked == [(run.experiment, run.state, run.tokenizer, 'def ', how)]
+    assert stream.getvalue() == (r'def \x1b[31m' if is_terminal else 'def \x1b[31m')
 
 
-def written_one_by_one(model, weights, prompt, num_tokens, window):
-    """The likeliest tokens, each from a sequence of its own length, without padding."""
-    tokens = [int(token) for token in prompt]
-    for _ in range(num_tokens):
-        logits = model.apply({'params': weights}, jnp.array([tokens[-window:]], jnp.int32))
-        tokens.append(int(logits[0, -1].argmax()))
-    return tokens[len(prompt) :]
-
-
-@pytest.mark.parametrize(('num_tokens', 'window'), [(6, 5), (4, 2)])
-def test_likeliest_tokens(llama, num_tokens, window):
-    """Within the window and beyond it, with a prompt shorter and longer than it; padding is never seen."""
-    arguments = dict(num_tokens=num_tokens, window=window)
-    tokens = generate(*llama, PROMPT, key=jax.random.key(0), temperature=0.0, **arguments)
-    expected = written_one_by_one(*llama, PROMPT, **arguments)
-    assert tokens.tolist() == expected
-    assert len(set(expected)) > 1
-
-
-class Coin:
-    """A model whose next token is 0 or 2, with odds of 4 to 1 at temperature 1."""
-
-    def apply(self, variables, tokens):
-        logits = jnp.log(jnp.array([0.8, 0.0, 0.2])) + variables['params']
-        return jnp.broadcast_to(logits, (*tokens.shape, 3))
-
-
-@pytest.mark.parametrize(('temperature', 'probability'), [(1.0, 0.2), (0.5, 1 / 17), (2.0, 1 / 3)])
-def test_tokens_are_drawn_from_the_tempered_softmax(temperature, probability):
-    draw = lambda seed: generate(
-        *(Coin(), 0.0, PROMPT), key=jax.random.key(seed), num_tokens=2000, window=4, temperature=temperature
+def test_a_real_text():
+    """Of random weights: the prompt, and something after it; the same again for the same seed."""
+    run = make_run('method=gaussws')
+    write = lambda seed: generation.write_text(
+        run.experiment, run.state, run.tokenizer, 'def ', num_tokens=20, temperature=1.0, seed=seed
     )
-    tokens = np.asarray(draw(0))
-    assert set(tokens) == {0, 2}
-    deviation = np.sqrt(probability * (1 - probability) / tokens.size)
-    assert abs((tokens == 2).mean() - probability) < 4 * deviation
-    np.testing.assert_array_equal(draw(0), tokens)
-    assert (np.asarray(draw(1)) != tokens).any()
-
-
-@pytest.mark.parametrize('temperature', [0.0, 1.0])
-def test_tokens_that_the_tokenizer_does_not_have(temperature):
-    """They are never written, though the model would."""
-    tokens = generate(
-        *(Coin(), jnp.array([0.0, 0.0, 9.0]), PROMPT),
-        key=jax.random.key(0),
-        num_tokens=20,
-        window=4,
-        temperature=temperature,
-        vocab_size=2,
-    )
-    assert set(tokens.tolist()) == {0}
-
-
-@pytest.mark.parametrize('ends', [(0,), (2,), (1, 2)])
-def test_an_end_is_the_last_token_written(ends):
-    """Any of them; one in the prompt ends nothing."""
-    draw = lambda **arguments: generate(
-        *(Coin(), 0.0, jnp.array([2, 0, 1, 2])),
-        key=jax.random.key(0),
-        num_tokens=50,
-        window=4,
-        temperature=1.0,
-        **arguments,
-    )
-    endless = draw().tolist()
-    first = next(i for i, token in enumerate(endless) if token in ends)
-    assert draw(ends=ends).tolist() == endless[: first + 1]
-    assert draw(ends=(1,)).tolist() == endless
-
-
-def test_spaces_between_prompt_and_continuation_are_kept():
-    """Of a SentencePiece model as they usually are, whose pieces begin with their space."""
-    contents, text = io.BytesIO(), 'def foo(bar): return foo'
-    lines = inspect.getsource(inspect).splitlines()
-    options = dict(vocab_size=400, model_type='bpe', byte_fallback=True, minloglevel=2)
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=contents, **options)
-    tokenizer = Tokenizer(SentencePiece(contents.getvalue()))
-    ids = tokenizer.encode(text).tolist()
-    begins_with_space = lambda at: tokenizer.decode(ids[:at]) + ' ' + tokenizer.decode(ids[at:]) == text
-    assert any(begins_with_space(at) for at in range(1, len(ids))), 'else this test holds nothing'
-    for at in range(len(ids)):
-        prompt = [tokenizer.end_of_document, *ids[:at]]
-        assert program.whole_text(tokenizer, prompt, ids[at:]) == text
-
-
-def test_prompts_are_utf8_whatever_the_locale_is():
-    """In the locale C, Python has of each byte beyond ASCII a surrogate."""
-    for text in ('def é', os.fsencode('def é').decode('ascii', 'surrogateescape')):
-        assert program.typed(text) == 'def é'
-    with pytest.raises(ValueError, match=r"^--prompt='.udce9' is no UTF-8"):
-        program.typed('\udce9')
+    assert write(0).startswith('def ') and len(write(0)) > 4
+    assert write(0) == write(0) != write(1)

@@ -90,10 +90,15 @@ def test_a_run_continues_to_the_end_that_it_had(tmp_path, capsys):
     """By the same command; its config is today's, of which the checkpoint's may lack fields."""
     workdir = tmp_path / 'run'
     shutil.copytree(FILES / 'run', workdir)
-    config = tiny.get_config('smoke')
+    config = tiny.get_config('bitwidths=decay,smoke')
     config.dataset, config.data_dir = 'documents', str(FILES / 'texts')
     start(workdir, config)
     assert 'continuing from step 10' in capsys.readouterr().out
     expected = json.loads((FILES / 'full_run.json').read_text())
-    for name, value in without_seconds(workdir).items():
-        assert value == pytest.approx(expected[name], rel=1e-4), name  # ten steps let last digits grow
+    reached = without_seconds(workdir)
+    earlier = {'bits/mean', 'bits/min', 'bits/max'}  # were those before the last step
+    compared = (expected.keys() & reached.keys()) - earlier
+    assert {'step', 'train/loss', 'validation/loss', 'bits/gradient_norm'} <= compared
+    for name in compared:
+        assert reached[name] == pytest.approx(expected[name], rel=1e-4), name  # ten steps let last digits grow
+    assert 0.005 < expected['bits/mean'] - reached['bits/mean'] < 0.01

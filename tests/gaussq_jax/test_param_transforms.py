@@ -73,7 +73,7 @@ def make_integers():
 def spread_state(state):
     """Bitwidths that differ from block to block and lie off the grid, as training leaves them."""
     generator = np.random.default_rng(9)
-    return {path: jnp.asarray(generator.uniform(-0.3, 1.5, b_i.shape), jnp.float32) for path, b_i in state.items()}
+    return {path: jnp.asarray(generator.uniform(0, 1.5, b_i.shape), jnp.float32) for path, b_i in state.items()}
 
 
 # --- the contract of every transform ---------------------------------------------------------------

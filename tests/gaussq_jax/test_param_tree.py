@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import gaussq_jax as gq
-from gaussq_jax.param_tree import path_hash
+from gaussq_jax.param_tree import path_hash, short_names
 
 W = jnp.ones((2, 3))
 
@@ -35,3 +35,17 @@ def test_two_leaves_of_one_path_are_refused():
 def test_the_hash_of_a_path():
     digest = hashlib.sha256(b'up/kernel').digest()
     assert path_hash('up/kernel') == digest[0] + 256 * digest[1] + 256**2 * digest[2] + 256**3 * digest[3]
+
+
+@pytest.mark.parametrize(
+    ('paths', 'names'),
+    [
+        (['a/attention/out/kernel', 'a/mlp/up/kernel', 'a/mlp/up/kernel'], ['out', 'up']),
+        (['a/attention/out/kernel', 'a/mlp/up/kernel', 'b/mlp/up/kernel'], ['a/attention/out', 'a/mlp/up', 'b/mlp/up']),
+        (['up', 'up/kernel'], ['up', 'kernel']),  # which are one without 'kernel'
+        ([], []),
+    ],
+)
+def test_short_names_keep_paths_apart(paths, names):
+    """They name curves and metrics: two leaves of one name would be one."""
+    assert short_names(paths) == dict(zip(dict.fromkeys(paths), names))

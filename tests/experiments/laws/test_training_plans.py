@@ -13,6 +13,7 @@ from law_program import run
 from ml_collections import config_flags
 
 import gaussq_jax as gq
+from experiments import methods
 from experiments.laws import known_laws, notation, training_plans
 from experiments.training import optimizers
 from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA
@@ -105,7 +106,7 @@ def test_the_command_of_a_plan_trains_the_budget(compute, size):
     else:
         assert (config.method, config.quantization.format) == ('fqt', training['option']['format'])
         assert config.quantization.block_size == '128'
-    optimizers.make_optimizer(config)
+    optimizers.make_optimizer(config, methods.find(config.method).make_transform(config))
 
 
 def test_the_time_of_a_plan():

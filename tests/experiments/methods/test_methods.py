@@ -44,10 +44,10 @@ def make_params():
         ('method=fqt,format=e2m1', gq.cast_params()),
         ('method=gaussws,b_init=7,b_target=3', gq.gaussian_weight_sampling(7.0, 3.0, rules=RULES)),
         (
-            'method=gaussws,block_size=16,format=e3m4',
-            gq.gaussian_weight_sampling(rules=RULES, block_size=16, fmt='e3m4'),
+            'method=gaussws,block_size=16,format=e3m4,b_init=6',
+            gq.gaussian_weight_sampling(6.0, 3.0, rules=RULES, block_size=16, fmt='e3m4'),
         ),
-        ('method=diffq,format=e2m1', gq.uniform_weight_sampling(rules=RULES, fmt='e2m1')),
+        ('method=diffq,format=e2m1', gq.uniform_weight_sampling(8.0, 3.0, rules=RULES, fmt='e2m1')),
         ('method=qat', gq.quantization_aware(gq.Quantizer('e4m3'), rules=RULES)),
         (
             'method=qat,format=e3m2,block_size=channel,rounding=stochastic',
@@ -162,7 +162,7 @@ def test_targets_that_are_no_operands_are_refused(targets):
         ('method=fqt,format=e9m1', "'e9m1'.*known are"),
         ('method=fqt,scale=nvfp4', "scale='nvfp4' with fmt e4m3 and block_size=32"),
         ('method=qat,format=fp8', "'fp8'.*known are"),
-        ('method=gaussws,format=e2m1', "fmt=e2m1 can't hold the noise of b_init=6 bits.*e3m4"),
+        ('method=gaussws,format=e2m1', "fmt=e2m1 can't hold the noise of b_init=8 bits.*e4m6"),
         ('method=diffq,format=float16', 'fmt=float16 has 10 mantissa bits.*bfloat16'),
     ],
 )
@@ -197,7 +197,7 @@ def test_every_rounding_of_the_configs_is_one_that_quantizers_know():
             "targets='P1' would do nothing with method=gaussws, which uses b_init, b_target",
         ),
         ('gaussws', dict(scale='mx'), "scale='mx' would do nothing"),
-        ('qat', dict(b_init=5.0), 'b_init=5.0 would do nothing with method=qat.*; leave it at 6.0'),
+        ('qat', dict(b_init=5.0), 'b_init=5.0 would do nothing with method=qat.*; leave it at 8.0'),
         ('fqt', dict(parts='out'), "parts='out' would do nothing with method=fqt"),
     ],
 )

@@ -1,5 +1,7 @@
 """Pictures are refused before anything is measured, or written whole."""
 
+import doctest
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -18,3 +20,10 @@ def test_what_could_not_be_written_is_one_line(tmp_path):
         pictures.check(tmp_path / 'a.gif')
     with pytest.raises(ValueError, match=r'^--output=.*a\.png: there is no folder .*nowhere$'):
         pictures.check(tmp_path / 'nowhere/a.png')
+
+
+def test_names_as_pictures_have_them():
+    """No formulas, and not without end."""
+    assert doctest.testmod(pictures).failed == 0
+    assert pictures.plain('$a$' * 5) == r'\$a\$' * 5 and pictures.plain('a' * 40) == 'a' * 40
+    assert pictures.plain('a' * 30 + 'b' * 30) == 'a' * 19 + '…' + 'b' * 20

@@ -18,7 +18,7 @@ from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.reports import quantization as report
 from experiments.training import experiment as training
-from gaussq_jax import models
+from gaussq_jax import models, param_tree
 
 evaluate = import_program('evaluate')
 
@@ -206,7 +206,7 @@ def test_every_matrix_of_every_layer():
     run = run_of('method=fqt')
     quantizer = report.choose_quantizer(run.experiment.config)
     rows = report.measure_run(run.experiment, run.state, quantizer)
-    names = report.short_names([row.path for row in rows])
+    names = param_tree.short_names([row.path for row in rows])
     assert [(row.layer, names[row.path]) for row in rows] == [(layer, kind) for layer in range(2) for kind in KINDS]
     assert sum(row.measurement.values for row in rows) == run.experiment.num_linear_params
     weights = np.asarray(run.state.params['layers']['mlp']['down']['kernel'][1])  # 144 rows: a ragged block
@@ -277,12 +277,6 @@ def test_rows_through_json():
     assert report.from_json(json.loads(json.dumps(report.to_json(rows)))) == rows
 
 
-def test_short_names():
-    paths = ['a/attention/out/kernel', 'a/mlp/up/kernel', 'b/mlp/up/kernel', 'a/mlp/up/kernel']
-    assert report.short_names(paths) == dict(zip(paths, ['a/attention/out', 'a/mlp/up', 'b/mlp/up']))
-    assert list(report.short_names(paths[:2]).values()) == ['out', 'up']
-
-
 def test_csv(tmp_path):
     rows = rows_of(2)
     report.write_csv(rows, tmp_path / 'table.csv')
@@ -296,9 +290,9 @@ def test_csv(tmp_path):
     assert [line['formats'] for line in lines] == ['e2m1:1000'] * 14 + ['e2m1:14000']
 
 
-@pytest.mark.parametrize('num_layers', [1, 2, 88])
+@pytest.mark.parametrize('num_layers', [1, 2, 12, 88])
 def test_picture(tmp_path, monkeypatch, num_layers):
-    """A curve a kind in each panel, its points at their layers, none beyond the axes; an infinite ratio is left out."""
+    """A heat map a quantity, a cell a matrix of a layer, within its colours; digits in cells of few layers only."""
     figures, close = [], report.plt.close
     monkeypatch.setattr(report.plt, 'close', figures.append)
     report.draw(rows_of(num_layers), 'title', tmp_path / 'picture.png')
@@ -306,16 +300,26 @@ def test_picture(tmp_path, monkeypatch, num_layers):
     close(figure)
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
     factors = [('effective_bits', 1), ('underflow', 100), ('saturation', 100), ('sqnr_db', 1)]
-    for panel, (quantity, factor) in zip(figure.axes, factors, strict=True):
-        assert [line.get_label() for line in panel.lines] == list(KINDS)
-        low, high = panel.get_ylim()
-        for i, line in enumerate(panel.lines):
-            values = [factor * getattr(row.measurement, quantity) for row in rows_of(num_layers)[i::7]]
-            np.testing.assert_array_equal(line.get_ydata(), values)
-            np.testing.assert_array_equal(np.round(line.get_xdata()), np.arange(num_layers))
-            assert all(low < value < high for value in values if math.isfinite(value))
-    styles = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
-    assert len(styles) == len(KINDS)
+    for panel, (quantity, factor) in zip(figure.axes, factors):  # colour bars follow
+        (mesh,) = panel.collections
+        values = [[factor * getattr(row.measurement, quantity) for row in rows_of(num_layers)[i::7]] for i in range(7)]
+        finite = np.isfinite(values)
+        np.testing.assert_array_equal(mesh.get_array().mask, ~finite)
+        np.testing.assert_array_equal(mesh.get_array()[finite], np.array(values)[finite])
+        assert mesh.norm.vmin <= np.min(values) and mesh.norm.vmax >= np.max(np.array(values)[finite])
+        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(KINDS)
+        assert len(panel.texts) == (7 * num_layers if num_layers <= 12 else 0)
+    if num_layers == 2:
+        assert [text.get_text() for text in figure.axes[1].texts[:2]] == ['0', '0.100']
+        assert figure.axes[3].texts[0].get_text() == '∞'
+
+
+def test_a_report_of_another_file_is_no_reason_for_a_huge_picture():
+    """Layers that a file claims are cells of memory."""
+    (row,) = rows_of(1)[:1]
+    for layer, message in ((-1, '-1 is no layer'), (10**7, '10000001 layers of 1 matrices, more than 1,000,000')):
+        with pytest.raises(ValueError, match=message):
+            report.from_json(report.to_json([row._replace(layer=layer)]))
 
 
 # --- the program ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from parameter_trees import flatten, nest
 from small_experiments import on_mesh, small_config
 
 from configs import gpt2, llama2
+from experiments import methods
 from experiments.training import meshes, optimizers
 from experiments.training.adam_mini import scale_by_adam_mini
 from experiments.training.experiment import make_experiment
@@ -122,7 +123,8 @@ def test_the_authors_code():
         model__num_heads=HEADS,
     )
     start = {path: leaf for path, leaf in random_leaves(0).items() if not path.startswith('position')}
-    optimizer, schedule = optimizers.make_optimizer(config), optimizers.learning_rate_schedule(config)
+    transform = methods.find(config.method).make_transform(config)
+    optimizer, schedule = optimizers.make_optimizer(config, transform), optimizers.learning_rate_schedule(config)
     values = {'params': nest(start), 'bitwidths': {}}
     state, update = optimizer.init(values), jax.jit(optimizer.update)
 

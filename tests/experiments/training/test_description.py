@@ -58,10 +58,16 @@ def test_after_the_last_step():
     config = run_config()
     summary = {'validation/loss': 2.5, 'validation/bits_per_byte': 3.6, 'validation/loss_with_noise': 2.6}
     first, *rest, last = description.end(
-        types.SimpleNamespace(config=config, num_blocks=8), summary | {'bits/mean': 4.25}, WORKDIR
+        types.SimpleNamespace(config=config, num_blocks=8),
+        summary | {'bits/mean': 4.25, 'bits/p10': 3.5, 'bits/p90': 5.0, 'bits/stored': 6.125},
+        WORKDIR,
     ).splitlines()
     assert first == 'done      validation loss 2.500 nats a token, 3.600 bits per byte, without noise'
-    assert rest == ['          with noise 2.600; bitwidths went from 6 to 4.25 bits on average']
+    assert rest == [
+        '          with noise 2.600; bitwidths went from 6 to 4.25 bits on average;'
+        ' 80 % of the blocks are between 3.50 and 5.00',
+        '          the formats of these bitwidths have 6.12 bits a weight, mean of the blocks',
+    ]
     assert last == '          next: python -m experiments.generate --workdir=\'/runs/with space\' --prompt="def "'
     without_bitwidths = types.SimpleNamespace(config=config, num_blocks=0)
     assert description.end(without_bitwidths, summary, WORKDIR).splitlines() == [first, last]

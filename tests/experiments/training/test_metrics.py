@@ -62,6 +62,44 @@ def test_lines_are_json_objects_of_exact_numbers(tmp_path):
     assert read_metrics(tmp_path / 'metrics.jsonl') == [expected]
 
 
+@pytest.mark.parametrize('numbers', [[4, 3.5], (4.0, 3.5), np.float32([4, 3.5]), jnp.array([4, 3.5])])
+def test_a_metric_of_several_numbers(tmp_path, capsys, numbers):
+    """One a layer, say: a JSON list, floats when it is read; for TensorBoard, a scalar each; NaN is itself."""
+    with MetricWriter(tmp_path, 100) as writer:
+        writer.write(7, {'bits/matrix/query': numbers, 'layers': numbers})
+        writer.write(8, {'bits/matrix/query': [math.nan, 1]})
+    assert capsys.readouterr().out.splitlines() == ['step   7/100  layers/0 4  layers/1 3.5', 'step   8/100']
+    first, second = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert json.loads(first) == {'step': 7, 'bits/matrix/query': [4.0, 3.5], 'layers': [4.0, 3.5]}
+    assert json.loads(second) == {'step': 8, 'bits/matrix/query': ['NaN', 1.0]}
+    lines = read_metrics(tmp_path / 'metrics.jsonl')
+    assert lines[0] == json.loads(first) and {type(value) for value in lines[0]['layers']} == {float}
+    assert math.isnan(lines[1]['bits/matrix/query'][0])
+    scalars = [(value.tag, value.simple_value) for event in read_events(tmp_path) for value in event.summary.value]
+    names = [f'{name}/{i}' for name in ('bits/matrix/query', 'layers') for i in (0, 1)]
+    assert scalars[:4] == list(zip(names, [4.0, 3.5, 4.0, 3.5]))
+
+
+def test_histograms_are_for_tensorboard(tmp_path):
+    """By the edges and counts of their bins; one of nothing, as of NaN bitwidths, is left out."""
+    with MetricWriter(tmp_path, 100, stream=io.StringIO()) as writer:
+        writer.write(7, {'a': 1}, {'bits': ([3.0, 3.5, 4.0, 4.5], [0, 3, 1]), 'nothing': ([3.0, 4.0], [0])})
+    values = {value.tag: value for event in read_events(tmp_path) for value in event.summary.value}
+    histogram = values['bits'].histo
+    assert 'nothing' not in values and read_metrics(tmp_path / 'metrics.jsonl') == [{'step': 7, 'a': 1}]
+    assert (list(histogram.bucket_limit), list(histogram.bucket)) == ([3.5, 4.0, 4.5], [0, 3, 1])
+    assert (histogram.min, histogram.max, histogram.num) == (3.5, 4.5, 4)
+    assert (histogram.sum, histogram.sum_squares) == (3 * 3.75 + 4.25, 3 * 3.75**2 + 4.25**2)
+
+
+@pytest.mark.parametrize('value', ['[[1.0]]', '[null]', '[true]', '{}', '["x"]'])
+def test_other_lists_are_no_metrics(tmp_path, value):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text(f'{{"step": 1, "bits": {value}}}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match='line 1 is no line of metrics'):
+        read_metrics(path)
+
+
 def test_nan_and_infinity_are_valid_json(tmp_path):
     """A diverged run is what people look at most: its record must parse, and say how it diverged."""
 
@@ -194,6 +232,11 @@ LOG = {
     'bits/min': 4.5,
     'bits/max': 6.0,
     'bits/gradient_norm': 0.001,
+    'bits/p10': 4.75,
+    'bits/p90': 5.9,
+    'bits/stored': 7.0,
+    'bits/signal_to_noise': 0.5,
+    'bits/matrix/query': [5.5, 6.0],
     'step_seconds/p50': 1.9,
     'step_seconds/p90': 2.13456,
     'step_seconds/max': 3.0,
@@ -215,7 +258,8 @@ def test_a_plain_line_has_what_one_looks_at(tmp_path, capsys):
     waits = 'data wait 12%  checkpoint wait 31%'
     assert capsys.readouterr().out.splitlines() == [f'step  10/900  {line}', f'step  20/900  {line}  {waits}']
     assert read_metrics(tmp_path / 'metrics.jsonl') == [{'step': 10, **LOG}, {'step': 20, **LATE}]
-    assert {value.tag for event in read_events(tmp_path) for value in event.summary.value} == set(LOG)
+    tags = {value.tag for event in read_events(tmp_path) for value in event.summary.value}
+    assert tags == {*LOG, 'bits/matrix/query/0', 'bits/matrix/query/1'} - {'bits/matrix/query'}
 
 
 def show(workdir, columns, total_steps, resume_step, logs):
@@ -293,11 +337,13 @@ def test_other_processes_write_nothing(tmp_path, capsys):
         ({'step': 1}, 'step'),
         ({'loss': '1.0'}, 'loss'),
         ({'done': True}, 'done'),
-        ({'loss': np.ones(2)}, 'loss'),
+        ({'loss': np.ones((2, 2))}, 'loss'),
+        ({'loss': [1.0, '2.0']}, 'loss'),
+        ({'loss': [1.0, [2.0]]}, 'loss'),
         ({'loss': None}, 'loss'),
     ],
 )
-def test_only_numbers_are_metrics(tmp_path, metrics, name):
+def test_only_numbers_and_lists_of_them_are_metrics(tmp_path, metrics, name):
     with MetricWriter(tmp_path, 100, stream=io.StringIO()) as writer, pytest.raises(ValueError, match=name):
         writer.write(1, metrics)
     assert read_metrics(tmp_path / 'metrics.jsonl') == []

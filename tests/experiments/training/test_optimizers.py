@@ -10,6 +10,7 @@ import pytest
 from parameter_trees import assert_identical_trees, flatten, nest
 from small_experiments import VOCABULARY, make_experiment, random_batch, small_config
 
+from experiments import methods
 from experiments.training import optimizers, steps
 from experiments.training.experiment import init_state
 
@@ -23,7 +24,7 @@ BLOCK_AXES = {'embed/embedding': 1, KERNEL: 1, SCALE: 1, BIAS: (), 'final_norm/s
 def random_tree(seed, size):
     generator = np.random.default_rng(seed)
     leaves = {path: generator.normal(0, size, shape).astype(np.float32) for path, shape in SHAPES.items()}
-    bitwidths = {KERNEL: generator.normal(0, size, (2, 1, 1)).astype(np.float32)}
+    bitwidths = {KERNEL: 1 + abs(generator.normal(0, size, (2, 1, 1))).astype(np.float32)}  # none goes below 0
     return {'params': nest(leaves), 'bitwidths': bitwidths}
 
 
@@ -45,7 +46,11 @@ def adamw(value, gradients, learning_rates, decay, b1, b2, eps, mean=lambda squa
 
 
 def run(config, gradients):
-    return run_optimizer(optimizers.make_optimizer(config), gradients)[0]
+    return run_optimizer(make_optimizer(config), gradients)[0]
+
+
+def make_optimizer(config):
+    return optimizers.make_optimizer(config, methods.find(config.method).make_transform(config))
 
 
 def run_optimizer(optimizer, gradients):
@@ -112,12 +117,12 @@ def test_defaults_are_optax_adamw():
         lambda tree: {name: jax.tree.map(lambda _, name=name: name, subtree) for name, subtree in tree.items()},
     )
     gradients = [random_tree(seed, 1.0) for seed in (1, 2, 3)]
-    got, expected = (run_optimizer(optimizer, gradients) for optimizer in (optimizers.make_optimizer(config), expected))
+    got, expected = (run_optimizer(optimizer, gradients) for optimizer in (make_optimizer(config), expected))
     assert_identical_trees(*(jax.tree.map(np.asarray, tree) for tree in (got, expected)))
 
 
 def test_bfloat16_moments_are_of_the_weights_only():
-    optimizer = optimizers.make_optimizer(small_config(optimizer__state_dtype='bfloat16'))
+    optimizer = make_optimizer(small_config(optimizer__state_dtype='bfloat16'))
     state = flatten(jax.eval_shape(optimizer.init, random_tree(0, 1.0)))
     dtypes = {'params': set(), 'bitwidths': set()}
     for path, leaf in state.items():
@@ -163,7 +168,7 @@ def test_schedule():
 
 def test_without_learned_bitwidths():
     """The baseline's state is empty, and is optimised all the same."""
-    optimizer, values = optimizers.make_optimizer(small_config()), {**random_tree(0, 1.0), 'bitwidths': {}}
+    optimizer, values = make_optimizer(small_config()), {**random_tree(0, 1.0), 'bitwidths': {}}
     updates, _ = optimizer.update(values, optimizer.init(values), values)
     assert updates['bitwidths'] == {}
 
@@ -189,4 +194,4 @@ def test_without_learned_bitwidths():
 )
 def test_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
-        optimizers.make_optimizer(small_config(**{**SETTINGS, **changes}))
+        make_optimizer(small_config(**{**SETTINGS, **changes}))

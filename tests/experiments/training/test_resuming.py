@@ -49,6 +49,21 @@ def test_another_configs_checkpoint_is_refused(stored):
     resuming.check_config(stored, pathlib.Path('run'), {**stored, 'log_every': 1})
 
 
+@pytest.mark.parametrize('method', ['bf16', 'qat', 'fqt'])
+def test_defaults_of_bitwidths_are_nothing_to_runs_that_learn_none(method):
+    """Those of before were others; the same command continues such a run all the same."""
+    present = stored_configs.write(tiny.get_config(f'method={method}').to_dict())
+    before = stored_configs.write(tiny.get_config(f'method={method},bitwidths=decay').to_dict())
+    assert present['quantization'] != before['quantization']
+    resuming.check_config(present, pathlib.Path('run'), before)
+    before['quantization']['parts'] = 'up'
+    with pytest.raises(ValueError, match=r'quantization\.parts'):
+        resuming.check_config(present, pathlib.Path('run'), before)
+    present, before = ({**config, 'method': 'gaussws'} for config in (present, before))
+    with pytest.raises(ValueError, match=r'quantization\.b_target'):
+        resuming.check_config(present, pathlib.Path('run'), before)
+
+
 def test_a_config_of_before_is_completed(stored):
     """A field that it doesn't have yet counts as what was done then; what isn't a config is told with its file."""
     before = {name: value for name, value in stored.items() if name not in ('invalid_text', 'config_version')}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parameter_trees import RULES, nest
 
 import gaussq_jax as gq
+from gaussq_jax.packed import budget_below
 
 BLOCK = 4
 FORMATS = [gq.format_for_bitwidth(b) for b in range(3, 11)]
@@ -342,3 +343,24 @@ def test_a_budget_that_allows_everything_takes_nothing():
     for budget in (whole.mean_stored_bits, 6.01):
         formats = gq.formats_within_budget(params, bitwidths, budget, rules=RULES)
         assert gq.model_size(params, bitwidths, formats=formats, rules=RULES) == whole
+
+
+@pytest.mark.parametrize(
+    ('of_blocks', 'fmt', 'budget'),
+    [
+        ([4.0, 4.25], 'e3m3', 6.5),  # the block of 4 stays in e3m2; a byte a block for the scale, of 16 weights
+        ([4.0, 4.5], 'e3m3', 6.0),  # a bit of 4.0's costs as much as one of 4.5's: it goes too, and both have names
+        ([4.25, 4.25], 'e3m3', 6.5),
+        ([4.25, 4.25], 'e3m2', None),  # which no block asks for
+        ([2.0, 3.0], 'e2m1', None),  # none is narrower
+    ],
+)
+def test_budgets_below_a_format(of_blocks, fmt, budget):
+    """By hand; within it no block of the format keeps it."""
+    params, bitwidths = {'kernel': jax.ShapeDtypeStruct((4, 8), jnp.float32)}, {'kernel': [of_blocks]}
+    found = budget_below(params, bitwidths, gq.parse_format(fmt), block_size=BLOCK, rules=RULES)
+    assert found == budget
+    if budget is not None:
+        formats = gq.formats_within_budget(params, bitwidths, found, block_size=BLOCK, rules=RULES)
+        of_format = [level for level in of_blocks if gq.format_for_bitwidth(level).name == fmt]
+        assert of_format and all(formats(level).bits < gq.parse_format(fmt).bits for level in of_format)

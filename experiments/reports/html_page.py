@@ -17,12 +17,14 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.25rem; margin-top: 2.5rem; }}
+h1 {{ font-size: 1.6rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.25rem; margin-top: 2.5rem; }}
 img {{ max-width: 100%; display: block; margin: 1rem 0; }}
 table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }}
 th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
 th {{ border-bottom: 1px solid #222; font-weight: 600; }}
-th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+th:first-child, td:first-child, .words td, .words th {{ text-align: left; padding-left: 0; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem .8rem; font-size: .85rem; }}
+td {{ overflow-wrap: anywhere; }} summary {{ cursor: pointer; }}
 .warning {{ border-left: 4px solid {warning}; padding-left: .8rem; }}
 </style>
 <h1>{title}</h1>
@@ -53,6 +55,18 @@ def paragraph(text: str, kind: str = '') -> str:
     return f'<p class="{kind}">{html.escape(text)}</p>' if kind else f'<p>{html.escape(text)}</p>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def preformatted(text: str) -> str:
+    """As it is, line by line, as code and tables of text are."""
+    return f'<pre>{html.escape(text)}</pre>'
+
+
+def folded(summary: str, part: str) -> str:
+    """A part that is shown at a click on its summary."""
+    return f'<details><summary>{html.escape(summary)}</summary>{part}</details>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = '') -> str:
+    """A table; of the kind 'words', its cells begin below each other, and those of numbers end so."""
     row = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells) + '</tr>'
-    return '<table>' + row('th', header) + ''.join(row('td', cells) for cells in rows) + '</table>'
+    begin = f'<table class="{kind}">' if kind else '<table>'
+    return begin + row('th', header) + ''.join(row('td', cells) for cells in rows) + '</table>'
