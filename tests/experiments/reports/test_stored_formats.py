@@ -59,7 +59,7 @@ def test_a_bitwidth_at_a_limit_is_held():
     assert reasons([[4.001]], (32, 32))[0].startswith('e3m3, 7 bits: 100 %')
 
 
-@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('seed', range(4))
 def test_the_budget_does_what_is_told(seed):
     """Within it, every block of the format has a narrower one; within any that takes less away, not every one."""
     generator = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def test_the_budget_does_what_is_told(seed):
         stored = lambda formats: transform.model_size(params, state, formats=formats).mean_stored_bits
         assert budget - 0.01 < stored(within) <= budget
         assert f' or narrower, and {stored(within):.3f} bits a weight in all' in line
-        for larger in np.arange(budget, 17, 0.05):
+        for larger in np.arange(budget, 17, 0.25):
             formats = transform.formats_within_budget(params, state, larger)
             assert stored(formats) == stored(within) or any(formats(level) == fmt for level in of_format), line
 
