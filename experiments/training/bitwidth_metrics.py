@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
-from experiments.training import bitwidth_optimizers
+from experiments.training import bitwidth_optimizers, optimizers
 from experiments.training.experiment import Experiment, TrainState
 from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS, STORED_BITS
 from gaussq_jax.param_tree import short_names
@@ -58,14 +58,15 @@ def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str
         return lambda state: ({}, {})
     replicated = NamedSharding(experiment.mesh, PartitionSpec())
 
+    @optimizers.in_default_modes
     @functools.partial(jax.jit, out_shardings=replicated)
     def measure(state: TrainState):
         bitwidths = transform.bitwidths(state.transform_state)
         names = short_names(bitwidths)
         blocks = jnp.concatenate([jnp.ravel(leaf) for leaf in bitwidths.values()])
-        stored = jnp.asarray([*STORED_BITS.values()])
+        stored = jnp.asarray([*STORED_BITS.values()], jnp.float32)
         whole = jnp.clip(jnp.ceil(jnp.round(blocks * 1024) / 1024), LEAST_BITS, MOST_BITS).astype(jnp.int32)
-        p10, p90 = jnp.percentile(blocks, jnp.array([10, 90]))
+        p10, p90 = jnp.percentile(blocks, jnp.array([10, 90], blocks.dtype))
         pull = penalty_gradient(experiment, state.transform_state)
         metrics = of_state(transform, state.transform_state) | {
             'bits/p10': p10,
@@ -79,7 +80,7 @@ def make_report(experiment: Experiment) -> Callable[[TrainState], tuple[dict[str
         for path, leaf in bitwidths.items():
             layers = leaf.reshape(-1, leaf.shape[-2] * leaf.shape[-1])
             metrics[f'bits/matrix/{names[path]}'] = jnp.mean(layers, axis=1)
-            inside = jnp.clip(leaf, EDGES[0], EDGES[-1])
+            inside = jnp.clip(leaf, float(EDGES[0]), float(EDGES[-1]))
             counts[f'bits/histogram/{names[path]}'] = jnp.histogram(inside, jnp.asarray(EDGES, jnp.float32))[0]
         return metrics, counts
 
