@@ -2,13 +2,13 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from gaussq_jax.bitwidths import format_for_bitwidth
+from gaussq_jax.bitwidths import LEAST_BITS, MOST_BITS, format_for_bitwidth
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.packed.layout import (
     Formats,
@@ -60,14 +60,8 @@ def formats_within_budget(
       >>> formats(4.0).name, formats(5.0).name
       ('e2m1', 'e3m3')
     """
-    block_size = check_block_size(block_size)
-    readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
-    check_bitwidths(readings, bitwidths, block_size)
+    stored_bits = _stored_after_cuts(params, bitwidths, block_size, rules, unnamed)
     costs = _costs(bitwidths)
-
-    def stored_bits(most: float) -> float:
-        return size_of_leaves(leaves, layout_of_bitwidths(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
-
     if stored_bits(0.0) <= mean_stored_bits:
         return _cut(0.0)
     least = stored_bits(costs[-1])
@@ -111,21 +105,26 @@ def budget_below(
       >>> budget_below(params, bitwidths, format_for_bitwidth(4.25))
       6.01
     """
-    block_size = check_block_size(block_size)
-    readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
-    check_bitwidths(readings, bitwidths, block_size)
+    stored_bits = _stored_after_cuts(params, bitwidths, block_size, rules, unnamed)
     of_format = [level for level in _levels(bitwidths) if format_for_bitwidth(level) == fmt]
     first_steps = [cost for level in of_format for _, cost in [*_steps_down(level)][:1]]
     if not first_steps:
         return None
-
-    def stored_bits(most: float) -> float:
-        return size_of_leaves(leaves, layout_of_bitwidths(readings, bitwidths, _cut(most), block_size)).mean_stored_bits
-
     needed = stored_bits(max(first_steps))
     too_much = stored_bits(max(cost for cost in _costs(bitwidths) if cost < max(first_steps)))
     rounded_up = (math.ceil(needed * 10**digits) / 10**digits for digits in range(2, 16))
     return next((budget for budget in rounded_up if needed <= budget < too_much), None)
+
+
+def _stored_after_cuts(
+    params: Any, bitwidths: Mapping[str, jax.Array], block_size: int, rules: Sequence[Rule], unnamed: str
+) -> Callable[[float], float]:
+    """The mean stored bits if all bits are taken that cost at most so much; ValueError as `learned_layout`."""
+    block_size = check_block_size(block_size)
+    readings, leaves = checked_readings(params, rules, unnamed=unnamed), storable_leaves(params)
+    check_bitwidths(readings, bitwidths, block_size)
+    layout = lambda most: layout_of_bitwidths(readings, bitwidths, _cut(most), block_size)
+    return lambda most: size_of_leaves(leaves, layout(most)).mean_stored_bits
 
 
 def _levels(bitwidths: Mapping[str, Any]) -> list[float]:
@@ -140,10 +139,10 @@ def _costs(bitwidths: Mapping[str, Any]) -> list[float]:
 
 def _steps_down(bitwidth: float) -> Iterator[tuple[FloatFormat, float]]:
     """The next narrower format and the cost of a bit that it saves, again and again, from the bitwidth's own format."""
-    bits = math.ceil(min(max(bitwidth, 3.0), 10.0))
-    while bits > 3:
+    bits = math.ceil(min(max(bitwidth, LEAST_BITS), MOST_BITS))
+    while bits > LEAST_BITS:
         wide, narrow = format_for_bitwidth(bits), format_for_bitwidth(bits - 1)
-        yield narrow, 3 * 4.0 ** (min(bitwidth, 10.0) - bits) / (wide.bits - narrow.bits)
+        yield narrow, 3 * 4.0 ** (min(bitwidth, MOST_BITS) - bits) / (wide.bits - narrow.bits)
         bits -= 1
 
 
