@@ -309,27 +309,6 @@ def test_all_that_a_file_holds_comes_back(path):
         np.testing.assert_array_equal(got.indices, leaf.indices, strict=True)
 
 
-def test_bfloat16_master_weights_are_as_good_as_float32_of_their_values():
-    kernel = oracle.heavy_tailed(SMALL[1:], dtype=ml_dtypes.bfloat16)
-    layout = gq.uniform_layout(small_params(kernel), 'e2m1')
-    of_bfloat16 = gq.quantize_params(small_params(kernel), layout)
-    of_float32 = gq.quantize_params(small_params(kernel.astype(np.float32)), layout)
-    assert_identical_trees(of_bfloat16, of_float32)
-
-
-def test_what_was_quantized_is_quantized_already():
-    """A second time nothing changes: so weights read from a file are weights to evaluate as they are."""
-    layout = gq.uniform_layout(small_params(), 'e3m2')
-    once = gq.quantize_params(small_params(), layout)
-    assert_identical_trees(gq.quantize_params(once, layout), once)
-
-
-def test_it_may_be_compiled():
-    layout = gq.uniform_layout(small_params(), 'e2m1')
-    compiled = jax.jit(lambda params: gq.quantize_params(params, layout))(small_params())
-    assert_identical_trees(compiled, gq.quantize_params(small_params(), layout))
-
-
 @pytest.mark.parametrize('axis_type', [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)])
 def test_weights_on_several_devices(path, axis_type):
     """Wherever their parts lie, a file is the same, byte for byte."""

@@ -1,0 +1,1 @@
+"""Quantized weights as other software stores them: code by code and scale by scale, nothing rounded again."""
