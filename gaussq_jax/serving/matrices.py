@@ -100,7 +100,7 @@ def modules(
     Args:
       params: pytree of weights.
       layout: of these params, such as `quantize_params` takes.
-      target: of `storages.TARGETS`; each module gets the narrowest of its storages that holds it exactly.
+      target: of `storages.TARGETS`; each module gets the smallest of its storages that holds it exactly.
       fused: module name -> a name of those that are stored alike, since servers make one matrix of them.
       unheld: what becomes of a module that none holds: 'error', or 'bfloat16'.
 
