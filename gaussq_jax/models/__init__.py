@@ -9,7 +9,7 @@ from gaussq_jax.models.from_huggingface import from_huggingface, model_from_hugg
 from gaussq_jax.models.gpt2 import GPT2
 from gaussq_jax.models.llama import LLAMA, Llama
 from gaussq_jax.models.quantized_dot_general import QuantizedDotGeneral
-from gaussq_jax.models.to_huggingface import fused_modules, huggingface_layout, to_huggingface
+from gaussq_jax.models.to_huggingface import fused_modules, fused_paths, huggingface_layout, to_huggingface
 
 RULES = LLAMA.rules  # and of all whose layers are called so
 
@@ -26,6 +26,7 @@ __all__ = [
     'find_family',
     'from_huggingface',
     'fused_modules',
+    'fused_paths',
     'huggingface_layout',
     'model_from_huggingface',
     'register_family',

@@ -129,6 +129,18 @@ def fused_modules(model: nn.Module) -> dict[str, str]:
     }
 
 
+def fused_paths(model: nn.Module) -> tuple[str, ...]:
+    """The regexes of the paths of leaves of which servers make one matrix a layer, for `served_layout`.
+
+    Example:
+      >>> from gaussq_jax.models import Llama
+      >>> fused_paths(Llama(vocab_size=256, num_layers=2, hidden_size=64, mlp_size=128, num_heads=4))[0]
+      'layers/attention/(query|key|value)/kernel'
+    """
+    family = family_of(model)
+    return tuple(f'{family.layers}/{regex}/kernel' for regex in family.parts.values())
+
+
 def _family_with_checkpoints(model: nn.Module) -> ModelFamily:
     family = family_of(model)
     if family.huggingface is None:

@@ -135,13 +135,14 @@ def _matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> dict[str, tuple[Leaf
     *batch, m, n = of_leaf.rule.matrix_shape(leaf.shape)
     name = path.replace('/', '.').rpartition('.')[0] or path
     rule = dataclasses.replace(of_leaf.rule, batch_axes=(), row_axes=(0,), col_axes=(1,), expert_axes=(), head_axes=())
-    return {
-        '.'.join([name, *map(str, index)]): (
-            dataclasses.replace(of_leaf, rule=rule, indices=of_leaf.indices[index]),
-            (m, n),
-        )
-        for index in np.ndindex(*batch)
-    }
+    matrices = {}
+    for index in np.ndindex(*batch):
+        used, indices = np.unique(of_leaf.indices[index], return_inverse=True)
+        indices = indices.reshape(of_leaf.indices[index].shape).astype(np.uint8)
+        formats = tuple(of_leaf.formats[i] for i in used)
+        of_matrix = dataclasses.replace(of_leaf, rule=rule, formats=formats, indices=indices)
+        matrices['.'.join([name, *map(str, index)])] = of_matrix, (m, n)
+    return matrices
 
 
 def _choose(of_modules, target, fused, unheld) -> dict[str, Storage | None]:
@@ -153,8 +154,9 @@ def _choose(of_modules, target, fused, unheld) -> dict[str, Storage | None]:
     storages = {}
     for matrices in groups.values():
         storage, reason = choose_storage(matrices, target)
-        if storage is None and unheld == 'error':
-            raise ValueError(f'{reason}')
+        is_held = unheld == 'bfloat16' or all(of_matrix.formats == (BFLOAT16,) for of_matrix, _ in matrices.values())
+        if storage is None and not is_held:
+            raise ValueError(reason)
         for name, (of_matrix, _) in matrices.items():
             if storage is None and of_matrix.dtype != jnp.bfloat16:
                 wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]

@@ -32,7 +32,7 @@ class Storage:
     scale: str
 
     def reason_against(self, of_leaf: LeafLayout, shape: tuple[int, ...]) -> str | None:
-        """Why it doesn't hold a leaf (in, out) of this layout, number by number and scale by scale; None where it does.
+        """Why it doesn't hold a matrix (in, out) of this layout, number by number and scale by scale; None if it does.
 
         Scales alone can still be out of its range: `matrices` refuses those.
 
@@ -43,8 +43,7 @@ class Storage:
           (None, "its format float6_e3m2fn has numbers that float4_e2m1fn doesn't have")
         """
         rows, columns = shape[-2:]
-        used = [of_leaf.formats[i] for i in np.unique(of_leaf.indices)]
-        if lacking := [fmt.name for fmt in used if not holds(self.fmt, fmt)]:
+        if lacking := [fmt.name for fmt in of_leaf.formats if not holds(self.fmt, fmt)]:
             return f"its format {lacking[0]} has numbers that {self.fmt.name} doesn't have"
         if of_leaf.scale not in (self.scale, 'mx'):
             return f'its scales are of the kind {of_leaf.scale}, not {self.scale}'
