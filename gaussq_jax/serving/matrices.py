@@ -117,17 +117,48 @@ def modules(
       up MXFP4
     """
     leaves = storable_leaves(params)
-    check_layout(leaves, layout)
-    of_modules = {path: _matrices(path, leaves[path], of_leaf) for path, of_leaf in layout.items()}
-    storages = _choose(of_modules, target, fused, unheld)
+    storages = module_storages(params, layout, target, fused=fused, unheld=unheld)
     for path, leaf in leaves.items():
         if path not in layout:
             yield path.replace('/', '.'), np.asarray(leaf if path in kept_leaves(layout) else rounded(leaf))
             continue
-        for (name, (of_matrix, _)), matrix in zip(
-            of_modules[path].items(), quantized_matrices(path, leaf, layout[path])
-        ):
-            yield Module(name, matrix, of_matrix, storages[name])
+        of_leaf = _matrices(path, leaf, layout[path])
+        for (name, (of_matrix, _)), matrix in zip(of_leaf.items(), quantized_matrices(path, leaf, layout[path])):
+            matrix = matrix._replace(indices=of_matrix.indices)
+            yield Module(name, matrix, of_matrix, storages[name][0])
+
+
+def module_storages(
+    params: Any,
+    layout: Mapping[str, LeafLayout],
+    target: str,
+    *,
+    fused: Mapping[str, str] = NOTHING_FUSED,
+    unheld: str = 'error',
+) -> dict[str, tuple[Storage | None, str]]:
+    """The storage of each module that `modules` gives; None for bfloat16, and then why, unless the layout has that.
+
+    Args and Raises: as for `modules`.
+    """
+    leaves = storable_leaves(params)
+    check_layout(leaves, layout)
+    groups = defaultdict(dict)
+    for path, of_leaf in layout.items():
+        for name, matrix in _matrices(path, leaves[path], of_leaf).items():
+            groups[fused.get(name, name)][name] = matrix
+    storages = {}
+    for matrices in groups.values():
+        storage, reason = choose_storage(matrices, target)
+        if all(of_matrix.formats == (BFLOAT16,) for of_matrix, _ in matrices.values()):
+            reason = ''
+        elif storage is None and unheld == 'error':
+            raise ValueError(reason)
+        for name, (of_matrix, _) in matrices.items():
+            if storage is None and of_matrix.dtype != jnp.bfloat16:
+                wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
+                raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
+            storages[name] = storage, reason
+    return storages
 
 
 def _matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> dict[str, tuple[LeafLayout, tuple[int, int]]]:
@@ -143,23 +174,3 @@ def _matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> dict[str, tuple[Leaf
         of_matrix = dataclasses.replace(of_leaf, rule=rule, formats=formats, indices=indices)
         matrices['.'.join([name, *map(str, index)])] = of_matrix, (m, n)
     return matrices
-
-
-def _choose(of_modules, target, fused, unheld) -> dict[str, Storage | None]:
-    """The storage of each module, one for those that are fused."""
-    groups = defaultdict(dict)
-    for of_leaf in of_modules.values():
-        for name, matrix in of_leaf.items():
-            groups[fused.get(name, name)][name] = matrix
-    storages = {}
-    for matrices in groups.values():
-        storage, reason = choose_storage(matrices, target)
-        is_held = unheld == 'bfloat16' or all(of_matrix.formats == (BFLOAT16,) for of_matrix, _ in matrices.values())
-        if storage is None and not is_held:
-            raise ValueError(reason)
-        for name, (of_matrix, _) in matrices.items():
-            if storage is None and of_matrix.dtype != jnp.bfloat16:
-                wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
-                raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
-            storages[name] = storage
-    return storages
