@@ -72,7 +72,7 @@ def quantize_params(params: Any, layout: Layout) -> Any:
         if path not in layout:
             return leaf if path in kept_leaves(layout) else _rounded(leaf)
         of_leaf = layout[path]
-        matrices = [values.astype(of_leaf.dtype) for values, _, _ in _quantized_matrices(path, leaf, of_leaf)]
+        matrices = [values.astype(of_leaf.dtype) for values, _, _ in quantized_matrices(path, leaf, of_leaf)]
         quantized = of_leaf.rule.from_matrices(jnp.stack(matrices), leaf.shape)
         return jax.device_put(quantized, leaf.sharding) if _is_concrete(leaf) and leaf.committed else quantized
 
@@ -190,7 +190,7 @@ def _rounded(leaf):
 _round = jax.jit(round_to_dtype, static_argnums=1)  # in one go, without a float32 array in between
 
 
-def _quantized_matrices(path, leaf, of_leaf: LeafLayout) -> Iterator[tuple[jax.Array, jax.Array, np.ndarray]]:
+def quantized_matrices(path, leaf, of_leaf: LeafLayout) -> Iterator[tuple[jax.Array, jax.Array, np.ndarray]]:
     """Of each matrix of a leaf: its weights quantized (m, n) float32, the log2 of the tiles' scales, their formats."""
     # One at a time is taken from the host, wherever the parts of the leaf lie: no sharding of it is of account.
     leaf = np.asarray(leaf) if _is_concrete(leaf) else leaf
@@ -220,7 +220,7 @@ def _is_concrete(leaf) -> bool:
 def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
     """The tensors of a leaf by name: the codes of each format, matrix by matrix; scales; the formats of the tiles."""
     codes, scales = {fmt: [np.zeros(0, np.uint8)] for fmt in of_leaf.formats}, []
-    for values, exponents, indices in _quantized_matrices(path, leaf, of_leaf):
+    for values, exponents, indices in quantized_matrices(path, leaf, of_leaf):
         values, exponents = np.asarray(values), np.asarray(exponents)
         scales.append((exponents + SCALE_BIAS).astype(np.uint8))
         exponents = value_per_weight(exponents, of_leaf.tile, values.shape).ravel()

@@ -1,0 +1,1 @@
+"""Runs for programs that serve them: whole files, with the tokenizer and the settings."""

@@ -1,0 +1,1 @@
+"""Trained weights for programs that serve them."""

@@ -1,0 +1,150 @@
+"""A Llama's weights by the names, shapes and types that llama.cpp's GGUF files have; MXFP4 codes bit for bit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gaussq_jax.formats import FloatFormat
+from gaussq_jax.models import Llama
+from gaussq_jax.packed import bit_packing
+from gaussq_jax.packed.export import SCALE_BIAS, quantize_params, quantized_matrices
+from gaussq_jax.packed.layout import Layout, LeafLayout, storable_leaves, value_per_weight
+
+BLOCK = 32  # weights that share a scale
+BLOCK_BYTES = 1 + BLOCK // 2
+E2M1 = {FloatFormat(2, 1), FloatFormat(2, 1, 'fn')}  # the same numbers and codes by two names
+NAN_SCALE = 255  # of E8M0
+TENSORS = {
+    'embed/embedding': 'token_embd',
+    'layers/attention_norm/scale': 'blk.{}.attn_norm',
+    'layers/attention/query/kernel': 'blk.{}.attn_q',
+    'layers/attention/key/kernel': 'blk.{}.attn_k',
+    'layers/attention/value/kernel': 'blk.{}.attn_v',
+    'layers/attention/out/kernel': 'blk.{}.attn_output',
+    'layers/mlp_norm/scale': 'blk.{}.ffn_norm',
+    'layers/mlp/gate/kernel': 'blk.{}.ffn_gate',
+    'layers/mlp/up/kernel': 'blk.{}.ffn_up',
+    'layers/mlp/down/kernel': 'blk.{}.ffn_down',
+    'final_norm/scale': 'output_norm',
+    'lm_head/kernel': 'output',
+}
+
+
+def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.ndarray]]:
+    """The tensors of a GGUF file with which llama.cpp has the weights `quantize_params(params, layout)`.
+
+    A layer's matrix whose weights are all E2M1 with a scale for 32 of them along the input axis, or for more, becomes
+    MXFP4: no code and no scale changes. All other matrices become BF16, or F32 where the layout's numbers take float32;
+    norms become F32. llama.cpp rotates pairs of neighbours, and ours are half a head apart: the rows of queries and keys
+    are reordered, those of the first and the second half of each head in turns.
+
+    Args:
+      model: a `Llama`.
+      params: its parameters, layers stacked.
+      layout: as for `quantize_params`.
+
+    Returns:
+      {name: (type, array)}: the types are 'MXFP4', with uint8 (out, in / 32 * 17); 'BF16', with bfloat16 (out, in); and
+      'F32', with float32 of one or two axes. A tied head is left out.
+
+    Raises:
+      ValueError: a model that is no Llama; parameters that are not a Llama's; as `quantize_params`.
+
+    Example:
+      >>> import jax
+      >>> from gaussq_jax.packed import uniform_layout
+      >>> model = Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2)
+      >>> params = model.init(jax.random.key(0), np.zeros((1, 4), np.int32))['params']
+      >>> tensors = to_gguf(model, params, uniform_layout(params, 'float4_e2m1fn'))
+      >>> kind, blocks = tensors['blk.0.ffn_down.weight']
+      >>> kind, blocks.shape, tensors['output.weight'][0]
+      ('MXFP4', (32, 34), 'BF16')
+
+    Source: `gguf-py` of llama.cpp, `constants.py` for the names, `quants.py` for the blocks.
+    """
+    if not isinstance(model, Llama):
+        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
+    leaves = storable_leaves(params)
+    if unknown := sorted(leaves.keys() - TENSORS.keys()):
+        raise ValueError(f'params has the leaf {unknown[0]!r}, which no Llama has')
+    rotated = {'query': model.num_heads, 'key': model.num_kv_heads or model.num_heads}
+    weights, tensors = storable_leaves(quantize_params(params, layout)), {}
+    for path, leaf in leaves.items():
+        heads = next((count for part, count in rotated.items() if f'/{part}/' in path), None)
+        matrices = np.asarray(weights[path])
+        matrices = matrices if path.startswith('layers/') else matrices[None]
+        matrices = [_plain(matrix.T if path.endswith('kernel') else matrix) for matrix in matrices]
+        blocks = _blocks_of_layers(path, leaf, layout[path]) if path in layout else [None] * len(matrices)
+        for layer, (plain, mxfp4) in enumerate(zip(matrices, blocks)):
+            kind, array = plain if mxfp4 is None else ('MXFP4', mxfp4)
+            rows = slice(None) if heads is None else rotary_rows(len(array), heads)
+            tensors[f'{TENSORS[path].format(layer)}.weight'] = kind, np.ascontiguousarray(array[rows])
+    return tensors
+
+
+def mxfp4_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Codes of E2M1 and their scales, in the bytes of ggml's type MXFP4.
+
+    Each 32 weights along the input axis take 17 bytes: the scale's code e, of 2^(e - 127), then 16 bytes, of which byte
+    j has the code of weight j in its low half and that of weight j + 16 in its high half.
+
+    Args:
+      codes: uint8 (out, in), each below 16: the sign, two bits of exponent, one of mantissa. in is a multiple of 32.
+      scales: uint8 (out, in / 32), of E8M0; 255 stands for no number.
+
+    Returns:
+      uint8 (out, in / 32 * 17). ggml reads -0 as 0, all else as it is.
+
+    Raises:
+      ValueError: other dtypes, shapes and codes.
+
+    Example:
+      >>> codes = np.arange(32, dtype=np.uint8)[None] % 16
+      >>> mxfp4_blocks(codes, np.uint8([[127]])).tobytes().hex()
+      '7f00112233445566778899aabbccddeeff'
+
+    Source: `block_mxfp4` in llama.cpp's ggml-common.h; OCP Microscaling Formats v1.0, sections 5.3 and 5.4.
+    """
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] % BLOCK or np.any(codes > 15):
+        raise ValueError(
+            f'codes is {codes.dtype} {codes.shape}, with {codes.max(initial=0)} as its largest; allowed is uint8'
+            f' (out, a multiple of {BLOCK}), each below 16'
+        )
+    expected = codes.shape[0], codes.shape[1] // BLOCK
+    if scales.dtype != np.uint8 or scales.shape != expected or np.any(scales == NAN_SCALE):
+        raise ValueError(
+            f'scales is {scales.dtype} {scales.shape}, with {scales.max(initial=0)} as its largest; allowed is uint8'
+            f' {expected}, each below {NAN_SCALE}'
+        )
+    low, high = np.moveaxis(codes.reshape(*expected, 2, BLOCK // 2), 2, 0)
+    return np.concatenate([scales[..., None], low | high << 4], axis=-1).reshape(len(codes), -1)
+
+
+def rotary_rows(count: int, heads: int) -> np.ndarray:
+    """Which of our rows of a query's or key's (out, in) matrix is each of llama.cpp's, (out,) integers.
+
+    Row 2 i of a head of d rows is our row i, row 2 i + 1 our row i + d / 2.
+
+    Example:
+      >>> rotary_rows(8, heads=2).tolist()
+      [0, 2, 1, 3, 4, 6, 5, 7]
+    """
+    return np.arange(count).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+
+
+def _plain(array: np.ndarray) -> tuple[str, np.ndarray]:
+    """Norms have one axis, which llama.cpp takes in float32 alone."""
+    return ('F32', array.astype(np.float32)) if array.dtype == np.float32 or array.ndim == 1 else ('BF16', array)
+
+
+def _blocks_of_layers(path: str, leaf: Any, of_leaf: LeafLayout) -> Iterator[np.ndarray | None]:
+    """Each layer's matrix as MXFP4, None for one that has other numbers or blocks."""
+    for values, exponents, indices in quantized_matrices(path, leaf, of_leaf):
+        formats = {of_leaf.formats[index] for index in np.unique(indices)}
+        if not formats <= E2M1 or of_leaf.tile[0] % BLOCK or values.shape[0] % BLOCK:
+            yield None
+            continue
+        exponents = value_per_weight(np.asarray(exponents), of_leaf.tile, values.shape)
+        codes = bit_packing.encode(np.asarray(values), exponents, min(formats, key=str)).astype(np.uint8)
+        yield mxfp4_blocks(codes.T, (exponents[::BLOCK].T + SCALE_BIAS).astype(np.uint8))
