@@ -1,6 +1,6 @@
 """A run as one file for llama.cpp: weights, sizes and the tokenizer, in the format GGUF."""
 
-import logging
+import contextlib
 import pathlib
 from typing import Any
 
@@ -39,10 +39,10 @@ def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path):
     tensors = to_gguf(model, weights, layout)
     kinds = {kind for kind, _ in tensors.values()}
     fields['general.file_type'] = next(number for kind, number in FILE_TYPES.items() if kind in kinds)
-    with new_file(file) as partial:
-        writer = gguf.GGUFWriter(partial, 'llama')
+    fields |= {'general.name': config.name, 'general.quantization_version': gguf.GGML_QUANT_VERSION}
+    with new_file(file) as partial, contextlib.closing(gguf.GGUFWriter(partial, 'llama')) as writer:
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        for key, value in {'general.name': config.name, **fields}.items():
+        for key, value in fields.items():
             add.get(type(value), writer.add_array)(key, value)
         for name, (kind, array) in tensors.items():
             raw = array if kind == 'F32' else array.view(np.uint8)
@@ -50,7 +50,6 @@ def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
 
 
 def describe_model(model: Any, longest: int) -> dict[str, int | float]:

@@ -20,7 +20,8 @@ NEVER = '<|never|> <|never|>'  # a merge of what no text begins with: llama.cpp 
 
 _GPT2, _BYTES = ({'type': 'ByteLevel', 'add_prefix_space': False, 'use_regex': regex} for regex in (True, False))
 _LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 _QWEN2 = _LLAMA3.replace('{1,3}', '')
 
@@ -71,7 +72,9 @@ def describe_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     if type(vocabulary) not in kinds:
         raise ValueError(f'a vocabulary of {type(vocabulary).__name__} has no counterpart in llama.cpp')
     if len(special.eos) > len(ENDS):
-        raise ValueError(f'eos_token_id={",".join(map(str, special.eos))}: llama.cpp has places for {len(ENDS)} of them')
+        raise ValueError(
+            f'eos_token_id={",".join(map(str, special.eos))}: llama.cpp has places for {len(ENDS)} of them'
+        )
     fields, tokens = kinds[type(vocabulary)](vocabulary)
     for token in (*special.eos, *special.before_prompt):
         text = tokens[token].text if token in tokens else f'<|special_{token}|>'
@@ -107,7 +110,7 @@ def _of_byte_level_bpe(vocabulary: HuggingFace) -> tuple[dict[str, Any], dict[in
         if name in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix', 'byte_fallback') and value
     ]
     if model.get('type') != 'BPE' or wrong:
-        raise _refusal(f'the model {" with ".join([model.get("type", "of no type"), *wrong])}')
+        raise _refusal(f'a model of {" with ".join([str(model.get("type")), *wrong])}')
     if contents.get('normalizer') is not None:
         raise _refusal(f'the normalizer {contents["normalizer"]!s:.200}')
     pre = _pre_tokenizer(contents.get('pre_tokenizer'))
@@ -133,18 +136,23 @@ def _of_sentencepiece(vocabulary: SentencePiece) -> tuple[dict[str, Any], dict[i
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.contents)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kind = trainer.ModelType.Name(trainer.model_type)
-    if (kind, trainer.byte_fallback) not in (('BPE', True), ('UNIGRAM', False)):
-        raise _refusal(f'SentencePiece {kind} with byte_fallback={trainer.byte_fallback}')
-    if normalizer.precompiled_charsmap:
-        raise _refusal(f'the normalizer {normalizer.name}')
-    settings = dict(remove_extra_whitespaces=False, escape_whitespaces=True)
-    wrong = [name for name, value in settings.items() if getattr(normalizer, name) != value]
-    if wrong or trainer.treat_whitespace_as_suffix:
-        name = next(iter(wrong), 'treat_whitespace_as_suffix')
-        raise _refusal(f'{name}={name not in settings or not settings[name]}')
+    does = {
+        'byte_fallback': (trainer.byte_fallback, kind == 'BPE'),
+        'add_dummy_prefix': (normalizer.add_dummy_prefix, kind == 'BPE' and normalizer.add_dummy_prefix),
+        'normalizer': (normalizer.name if normalizer.precompiled_charsmap else 'identity', 'identity'),
+        'remove_extra_whitespaces': (normalizer.remove_extra_whitespaces, False),
+        'escape_whitespaces': (normalizer.escape_whitespaces, True),
+        'treat_whitespace_as_suffix': (trainer.treat_whitespace_as_suffix, False),
+    }
+    if wrong := [f'{name}={value}' for name, (value, carried) in does.items() if value != carried]:
+        raise _refusal(f'{wrong[0]} with SentencePiece {kind}')
+    if kind not in ('BPE', 'UNIGRAM'):
+        raise _refusal(f'SentencePiece {kind}')
     pieces = [Token(piece.piece, piece.type, piece.score) for piece in proto.pieces]
-    if own := [piece.text for piece in pieces if piece.kind == USER_DEFINED]:
-        raise _refusal(f'the user-defined symbol {printable(own[0]):.80}')
+    if kind == 'BPE':
+        pieces = _unmade(pieces)
+    if odd := [piece for piece in pieces if piece.kind in (USER_DEFINED, UNUSED)]:
+        raise _refusal(f'piece {printable(odd[0].text):.80}, which is user-defined or unused')
     fields = {
         'model': 'llama' if kind == 'BPE' else 't5',
         'pre': 'default',
@@ -153,6 +161,18 @@ def _of_sentencepiece(vocabulary: SentencePiece) -> tuple[dict[str, Any], dict[i
         'unknown_token_id': trainer.unk_id,
     }
     return fields, dict(enumerate(pieces))
+
+
+def _unmade(pieces: list[Token]) -> list[Token]:
+    """The pieces, the special ones renamed that llama.cpp would make of text: it merges to whatever is a token."""
+    texts = {piece.text for piece in pieces}
+    is_part = lambda text: len(text) == 1 or text in texts
+    for i, (text, kind, _) in enumerate(pieces):
+        if kind != NORMAL and any(is_part(text[:cut]) and is_part(text[cut:]) for cut in range(1, len(text))):
+            if kind not in (CONTROL, UNKNOWN):
+                raise _refusal(f'piece {printable(text):.80}, which its other pieces make')
+            pieces[i] = pieces[i]._replace(text=f'<|special_{i}|>')
+    return pieces
 
 
 def _pre_tokenizer(contents: Any) -> str:
@@ -170,11 +190,10 @@ def _pre_tokenizer(contents: Any) -> str:
 
 
 def _refusal(what: str) -> ValueError:
-    known = ', '.join(PRE_TOKENIZERS)
     return ValueError(
-        f"llama.cpp has no counterpart of the tokenizer's {what.removeprefix('the ')}; allowed: bytes, byte-level BPE"
-        f' without a normalizer and with a pre-tokenizer of {known}, SentencePiece BPE with byte fallback or unigram'
-        ' without, both with the identity as normalizer'
+        f'the tokenizer has {what}, of which llama.cpp has no counterpart; allowed: bytes, byte-level BPE'
+        f' without a normalizer and with a pre-tokenizer of {", ".join(PRE_TOKENIZERS)}, SentencePiece BPE with byte'
+        ' fallback or unigram without, both with the identity as normalizer'
     )
 
 

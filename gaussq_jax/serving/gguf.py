@@ -34,10 +34,10 @@ TENSORS = {
 def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.ndarray]]:
     """The tensors of a GGUF file with which llama.cpp has the weights `quantize_params(params, layout)`.
 
-    A layer's matrix whose weights are all E2M1 with a scale for 32 of them along the input axis, or for more, becomes
-    MXFP4: no code and no scale changes. All other matrices become BF16, or F32 where the layout's numbers take float32;
-    norms become F32. llama.cpp rotates pairs of neighbours, and ours are half a head apart: the rows of queries and keys
-    are reordered, those of the first and the second half of each head in turns.
+    A layer's matrix whose weights are all E2M1, with one scale for each 32 of them along the input axis, or for a
+    multiple of 32, becomes MXFP4: no code and no scale changes. All other matrices become BF16, or F32 where the
+    layout's numbers take float32. Norms become F32. llama.cpp rotates pairs of neighbours, and ours are half a head
+    apart: the rows of queries and keys are reordered, those of the first and the second half of each head in turns.
 
     Args:
       model: a `Llama`.
