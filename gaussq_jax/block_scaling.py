@@ -4,7 +4,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from kernels_pallas.rounding_on_bits import (
 SCALES = ('absmax', 'mx', 'nvfp4')
 Axis = int | Sequence[int]
 
-_NVFP4_BLOCK_SIZE = 16
+_NVFP4_BLOCK_SIZES = (16, (1, 16), (16, 1), (16, 16))
 _NVFP4_SCALE = FloatFormat(4, 3, 'fn')
 _LARGEST = float(np.finfo(np.float32).max) * (1 - 2.0**-22)  # scaled back and rounded, it is still finite
 
@@ -44,8 +44,8 @@ class Quantizer:
         'absmax': S = fmt.max / A in float32, Y = round(X S) / S.
         'mx': s = 2^(floor(log2 A) - floor(log2 fmt.max)), exponent clipped to +-127, Y = s round(X / s): OCP's MX
           if the block size is 32. The largest values may saturate.
-        'nvfp4': for E2M1 in blocks of 16, two scales: g = 2688 / max|X| of the tensor, s = A g / 6 rounded to
-          float8_e4m3fn, Y = s / g round(X g / s); zeros if s is 0.
+        'nvfp4': for E2M1 in blocks of 16, or tiles of 16 along an axis, two scales: g = 2688 / max|X| of the tensor,
+          s = A g / 6 rounded to float8_e4m3fn, Y = s / g round(X g / s); zeros if s is 0.
       rounding: as for `round_to_format`; of the values, scales are rounded to nearest.
 
     Raises:
@@ -72,10 +72,11 @@ class Quantizer:
             raise ValueError(f'scale={self.scale!r} is not one of {", ".join(map(repr, SCALES))}')
         if self.rounding not in ROUNDINGS:
             raise ValueError(f'rounding={self.rounding!r} is not one of {", ".join(map(repr, ROUNDINGS))}')
-        if self.scale == 'nvfp4' and (self.fmt.name not in ('e2m1', 'float4_e2m1fn') or self.block_size != 16):
+        is_e2m1 = self.fmt.name in ('e2m1', 'float4_e2m1fn')
+        if self.scale == 'nvfp4' and not (is_e2m1 and self.block_size in _NVFP4_BLOCK_SIZES):
             raise ValueError(
                 f"scale='nvfp4' with fmt {self.fmt} and block_size={self.block_size!r}: it is defined for e2m1"
-                f' and block_size={_NVFP4_BLOCK_SIZE}'
+                f' and block_size={" or ".join(map(str, _NVFP4_BLOCK_SIZES))}'
             )
 
     def deterministic(self) -> 'Quantizer':
@@ -160,7 +161,7 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
 
     def of_blocks(x):
         split = blocks.split(x)
-        _, inverse, shift = _scale_blocks(split.astype(jnp.float32), blocks.within, quantizer)
+        _, inverse, shift = _scale_of(_absmax(split.astype(jnp.float32), blocks.within), quantizer)
         largest = quantizer.fmt.representable.shifted(shift).largest
         inverse = jax.lax.optimization_barrier(inverse)  # or XLA multiplies its constant factor by `largest` first
         return blocks.join(jnp.broadcast_to(largest * inverse, split.shape))
@@ -168,48 +169,78 @@ def largest_magnitudes(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -
     return explicit_sharding.like(x, of_blocks)(x)
 
 
-def scale_exponents(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -> jax.Array:
-    """log2 s of each block, of the MX scales with which `fake_quantize` gives Y = s round(X / s).
+class Scaled(NamedTuple):
+    """A quantized tensor in the parts that are stored: X's numbers in the format, and what they are multiplied by.
+
+        Y = numbers * 2^-shift * (scales * 2^shift)                      MX and absmax scales
+        Y = numbers * (scales / divisor)                                 NVFP4's
+
+    Attributes:
+      numbers: float32, of x's shape: numbers of the format times 2^shift.
+      scales: float32, one a block: times 2^shift, a power of two or any number; of NVFP4, a number of float8_e4m3fn.
+      divisor: float32 scalar, g of NVFP4; None for others.
+      shift: an integer; 0 for NVFP4.
+    """
+
+    numbers: jax.Array
+    scales: jax.Array
+    divisor: jax.Array | None
+    shift: int
+
+
+def quantize(x: jax.Array, quantizer: Quantizer, *, axis: Axis = -1) -> Scaled:
+    """x as numbers of the quantizer's format and scales, whose product in float32 `fake_quantize` gives.
 
     Args:
       x: float32, bfloat16 or float16, of any shape.
-      quantizer: with MX scales; its rounding is of no account.
+      quantizer: as for `fake_quantize`, not of stochastic rounding.
       axis: as for `fake_quantize`.
 
     Returns:
-      int32, of x's shape with the number of blocks in the place of their size; from -127 to 127, the range of E8M0.
+      The parts; `scales` has x's shape, with the number of blocks in the place of their size.
 
     Raises:
-      ValueError: for other scales; for a dtype or an axis that x can't have.
+      ValueError: as `fake_quantize`.
 
     Example:
-      >>> scale_exponents(jnp.array([[0.1, -0.7, 3.0, 8.0]]), Quantizer('e2m1', block_size=2, scale='mx'))
-      Array([[-3,  1]], dtype=int32)
+      >>> scaled = quantize(jnp.array([[0.1, -0.7, 3.0, 8.0]]), Quantizer('e2m1', block_size=2, scale='mx'))
+      >>> (scaled.numbers * 2.0**-scaled.shift).tolist(), (scaled.scales * 2.0**scaled.shift).tolist()
+      ([[1.0, -6.0, 1.5, 4.0]], [[0.125, 2.0]])
 
-    Source: OCP Microscaling Formats v1.0, section 6.3.
+    Source: OCP Microscaling Formats v1.0, section 6.3; NVIDIA's NVFP4.
     """
     check_input(x)
     check_quantizer(quantizer)
-    if quantizer.scale != 'mx':
-        raise ValueError(f"scale={quantizer.scale!r}: only those of scale='mx' are powers of two")
+    check_rounding(quantizer.rounding, None)
     blocks = _Blocks(x.shape, _check_axis(axis, x.ndim, quantizer.block_size), quantizer.block_size)
-    _, inverse, shift = _scale_blocks(blocks.split(x).astype(jnp.float32), blocks.within, quantizer)
-    return (jax.lax.bitcast_convert_type(jnp.squeeze(inverse, blocks.within), jnp.int32) >> 23) - 127 + shift
+    wide = blocks.split(x).astype(jnp.float32)
+    absmax = _absmax(wide, blocks.within)
+    scale, inverse, shift = _scale_of(absmax, quantizer)
+    numbers = _round_scaled(wide * scale, None, shift, quantizer)
+    divisor = None
+    if quantizer.scale == 'nvfp4':
+        inverse, divisor = _nvfp4_scales(absmax)
+    return Scaled(blocks.join(numbers), jnp.squeeze(inverse, blocks.within), divisor, shift)
 
 
 def _quantize_blocks(x, random_bits, within: tuple[int, ...], quantizer: Quantizer):
     """Fake quantization of x, whose axes `within` lie within blocks, all others count them."""
     wide = x.astype(jnp.float32)
-    scale, inverse, shift = _scale_blocks(wide, within, quantizer)
-    representable = quantizer.fmt.representable.shifted(shift)
-    rounded = round_to_representable(
-        wide * scale, random_bits, representable=representable, rounding=quantizer.rounding
-    )
+    scale, inverse, shift = _scale_of(_absmax(wide, within), quantizer)
+    rounded = _round_scaled(wide * scale, random_bits, shift, quantizer)
     return round_to_dtype(jnp.where(jnp.isfinite(wide), rounded * inverse, wide), x.dtype)
 
 
-def _scale_blocks(wide, within: tuple[int, ...], quantizer: Quantizer) -> BlockScale:
-    absmax = jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=within, keepdims=True)
+def _round_scaled(scaled, random_bits, shift: int, quantizer: Quantizer):
+    representable = quantizer.fmt.representable.shifted(shift)
+    return round_to_representable(scaled, random_bits, representable=representable, rounding=quantizer.rounding)
+
+
+def _absmax(wide, within: tuple[int, ...]):
+    return jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=within, keepdims=True)
+
+
+def _scale_of(absmax, quantizer: Quantizer) -> BlockScale:
     if quantizer.scale == 'mx':
         return power_of_two_scale(absmax, quantizer.fmt.max)
     return (_absmax_scale if quantizer.scale == 'absmax' else _nvfp4_scale)(absmax, quantizer.fmt)
@@ -227,11 +258,20 @@ def _absmax_scale(absmax: jax.Array, fmt: FloatFormat) -> BlockScale:
 
 
 def _nvfp4_scale(absmax: jax.Array, fmt: FloatFormat) -> BlockScale:
+    del fmt  # e2m1
+    block_scale, divisor = _nvfp4_scales(absmax)
+    scale = jnp.where(block_scale > 0, divisor / jnp.where(block_scale > 0, block_scale, 1), 0)
+    # A barrier, or XLA multiplies by the reciprocal of what is the same for all blocks, in some shapes.
+    divisors = jax.lax.optimization_barrier(jnp.broadcast_to(divisor, block_scale.shape))
+    return BlockScale(scale, block_scale / divisors, 0)
+
+
+def _nvfp4_scales(absmax: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The scale of each block, a number of float8_e4m3fn, and what all of them are divided by."""
     of_tensor = jnp.clip(jnp.max(absmax), 2.0**-105, _LARGEST)
     largest = _NVFP4_SCALE.max
     block_scale = round_to_representable(absmax * (largest / of_tensor), representable=_NVFP4_SCALE.representable)
-    scale = jnp.where(block_scale > 0, (fmt.max * largest / of_tensor) / jnp.where(block_scale > 0, block_scale, 1), 0)
-    return BlockScale(scale, block_scale * (of_tensor * np.float32(1 / (fmt.max * largest))), 0)
+    return block_scale, 6 * largest / of_tensor
 
 
 class _Blocks:

@@ -108,9 +108,9 @@ class ParamTransform(NamedTuple):
         """`gq.learned_layout` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
         return packed.learned_layout(params, self.bitwidths(state), formats=formats, **self._blocks())
 
-    def uniform_layout(self, params: Params, fmt: FloatFormat | str, *, block_size: int = 32) -> Layout:
+    def uniform_layout(self, params: Params, fmt: FloatFormat | str, **kind: Any) -> Layout:
         """`gq.uniform_layout` of the weights that this transform's rules name, with its arguments and errors."""
-        return packed.uniform_layout(params, fmt, block_size=block_size, rules=self.rules, unnamed=self.unnamed)
+        return packed.uniform_layout(params, fmt, **kind, rules=self.rules, unnamed=self.unnamed)
 
     def formats_within_budget(self, params: Params, state: State, mean_stored_bits: float) -> Formats:
         """`gq.formats_within_budget` by the bitwidths, rules and blocks of this transform, with its errors."""

@@ -28,8 +28,10 @@ def read(path):
 
 
 def unpack_leaf(path, leaf, tensors, formats):
+    of_format = [formats[name] for name in leaf['formats']]
     scales = tensors.pop(f'{path}.scales')
-    which = tensors.pop(f'{path}.formats') if len(leaf['formats']) > 1 else np.zeros_like(scales)
+    which = tensors.pop(f'{path}.formats') if len(leaf['formats']) > 1 else np.zeros(scales.shape, np.uint8)
+    scales = factors(path, leaf.get('scale', 'mx'), scales, of_format, which, tensors)  # in version 1 all are mx
     streams = [tensors.pop(f'{path}.codes.{name}') for name in leaf['formats']]
     axes = leaf['batch_axes'] + leaf['row_axes'] + leaf['col_axes']
     sizes = [leaf['shape'][axis] for axis in axes]
@@ -46,9 +48,24 @@ def unpack_leaf(path, leaf, tensors, formats):
             end = starts[i] + math.ceil(count * bits / 8)
             stream = np.unpackbits(streams[i][starts[i] : end], bitorder='little')[: count * bits]
             codes = stream.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits))
-            matrix[weights] = np.ldexp(numbers(codes, formats[name]), scale[tile][weights].astype(int) - 127)
+            matrix[weights] = (numbers(codes, formats[name]) * scale[tile][weights]).astype(np.float32)
             starts[i] = end
+    if leaf['dtype'] == 'bfloat16':  # to nearest even, of float32 numbers that are finite
+        bits = matrices.view(np.uint32)
+        matrices = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
     return matrices.reshape(sizes).transpose(np.argsort(axes))
+
+
+def factors(path, kind, scales, formats, which, tensors):
+    """What the numbers of each tile are multiplied by, float64."""
+    if kind == 'mx':
+        return np.ldexp(1.0, scales.astype(int) - 127)
+    if kind == 'absmax':
+        shifts = np.array([2 - math.floor(math.log2(fmt['max'])) for fmt in formats])
+        return np.ldexp(scales.astype(np.float64), shifts[which])
+    e4m3 = dict(exponent_bits=4, mantissa_bits=3, bias=7, max=448)
+    scales = numbers(scales.astype(int), e4m3).astype(np.float32)
+    return (scales / tensors.pop(f'{path}.divisors')[..., None, None]).astype(np.float64)
 
 
 def numbers(codes, fmt):

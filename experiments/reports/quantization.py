@@ -143,7 +143,7 @@ def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) 
     names = indices.size if len(layout.formats) > 1 else 0
     num_bytes, formats = indices.size + names, {}
     for i, fmt in enumerate(layout.formats):
-        quantizer = gq.Quantizer(fmt, block_size=layout.tile, scale='mx')
+        quantizer = layout.quantizers[i]
         here = value_per_weight(indices == i, layout.tile, weights.shape)
         for result, of_this in zip((quantized, largest), jax.device_get(_quantize(weights, quantizer, -1))):
             result[here] = of_this[here]

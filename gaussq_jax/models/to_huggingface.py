@@ -45,9 +45,7 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
     if theirs is None:
         raise ValueError(f'model={type(model).__name__}: there are no checkpoints of {family.name} at Hugging Face')
     config = theirs.describe(model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), np.int32))['params']
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
-        raise ValueError('params are of another model: the shapes or the names of their leaves differ')
+    check_params(model, params)
 
     leaves = {'/'.join(entry.key for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     paths_of = collections.defaultdict(list)
@@ -62,3 +60,10 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
             tensor = tensor_of_leaves(tensors, [array[layer] if stacked else array for array in arrays])
             state_dict[name if name == HEAD else theirs.prefix + name] = tensor
     return state_dict, config
+
+
+def check_params(model: nn.Module, params: Any):
+    """ValueError for parameters that are not the model's."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), np.int32))['params']
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
+        raise ValueError('params are of another model: the shapes or the names of their leaves differ')

@@ -11,7 +11,7 @@ docs/packed_format.md tells what is in a file.
 from gaussq_jax.packed.bit_budget import budget_below, formats_within_budget
 from gaussq_jax.packed.bit_packing import packed_bytes
 from gaussq_jax.packed.checked_file import header_bytes, save_tensors
-from gaussq_jax.packed.export import Packed, load_packed, quantize_params, read_packed, save_packed
+from gaussq_jax.packed.export import Packed, load_packed, read_packed, save_packed
 from gaussq_jax.packed.layout import (
     Formats,
     Layout,
@@ -21,6 +21,7 @@ from gaussq_jax.packed.layout import (
     value_per_weight,
     weights_of_formats,
 )
+from gaussq_jax.packed.quantized_matrices import QuantizedMatrix, quantize_params, quantized_matrices
 from gaussq_jax.packed.size import ModelSize, layout_size, model_size
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'LeafLayout',
     'ModelSize',
     'Packed',
+    'QuantizedMatrix',
     'budget_below',
     'formats_within_budget',
     'header_bytes',
@@ -38,6 +40,7 @@ __all__ = [
     'model_size',
     'packed_bytes',
     'quantize_params',
+    'quantized_matrices',
     'read_packed',
     'save_packed',
     'save_tensors',

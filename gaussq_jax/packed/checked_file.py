@@ -22,7 +22,7 @@ from gaussq_jax.atomic_files import new_file
 
 KEY = 'gaussq_jax'
 RESERVED = '__metadata__'
-VERSION = 1
+VERSION, VERSIONS = 2, (1, 2)  # that is written, and those that are read
 CHUNK = 1 << 22
 NO_DIGEST = '0' * 64
 
@@ -114,11 +114,11 @@ def open_checked(path: str | os.PathLike) -> tuple[dict[str, Any], Any]:
         raise ValueError(f'{path} is a safetensors file, but not of packed weights: its metadata has no {KEY!r}')
     try:
         contents = of_json(metadata[KEY])
-        version, digest = contents.pop('version'), contents.pop('sha256')
+        version, digest = contents['version'], contents.pop('sha256')
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f'{path} is damaged: its metadata {KEY!r} is not what it should be ({error!r})') from None
-    if version != VERSION:
-        raise ValueError(f'{path} is of version {version!r}; this program reads version {VERSION}')
+    if isinstance(version, bool) or version not in VERSIONS:
+        raise ValueError(f'{path} is of version {version!r:.80}; this program reads {" and ".join(map(str, VERSIONS))}')
     is_digest = isinstance(digest, str) and re.fullmatch('[0-9a-f]{64}', digest)
     if not is_digest or digest != _digest(path, _read_header(path), digest):
         raise ValueError(f'{path} is damaged: its bytes are not those that were written (SHA-256)')

@@ -1,7 +1,5 @@
 """Weights of a layout: quantized, written to a file, and read from it."""
 
-import functools
-import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.block_scaling import Quantizer, fake_quantize, scale_exponents
 from gaussq_jax.formats import FloatFormat, parse_format
-from gaussq_jax.packed import bit_packing, checked_file
+from gaussq_jax.packed import bit_packing, checked_file, scale_codes
 from gaussq_jax.packed.layout import (
     STORABLE,
     Layout,
@@ -23,13 +20,12 @@ from gaussq_jax.packed.layout import (
     value_per_weight,
     weights_of_formats,
 )
+from gaussq_jax.packed.quantized_matrices import each_matrix, quantized_matrices, rounded
 from gaussq_jax.packed.size import ModelSize, size_of_leaves
 from gaussq_jax.param_rules import MatrixRule
 from gaussq_jax.param_tree import is_floating, map_leaves
-from kernels_pallas.rounding_on_bits import round_to_dtype
 
-SCALE_BIAS = 127  # of E8M0: code c is the scale 2^(c - 127), and 255 none
-MOST_SCALE = 254
+UNSCALED = 1  # the version whose leaves say nothing of scales: they are MX scales
 
 
 class Packed(NamedTuple):
@@ -39,44 +35,6 @@ class Packed(NamedTuple):
     layout: Layout
     size: ModelSize
     info: dict[str, Any]  # what `save_packed` was given
-
-
-def quantize_params(params: Any, layout: Layout) -> Any:
-    """The weights that a packed file of this layout holds: what to evaluate before saving, and what will be served.
-
-        W_hat = s round(W / s)    by tiles of the layout, in each tile's format, with the MX scale s
-
-    Args:
-      params: pytree of weights, float32 or bfloat16.
-      layout: as `uniform_layout` or `learned_layout` made it from these params.
-
-    Returns:
-      A tree like params, on the same devices: bfloat16, but for leaves with a format of more than 7 mantissa bits,
-      which are float32. Floating leaves that are not in the layout are rounded to bfloat16; those of `layout.kept`, and
-      leaves that aren't floating, are untouched.
-      Call it outside of `jax.jit` where a mesh has explicit axes.
-
-    Raises:
-      ValueError: if the layout is not of these params; for infinite and NaN weights, but under `jax.jit`.
-
-    Example:
-      >>> params = {'up': {'kernel': jnp.array([[6.0], [2.2], [0.8]])}}
-      >>> quantize_params(params, gq.uniform_layout(params, 'float4_e2m1fn'))['up']['kernel'].ravel()
-      Array([6, 2, 1], dtype=bfloat16)
-
-    Source: OCP Microscaling Formats v1.0, section 6.3.
-    """
-    check_layout(storable_leaves(params), layout)
-
-    def quantize(path, leaf):
-        if path not in layout:
-            return leaf if path in kept_leaves(layout) else _rounded(leaf)
-        of_leaf = layout[path]
-        matrices = [values.astype(of_leaf.dtype) for values, _, _ in quantized_matrices(path, leaf, of_leaf)]
-        quantized = of_leaf.rule.from_matrices(jnp.stack(matrices), leaf.shape)
-        return jax.device_put(quantized, leaf.sharding) if _is_concrete(leaf) and leaf.committed else quantized
-
-    return map_leaves(quantize, params)
 
 
 def save_packed(
@@ -122,7 +80,7 @@ def save_packed(
             described[name] = _describe_leaf(leaf, layout[name])
             formats |= {fmt.name: fmt for fmt in layout[name].formats}
         else:
-            of_leaf = {name: np.asarray(leaf if name in kept_leaves(layout) else _rounded(leaf))}
+            of_leaf = {name: np.asarray(leaf if name in kept_leaves(layout) else rounded(leaf))}
         if clash := sorted(set(of_leaf) & set(tensors)):
             raise ValueError(f'{clash[0]!r} would be the name of two tensors; rename a leaf')
         tensors |= of_leaf
@@ -183,52 +141,21 @@ def read_packed(path: str | os.PathLike, *, like: Any = None) -> Packed:
     return Packed(params, layout, size, info)
 
 
-def _rounded(leaf):
-    return _round(leaf, jnp.bfloat16) if is_floating(leaf) else leaf
-
-
-_round = jax.jit(round_to_dtype, static_argnums=1)  # in one go, without a float32 array in between
-
-
-def quantized_matrices(path, leaf, of_leaf: LeafLayout) -> Iterator[tuple[jax.Array, jax.Array, np.ndarray]]:
-    """Of each matrix of a leaf: its weights quantized (m, n) float32, the log2 of the tiles' scales, their formats."""
-    # One at a time is taken from the host, wherever the parts of the leaf lie: no sharding of it is of account.
-    leaf = np.asarray(leaf) if _is_concrete(leaf) else leaf
-    matrices = _each_matrix(of_leaf.rule.to_matrices(leaf))
-    for i, indices in enumerate(_each_matrix(of_leaf.indices)):
-        values, exponents, is_finite = _quantize_matrix(matrices[i], indices, of_leaf.tile, of_leaf.formats)
-        if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
-            raise ValueError(f'{path!r} has infinite or NaN weights, for which a packed format has no codes')
-        yield values, exponents, indices
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _quantize_matrix(weights, indices, tile, formats):
-    wide = weights.astype(jnp.float32)
-    values, exponents = jnp.zeros_like(wide), jnp.zeros(indices.shape, jnp.int32)
-    for i, fmt in enumerate(formats):
-        quantizer = Quantizer(fmt, block_size=tile, scale='mx')
-        values = jnp.where(value_per_weight(indices == i, tile, wide.shape), fake_quantize(wide, quantizer), values)
-        exponents = jnp.where(indices == i, scale_exponents(wide, quantizer), exponents)
-    return values, exponents, jnp.all(jnp.isfinite(wide))
-
-
-def _is_concrete(leaf) -> bool:
-    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-
-
 def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
     """The tensors of a leaf by name: the codes of each format, matrix by matrix; scales; the formats of the tiles."""
-    codes, scales = {fmt: [np.zeros(0, np.uint8)] for fmt in of_leaf.formats}, []
-    for values, exponents, indices in quantized_matrices(path, leaf, of_leaf):
-        values, exponents = np.asarray(values), np.asarray(exponents)
-        scales.append((exponents + SCALE_BIAS).astype(np.uint8))
-        exponents = value_per_weight(exponents, of_leaf.tile, values.shape).ravel()
-        for fmt, weights in _weights_by_format(of_leaf, indices, values.shape):
-            of_format = bit_packing.encode(values.ravel()[weights], exponents[weights], fmt)
-            codes[fmt].append(bit_packing.pack(of_format, fmt.bits))
-    tensors = [*map(np.concatenate, codes.values()), np.array(scales, np.uint8).reshape(of_leaf.indices.shape)]
-    return dict(zip(_tensor_names(path, of_leaf.formats), [*tensors, of_leaf.indices]))
+    codes, scales, divisors = {fmt: [np.zeros(0, np.uint8)] for fmt in of_leaf.formats}, [], []
+    for matrix in quantized_matrices(path, leaf, of_leaf):
+        scales.append(scale_codes.encode(matrix.scales, of_leaf.scale, _shifts(of_leaf)[matrix.indices]))
+        divisors.append(matrix.divisor)
+        for fmt, weights in _weights_by_format(of_leaf, matrix.indices, matrix.numbers.shape):
+            codes[fmt].append(bit_packing.pack(bit_packing.encode(matrix.numbers.ravel()[weights], 0, fmt), fmt.bits))
+    tensors = {_codes(path, fmt): np.concatenate(streams) for fmt, streams in codes.items()}
+    tensors[f'{path}.scales'] = np.reshape(scales, of_leaf.indices.shape)
+    if of_leaf.scale == 'nvfp4':
+        tensors[f'{path}.divisors'] = np.array(divisors, np.float32).reshape(of_leaf.indices.shape[:-2])
+    if len(of_leaf.formats) > 1:
+        tensors[f'{path}.formats'] = of_leaf.indices
+    return tensors
 
 
 def _describe_leaf(leaf, of_leaf: LeafLayout) -> dict[str, Any]:
@@ -241,6 +168,7 @@ def _describe_leaf(leaf, of_leaf: LeafLayout) -> dict[str, Any]:
         'col_axes': list(rule.col_axes),
         'tile': list(of_leaf.tile),
         'formats': [fmt.name for fmt in of_leaf.formats],
+        'scale': of_leaf.scale,
     }
 
 
@@ -255,13 +183,18 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
         if contents['formats'][name] != _describe_format(fmt):
             raise ValueError(f'its format {name} is not ours')
     leaves, layout, unread = {}, Layout(kept=contents.get('kept_leaves', ())), dict.fromkeys(file.keys())
+
+    def take(name):
+        if name not in unread:
+            raise ValueError(f'it has no tensor {name!r}')
+        del unread[name]
+        return file.get_tensor(name)
+
     for path, described in contents['leaves'].items():
+        if contents['version'] == UNSCALED:
+            described = {**described, 'scale': 'mx'}
         of_leaf = tuple(formats[name] for name in described['formats'])
-        names = _tensor_names(path, of_leaf)
-        if missing := [name for name in names if name not in unread]:
-            raise ValueError(f'it has no tensor {missing[0]!r}')
-        leaves[path], layout[path] = _unpack_leaf(path, described, of_leaf, [file.get_tensor(name) for name in names])
-        unread = {name: None for name in unread if name not in names}
+        leaves[path], layout[path] = _unpack_leaf(path, described, of_leaf, take)
     if differ := (set(unread) ^ set(contents['other_leaves'])) | (set(unread) & set(leaves)):
         raise ValueError(f'{min(differ)!r} is not the one leaf of its tensor, or not the one tensor of its leaf')
     others = {name: file.get_tensor(name) for name in unread}
@@ -273,12 +206,12 @@ def _unpack(contents, file) -> tuple[dict[str, np.ndarray], Layout]:
     return leaves | others, layout
 
 
-def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLayout]:
-    """A leaf and its layout from its tensors; ValueError where they are not as described."""
-    codes, (scales, *indices) = tensors[: len(formats)], tensors[len(formats) :]
+def _unpack_leaf(path, described, formats, take) -> tuple[np.ndarray, LeafLayout]:
+    """A leaf and its layout from its tensors, each taken by its name; ValueError where they are not as described."""
+    codes, scales = [take(_codes(path, fmt)) for fmt in formats], take(f'{path}.scales')
+    indices = take(f'{path}.formats') if len(formats) > 1 else np.zeros(scales.shape, np.uint8)
     rule = MatrixRule('.*', *(tuple(described[name]) for name in ('batch_axes', 'row_axes', 'col_axes')))
-    indices = indices[0] if indices else np.zeros(scales.shape, np.uint8)
-    of_leaf = LeafLayout(rule, tuple(described['tile']), formats, indices)
+    of_leaf = LeafLayout(rule, tuple(described['tile']), formats, indices, described['scale'])
     leaf = jax.ShapeDtypeStruct(tuple(described['shape']), of_leaf.dtype)
     check_layout({path: leaf}, {path: of_leaf})
     counts = weights_of_formats(leaf, of_leaf).reshape(-1, len(formats))
@@ -287,27 +220,39 @@ def _unpack_leaf(path, described, formats, tensors) -> tuple[np.ndarray, LeafLay
         for of_fmt, fmt in zip(counts.T, formats)
     ]
     if (
-        any(tensor.dtype != np.uint8 for tensor in tensors)
+        any(stream.dtype != np.uint8 for stream in codes)
         or [stream.shape for stream in codes] != [(int(end[-1]),) for end in ends]
         or scales.shape != indices.shape
-        or np.any(scales > MOST_SCALE)
         or described != _describe_leaf(leaf, of_leaf)
     ):
         raise ValueError(f'the tensors of {path!r} are not of the types and sizes that its description makes them')
+    factors = scale_codes.decode(scales, of_leaf.scale, _shifts(of_leaf)[indices])
+    if of_leaf.scale != 'absmax':
+        factors = factors.astype(np.float32)
+    if of_leaf.scale == 'nvfp4':
+        divisors = take(f'{path}.divisors')
+        if divisors.shape != scales.shape[:-2]:
+            raise ValueError(f'{path}.divisors has the shape {divisors.shape}, and not {scales.shape[:-2]}')
+        with np.errstate(over='ignore', under='ignore'):
+            factors /= scale_codes.decode(divisors, 'absmax').astype(np.float32)[..., None, None]
     *_, m, n = rule.matrix_shape(leaf.shape)
     matrices = np.empty((*scales.shape[:-2], m, n), leaf.dtype)
     streams = zip(*(np.split(stream, end[:-1]) for stream, end in zip(codes, ends)))
-    for matrix, of_tiles, which, parts in zip(*map(_each_matrix, (matrices, scales, indices)), streams):
-        factors = np.ldexp(np.float32(1), of_tiles.astype(np.int32) - SCALE_BIAS)
-        factors = value_per_weight(factors, of_leaf.tile, (m, n)).ravel()
+    for matrix, of_tiles, which, parts in zip(*map(each_matrix, (matrices, factors, indices)), streams):
+        of_weights = value_per_weight(of_tiles, of_leaf.tile, (m, n)).ravel()
         for (fmt, weights), part in zip(_weights_by_format(of_leaf, which, (m, n)), parts):
-            values = factors[weights]
+            values = of_weights[weights]
             with np.errstate(over='ignore'):
                 values = values * bit_packing.decoded(fmt)[bit_packing.unpack(part, fmt.bits, values.size)]
+                values = values.astype(np.float32)  # of absmax scales; their products are exact in float64
             if not np.all(np.isfinite(values)):
                 raise ValueError(f'{path!r} has codes that stand for no number')
             matrix.reshape(-1)[weights] = values
     return rule.from_matrices(matrices, leaf.shape), of_leaf
+
+
+def _shifts(of_leaf: LeafLayout) -> np.ndarray:
+    return np.array([scale_codes.shift(fmt) for fmt in of_leaf.formats])
 
 
 def _weights_by_format(of_leaf: LeafLayout, indices, shape) -> Iterator[tuple[FloatFormat, Any]]:
@@ -320,15 +265,9 @@ def _weights_by_format(of_leaf: LeafLayout, indices, shape) -> Iterator[tuple[Fl
         yield fmt, of_weights == i
 
 
-def _each_matrix(stack: np.ndarray) -> np.ndarray:
-    """(batch.., rows, columns) -> (matrices, rows, columns)."""
-    return stack.reshape(math.prod(stack.shape[:-2]), *stack.shape[-2:])
-
-
-def _tensor_names(path, formats) -> list[str]:
-    """The tensors of a packed leaf: a stream of codes a format, scales, and which format each tile has, of several."""
-    names = [*(f'{path}.codes.{fmt.name}' for fmt in formats), f'{path}.scales']
-    return [*names, f'{path}.formats'] if len(formats) > 1 else names
+def _codes(path, fmt: FloatFormat) -> str:
+    """The tensor of all codes of a format."""
+    return f'{path}.codes.{fmt.name}'
 
 
 def _nest(file, leaves):

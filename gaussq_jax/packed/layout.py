@@ -1,6 +1,7 @@
 """How the weights of a model are stored in few bits: which tiles share a scale, and the format of each."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,12 +11,12 @@ import jax
 import numpy as np
 
 from gaussq_jax.bitwidths import format_for_bitwidth
+from gaussq_jax.block_scaling import Quantizer
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.packed.bit_packing import MOST_BITS
 from gaussq_jax.param_reading import KEPT, Reading, checked_readings, sampled_rules, sampled_shapes
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
 from gaussq_jax.param_tree import leaves_by_path
-from gaussq_jax.rounding import as_format
 from gaussq_jax.weight_sampling import check_block_size, shape_in_blocks
 
 Formats = Callable[[float], FloatFormat]  # b_t -> format
@@ -29,9 +30,11 @@ class LeafLayout:
 
     Attributes:
       rule: what the leaf's axes mean; its matrices are (batch.., m, n).
-      tile: (rows, columns) of a matrix that share a power-of-two scale and a format; less at the matrix's edges.
+      tile: (rows, columns) of a matrix that share a scale and a format; less at the matrix's edges.
       formats: those that occur, of at most 16 bits each.
       indices: uint8 (batch.., ceil(m / rows), ceil(n / columns)), which of `formats` each tile has.
+      scale: the kind of the tiles' scales, as of a `Quantizer`: 'mx', a power of two in a byte; 'absmax', a float32
+        number; 'nvfp4', a float8_e4m3fn number, and a float32 number for each matrix.
 
     Raises:
       ValueError: for what is not as it says here.
@@ -41,6 +44,7 @@ class LeafLayout:
     tile: tuple[int, int]
     formats: tuple[FloatFormat, ...]
     indices: np.ndarray
+    scale: str = 'mx'
 
     def __post_init__(self):
         object.__setattr__(self, 'tile', tuple(self.tile))
@@ -54,10 +58,19 @@ class LeafLayout:
                 raise ValueError(f'format {fmt} has {fmt.bits} bits; at most {MOST_BITS} can be packed')
         if self.indices.dtype != np.uint8 or np.any(self.indices >= len(self.formats)):
             raise ValueError(f'indices must be uint8, less than {len(self.formats)}, the number of formats')
+        self.quantizers  # noqa: B018 - refuses scales that there aren't
+
+    @functools.cached_property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Of each format, what quantizes a matrix (m, n) whose tiles all have it, along its last axis."""
+        return tuple(Quantizer(fmt, block_size=self.tile, scale=self.scale) for fmt in self.formats)
 
     @property
     def dtype(self) -> np.dtype:
-        """What holds the numbers of all formats, and so the leaf that is read back: bfloat16, else float32."""
+        """Of the leaf that is read back: bfloat16 if it holds the numbers of all formats, else float32.
+
+        It holds them times a power of two, too; their products with other scales are rounded to it.
+        """
         enough = all(fmt.mantissa_bits <= BFLOAT16.mantissa_bits for fmt in self.formats)
         return np.dtype(jax.numpy.bfloat16 if enough else np.float32)
 
@@ -90,19 +103,21 @@ def uniform_layout(
     params: Any,
     fmt: FloatFormat | str,
     *,
-    block_size: int = 32,
+    block_size: int | str | tuple[int, int] = 32,
+    scale: str = 'mx',
     rules: Sequence[Rule] = DEFAULT_RULES,
     unnamed: str = 'error',
 ) -> Layout:
-    """All weight matrices in one format, with MX scales of so many weights along their rows, the contracted axis.
+    """All weight matrices in one format, with scales of so many weights along their rows, the contracted axis.
 
-    With 32 and one of OCP's formats these are MXFP8, MXFP6 and MXFP4; the weights are those of
-    `quantization_aware(Quantizer(fmt, block_size=block_size, scale='mx'))`.
+    With MX scales, 32 and one of OCP's formats these are MXFP8, MXFP6 and MXFP4. The weights are those of
+    `quantization_aware(Quantizer(fmt, block_size=block_size, scale=scale))`, and those that fully quantized training
+    multiplies with if they are rounded to what it computes in before.
 
     Args:
       params: pytree of weights.
       fmt: a FloatFormat of at most 16 bits, or its name; bfloat16 means that nothing is quantized: the layout is empty.
-      block_size: weights that share a scale.
+      block_size, scale: as of a `Quantizer`, of a matrix along its rows: what shares a scale, and the scales' kind.
       rules, unnamed: how the weights are read, as for `gaussian_weight_sampling`.
 
     Raises:
@@ -115,8 +130,8 @@ def uniform_layout(
 
     Source: OCP Microscaling Formats v1.0, section 5.
     """
-    fmt = as_format(fmt)
-    tile = (check_block_size(block_size), 1)
+    quantizer = Quantizer(fmt, block_size=block_size, scale=scale)
+    fmt = quantizer.fmt
     readings = checked_readings(params, rules, unnamed=unnamed)
     layout = _empty_layout(readings)
     if fmt == BFLOAT16:
@@ -124,8 +139,23 @@ def uniform_layout(
     sampled = sampled_rules(readings)
     for path, shape in sampled_shapes(readings).items():
         if math.prod(shape):
-            layout[path] = LeafLayout(sampled[path], tile, (fmt,), np.zeros(_shape_in_tiles(shape, tile), np.uint8))
+            tile = tile_of_blocks(quantizer.block_size, shape[-2:])
+            indices = np.zeros(_shape_in_tiles(shape, tile), np.uint8)
+            layout[path] = LeafLayout(sampled[path], tile, (fmt,), indices, scale)
     return layout
+
+
+def tile_of_blocks(block_size: int | str | tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns of a matrix (m, n) that share a scale if a `Quantizer` has blocks along its rows.
+
+    Example:
+      >>> [tile_of_blocks(size, (64, 128)) for size in (32, 'channel', 'tensor', (1, 16))]
+      [(32, 1), (64, 1), (64, 128), (16, 1)]
+    """
+    if isinstance(block_size, tuple):
+        return block_size[::-1]
+    sizes = {'channel': (shape[0], 1), 'tensor': tuple(shape)}
+    return sizes[block_size] if isinstance(block_size, str) else (block_size, 1)
 
 
 def learned_layout(

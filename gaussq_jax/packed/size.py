@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gaussq_jax.bitwidths import format_for_bitwidth
+from gaussq_jax.packed import scale_codes
 from gaussq_jax.packed.bit_packing import packed_bytes
 from gaussq_jax.packed.layout import (
     BFLOAT16,
@@ -32,7 +33,7 @@ class ModelSize:
 
     Attributes:
       payload_bytes: of the codes of all quantized weights, and of all other leaves.
-      scale_bytes: of the scales, one a tile.
+      scale_bytes: of the scales, one a tile, and with NVFP4's scales one a matrix.
       format_bytes: of the names of the tiles' formats, one a tile where a leaf has several formats.
       mean_bitwidth: mean b_t over the quantized weights, in bits; NaN where there are none, or no bitwidths.
       mean_stored_bits: what a quantized weight takes on average, its share of scales and names included: the number of
@@ -111,8 +112,11 @@ def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
         )
         tiles = layout[path].indices.size
         names = tiles * (len(layout[path].formats) > 1)
-        bits = 8 * (payload + tiles + names)
-        sizes[path] = ModelSize(payload, tiles, names, math.nan, bits / count)
+        scales = tiles * scale_codes.BYTES[layout[path].scale]
+        if layout[path].scale == 'nvfp4':
+            scales += math.prod(layout[path].indices.shape[:-2]) * scale_codes.DIVISOR_BYTES
+        bits = 8 * (payload + scales + names)
+        sizes[path] = ModelSize(payload, scales, names, math.nan, bits / count)
         quantized_bits, quantized = quantized_bits + bits, quantized + count
     sums = (
         sum(getattr(size, name) for size in sizes.values()) for name in ('payload_bytes', 'scale_bytes', 'format_bytes')

@@ -1,1 +1,1 @@
-"""Trained weights for programs that serve them."""
+"""Quantized weights as other software stores them: code by code and scale by scale, nothing rounded again."""

@@ -3,31 +3,28 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.formats import FloatFormat
 from gaussq_jax.models import Llama
-from gaussq_jax.packed import bit_packing
-from gaussq_jax.packed.export import SCALE_BIAS, quantize_params, quantized_matrices
-from gaussq_jax.packed.layout import Layout, LeafLayout, storable_leaves, value_per_weight
+from gaussq_jax.models.to_huggingface import check_params
+from gaussq_jax.packed import Layout, scale_codes
+from gaussq_jax.serving.matrices import Module, modules
 
 BLOCK = 32  # weights that share a scale
-BLOCK_BYTES = 1 + BLOCK // 2
-E2M1 = {FloatFormat(2, 1), FloatFormat(2, 1, 'fn')}  # the same numbers and codes by two names
-NAN_SCALE = 255  # of E8M0
 TENSORS = {
-    'embed/embedding': 'token_embd',
-    'layers/attention_norm/scale': 'blk.{}.attn_norm',
-    'layers/attention/query/kernel': 'blk.{}.attn_q',
-    'layers/attention/key/kernel': 'blk.{}.attn_k',
-    'layers/attention/value/kernel': 'blk.{}.attn_v',
-    'layers/attention/out/kernel': 'blk.{}.attn_output',
-    'layers/mlp_norm/scale': 'blk.{}.ffn_norm',
-    'layers/mlp/gate/kernel': 'blk.{}.ffn_gate',
-    'layers/mlp/up/kernel': 'blk.{}.ffn_up',
-    'layers/mlp/down/kernel': 'blk.{}.ffn_down',
-    'final_norm/scale': 'output_norm',
-    'lm_head/kernel': 'output',
+    'embed.embedding': 'token_embd',
+    'layers.attention_norm.scale': 'blk.{}.attn_norm',
+    'layers.attention.query.kernel': 'blk.{}.attn_q',
+    'layers.attention.key.kernel': 'blk.{}.attn_k',
+    'layers.attention.value.kernel': 'blk.{}.attn_v',
+    'layers.attention.out.kernel': 'blk.{}.attn_output',
+    'layers.mlp_norm.scale': 'blk.{}.ffn_norm',
+    'layers.mlp.gate.kernel': 'blk.{}.ffn_gate',
+    'layers.mlp.up.kernel': 'blk.{}.ffn_up',
+    'layers.mlp.down.kernel': 'blk.{}.ffn_down',
+    'final_norm.scale': 'output_norm',
+    'lm_head.kernel': 'output',
 }
 
 
@@ -35,8 +32,8 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
     """The tensors of a GGUF file with which llama.cpp has the weights `quantize_params(params, layout)`.
 
     A layer's matrix whose weights are all E2M1, with one scale for each 32 of them along the input axis, or for a
-    multiple of 32, becomes MXFP4: no code and no scale changes. All other matrices become BF16, or F32 where the
-    layout's numbers take float32. Norms become F32. llama.cpp rotates pairs of neighbours, and ours are half a head
+    multiple of 32, becomes MXFP4: no code and no scale changes. All other matrices become BF16, but those that the
+    layout keeps as they are become F32, as norms do. llama.cpp rotates pairs of neighbours, and ours are half a head
     apart: the rows of queries and keys are reordered, those of the first and the second half of each head in turns.
 
     Args:
@@ -49,7 +46,8 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
       'F32', with float32 of one or two axes. A tied head is left out.
 
     Raises:
-      ValueError: a model that is no Llama; parameters that are not a Llama's; as `quantize_params`.
+      ValueError: a model that is no Llama; parameters that are not the model's; a layout of the embedding; weights in
+        formats that bfloat16 does not hold; as `quantize_params`.
 
     Example:
       >>> import jax
@@ -65,21 +63,15 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
     """
     if not isinstance(model, Llama):
         raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
-    leaves = storable_leaves(params)
-    if unknown := sorted(leaves.keys() - TENSORS.keys()):
-        raise ValueError(f'params has the leaf {unknown[0]!r}, which no Llama has')
-    rotated = {'query': model.num_heads, 'key': model.num_kv_heads or model.num_heads}
-    weights, tensors = storable_leaves(quantize_params(params, layout)), {}
-    for path, leaf in leaves.items():
-        heads = next((count for part, count in rotated.items() if f'/{part}/' in path), None)
-        matrices = np.asarray(weights[path])
-        matrices = matrices if path.startswith('layers/') else matrices[None]
-        matrices = [_plain(matrix.T if path.endswith('kernel') else matrix) for matrix in matrices]
-        blocks = _blocks_of_layers(path, leaf, layout[path]) if path in layout else [None] * len(matrices)
-        for layer, (plain, mxfp4) in enumerate(zip(matrices, blocks)):
-            kind, array = plain if mxfp4 is None else ('MXFP4', mxfp4)
-            rows = slice(None) if heads is None else rotary_rows(len(array), heads)
-            tensors[f'{TENSORS[path].format(layer)}.weight'] = kind, np.ascontiguousarray(array[rows])
+    check_params(model, params)
+    heads = {'query': model.num_heads, 'key': model.num_kv_heads or model.num_heads}
+    tensors = {}
+    for leaf, layer, kind, array in _matrices(params, layout):
+        if leaf not in TENSORS:
+            raise ValueError(f'the layout has {leaf.rpartition(".")[0]!r}, which becomes BF16 alone: leave it out')
+        rotated = next((count for part, count in heads.items() if f'.{part}.' in leaf), None)
+        rows = slice(None) if rotated is None else rotary_rows(len(array), rotated)
+        tensors[f'{TENSORS[leaf].format(layer)}.weight'] = kind, np.ascontiguousarray(array[rows])
     return tensors
 
 
@@ -112,10 +104,10 @@ def mxfp4_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
             f' (out, a multiple of {BLOCK}), each below 16'
         )
     expected = codes.shape[0], codes.shape[1] // BLOCK
-    if scales.dtype != np.uint8 or scales.shape != expected or np.any(scales == NAN_SCALE):
+    if scales.dtype != np.uint8 or scales.shape != expected or np.any(scales > scale_codes.LARGEST_CODE):
         raise ValueError(
             f'scales is {scales.dtype} {scales.shape}, with {scales.max(initial=0)} as its largest; allowed is uint8'
-            f' {expected}, each below {NAN_SCALE}'
+            f' {expected}, at most {scale_codes.LARGEST_CODE}'
         )
     low, high = np.moveaxis(codes.reshape(*expected, 2, BLOCK // 2), 2, 0)
     return np.concatenate([scales[..., None], low | high << 4], axis=-1).reshape(len(codes), -1)
@@ -133,18 +125,20 @@ def rotary_rows(count: int, heads: int) -> np.ndarray:
     return np.arange(count).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
-def _plain(array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Norms have one axis, which llama.cpp takes in float32 alone."""
-    return ('F32', array.astype(np.float32)) if array.dtype == np.float32 or array.ndim == 1 else ('BF16', array)
-
-
-def _blocks_of_layers(path: str, leaf: Any, of_leaf: LeafLayout) -> Iterator[np.ndarray | None]:
-    """Each layer's matrix as MXFP4, None for one that has other numbers or blocks."""
-    for values, exponents, indices in quantized_matrices(path, leaf, of_leaf):
-        formats = {of_leaf.formats[index] for index in np.unique(indices)}
-        if not formats <= E2M1 or of_leaf.tile[0] % BLOCK or values.shape[0] % BLOCK:
-            yield None
+def _matrices(params: Any, layout: Layout) -> Iterator[tuple[str, int, str, np.ndarray]]:
+    """Of each layer of each leaf: the leaf's name, the layer, the type, and the array, with matrices as (out, in)."""
+    for module in modules(params, layout, 'gguf', unheld='bfloat16'):
+        if isinstance(module, Module):
+            is_of_layers = module.name.startswith('layers.')
+            name, _, layer = module.name.rpartition('.') if is_of_layers else (module.name, '', 0)
+            if module.storage is None:
+                yield f'{name}.kernel', int(layer), 'BF16', module.weights()
+            else:
+                scales = scale_codes.encode(module.scales()[0], 'mx')
+                yield f'{name}.kernel', int(layer), 'MXFP4', mxfp4_blocks(module.codes(), scales)
             continue
-        exponents = value_per_weight(np.asarray(exponents), of_leaf.tile, values.shape)
-        codes = bit_packing.encode(np.asarray(values), exponents, min(formats, key=str)).astype(np.uint8)
-        yield mxfp4_blocks(codes.T, (exponents[::BLOCK].T + SCALE_BIAS).astype(np.uint8))
+        name, stack = module
+        for layer, array in enumerate(stack if name.startswith('layers.') else stack[None]):
+            is_plain = array.ndim == 2 and array.dtype == jnp.bfloat16
+            kind, array = ('BF16', array) if is_plain else ('F32', array.astype(np.float32))
+            yield name, layer, kind, array.T if name.endswith('kernel') else array

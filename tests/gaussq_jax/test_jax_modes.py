@@ -12,7 +12,7 @@ from parameter_trees import nest
 
 import gaussq_jax as gq
 from gaussq_jax import models
-from gaussq_jax.block_scaling import largest_magnitudes, scale_exponents
+from gaussq_jax.block_scaling import largest_magnitudes, quantize
 from gaussq_jax.weight_sampling import shape_in_blocks
 from kernels_pallas import implementations
 
@@ -109,7 +109,7 @@ def rounding(dtype):
             gq.fake_quantize(x, TILES, axis=-2),
             gq.fake_quantize(x, STOCHASTIC, axis=(0, 1), key=key),
             largest_magnitudes(x, TILES),
-            scale_exponents(x, TILES),
+            quantize(x, TILES).scales,
         ],
         normal(5, 40, dtype=dtype),
     )

@@ -143,10 +143,10 @@ def test_metadata_that_is_something_else(path, text):
     assert "is damaged: its metadata 'gaussq_jax' is not what it should be" in refused(path)
 
 
-@pytest.mark.parametrize('version', [0, 2, '1', None, 1.5, [1]])
+@pytest.mark.parametrize('version', [0, 3, '1', None, 1.5, [1], True])
 def test_another_version(path, whole, version):
     data = rewritten(whole, lambda contents: contents.update(version=version))
-    assert refused(path, data) == f'is of version {version!r}; this program reads version 1'
+    assert refused(path, data) == f'is of version {version!r}; this program reads 1 and 2'
 
 
 @pytest.mark.parametrize('digest', ['', 'x', '0' * 64, 'F' * 64, None, 7, '\ud800', ['a']])

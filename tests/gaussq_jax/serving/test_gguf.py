@@ -10,7 +10,7 @@ from small_checkpoints import GPT2, random_params
 
 import gaussq_jax as gq
 from gaussq_jax import models
-from gaussq_jax.packed import learned_layout, quantize_params, uniform_layout
+from gaussq_jax.packed import Layout, learned_layout, quantize_params, uniform_layout
 from gaussq_jax.serving.gguf import mxfp4_blocks, rotary_rows, to_gguf
 
 E2M1 = 'float4_e2m1fn'
@@ -107,7 +107,7 @@ def test_neighbours_rotate_as_halves_do(heads, size):
 
 
 @pytest.mark.parametrize('tied', [False, True])
-@pytest.mark.parametrize('fmt', [E2M1, 'float8_e4m3fn', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('fmt', [E2M1, 'float8_e4m3fn', 'bfloat16'])
 def test_all_weights_are_there(fmt, tied):
     """By name, each is a tensor of Hugging Face's, quantized; its rows in llama.cpp's order."""
     model = llama(tie_embeddings=tied)
@@ -124,7 +124,7 @@ def test_all_weights_are_there(fmt, tied):
     for name, theirs in names.items():
         kind, array = tensors[f'{name}.weight']
         expected = np.asarray(weights[f'{theirs}.weight'])
-        quantized = {E2M1: 'MXFP4', 'float16': 'F32'}.get(fmt, 'BF16')
+        quantized = 'MXFP4' if fmt == E2M1 else 'BF16'
         assert kind == ('F32' if 'norm' in name else quantized if 'blk' in name else 'BF16')
         heads = {'q': 4, 'k': 2}.get(name.rpartition('attn_')[2])
         if heads:
@@ -179,7 +179,38 @@ def test_learned_bitwidths():
 def test_other_models_are_refused():
     with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of a Llama alone'):
         to_gguf(GPT2, random_params(GPT2), {})
-    with pytest.raises(ValueError, match="params has the leaf 'layers/mlp/up/bias', which no Llama has"):
-        params = jax.tree.map(np.copy, params_of(llama()))
-        params['layers']['mlp']['up']['bias'] = np.zeros((2, 96), np.float32)
-        to_gguf(llama(), params, {})
+    params = jax.tree.map(np.copy, params_of(llama()))
+    with pytest.raises(ValueError, match=r'layers.\w+.\w+.0 has weights in float16, which bfloat16 does not hold'):
+        to_gguf(llama(), params, uniform_layout(params, 'float16'))
+    params['layers']['mlp']['up']['bias'] = np.zeros((2, 96), np.float32)
+    with pytest.raises(
+        ValueError, match=r"params or layout has 'layers[.]mlp[.]up[.]bias'; a GGUF file of a Llama has"
+    ):
+        to_gguf(llama(), params, Layout())
+
+
+def test_kept_leaves():
+    """Nothing is rounded that the layout keeps."""
+    model = llama()
+    params = params_of(model)
+    tensors = to_gguf(model, params, Layout(kept=['embed/embedding', 'final_norm/scale']))
+    for name, leaf in {
+        'token_embd': params['embed']['embedding'],
+        'output_norm': params['final_norm']['scale'],
+    }.items():
+        assert tensors[f'{name}.weight'][0] == 'F32'
+        np.testing.assert_array_equal(tensors[f'{name}.weight'][1], leaf)
+
+
+def test_a_quantized_head():
+    """A layout may have it, and not the embedding, of which it doesn't say which axis shares scales."""
+    model = llama(vocab_size=96)
+    params = params_of(model)
+    rule = lambda leaf: gq.MatrixRule(leaf, batch_axes=(), row_axes=(0,), col_axes=(1,))
+    layout = uniform_layout(params, E2M1, rules=[rule('lm_head/kernel'), gq.CastOnly('.*')])
+    kind, blocks = to_gguf(model, params, layout)['output.weight']
+    assert kind == 'MXFP4'
+    expected = np.asarray(quantize_params(params, layout)['lm_head']['kernel']).T
+    np.testing.assert_array_equal(decode(blocks), expected.astype(np.float64))
+    with pytest.raises(ValueError, match="the layout has 'embed', which becomes BF16 alone"):
+        to_gguf(model, params, uniform_layout(params, E2M1, rules=[rule('embed/embedding'), gq.CastOnly('.*')]))

@@ -1,0 +1,131 @@
+"""The ways in which other software stores low-bit matrices, and which layouts each of them holds exactly."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from gaussq_jax.formats import FloatFormat, parse_format
+from gaussq_jax.packed.layout import LeafLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """One format for all weights of a matrix, and scales of one shape.
+
+    Attributes:
+      name: as its users call it.
+      fmt: of the weights.
+      tile: (inputs, outputs) that share a scale; None for all of an axis.
+      scale: the kind of its scales, as of a `Quantizer`.
+
+    Example:
+      >>> MXFP8.name, MXFP8.fmt.name, MXFP8.tile
+      ('MXFP8', 'float8_e4m3fn', (32, 1))
+    """
+
+    name: str
+    fmt: FloatFormat
+    tile: tuple[int | None, int]
+    scale: str
+
+    def reason_against(self, of_leaf: LeafLayout, shape: tuple[int, ...]) -> str | None:
+        """Why it doesn't hold a leaf (in, out) of this layout, number by number and scale by scale; None where it does.
+
+        Scales alone can still be out of its range: `matrices` refuses those.
+
+        Example:
+          >>> from gaussq_jax import uniform_layout
+          >>> layout = uniform_layout({'up': {'kernel': np.ones((64, 32), np.float32)}}, 'float6_e3m2fn')['up/kernel']
+          >>> MXFP8.reason_against(layout, (64, 32)), MXFP4.reason_against(layout, (64, 32))
+          (None, "its format float6_e3m2fn has numbers that float4_e2m1fn doesn't have")
+        """
+        rows, columns = shape[-2:]
+        used = [of_leaf.formats[i] for i in np.unique(of_leaf.indices)]
+        if lacking := [fmt.name for fmt in used if not holds(self.fmt, fmt)]:
+            return f"its format {lacking[0]} has numbers that {self.fmt.name} doesn't have"
+        if of_leaf.scale not in (self.scale, 'mx'):
+            return f'its scales are of the kind {of_leaf.scale}, not {self.scale}'
+        if self.tile[1] == 1 and rows % (self.tile[0] or 1):
+            return f'its {rows} inputs are no multiple of {self.tile[0]}'
+        for side, size, theirs, what in zip(of_leaf.tile, (rows, columns), self.tile, ('inputs', 'outputs')):
+            theirs = size if theirs is None else theirs
+            if side < size and side % theirs:
+                return f'{side} {what} share a scale, which is no multiple of {theirs}'
+        return None
+
+    def bits(self, shape: tuple[int, int]) -> float:
+        """What a matrix (in, out) takes, in bits, scales included.
+
+        Example:
+          >>> MXFP4.bits((64, 32)) / (64 * 32)
+          4.25
+        """
+        tiles = math.prod(-(-size // (side or size)) for size, side in zip(shape, self.tile))
+        return self.fmt.bits * math.prod(shape) + tiles * (32 if self.scale == 'absmax' else 8)
+
+
+@functools.cache
+def holds(target: FloatFormat, fmt: FloatFormat) -> bool:
+    """Whether each number of a format is one of the target's.
+
+    Example:
+      >>> [holds(MXFP8.fmt, parse_format(name)) for name in ('e2m1', 'e3m3', 'e3m4')]
+      [True, True, False]
+    """
+    return bool(np.all(np.isin(fmt.values(), target.values())))
+
+
+_E2M1, _E4M3 = parse_format('float4_e2m1fn'), parse_format('float8_e4m3fn')
+MXFP4 = Storage('MXFP4', _E2M1, (32, 1), 'mx')
+MXFP6_E2M3 = Storage('MXFP6 (E2M3)', parse_format('float6_e2m3fn'), (32, 1), 'mx')
+MXFP6_E3M2 = Storage('MXFP6 (E3M2)', parse_format('float6_e3m2fn'), (32, 1), 'mx')
+MXFP8 = Storage('MXFP8', _E4M3, (32, 1), 'mx')
+NVFP4 = Storage('NVFP4', _E2M1, (16, 1), 'nvfp4')
+FP8_CHANNEL = Storage('FP8 by output channel', _E4M3, (None, 1), 'absmax')
+FP8_BLOCK = Storage('FP8 in blocks of 128 x 128', _E4M3, (128, 128), 'absmax')
+
+# What holds the weights of which other software, narrowest first; all of them have bfloat16, too.
+TARGETS = {
+    'compressed-tensors': (MXFP4, NVFP4, MXFP6_E2M3, MXFP8, FP8_CHANNEL),
+    'mlx': (MXFP4, MXFP8),
+    'gguf': (MXFP4,),
+    'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
+    'deepseek-fp8': (FP8_BLOCK,),
+    'qwix': (MXFP4, MXFP8),
+}
+
+
+def choose_storage(
+    matrices: Mapping[str, tuple[LeafLayout, tuple[int, int]]], target: str
+) -> tuple[Storage | None, str]:
+    """The narrowest storage of a target that holds all of these matrices, or None and why there is none.
+
+    Args:
+      matrices: name -> the layout of the one matrix of a leaf and its shape (in, out).
+      target: of TARGETS.
+
+    Example:
+      >>> from gaussq_jax import uniform_layout
+      >>> layout = uniform_layout({'up': {'kernel': np.ones((64, 32), np.float32)}}, 'float6_e3m2fn')['up/kernel']
+      >>> choose_storage({'up': (layout, (64, 32))}, 'mlx')[0].name
+      'MXFP8'
+      >>> print(*choose_storage({'up': (layout, (64, 32))}, 'gguf')[1].split('; '), sep=chr(10))
+      up can't be held exactly as MXFP4, its format float6_e3m2fn has numbers that float4_e2m1fn doesn't have
+      it can be by compressed-tensors, mlx, quark-mxfp6, qwix
+    """
+    reasons = {}
+    for storage in TARGETS[target]:
+        against = {name: storage.reason_against(*matrix) for name, matrix in matrices.items()}
+        if not any(against.values()):
+            return storage, ''
+        reasons[storage] = next((name, reason) for name, reason in against.items() if reason)
+    name = next(iter(reasons.values()))[0]
+    said = '; or '.join(f'as {storage.name}, {reason}' for storage, (_, reason) in reasons.items())
+    others = [
+        other for other, storages in TARGETS.items() if any(not s.reason_against(*matrices[name]) for s in storages)
+    ]
+    instead = f'; it can be by {", ".join(others)}' if others else ''
+    return None, f"{name} can't be held exactly {said}{instead}"

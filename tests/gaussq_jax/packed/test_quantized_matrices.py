@@ -1,0 +1,69 @@
+"""The weights of a layout are the products of the numbers and the scales that are stored."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import numpy_float_formats as oracle
+import pytest
+from parameter_trees import assert_identical_trees
+
+import gaussq_jax as gq
+from gaussq_jax.packed import quantized_matrices
+from gaussq_jax.packed.layout import value_per_weight
+
+KINDS = {
+    'mx': dict(fmt='e3m2', scale='mx'),
+    'absmax': dict(fmt='float8_e4m3fn', block_size='channel', scale='absmax'),
+    'absmax by tile': dict(fmt='float8_e5m2', block_size=(8, 16), scale='absmax'),
+    'nvfp4': dict(fmt='e2m1', block_size=16, scale='nvfp4'),
+}
+
+
+def make_params(kernel=None):
+    kernel = oracle.heavy_tailed((7, 9)) if kernel is None else kernel
+    return {'blocks': [{'kernel': jnp.asarray(kernel)}, {'kernel': jnp.asarray(-kernel), 'bias': jnp.arange(9.0)}]}
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_numbers_times_scales_are_the_weights(kind):
+    """Also where blocks are zeros, or so small that float32 products are subnormal."""
+    kernel = oracle.heavy_tailed((48, 40))
+    kernel[:16, 3], kernel[:, 4], kernel[:, 5] = 0, -0.0, kernel[:, 5] * np.float32(2.0**-126)
+    params = {'up': {'kernel': kernel}}
+    layout = gq.uniform_layout(params, **kind)
+    of_leaf, weights = layout['up/kernel'], gq.quantize_params(params, layout)['up']['kernel']
+    (matrix,) = quantized_matrices('up/kernel', kernel, of_leaf)
+    assert set(np.abs(matrix.numbers).ravel()) <= set(of_leaf.formats[0].values())
+    factors = matrix.scales if matrix.divisor is None else matrix.scales.astype(np.float32) / matrix.divisor
+    products = (matrix.numbers * value_per_weight(factors, of_leaf.tile, kernel.shape)).astype(np.float32)
+    np.testing.assert_array_equal(products.astype(jnp.bfloat16).view(np.uint16), np.asarray(weights).view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    'scale, fmt, block_size', [('absolute', 'e2m1', 32), ('nvfp4', 'e2m1', 32), ('nvfp4', 'e3m2', 16)]
+)
+def test_scales_that_there_are_not(scale, fmt, block_size):
+    with pytest.raises(ValueError, match=f"scale='{scale}'"):
+        gq.uniform_layout(make_params(), fmt, scale=scale, block_size=block_size)
+
+
+def test_bfloat16_master_weights_are_as_good_as_float32_of_their_values():
+    kernel = oracle.heavy_tailed((7, 9), dtype=ml_dtypes.bfloat16)
+    layout = gq.uniform_layout(make_params(kernel), 'e2m1')
+    of_bfloat16 = gq.quantize_params(make_params(kernel), layout)
+    of_float32 = gq.quantize_params(make_params(kernel.astype(np.float32)), layout)
+    assert_identical_trees(of_bfloat16, of_float32)
+
+
+def test_what_was_quantized_is_quantized_already():
+    """A second time nothing changes: so weights read from a file are weights to evaluate as they are."""
+    layout = gq.uniform_layout(make_params(), 'e3m2')
+    once = gq.quantize_params(make_params(), layout)
+    assert_identical_trees(gq.quantize_params(once, layout), once)
+
+
+def test_it_may_be_compiled():
+    layout = gq.uniform_layout(make_params(), 'e2m1')
+    compiled = jax.jit(lambda params: gq.quantize_params(params, layout))(make_params())
+    assert_identical_trees(compiled, gq.quantize_params(make_params(), layout))
