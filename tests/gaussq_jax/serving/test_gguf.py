@@ -183,9 +183,7 @@ def test_other_models_are_refused():
     with pytest.raises(ValueError, match=r'layers.\w+.\w+.0 has weights in float16, which bfloat16 does not hold'):
         to_gguf(llama(), params, uniform_layout(params, 'float16'))
     params['layers']['mlp']['up']['bias'] = np.zeros((2, 96), np.float32)
-    with pytest.raises(
-        ValueError, match=r"params or layout has 'layers[.]mlp[.]up[.]bias'; a GGUF file of a Llama has"
-    ):
+    with pytest.raises(ValueError, match='params are of another model'):
         to_gguf(llama(), params, Layout())
 
 
