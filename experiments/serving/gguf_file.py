@@ -8,10 +8,9 @@ import numpy as np
 
 from experiments.serving.gguf_vocabulary import describe_tokenizer
 from experiments.workdirs import Run
-from gaussq_jax import models
 from gaussq_jax.atomic_files import new_file
 from gaussq_jax.packed import Layout
-from gaussq_jax.serving.gguf import to_gguf
+from gaussq_jax.serving.gguf import describe_model, to_gguf
 
 FILE_TYPES = {'MXFP4': 38, 'BF16': 32, 'F32': 0}  # of what most weights are
 
@@ -50,41 +49,3 @@ def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-
-
-def describe_model(model: Any, longest: int) -> dict[str, int | float]:
-    """The fields of a GGUF file that say what a Llama is.
-
-    Args:
-      model: a `Llama`.
-      longest: the longest sequence, in tokens.
-
-    Returns:
-      {key: a number}.
-
-    Raises:
-      ValueError: another model.
-
-    Example:
-      >>> model = models.Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=48, num_heads=2)
-      >>> describe_model(model, 128)['llama.rope.dimension_count']
-      16
-    """
-    if not isinstance(model, models.Llama):
-        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
-    head_size = model.hidden_size // model.num_heads
-    fields = {
-        'context_length': longest,
-        'vocab_size': model.vocab_size,
-        'block_count': model.num_layers,
-        'embedding_length': model.hidden_size,
-        'feed_forward_length': model.mlp_size,
-        'attention.head_count': model.num_heads,
-        'attention.head_count_kv': model.num_kv_heads or model.num_heads,
-        'attention.key_length': head_size,
-        'attention.value_length': head_size,
-        'attention.layer_norm_rms_epsilon': float(model.norm_epsilon),
-        'rope.dimension_count': head_size,
-        'rope.freq_base': float(model.rope_theta),
-    }
-    return {f'llama.{name}': value for name, value in fields.items()}

@@ -1,17 +1,22 @@
-"""A Llama's weights by the names, shapes and types that llama.cpp's GGUF files have; MXFP4 codes bit for bit."""
+"""A Llama as llama.cpp's GGUF files have it: its sizes, and its weights, MXFP4 codes bit for bit."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.models import Llama
+from gaussq_jax.models import FAMILIES, Llama
 from gaussq_jax.models.to_huggingface import check_params
 from gaussq_jax.packed import Layout, scale_codes
 from gaussq_jax.serving.matrices import Module, modules
 
 BLOCK = 32  # weights that share a scale
+CARRIED = {  # settings of a model
+    *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads'),
+    *('rope_theta', 'norm_epsilon', 'tie_embeddings'),
+}
 TENSORS = {
     'embed.embedding': 'token_embd',
     'layers.attention_norm.scale': 'blk.{}.attn_norm',
@@ -61,8 +66,7 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
 
     Source: `gguf-py` of llama.cpp, `constants.py` for the names, `quants.py` for the blocks.
     """
-    if not isinstance(model, Llama):
-        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
+    _check_model(model)
     check_params(model, params)
     heads = {'query': model.num_heads, 'key': model.num_kv_heads or model.num_heads}
     tensors = {}
@@ -73,6 +77,45 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
         rows = slice(None) if rotated is None else rotary_rows(len(array), rotated)
         tensors[f'{TENSORS[leaf].format(layer)}.weight'] = kind, np.ascontiguousarray(array[rows])
     return tensors
+
+
+def describe_model(model: Any, longest: int) -> dict[str, int | float]:
+    """The fields of a GGUF file that say what a Llama is.
+
+    Args:
+      model: a `Llama`.
+      longest: the longest sequence, in tokens.
+
+    Returns:
+      {key: a number}.
+
+    Raises:
+      ValueError: another model; one with settings that these fields don't say.
+
+    Example:
+      >>> model = Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=48, num_heads=2)
+      >>> describe_model(model, longest=128)['llama.rope.dimension_count']
+      16
+
+    Source: `gguf-py` of llama.cpp, `constants.py`.
+    """
+    _check_model(model)
+    head_size = model.hidden_size // model.num_heads
+    fields = {
+        'context_length': longest,
+        'vocab_size': model.vocab_size,
+        'block_count': model.num_layers,
+        'embedding_length': model.hidden_size,
+        'feed_forward_length': model.mlp_size,
+        'attention.head_count': model.num_heads,
+        'attention.head_count_kv': model.num_kv_heads or model.num_heads,
+        'attention.key_length': head_size,
+        'attention.value_length': head_size,
+        'attention.layer_norm_rms_epsilon': float(model.norm_epsilon),
+        'rope.dimension_count': head_size,
+        'rope.freq_base': float(model.rope_theta),
+    }
+    return {f'llama.{name}': value for name, value in fields.items()}
 
 
 def mxfp4_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -123,6 +166,16 @@ def rotary_rows(count: int, heads: int) -> np.ndarray:
       [0, 2, 1, 3, 4, 6, 5, 7]
     """
     return np.arange(count).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+
+
+def _check_model(model: Any):
+    """ValueError for what is no Llama, or has a setting that isn't carried over."""
+    if type(model) is not Llama:
+        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    for name in FAMILIES['llama'].settings.keys() - CARRIED:
+        if (value := getattr(model, name)) != defaults[name]:
+            raise ValueError(f'{name}={value!r}: a GGUF file is written of a Llama with {defaults[name]!r} alone')
 
 
 def _matrices(params: Any, layout: Layout) -> Iterator[tuple[str, int, str, np.ndarray]]:

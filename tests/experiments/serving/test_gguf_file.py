@@ -1,4 +1,4 @@
-"""Whole GGUF files: what is said of a Llama, and that the weights read back are those of the layout."""
+"""Whole GGUF files: the weights read back are those of the layout; and none where one can't be written."""
 
 import sys
 
@@ -17,25 +17,6 @@ def write(file, model, fmt='float4_e2m1fn'):
     params = params_of(model)
     gguf_file.write(run_of(model), params, uniform_layout(params, fmt), file)
     return params
-
-
-def test_what_is_said_of_a_model():
-    model = llama(norm_epsilon=1e-6)
-    assert gguf_file.describe_model(model, 128) == {
-        'llama.context_length': 128,
-        'llama.vocab_size': 264,
-        'llama.block_count': 2,
-        'llama.embedding_length': 64,
-        'llama.feed_forward_length': 96,
-        'llama.attention.head_count': 4,
-        'llama.attention.head_count_kv': 2,
-        'llama.attention.key_length': 16,
-        'llama.attention.value_length': 16,
-        'llama.attention.layer_norm_rms_epsilon': 1e-6,
-        'llama.rope.dimension_count': 16,
-        'llama.rope.freq_base': 50.0,
-    }
-    assert gguf_file.describe_model(llama(num_kv_heads=None), 128)['llama.attention.head_count_kv'] == 4
 
 
 def test_other_families_are_refused(tmp_path):

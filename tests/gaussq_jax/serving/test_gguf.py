@@ -11,7 +11,8 @@ from small_checkpoints import GPT2, random_params
 import gaussq_jax as gq
 from gaussq_jax import models
 from gaussq_jax.packed import Layout, learned_layout, quantize_params, uniform_layout
-from gaussq_jax.serving.gguf import mxfp4_blocks, rotary_rows, to_gguf
+from gaussq_jax.serving import gguf as serving_gguf
+from gaussq_jax.serving.gguf import describe_model, mxfp4_blocks, rotary_rows, to_gguf
 
 E2M1 = 'float4_e2m1fn'
 HUGGINGFACE = {  # within a layer
@@ -174,6 +175,37 @@ def test_learned_bitwidths():
     assert [tensors[f'blk.{layer}.ffn_up.weight'][0] for layer in (0, 1)] == ['MXFP4', 'BF16']
     np.testing.assert_array_equal(decode(tensors['blk.0.ffn_up.weight'][1]), quantized[0].T.astype(np.float64))
     np.testing.assert_array_equal(tensors['blk.1.ffn_up.weight'][1], quantized[1].T)
+
+
+def test_what_is_said_of_a_model():
+    model = llama(norm_epsilon=1e-6)
+    assert describe_model(model, 128) == {
+        'llama.context_length': 128,
+        'llama.vocab_size': 264,
+        'llama.block_count': 2,
+        'llama.embedding_length': 64,
+        'llama.feed_forward_length': 96,
+        'llama.attention.head_count': 4,
+        'llama.attention.head_count_kv': 2,
+        'llama.attention.key_length': 16,
+        'llama.attention.value_length': 16,
+        'llama.attention.layer_norm_rms_epsilon': 1e-6,
+        'llama.rope.dimension_count': 16,
+        'llama.rope.freq_base': 50.0,
+    }
+    assert describe_model(llama(num_kv_heads=None), 128)['llama.attention.head_count_kv'] == 4
+
+
+def test_settings_that_are_not_carried_over(monkeypatch):
+    """A new one of the family is refused, until it is."""
+    monkeypatch.setattr(serving_gguf, 'CARRIED', serving_gguf.CARRIED - {'rope_theta'})
+    describe_model(llama(rope_theta=10000.0), 128)
+    for function in (
+        lambda model: describe_model(model, 128),
+        lambda model: to_gguf(model, params_of(model), Layout()),
+    ):
+        with pytest.raises(ValueError, match=r'rope_theta=50.0: a GGUF file is written of a Llama with 10000.0 alone'):
+            function(llama())
 
 
 def test_other_models_are_refused():
