@@ -54,6 +54,7 @@ setuptools.setup(
         'peers': ['qwix>=0.1.8'],
         'gpu': ['jax[cuda12]'],
         'lm_eval': ['lm_eval>=0.4.13'],  # experiments.lm_eval_model
+        'serving': ['gguf>=0.19', 'xllamacpp>=2026.10'],  # writes files for llama.cpp; it, for tests
         'cluster': ['ray>=2.60,<3'],  # --ray of experiments.sweep
         'compile': ['jax[cuda12-local]', 'nvidia-cuda-nvcc>=13', 'nvidia-cuda-nvdisasm>=13'],  # for a GPU without one
     },

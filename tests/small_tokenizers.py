@@ -18,14 +18,13 @@ def write_sentencepiece(path, **options):
     """Of 400 pieces, which takes any text and gives it back; `options` are SentencePiece's own."""
     model = io.BytesIO()
     exact = dict(normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False)
+    kind = dict(model_type='bpe', byte_fallback=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(REAL_TEXT.splitlines()),
         model_writer=model,
         vocab_size=400,
-        model_type='bpe',
-        byte_fallback=True,
         minloglevel=2,
-        **exact | options,
+        **exact | kind | options,
     )
     path.write_bytes(model.getvalue())
     return path

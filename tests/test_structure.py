@@ -17,7 +17,7 @@ ORDER = (
     ('experiments.processes', 'experiments.cli', 'configs'),
     ('experiments.training',),
     ('experiments.workdirs', 'experiments.cost', 'experiments.reports', 'experiments.sweeps'),
-    ('experiments.benchmarks', 'experiments.laws', 'experiments.reliability'),
+    ('experiments.benchmarks', 'experiments.laws', 'experiments.reliability', 'experiments.serving'),
     ('experiments',),  # the programs
 )
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}

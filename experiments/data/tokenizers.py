@@ -18,6 +18,7 @@ class Tokenizer:
     """A vocabulary with the tokens that begin and end texts.
 
     Attributes:
+      vocabulary: as its file has it.
       special: these.
       remarks: on what files say of them that can't be.
       vocab_size: ids are in [0, vocab_size).
@@ -25,7 +26,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary, special: SpecialTokens | None = None, remarks: Iterable[str] = ()):
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self.special = special or special_tokens.resolve(vocabulary)[0]
         self.remarks = tuple(remarks)
         bos = () if self.special.bos is None else (self.special.bos,)
@@ -41,24 +42,24 @@ class Tokenizer:
     def num_document_ids(self) -> int:
         """One more than the largest id that a document may hold."""
         ends = *self.special.before_document, self.end_of_document
-        return max(self._vocabulary.vocab_size, *(token + 1 for token in ends))
+        return max(self.vocabulary.vocab_size, *(token + 1 for token in ends))
 
     @property
     def before_whole_text(self) -> tuple[int, ...]:
         """What belongs to a text that is scored from its beginning on: the token that its own tokenizer puts there."""
         special = self.special
-        is_own = special.before_prompt == (self._vocabulary.leading or ())
+        is_own = special.before_prompt == (self.vocabulary.leading or ())
         return special.before_prompt if is_own else special.before_document
 
     @property
     def framing(self) -> str:
         """Names how documents begin and end; empty if as in version 0.1."""
         before, end = self.special.before_document, self.end_of_document
-        return '' if (before, end) == ((), self._vocabulary.end_by_name) else f'{",".join(map(str, before))}-{end}'
+        return '' if (before, end) == ((), self.vocabulary.end_by_name) else f'{",".join(map(str, before))}-{end}'
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids, no special tokens added or recognised."""
-        return self._vocabulary.encode(text)
+        return self.vocabulary.encode(text)
 
     def encode_document(self, text: str) -> np.ndarray:
         """The ids of a document to train on, with those of its beginning, if it has one, and its end."""
@@ -79,11 +80,11 @@ class Tokenizer:
         if foreign := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise ValueError(f'ids holds {foreign[0]}; allowed: 0 to {self.vocab_size - 1}.')
         left_out = {self.end_of_document, *self.special.before_prompt}
-        return self._vocabulary.decode([i for i in ids if i not in left_out])
+        return self.vocabulary.decode([i for i in ids if i not in left_out])
 
     def describe(self) -> str:
         """Special tokens, for people."""
-        text = self._vocabulary.name
+        text = self.vocabulary.name
         name = lambda token: printable(f'{text(token)[:80]} ({token})') if text(token) else str(token)
         named = lambda tokens: ' or '.join(map(name, tokens))
         before, (end, *others) = self.special.before_document, self.special.eos
@@ -92,7 +93,7 @@ class Tokenizer:
 
     def files(self) -> dict[str, Any]:
         """What a folder for transformers says of this, by file: fields of JSON, and the text of a tokenizer.json."""
-        special, vocabulary = self.special, self._vocabulary
+        special, vocabulary = self.special, self.vocabulary
         tokens = {'bos_token': special.bos, 'eos_token': self.end_of_document}
         names = {field: None if token is None else vocabulary.name(token) or None for field, token in tokens.items()}
         return {
@@ -103,7 +104,7 @@ class Tokenizer:
     def is_said_by(self, folder: pathlib.Path | None) -> bool:
         """Whether the files of a folder say of this vocabulary what this tokenizer does."""
         try:
-            said, _ = special_tokens.resolve(self._vocabulary, folder=folder, vocab_size=self.vocab_size, is_given=True)
+            said, _ = special_tokens.resolve(self.vocabulary, folder=folder, vocab_size=self.vocab_size, is_given=True)
         except ValueError:
             return False
         return said == self.special

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Vocabulary(abc.ABC):
     end_by_name: the first of USUAL_ENDS that it has; `vocab_size`, one more, if none.
     bos, eos: ids of its own; None if it says nothing of them.
     leading: the ids that it puts before every text; None if the file doesn't say.
+    contents: of the file, of which SentencePiece's is bytes and that of `tokenizers` an object of JSON.
     """
 
     vocab_size: int
@@ -34,6 +36,7 @@ class Vocabulary(abc.ABC):
     bos: int | None = None
     eos: int | None = None
     leading: tuple[int, ...] | None = None
+    contents: Any = None
 
     @abc.abstractmethod
     def find(self, token: str) -> int | None:
@@ -110,6 +113,7 @@ class SentencePiece(Vocabulary):
         import sentencepiece
 
         self._where = where
+        self.contents = contents
         self._processor = sentencepiece.SentencePieceProcessor()
         replacements.check_sentencepiece(contents)
         self._processor.LoadFromSerializedProto(contents)
@@ -143,8 +147,8 @@ class HuggingFace(Vocabulary):
         import tokenizers
 
         self._where = where
-        self._contents = json_files.parse(contents, 'it')  # its errors say more than those of `tokenizers`
-        replacements.check(self._contents)
+        self.contents = json_files.parse(contents, 'it')  # its errors say more than those of `tokenizers`
+        replacements.check(self.contents)
         self._tokenizer = tokenizers.Tokenizer.from_str(contents.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -154,7 +158,7 @@ class HuggingFace(Vocabulary):
         if not 0 < self.vocab_size <= 2 * len(vocabulary) + MOST_HOLES:
             raise ValueError(f'it has {len(vocabulary):,} tokens, and ids up to {self.vocab_size - 1:,}')
         self.end_by_name = next((vocabulary[end] for end in USUAL_ENDS if end in vocabulary), self.vocab_size)
-        self.leading = tuple(_leading(self._contents.get('post_processor')))
+        self.leading = tuple(_leading(self.contents.get('post_processor')))
         if foreign := [token for token in self.leading if not self.name(token)]:
             raise ValueError(f'its post-processor puts {foreign[0]!r} before a text, which is no token')
         self.fingerprint = f'huggingface-{hashlib.sha256(contents).hexdigest()[:16]}'
@@ -186,7 +190,7 @@ class HuggingFace(Vocabulary):
         )
         special = {name: {'id': name, 'ids': [token], 'tokens': [name]} for name, token in names.items()}
         processor = dict(type='TemplateProcessing', single=single, pair=single + other, special_tokens=special)
-        return {TOKENIZERS[0]: json.dumps({**self._contents, 'post_processor': processor}, ensure_ascii=False)}
+        return {TOKENIZERS[0]: json.dumps({**self.contents, 'post_processor': processor}, ensure_ascii=False)}
 
 
 @contextlib.contextmanager

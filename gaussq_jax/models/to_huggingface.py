@@ -48,9 +48,7 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
     family = _family_with_checkpoints(model)
     theirs = family.huggingface
     config = theirs.describe(model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), np.int32))['params']
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
-        raise ValueError('params are of another model: the shapes or the names of their leaves differ')
+    check_params(model, params)
 
     leaves = {'/'.join(entry.key for entry in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     paths_of = collections.defaultdict(list)
@@ -65,6 +63,13 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
             tensor = tensor_of_leaves(tensors, [array[layer] if stacked else array for array in arrays])
             state_dict[_full_name(family, name)] = tensor
     return state_dict, config
+
+
+def check_params(model: nn.Module, params: Any):
+    """ValueError for parameters that are not the model's."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), np.int32))['params']
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
+        raise ValueError('params are of another model: the shapes or the names of their leaves differ')
 
 
 def huggingface_layout(model: nn.Module, layout: Mapping[str, LeafLayout]) -> Layout:

@@ -90,7 +90,7 @@ def write_model(folder, kind):
     contents = kind(folder)
     vocabulary = load_tokenizer(str(next(folder.glob('tokenizer.*'))))
     ids = {'bos_token_id': contents['bos_token'], 'eos_token_id': contents['eos_token']}
-    ids = {field: vocabulary._vocabulary.find(token) for field, token in ids.items()}
+    ids = {field: vocabulary.vocabulary.find(token) for field, token in ids.items()}
     ids['eos_token_id'] = [ids['eos_token_id'], 2] if kind is bpe_with_bos else ids['eos_token_id']
     torch.manual_seed(0)
     if kind is bpe_of_gpt2:

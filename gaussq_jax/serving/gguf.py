@@ -1,0 +1,197 @@
+"""A Llama as llama.cpp's GGUF files have it: its sizes, and its weights, MXFP4 codes bit for bit."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gaussq_jax.models import FAMILIES, Llama
+from gaussq_jax.models.to_huggingface import check_params
+from gaussq_jax.packed import Layout, scale_codes
+from gaussq_jax.serving.matrices import Module, modules
+
+BLOCK = 32  # weights that share a scale
+CARRIED = {  # settings of a model
+    *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads'),
+    *('rope_theta', 'norm_epsilon', 'tie_embeddings'),
+}
+TENSORS = {
+    'embed.embedding': 'token_embd',
+    'layers.attention_norm.scale': 'blk.{}.attn_norm',
+    'layers.attention.query.kernel': 'blk.{}.attn_q',
+    'layers.attention.key.kernel': 'blk.{}.attn_k',
+    'layers.attention.value.kernel': 'blk.{}.attn_v',
+    'layers.attention.out.kernel': 'blk.{}.attn_output',
+    'layers.mlp_norm.scale': 'blk.{}.ffn_norm',
+    'layers.mlp.gate.kernel': 'blk.{}.ffn_gate',
+    'layers.mlp.up.kernel': 'blk.{}.ffn_up',
+    'layers.mlp.down.kernel': 'blk.{}.ffn_down',
+    'final_norm.scale': 'output_norm',
+    'lm_head.kernel': 'output',
+}
+
+
+def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.ndarray]]:
+    """The tensors of a GGUF file with which llama.cpp has the weights `quantize_params(params, layout)`.
+
+    A layer's matrix whose weights are all E2M1, with one scale for each 32 of them along the input axis, or for a
+    multiple of 32, becomes MXFP4: no code and no scale changes. All other matrices become BF16, but those that the
+    layout keeps as they are become F32, as norms do. llama.cpp rotates pairs of neighbours, and ours are half a head
+    apart: the rows of queries and keys are reordered, those of the first and the second half of each head in turns.
+
+    Args:
+      model: a `Llama`.
+      params: its parameters, layers stacked.
+      layout: as for `quantize_params`.
+
+    Returns:
+      {name: (type, array)}: the types are 'MXFP4', with uint8 (out, in / 32 * 17); 'BF16', with bfloat16 (out, in); and
+      'F32', with float32 of one or two axes. A tied head is left out.
+
+    Raises:
+      ValueError: a model that is no Llama; parameters that are not the model's; a layout of the embedding; weights in
+        formats that bfloat16 does not hold; as `quantize_params`.
+
+    Example:
+      >>> import jax
+      >>> from gaussq_jax.packed import uniform_layout
+      >>> model = Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2)
+      >>> params = model.init(jax.random.key(0), np.zeros((1, 4), np.int32))['params']
+      >>> tensors = to_gguf(model, params, uniform_layout(params, 'float4_e2m1fn'))
+      >>> kind, blocks = tensors['blk.0.ffn_down.weight']
+      >>> kind, blocks.shape, tensors['output.weight'][0]
+      ('MXFP4', (32, 34), 'BF16')
+
+    Source: `gguf-py` of llama.cpp, `constants.py` for the names, `quants.py` for the blocks.
+    """
+    _check_model(model)
+    check_params(model, params)
+    heads = {'query': model.num_heads, 'key': model.num_kv_heads or model.num_heads}
+    tensors = {}
+    for leaf, layer, kind, array in _matrices(params, layout):
+        if leaf not in TENSORS:
+            raise ValueError(f'the layout has {leaf.rpartition(".")[0]!r}, which becomes BF16 alone: leave it out')
+        rotated = next((count for part, count in heads.items() if f'.{part}.' in leaf), None)
+        rows = slice(None) if rotated is None else rotary_rows(len(array), rotated)
+        tensors[f'{TENSORS[leaf].format(layer)}.weight'] = kind, np.ascontiguousarray(array[rows])
+    return tensors
+
+
+def describe_model(model: Any, longest: int) -> dict[str, int | float]:
+    """The fields of a GGUF file that say what a Llama is.
+
+    Args:
+      model: a `Llama`.
+      longest: the longest sequence, in tokens.
+
+    Returns:
+      {key: a number}.
+
+    Raises:
+      ValueError: another model; one with settings that these fields don't say.
+
+    Example:
+      >>> model = Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=48, num_heads=2)
+      >>> describe_model(model, longest=128)['llama.rope.dimension_count']
+      16
+
+    Source: `gguf-py` of llama.cpp, `constants.py`.
+    """
+    _check_model(model)
+    head_size = model.hidden_size // model.num_heads
+    fields = {
+        'context_length': longest,
+        'vocab_size': model.vocab_size,
+        'block_count': model.num_layers,
+        'embedding_length': model.hidden_size,
+        'feed_forward_length': model.mlp_size,
+        'attention.head_count': model.num_heads,
+        'attention.head_count_kv': model.num_kv_heads or model.num_heads,
+        'attention.key_length': head_size,
+        'attention.value_length': head_size,
+        'attention.layer_norm_rms_epsilon': float(model.norm_epsilon),
+        'rope.dimension_count': head_size,
+        'rope.freq_base': float(model.rope_theta),
+    }
+    return {f'llama.{name}': value for name, value in fields.items()}
+
+
+def mxfp4_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Codes of E2M1 and their scales, in the bytes of ggml's type MXFP4.
+
+    Each 32 weights along the input axis take 17 bytes: the scale's code e, of 2^(e - 127), then 16 bytes, of which byte
+    j has the code of weight j in its low half and that of weight j + 16 in its high half.
+
+    Args:
+      codes: uint8 (out, in), each below 16: the sign, two bits of exponent, one of mantissa. in is a multiple of 32.
+      scales: uint8 (out, in / 32), of E8M0; 255 stands for no number.
+
+    Returns:
+      uint8 (out, in / 32 * 17). ggml reads -0 as 0, all else as it is.
+
+    Raises:
+      ValueError: other dtypes, shapes and codes.
+
+    Example:
+      >>> codes = np.arange(32, dtype=np.uint8)[None] % 16
+      >>> mxfp4_blocks(codes, np.uint8([[127]])).tobytes().hex()
+      '7f00112233445566778899aabbccddeeff'
+
+    Source: `block_mxfp4` in llama.cpp's ggml-common.h; OCP Microscaling Formats v1.0, sections 5.3 and 5.4.
+    """
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] % BLOCK or np.any(codes > 15):
+        raise ValueError(
+            f'codes is {codes.dtype} {codes.shape}, with {codes.max(initial=0)} as its largest; allowed is uint8'
+            f' (out, a multiple of {BLOCK}), each below 16'
+        )
+    expected = codes.shape[0], codes.shape[1] // BLOCK
+    if scales.dtype != np.uint8 or scales.shape != expected or np.any(scales > scale_codes.LARGEST_CODE):
+        raise ValueError(
+            f'scales is {scales.dtype} {scales.shape}, with {scales.max(initial=0)} as its largest; allowed is uint8'
+            f' {expected}, at most {scale_codes.LARGEST_CODE}'
+        )
+    low, high = np.moveaxis(codes.reshape(*expected, 2, BLOCK // 2), 2, 0)
+    return np.concatenate([scales[..., None], low | high << 4], axis=-1).reshape(len(codes), -1)
+
+
+def rotary_rows(count: int, heads: int) -> np.ndarray:
+    """Which of our rows of a query's or key's (out, in) matrix is each of llama.cpp's, (out,) integers.
+
+    Row 2 i of a head of d rows is our row i, row 2 i + 1 our row i + d / 2.
+
+    Example:
+      >>> rotary_rows(8, heads=2).tolist()
+      [0, 2, 1, 3, 4, 6, 5, 7]
+    """
+    return np.arange(count).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+
+
+def _check_model(model: Any):
+    """ValueError for what is no Llama, or has a setting that isn't carried over."""
+    if type(model) is not Llama:
+        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    for name in FAMILIES['llama'].settings.keys() - CARRIED:
+        if (value := getattr(model, name)) != defaults[name]:
+            raise ValueError(f'{name}={value!r}: a GGUF file is written of a Llama with {defaults[name]!r} alone')
+
+
+def _matrices(params: Any, layout: Layout) -> Iterator[tuple[str, int, str, np.ndarray]]:
+    """Of each layer of each leaf: the leaf's name, the layer, the type, and the array, with matrices as (out, in)."""
+    for module in modules(params, layout, 'gguf', unheld='bfloat16'):
+        if isinstance(module, Module):
+            is_of_layers = module.name.startswith('layers.')
+            name, _, layer = module.name.rpartition('.') if is_of_layers else (module.name, '', 0)
+            if module.storage is None:
+                yield f'{name}.kernel', int(layer), 'BF16', module.weights()
+            else:
+                scales = scale_codes.encode(module.scales()[0], 'mx')
+                yield f'{name}.kernel', int(layer), 'MXFP4', mxfp4_blocks(module.codes(), scales)
+            continue
+        name, stack = module
+        for layer, array in enumerate(stack if name.startswith('layers.') else stack[None]):
+            is_plain = array.ndim == 2 and array.dtype == jnp.bfloat16
+            kind, array = ('BF16', array) if is_plain else ('F32', array.astype(np.float32))
+            yield name, layer, kind, array.T if name.endswith('kernel') else array
