@@ -117,7 +117,9 @@ class Llama(nn.Module):
                 'the rotary position embedding rotates pairs'
             )
         if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
-            raise ValueError(f'head_dim={self.head_dim} must be even: the rotary position embedding rotates pairs')
+            raise ValueError(
+                f'head_dim={self.head_dim} must be even and positive: the rotary position embedding rotates pairs'
+            )
         if not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor:
             raise ValueError(
                 f'rope_low_freq_factor={self.rope_low_freq_factor} must be positive and less than'
