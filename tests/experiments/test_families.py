@@ -1,4 +1,4 @@
-"""What Llama's later generations, Mistral, Qwen2 and Qwen3 have beyond Llama 2 trains, on any mesh, as its weights do."""
+"""What Llama 3, Mistral, Qwen2 and Qwen3 have beyond Llama 2: it trains on every mesh, and counts."""
 
 import numpy as np
 import pytest
