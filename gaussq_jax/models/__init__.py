@@ -1,4 +1,4 @@
-"""Language models whose weights can be transformed from outside: Llama, Mistral, Qwen2, Qwen3 and GPT-2, in flax.linen.
+"""Language models whose weights can be transformed from outside, in flax.linen: Llama, Mistral, Qwen2, Qwen3, GPT-2.
 
 A family of models is a record, `ModelFamily`: what is registered can be trained, imported and exported as those are.
 """
