@@ -17,7 +17,7 @@ above what the next narrower one holds, and within which budget they get that. W
 they cost least. Any other format is that of all weight matrices which the method quantizes (of bf16, all of them), with
 a power-of-two scale for each --block_size weights along the contracted axis, as MXFP8, MXFP6 and MXFP4 have. All other
 weights, and with bfloat16 all weights, are stored in bfloat16. --to_hf writes the same weights, in bfloat16, also as a
-folder for `transformers`.
+folder for `transformers`, whatever the family of the model; those of `import_hf` go back to where they came from.
 """
 
 import pathlib

@@ -29,10 +29,12 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
     Returns:
       (state_dict, config): NumPy arrays of the leaves' dtypes, by the names that `save_pretrained` writes, the tied
       head left out; transposed ones are views. And what goes into config.json, but for what our models don't have:
-      a Llama's longest sequence and the ids of special tokens, of which there are none.
+      the longest sequence (but of GPT-2) and the ids of special tokens, of which there are none. Rotary positions are
+      written as versions before 5 read them, and since.
 
     Raises:
-      ValueError: another kind of model; parameters that are not the model's.
+      ValueError: another kind of model; parameters that are not the model's; a Llama whose heads don't divide
+        hidden_size, which transformers doesn't have.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,7 +45,7 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
       >>> tensors['transformer.h.1.attn.c_attn.weight'].shape, config['n_inner']
       ((64, 192), 256)
 
-    Source: `modeling_llama.py` and `modeling_gpt2.py` of transformers 5.
+    Source: `modeling_llama.py`, `_mistral`, `_qwen2`, `_qwen3` and `_gpt2` of transformers 5.
     """
     family = _family_with_checkpoints(model)
     theirs = family.huggingface
