@@ -14,7 +14,7 @@ from gaussq_jax.serving.matrices import Module, modules
 
 BLOCK = 32  # weights that share a scale
 CARRIED = {  # settings of a model
-    *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads'),
+    *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads', 'head_dim'),
     *('rope_theta', 'norm_epsilon', 'tie_embeddings'),
 }
 TENSORS = {
@@ -100,7 +100,7 @@ def describe_model(model: Any, longest: int) -> dict[str, int | float]:
     Source: `gguf-py` of llama.cpp, `constants.py`.
     """
     _check_model(model)
-    head_size = model.hidden_size // model.num_heads
+    head_size = model.head_dim or model.hidden_size // model.num_heads
     fields = {
         'context_length': longest,
         'vocab_size': model.vocab_size,
