@@ -30,7 +30,8 @@ def read(path):
 def unpack_leaf(path, leaf, tensors, formats):
     of_format = [formats[name] for name in leaf['formats']]
     scales = tensors.pop(f'{path}.scales')
-    which = tensors.pop(f'{path}.formats') if len(leaf['formats']) > 1 else np.zeros(scales.shape, np.uint8)
+    which = tensors.pop(f'{path}.formats') if len(leaf['formats']) > 1 else np.zeros(1, np.uint8)
+    which = np.broadcast_to(which, scales.shape)
     scales = factors(path, leaf.get('scale', 'mx'), scales, of_format, which, tensors)  # in version 1 all are mx
     streams = [tensors.pop(f'{path}.codes.{name}') for name in leaf['formats']]
     axes = leaf['batch_axes'] + leaf['row_axes'] + leaf['col_axes']

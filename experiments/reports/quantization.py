@@ -20,7 +20,7 @@ from experiments.reports import heat_maps, pictures
 from experiments.training.experiment import Experiment, TrainState
 from gaussq_jax import param_tree
 from gaussq_jax.block_scaling import largest_magnitudes
-from gaussq_jax.packed import Layout, LeafLayout, packed_bytes, value_per_weight
+from gaussq_jax.packed import Layout, LeafLayout, format_bytes, packed_bytes, scale_bytes, value_per_weight
 from gaussq_jax.param_reading import matrix_rules
 from gaussq_jax.text_table import text_table
 
@@ -140,8 +140,7 @@ def measure(weights: np.ndarray, quantizer: gq.Quantizer) -> Measurement:
 def measure_tiles(weights: np.ndarray, layout: LeafLayout, indices: np.ndarray) -> tuple[Measurement, dict[str, int]]:
     """Measures a matrix (rows, columns) of a leaf, of which each tile has its own format; and what has which."""
     quantized, largest = np.zeros_like(weights), np.zeros_like(weights)
-    names = indices.size if len(layout.formats) > 1 else 0
-    num_bytes, formats = indices.size + names, {}
+    num_bytes, formats = scale_bytes(layout, indices) + format_bytes(layout, indices), {}
     for i, fmt in enumerate(layout.formats):
         quantizer = layout.quantizers[i]
         here = value_per_weight(indices == i, layout.tile, weights.shape)
@@ -182,8 +181,9 @@ def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
         budget = info.get('budget')
         if budget is not None and not json_files.is_a(budget, float):
             raise ValueError(f'its budget is {budget!r:.80}, and no number')
-        what = describe(None) if info['layout'] == 'learned' else 'a format for each matrix, of those that servers have'
-        return what + ('' if budget is None else f', at most {budget:g} bits a weight')
+        served = info['layout'] == 'served'
+        what = 'a format for each matrix, of those that servers have' if served else describe(None)
+        return what + ('' if budget is None else f', at most {budget:g} bits a weight{" there" * served}')
     if not layout:
         return f'{info["layout"]}, nothing quantized'
     size = info.get('block_size', next(iter(layout.values())).tile[0])

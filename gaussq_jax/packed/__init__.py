@@ -22,7 +22,7 @@ from gaussq_jax.packed.layout import (
     weights_of_formats,
 )
 from gaussq_jax.packed.quantized_matrices import QuantizedMatrix, quantize_params, quantized_matrices
-from gaussq_jax.packed.size import ModelSize, layout_size, model_size
+from gaussq_jax.packed.size import ModelSize, format_bytes, layout_size, model_size, scale_bytes
 
 __all__ = [
     'Formats',
@@ -32,6 +32,7 @@ __all__ = [
     'Packed',
     'QuantizedMatrix',
     'budget_below',
+    'format_bytes',
     'formats_within_budget',
     'header_bytes',
     'layout_size',
@@ -44,6 +45,7 @@ __all__ = [
     'read_packed',
     'save_packed',
     'save_tensors',
+    'scale_bytes',
     'uniform_layout',
     'value_per_weight',
     'weights_of_formats',

@@ -17,6 +17,7 @@ from gaussq_jax.packed.layout import (
     check_layout,
     kept_leaves,
     storable_leaves,
+    stored_indices,
     value_per_weight,
     weights_of_formats,
 )
@@ -154,7 +155,7 @@ def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
     if of_leaf.scale == 'nvfp4':
         tensors[f'{path}.divisors'] = np.array(divisors, np.float32).reshape(of_leaf.indices.shape[:-2])
     if len(of_leaf.formats) > 1:
-        tensors[f'{path}.formats'] = of_leaf.indices
+        tensors[f'{path}.formats'] = stored_indices(of_leaf)
     return tensors
 
 
@@ -210,6 +211,8 @@ def _unpack_leaf(path, described, formats, take) -> tuple[np.ndarray, LeafLayout
     """A leaf and its layout from its tensors, each taken by its name; ValueError where they are not as described."""
     codes, scales = [take(_codes(path, fmt)) for fmt in formats], take(f'{path}.scales')
     indices = take(f'{path}.formats') if len(formats) > 1 else np.zeros(scales.shape, np.uint8)
+    if indices.shape == (*scales.shape[:-2], 1, 1):
+        indices = np.broadcast_to(indices, scales.shape)
     rule = MatrixRule('.*', *(tuple(described[name]) for name in ('batch_axes', 'row_axes', 'col_axes')))
     of_leaf = LeafLayout(rule, tuple(described['tile']), formats, indices, described['scale'])
     leaf = jax.ShapeDtypeStruct(tuple(described['shape']), of_leaf.dtype)

@@ -195,6 +195,18 @@ def learned_layout(
     return layout_of_bitwidths(readings, bitwidths, formats, block_size)
 
 
+def stored_indices(of_leaf: LeafLayout) -> np.ndarray:
+    """Which format each tile has, or one for each matrix, (batch.., 1, 1), where all tiles of each have the same.
+
+    Example:
+      >>> layout = uniform_layout({'up': {'kernel': np.ones((64, 32), np.float32)}}, 'e2m1')['up/kernel']
+      >>> layout.indices.shape, stored_indices(layout).shape
+      ((2, 32), (1, 1))
+    """
+    of_matrices = of_leaf.indices[..., :1, :1]
+    return of_matrices if np.all(of_leaf.indices == of_matrices) else of_leaf.indices
+
+
 def storable_leaves(params: Any) -> dict[str, Any]:
     """`leaves_by_path`; ValueError as there, and for a leaf that can't be stored."""
     leaves = leaves_by_path(params)

@@ -15,10 +15,12 @@ from gaussq_jax.packed.layout import (
     BFLOAT16,
     Formats,
     Layout,
+    LeafLayout,
     check_layout,
     kept_leaves,
     learned_layout,
     storable_leaves,
+    stored_indices,
     weights_of_formats,
     weights_of_tiles,
 )
@@ -34,7 +36,8 @@ class ModelSize:
     Attributes:
       payload_bytes: of the codes of all quantized weights, and of all other leaves.
       scale_bytes: of the scales, one a tile, and with NVFP4's scales one a matrix.
-      format_bytes: of the names of the tiles' formats, one a tile where a leaf has several formats.
+      format_bytes: of the names of the tiles' formats, where a leaf has several: one a tile, or one a matrix if the tiles
+        of each have the same.
       mean_bitwidth: mean b_t over the quantized weights, in bits; NaN where there are none, or no bitwidths.
       mean_stored_bits: what a quantized weight takes on average, its share of scales and names included: the number of
         bits that is on the disk. A b_t of 4 is stored in E3M2, 6 bits. NaN where no weight is quantized.
@@ -110,11 +113,7 @@ def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
             for of_matrix in counts.reshape(-1, len(layout[path].formats))
             for number, fmt in zip(of_matrix, layout[path].formats)
         )
-        tiles = layout[path].indices.size
-        names = tiles * (len(layout[path].formats) > 1)
-        scales = tiles * scale_codes.BYTES[layout[path].scale]
-        if layout[path].scale == 'nvfp4':
-            scales += math.prod(layout[path].indices.shape[:-2]) * scale_codes.DIVISOR_BYTES
+        scales, names = (count(layout[path], layout[path].indices) for count in (scale_bytes, format_bytes))
         bits = 8 * (payload + scales + names)
         sizes[path] = ModelSize(payload, scales, names, math.nan, bits / count)
         quantized_bits, quantized = quantized_bits + bits, quantized + count
@@ -122,6 +121,18 @@ def size_of_leaves(leaves: Mapping[str, Any], layout: Layout) -> ModelSize:
         sum(getattr(size, name) for size in sizes.values()) for name in ('payload_bytes', 'scale_bytes', 'format_bytes')
     )
     return ModelSize(*sums, math.nan, _mean(quantized_bits, quantized), sizes)
+
+
+def scale_bytes(of_leaf: LeafLayout, indices: np.ndarray) -> int:
+    """Of the scales of some matrices of a leaf, whose tiles have these formats."""
+    of_matrices = scale_codes.DIVISOR_BYTES * math.prod(indices.shape[:-2]) if of_leaf.scale == 'nvfp4' else 0
+    return indices.size * scale_codes.BYTES[of_leaf.scale] + of_matrices
+
+
+def format_bytes(of_leaf: LeafLayout, indices: np.ndarray) -> int:
+    """Of the names of their formats."""
+    is_one_a_matrix = stored_indices(of_leaf).shape[-2:] == (1, 1)
+    return (math.prod(indices.shape[:-2]) if is_one_a_matrix else indices.size) * (len(of_leaf.formats) > 1)
 
 
 def _mean(total: float, count: int) -> float:
