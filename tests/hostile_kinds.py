@@ -150,8 +150,8 @@ def use_tokenizer(tokenizer: tokenizers.Tokenizer) -> list[str]:
 
 
 def read_huggingface(folder: pathlib.Path) -> dict[str, Any]:
-    experiment, tokenizer, not_finite = import_hf.import_checkpoint(folder / 'hf', folder / 'imported')
-    told = use_tokenizer(tokenizer)
+    experiment, tokenizer, not_finite, remarks = import_hf.import_checkpoint(folder / 'hf', folder / 'imported')
+    told = [*use_tokenizer(tokenizer), *remarks]
     params = arrays(workdirs.open_run(folder / 'imported').state.params)
     counts = {path: np.count_nonzero(~np.isfinite(leaf)) for path, leaf in params.items()}
     assert not_finite == {path: count for path, count in counts.items() if count}, 'not counted: values not finite'
