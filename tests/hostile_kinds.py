@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
@@ -123,6 +124,10 @@ def write_huggingface(folder: pathlib.Path):
     }
     for name, contents in said.items():
         (folder / 'hf' / name).write_text(json.dumps(contents))
+
+
+def write_low_bit(folder: pathlib.Path):
+    low_bit_checkpoints.write(folder / 'hf', 'mixed')
 
 
 def write_tokenizers(folder: pathlib.Path):
@@ -319,6 +324,7 @@ HUGGINGFACE = {
     'hf/added_tokens.json': (of_json,),
     'hf/generation_config.json': (of_json,),
 }
+LOW_BIT = {'hf/config.json': (of_json,), 'hf/*.safetensors': (of_bytes, of_tensors, of_tensors)}
 TOKENIZER = ('hf/*token*', 'hf/generation_config.json')
 
 KINDS = {
@@ -326,6 +332,7 @@ KINDS = {
     'packed, sealed': Kind(write_packed, read_packed_file, {'packed.safetensors': (of_packed,)}),
     'packed run, sealed': Kind(write_packed, open_packed_file, {'packed.safetensors': (of_packed,)}),
     'Hugging Face': Kind(write_huggingface, read_huggingface, HUGGINGFACE, exact_arrays=TOKENIZER),
+    'Hugging Face, low-bit': Kind(write_low_bit, read_huggingface, LOW_BIT),
     'tokenizers': Kind(write_tokenizers, read_tokenizers, {'*.json': JSON_OR_DAMAGE, '*.model': (of_bytes,)}),
     'checkpoint': Kind(write_run, read_run, {'checkpoints/**/*': (of_bytes,)}, exact=('*',)),
     'checkpoint, sealed': Kind(write_run, read_run, CHECKPOINT, seal=seal_run),

@@ -19,18 +19,28 @@ SAFETENSORS |= {'float8_e8m0fnu': 'F8_E8M0', 'int8': 'I8'}
 BLOCK = (16, 32)  # outputs, inputs
 
 
-def write(directory, form='mxfp4', *, seed=0, **fields):
+def write(directory, form='mxfp4', *, tokenizer=True, **fields):
     """A folder of this form: one of FORMS; the numbers of each of its matrices, float32, by the tensor's name."""
-    write_checkpoint(directory, MODEL)
-    path, generator = directory / 'model.safetensors', np.random.default_rng(seed)
+    write_checkpoint(directory, MODEL, tokenizer=tokenizer)
+    path, generator = directory / 'model.safetensors', np.random.default_rng(0)
     tensors, numbers = read_tensors(path), {}
+    forms, said = FORMS[form]
     for name in [name for name in tensors if '_proj.' in name]:
         prefix = name.removesuffix('weight')
-        stored, numbers[name] = FORMS[form][0](generator, tensors.pop(name).shape)
+        encode = forms if callable(forms) else next(encode for of, encode in forms.items() if of in name)
+        stored, numbers[name] = encode(generator, tensors.pop(name).shape)
         tensors |= {prefix + part: tensor for part, tensor in stored.items()}
     write_tensors(path, tensors)
-    change_json(directory / 'config.json', quantization_config=FORMS[form][1] | fields)
+    change_json(directory / 'config.json', quantization_config=said | fields)
     return numbers
+
+
+def change_tensors(directory, **changes):
+    """Sets tensors of the folder's one file; `...` takes one away, a function is given it."""
+    path = directory / 'model.safetensors'
+    tensors = read_tensors(path)
+    changes = {name: change(tensors[name]) if callable(change) else change for name, change in changes.items()}
+    write_tensors(path, {name: tensor for name, tensor in (tensors | changes).items() if tensor is not ...})
 
 
 def read_tensors(path):
@@ -59,7 +69,7 @@ def write_tensors(path, tensors):
 
 def _exponents(generator, shape):
     codes = generator.integers(110, 135, shape).astype(np.uint8)
-    codes.reshape(-1)[:2] = 0, 250  # at the ends of their range
+    codes.reshape(-1)[0] = 0
     return codes, np.ldexp(1.0, codes.astype(int) - 127)
 
 
@@ -85,7 +95,6 @@ def _mxfp6(generator, shape):
 def _mxfp8(generator, shape):
     codes = _fp8(generator, shape)
     scale_codes, scales = _exponents(generator, (shape[0], shape[1] // 32))
-    scale_codes, scales = np.minimum(scale_codes, 240), np.minimum(scales, 2.0**113)
     return {'weight': codes, 'weight_scale': scale_codes}, _product(codes.astype(float), scales, (1, 32))
 
 
@@ -126,6 +135,16 @@ def _blocks_of(shape):
     return tuple(-(-size // side) for size, side in zip(shape, BLOCK))
 
 
+def _with_input_scale(encode, part):
+    """The same, and the scale of a static quantization of activations."""
+
+    def encode_both(generator, shape):
+        stored, numbers = encode(generator, shape)
+        return stored | {part: np.ones(1, np.float32)}, numbers
+
+    return encode_both
+
+
 def scheme(num_bits, strategy, **fields):
     weights = {'num_bits': num_bits, 'type': 'float', 'symmetric': True, 'strategy': strategy, 'dynamic': False}
     weights |= {'group_size': None, 'block_structure': None, 'actorder': None, 'observer': 'minmax', **fields}
@@ -147,16 +166,16 @@ DEEPSEEK = {
 }
 MX = {'group_size': 32, 'scale_dtype': 'torch.uint8'}
 CHANNELS = lambda shape: (shape[0], 1)
-FORMS = {  # name -> what makes a matrix of it, and the configuration
+NVFP4 = scheme(4, 'tensor_group', group_size=16, scale_dtype='torch.float8_e4m3fn')
+MIXED = {  # FP8 and NVFP4 whose activations were quantized, by a regex, and by the class of what is left
+    'group_0': scheme(8, 'channel') | {'targets': ['re:.*self_attn.*_proj$'], 'format': 'float-quantized'},
+    'group_1': NVFP4 | {'format': 'nvfp4-pack-quantized', 'input_activations': ACTIVATIONS},
+}
+FORMS = {  # name -> what makes a matrix, or those whose names have a part; and the configuration
     'mxfp4': (_mxfp4, compressed('mxfp4-pack-quantized', scheme(4, 'group', **MX))),
     'mxfp6': (_mxfp6, compressed('mxfp6-pack-quantized', scheme(6, 'group', **MX))),
     'mxfp8': (_mxfp8, compressed('mxfp8-quantized', scheme(8, 'group', **MX))),
-    'nvfp4': (
-        _nvfp4,
-        compressed(
-            'nvfp4-pack-quantized', scheme(4, 'tensor_group', group_size=16, scale_dtype='torch.float8_e4m3fn')
-        ),
-    ),
+    'nvfp4': (_nvfp4, compressed('nvfp4-pack-quantized', NVFP4)),
     'fp8 channel': (
         _float_scales(CHANNELS, None, 'bfloat16'),
         compressed('float-quantized', scheme(8, 'channel') | {'input_activations': ACTIVATIONS}),
@@ -176,4 +195,11 @@ FORMS = {  # name -> what makes a matrix of it, and the configuration
     ),
     'deepseek': (_float_scales(_blocks_of, BLOCK, part='weight_scale_inv'), DEEPSEEK),
     'deepseek bfloat16': (_float_scales(_blocks_of, BLOCK, 'bfloat16', 'weight_scale_inv'), DEEPSEEK),
+    'mixed': (
+        {
+            'self_attn': _float_scales(CHANNELS, None, 'float16'),
+            'mlp': _with_input_scale(_nvfp4, 'input_global_scale'),
+        },
+        compressed('mixed-precision', None, config_groups=MIXED),
+    ),
 }

@@ -54,8 +54,8 @@ class LowBitTensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, tensors: StoredTensors, quantization: QuantizationConfig):
-        self._tensors, self._encodings, self._plain = tensors, {}, []
-        parts, stored = defaultdict(set), Counter()
+        self._tensors, parts, stored = tensors, defaultdict(set), Counter()
+        self._encodings = {}  # None of what isn't quantized
         for name in tensors:
             if len(name) > MOST_NAME_CHARACTERS:
                 raise ValueError(f'{name!r:.80} … is a name of more than {MOST_NAME_CHARACTERS} characters')
@@ -70,15 +70,15 @@ class LowBitTensors(Mapping[str, np.ndarray]):
                 self._encodings[f'{prefix}weight'] = encoding
                 found = found - {*encoding.parts, *encoding.of_activations}
                 stored[encoding.storage.name] += 1
-            self._plain += [f'{prefix}{part}' for part in sorted(found)]
-        if not self._encodings:
+            self._encodings |= dict.fromkeys(f'{prefix}{part}' for part in sorted(found))
+        if not any(self._encodings.values()):
             raise ValueError(f'{FIELD} is there, but no tensor of what it quantizes')
         self.remarks = (self._describe(stored, quantization.software), *quantization.remarks)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._encodings:
-            return self._tensors[name]
         prefix, encoding = name.removesuffix('weight'), self._encodings[name]
+        if encoding is None:
+            return self._tensors[name]
         codes = self._tensors.codes(f'{prefix}{encoding.weight}')
         storage = encoding.storage
         rows, columns = self._shape(prefix, encoding)
@@ -98,11 +98,10 @@ class LowBitTensors(Mapping[str, np.ndarray]):
         return weights
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._encodings
-        yield from self._plain
+        return iter(self._encodings)
 
     def __len__(self) -> int:
-        return len(self._encodings) + len(self._plain)
+        return len(self._encodings)
 
     def _scales(self, prefix: str, encoding: Encoding) -> np.ndarray:
         """What the numbers of each tile are multiplied by, float32."""
@@ -122,11 +121,11 @@ class LowBitTensors(Mapping[str, np.ndarray]):
             return scales
         divisor = self._tensors[f'{prefix}{encoding.divisor}'].reshape(())
         if not 0 < divisor < np.inf:
-            raise ValueError(f'{prefix}{encoding.divisor}={divisor} must be a positive number')
+            raise ValueError(f'{prefix}{encoding.divisor}={divisor:.3g} must be a positive number')
         with np.errstate(over='ignore'):
             scales = scales / divisor
         if not np.all(np.isfinite(scales)):
-            raise ValueError(f'{name} divided by {encoding.divisor}={divisor} is infinite in float32')
+            raise ValueError(f'{name} divided by {encoding.divisor}={divisor:.3g} is infinite in float32')
         return scales
 
     def _shape(self, prefix: str, encoding: Encoding) -> tuple[int, int]:
@@ -184,8 +183,8 @@ class LowBitTensors(Mapping[str, np.ndarray]):
             raise ValueError(f'{prefix}{part}: its shape {shape} must be {" or ".join(map(str, shapes))}')
 
     def _describe(self, stored: Counter, software: str) -> str:
-        is_exact = all(encoding.storage.scale == 'mx' for encoding in self._encodings.values())
-        names = list(dict.fromkeys(encoding.storage.name for encoding in self._encodings.values()))
+        storages = {encoding.storage for encoding in self._encodings.values() if encoding}
+        names = sorted(storage.name for storage in storages)
         counts = [f'{stored[name]:,} of {name}' for name in (*names, *sorted(stored.keys() - names))]
-        how = 'dequantized exactly' if is_exact else 'dequantized in float32'
+        how = 'dequantized exactly' if all(storage.scale == 'mx' for storage in storages) else 'dequantized in float32'
         return f'matrices of {software}: {", ".join(counts)}; {how}'

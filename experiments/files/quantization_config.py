@@ -28,7 +28,7 @@ EMBEDDINGS = ('embed_tokens', 'wte', 'wpe')  # the last names of modules of the 
 HEAD = 'lm_head'  # which FP8 of DeepSeek leaves out, said or not
 ACTIVATIONS = 'activations were quantized when it was served; here they are not'
 # Regexes are a stranger's: these bound what matching them can take.
-MOST_REGEX_CHARACTERS, MOST_REPETITIONS, MOST_NAME_CHARACTERS = 1000, 4, 256
+MOST_REGEX_CHARACTERS, MOST_REPETITIONS, MOST_NAME_CHARACTERS = 1000, 3, 256
 
 
 class Encoding(NamedTuple):
@@ -274,8 +274,8 @@ def _regex(place: str, text: str) -> re.Pattern:
             f'{place}: {text!r:.80} must have at most {MOST_REGEX_CHARACTERS:,} characters and {MOST_REPETITIONS}'
             ' repetitions'
         )
-    if any(i and tokens[i - 1] == ')' for i in repeated):
-        raise ValueError(f'{place}: {text!r:.80} must not repeat a group')
+    if any(i and tokens[i - 1] == ')' for i in repeated) or re.search(r'\(\?[aiLmsux-]', text):
+        raise ValueError(f'{place}: {text!r:.80} must not repeat a group, nor set flags')
     try:
         with warnings.catch_warnings(action='ignore'):
             return re.compile(text)
