@@ -178,7 +178,7 @@ FORMS = {  # name -> what makes a matrix, or those whose names have a part; and 
     'nvfp4': (_nvfp4, compressed('nvfp4-pack-quantized', NVFP4)),
     'fp8 channel': (
         _float_scales(CHANNELS, None, 'bfloat16'),
-        compressed('float-quantized', scheme(8, 'channel') | {'input_activations': ACTIVATIONS}),
+        compressed('float-quantized', scheme(8, 'channel')),
     ),
     'fp8 tensor': (_float_scales(lambda shape: (1,), None), compressed('float-quantized', scheme(8, 'tensor'))),
     'fp8 scalar': (

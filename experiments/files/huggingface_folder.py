@@ -223,7 +223,8 @@ def _open(path):
     except FileNotFoundError:
         raise ValueError(f'{path} is missing') from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is no whole safetensors file: {error}') from None
+        said = ' '.join(str(error).split())  # which quotes the file
+        raise ValueError(f'{path} is no whole safetensors file: {said}') from None
 
 
 def _starts(path):
