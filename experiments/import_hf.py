@@ -6,7 +6,9 @@
 
 DIR holds config.json and the weights as safetensors, in one file or several with their index. The model is a Llama of
 any generation to 3, Mistral, Qwen2, Qwen2.5, Qwen3 (without experts) or GPT-2. A field of config.json that our models
-can't follow, such as a window of attention that sequences exceed, is an error that names it.
+can't follow, such as a window of attention that sequences exceed, is an error that names it. The weights may have few
+bits, as compressed-tensors writes them (MXFP4, MXFP6, MXFP8, NVFP4, FP8) or DeepSeek (FP8): they become the numbers
+that they stand for.
 
 Tokenizer files are copied to WORKDIR/tokenizer; where DIR has neither tokenizer.json nor tokenizer.model, --tokenizer
 names such a file, or is `bytes`. Which tokens begin and end texts is what config.json, generation_config.json,
@@ -60,11 +62,13 @@ def main(argv):
             checkpoint = paths.parse(CHECKPOINT.value, '--checkpoint')
             special = dict(bos_token_id=BOS.value, eos_token_id=EOS.value, add_bos_token=ADD_BOS.value)
             settings = dict(tokenizer=TOKENIZER.value, sequence_length=SEQUENCE_LENGTH.value, special=special)
-            experiment, tokenizer, not_finite = import_checkpoint(checkpoint, workdir, **settings)
+            experiment, tokenizer, not_finite, remarks = import_checkpoint(checkpoint, workdir, **settings)
     except KeyboardInterrupt:
         sys.exit(f'\ninterrupted; {workdir} was not written')
     config = experiment.config
     print(f'model     {config.model.family}, {experiment.num_params:,} parameters')
+    for label, line in zip(('weights', *len(remarks) * ('',)), remarks):
+        print(f'{label:9} {line}')
     print(f'tokenizer {config.tokenizer}; the vocabulary of the model is {experiment.vocab_size:,}')
     print('\n'.join(f'          {line}' for line in (tokenizer.describe(), *tokenizer.remarks)))
     for path, count in not_finite.items():
@@ -80,8 +84,8 @@ def import_checkpoint(
     tokenizer: str | None = None,
     sequence_length: int | None = None,
     special: Mapping[str, str] = special_tokens.ASK,
-) -> tuple[Experiment, tokenizers.Tokenizer, dict[str, int]]:
-    """Writes the workdir, whole or not at all; what its config means, its tokenizer, and leaves that aren't finite.
+) -> tuple[Experiment, tokenizers.Tokenizer, dict[str, int], tuple[str, ...]]:
+    """Writes the workdir, whole or not at all; what its config means, its tokenizer, leaves not finite, remarks.
 
     Raises:
       ValueError: a checkpoint, or a tokenizer, that can't be read or that we can't follow; a workdir in use.
@@ -114,7 +118,7 @@ def import_checkpoint(
         state = init_state(experiment, jax.device_put(params, experiment.shardings.params))
         with Checkpointer(partial / 'checkpoints') as checkpointer:
             checkpointer.save(0, state, {}, {**stored_configs.write(config.to_dict()), 'corpus': ''})
-    return experiment, loaded, {path: count for path, count in not_finite.items() if count}
+    return experiment, loaded, {path: count for path, count in not_finite.items() if count}, tensors.remarks
 
 
 def find_tokenizer(checkpoint: pathlib.Path) -> str:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
@@ -126,6 +127,10 @@ def write_huggingface(folder: pathlib.Path):
         (folder / 'hf' / name).write_text(json.dumps(contents))
 
 
+def write_low_bit(folder: pathlib.Path):
+    low_bit_checkpoints.write(folder / 'hf', 'mixed')
+
+
 def write_tokenizers(folder: pathlib.Path):
     small_tokenizers.write_sentencepiece(folder / 'exact.model', num_threads=1)
     small_tokenizers.write_sentencepiece(folder / 'nfkc.model', num_threads=1, normalization_rule_name='nmt_nfkc')
@@ -151,8 +156,8 @@ def use_tokenizer(tokenizer: tokenizers.Tokenizer) -> list[str]:
 
 
 def read_huggingface(folder: pathlib.Path) -> dict[str, Any]:
-    experiment, tokenizer, not_finite = import_hf.import_checkpoint(folder / 'hf', folder / 'imported')
-    told = use_tokenizer(tokenizer)
+    experiment, tokenizer, not_finite, remarks = import_hf.import_checkpoint(folder / 'hf', folder / 'imported')
+    told = [*use_tokenizer(tokenizer), *remarks]
     params = arrays(workdirs.open_run(folder / 'imported').state.params)
     counts = {path: np.count_nonzero(~np.isfinite(leaf)) for path, leaf in params.items()}
     assert not_finite == {path: count for path, count in counts.items() if count}, 'not counted: values not finite'
@@ -320,6 +325,7 @@ HUGGINGFACE = {
     'hf/added_tokens.json': (of_json,),
     'hf/generation_config.json': (of_json,),
 }
+LOW_BIT = {'hf/config.json': (of_json,), 'hf/*.safetensors': (of_bytes, of_tensors, of_tensors)}
 TOKENIZER = ('hf/*token*', 'hf/generation_config.json')
 
 KINDS = {
@@ -327,6 +333,7 @@ KINDS = {
     'packed, sealed': Kind(write_packed, read_packed_file, {'packed.safetensors': (of_packed,)}),
     'packed run, sealed': Kind(write_packed, open_packed_file, {'packed.safetensors': (of_packed,)}),
     'Hugging Face': Kind(write_huggingface, read_huggingface, HUGGINGFACE, exact_arrays=TOKENIZER),
+    'Hugging Face, low-bit': Kind(write_low_bit, read_huggingface, LOW_BIT),
     'tokenizers': Kind(write_tokenizers, read_tokenizers, {'*.json': JSON_OR_DAMAGE, '*.model': (of_bytes,)}),
     'checkpoint': Kind(write_run, read_run, {'checkpoints/**/*': (of_bytes,)}, exact=('*',)),
     'checkpoint, sealed': Kind(write_run, read_run, CHECKPOINT, seal=seal_run),

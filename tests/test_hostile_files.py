@@ -17,7 +17,7 @@ import pytest
 READING = pathlib.Path(__file__).with_name('hostile_reading.py')
 KINDS = dict.fromkeys(  # how many mutations of each
     (
-        *('packed', 'packed, sealed', 'packed run, sealed', 'Hugging Face', 'tokenizers'),
+        *('packed', 'packed, sealed', 'packed run, sealed', 'Hugging Face', 'Hugging Face, low-bit', 'tokenizers'),
         *('checkpoint', 'checkpoint, sealed', 'config of a run', 'metrics', 'result', 'comparison', 'casts'),
         *('table, CSV', 'table, JSONL', 'table, Parquet', 'law', 'tokens', 'texts'),
     ),

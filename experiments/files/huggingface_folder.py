@@ -4,6 +4,7 @@ What is read is JSON and safetensors, of which nothing is ever executed; weights
 are refused.
 """
 
+import math
 import os
 import pathlib
 import shutil
@@ -14,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from experiments.files import json_files, paths
+from experiments.files import json_files, paths, quantization_config
+from experiments.files.low_bit_tensors import LowBitTensors
 from gaussq_jax import models
 from gaussq_jax.atomic_files import new_directory, new_file
 from gaussq_jax.packed import save_tensors
@@ -39,12 +41,17 @@ class Tensors(Mapping[str, np.ndarray]):
     Args:
       files: tensor name -> the file that holds it.
 
+    Attributes:
+      remarks: what their reader should know; nothing.
+
     Raises:
       ValueError: a file that is missing, damaged, or without its tensors; names it.
     """
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(self, files: Mapping[str, pathlib.Path]):
-        self._files = dict(files)
+        self._files, self._starts = dict(files), {}
         self._open = {path: _open(path) for path in sorted(set(files.values()))}
         for path, file in self._open.items():
             if lacking := sorted({name for name, where in files.items() if where == path} - set(file.keys())):
@@ -56,6 +63,19 @@ class Tensors(Mapping[str, np.ndarray]):
         except (safetensors.SafetensorError, TypeError, AttributeError) as error:  # the others of dtypes NumPy lacks
             raise ValueError(f"{self._files[name]}: the tensor {name} can't be read: {error}") from None
 
+    def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The dtype, as safetensors calls it, and the shape."""
+        described = self._open[self._files[name]].get_slice(name)
+        return described.get_dtype(), tuple(described.get_shape())
+
+    def codes(self, name: str) -> np.ndarray:
+        """The bytes of a tensor whose dtype has eight bits, maybe one that NumPy lacks: uint8 of its shape."""
+        path, shape = self._files[name], self.kind(name)[1]
+        if path not in self._starts:
+            self._starts[path] = _starts(path)
+        codes = np.fromfile(path, np.uint8, math.prod(shape), offset=self._starts[path][name])
+        return codes.reshape(shape)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -63,31 +83,29 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self._files)
 
 
-def read(directory: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
+def read(directory: pathlib.Path) -> tuple[Tensors | LowBitTensors, dict[str, Any]]:
     """The tensors and the configuration of a folder, which `models.from_huggingface` takes.
 
     Args:
       directory: holds config.json, and model.safetensors or model.safetensors.index.json with the files it names.
 
+    Returns:
+      (tensors, config): of a low-bit checkpoint, whose config says so, the tensors are dequantized when asked for.
+
     Raises:
-      ValueError: a file that is missing or damaged, by its name; weights that are there as a pickle only.
+      ValueError: a file that is missing or damaged, by its name; weights that are there as a pickle only; a
+        quantization that isn't read, or doesn't agree with the tensors.
     """
     if not directory.is_dir():
         raise ValueError(f'{directory} is no folder')
     config = json_files.read(directory / CONFIG)
-    if (directory / WEIGHTS).is_file():
-        return Tensors(dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS)), config
-    if (directory / INDEX).is_file():
-        files = json_files.read(directory / INDEX).get('weight_map')
-        if not isinstance(files, dict) or not files or not all(map(_is_file_name, files.values())):
-            raise ValueError(f'{directory / INDEX} has no weight_map of tensor names to files of this folder')
-        return Tensors({name: directory / file for name, file in files.items()}), config
-    if pickles := sorted(directory.glob('*.bin')):
-        raise ValueError(
-            f'{directory} has its weights in {pickles[0].name} only, a pickle, which can run code when it is read: have'
-            ' transformers write it as safetensors, by AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)'
-        )
-    raise ValueError(f'{directory} has neither {WEIGHTS} nor {INDEX}')
+    with json_files.naming(directory / CONFIG):
+        quantization = quantization_config.read(config)
+    tensors = _tensors(directory)
+    if quantization is None:
+        return tensors, config
+    with json_files.naming(directory):
+        return LowBitTensors(tensors, quantization), config
 
 
 def write(
@@ -186,6 +204,22 @@ def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in names if isinstance(config.get(name), int | list)}
 
 
+def _tensors(directory: pathlib.Path) -> Tensors:
+    if (directory / WEIGHTS).is_file():
+        return Tensors(dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS))
+    if (directory / INDEX).is_file():
+        files = json_files.read(directory / INDEX).get('weight_map')
+        if not isinstance(files, dict) or not files or not all(map(_is_file_name, files.values())):
+            raise ValueError(f'{directory / INDEX} has no weight_map of tensor names to files of this folder')
+        return Tensors({name: directory / file for name, file in files.items()})
+    if pickles := sorted(directory.glob('*.bin')):
+        raise ValueError(
+            f'{directory} has its weights in {pickles[0].name} only, a pickle, which can run code when it is read: have'
+            ' transformers write it as safetensors, by AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)'
+        )
+    raise ValueError(f'{directory} has neither {WEIGHTS} nor {INDEX}')
+
+
 def _write_tensors(directory, tensors):
     """One file, or as many as it takes for none to be larger than SHARD_BYTES, if no tensor is; uses up the tensors."""
     shards, size = [[]], 0
@@ -212,7 +246,16 @@ def _open(path):
     except FileNotFoundError:
         raise ValueError(f'{path} is missing') from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is no whole safetensors file: {error}') from None
+        said = ' '.join(str(error).split())  # which quotes the file
+        raise ValueError(f'{path} is no whole safetensors file: {said}') from None
+
+
+def _starts(path):
+    """Where each tensor of a file begins, in bytes."""
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json_files.parse(file.read(length), path)
+    return {name: 8 + length + entry['data_offsets'][0] for name, entry in header.items() if name != '__metadata__'}
 
 
 def _is_file_name(name):

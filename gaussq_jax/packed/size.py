@@ -36,8 +36,8 @@ class ModelSize:
     Attributes:
       payload_bytes: of the codes of all quantized weights, and of all other leaves.
       scale_bytes: of the scales, one a tile, and with NVFP4's scales one a matrix.
-      format_bytes: of the names of the tiles' formats, where a leaf has several: one a tile, or one a matrix if the tiles
-        of each have the same.
+      format_bytes: of the names of the tiles' formats, where a leaf has several: one a tile, or one a matrix whose
+        tiles have the same.
       mean_bitwidth: mean b_t over the quantized weights, in bits; NaN where there are none, or no bitwidths.
       mean_stored_bits: what a quantized weight takes on average, its share of scales and names included: the number of
         bits that is on the disk. A b_t of 4 is stored in E3M2, 6 bits. NaN where no weight is quantized.

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import low_bit_checkpoints
 import ml_dtypes
 import numpy as np
 import pytest
@@ -171,3 +172,31 @@ def test_tensors_of_eight_bits_are_refused_by_name(tmp_path):
     file.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(contents[8 + length :]))
     with pytest.raises(ValueError, match=r"the tensor model\.norm\.weight can't be read"):
         import_checkpoint(checkpoint, tmp_path / 'run')
+
+
+def test_low_bits_are_imported_as_what_they_stand_for(tmp_path, capsys):
+    """Not rounded to bfloat16; the run is trained on and exported as others, and its folder says nothing of them."""
+    numbers = low_bit_checkpoints.write(tmp_path / 'theirs', 'mixed')
+    arguments = dict(CHECKPOINT=str(tmp_path / 'theirs'), WORKDIR=str(tmp_path / 'run'), TOKENIZER=None)
+    run_program(import_hf, **arguments, SEQUENCE_LENGTH=None, BOS='', EOS='', ADD_BOS='')
+    assert (
+        'weights   matrices of compressed-tensors: 8 of FP8 by output channel, 6 of NVFP4, 2 of bfloat16; dequantized'
+        ' in float32\n          activations were quantized when it was served; here they are not\n'
+    ) in capsys.readouterr().out
+    with on_mesh(ONE_DEVICE):
+        run = workdirs.open_run(tmp_path / 'run')
+    kernel = np.asarray(run.state.params['layers']['mlp']['down']['kernel'])
+    for layer in range(2):
+        np.testing.assert_array_equal(kernel[layer].T, numbers[f'model.layers.{layer}.mlp.down_proj.weight'])
+    huggingface_folder.write(tmp_path / 'again', run.experiment.model, run.state.params, tmp_path / 'run/tokenizer')
+    tensors, config = huggingface_folder.read(tmp_path / 'again')
+    assert 'quantization_config' not in config and config['eos_token_id'] == [258, 7]
+    for name, expected in numbers.items():
+        np.testing.assert_array_equal(tensors[name], expected.astype(ml_dtypes.bfloat16))
+
+
+def test_few_bits_that_are_not_read_are_refused(tmp_path):
+    low_bit_checkpoints.write(tmp_path / 'theirs', quant_method='awq')
+    with pytest.raises(ValueError, match=r"config\.json: quantization_config\.quant_method='awq' must be"):
+        import_checkpoint(tmp_path / 'theirs', tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
