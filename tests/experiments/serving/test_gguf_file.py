@@ -5,6 +5,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_runs import learned_run
 from served_runs import llama, params_of, run_of
 from small_checkpoints import GPT2, random_params
 
@@ -64,6 +65,20 @@ def test_the_weights_read_back(tmp_path, fmt, file_type, tied):
         np.testing.assert_array_equal(read.view(np.uint32), ours.view(np.uint32), err_msg=tensor.name)
         if tensor.tensor_type != gguf.GGMLQuantizationType.F32:
             np.testing.assert_array_equal(read, read.astype(jnp.bfloat16))
+
+
+def test_a_run(tmp_path):
+    """As it is opened: its learned layout, on whatever devices."""
+    gguf = pytest.importorskip('gguf', reason='the package gguf of the extra serving')
+    run = learned_run()
+    params = run.state.params
+    layout = run.experiment.transform.learned_layout(params, run.state.transform_state)
+    gguf_file.write(run, params, layout, tmp_path / 'file.gguf')
+    reader = gguf.GGUFReader(tmp_path / 'file.gguf')
+    assert reader.fields['general.name'].contents() == run.experiment.config.name
+    (down,) = (tensor for tensor in reader.tensors if tensor.name == 'blk.1.ffn_down.weight')
+    expected = np.asarray(quantize_params(params, layout)['layers']['mlp']['down']['kernel'][1].T)
+    np.testing.assert_array_equal(down.data.view(jnp.bfloat16), expected)
 
 
 def test_a_file_that_fails_leaves_the_old_one(tmp_path, monkeypatch):

@@ -100,10 +100,18 @@ def write_sentencepiece(path, **options):
     return load_tokenizer(str(small_tokenizers.write_sentencepiece(path, **options)))
 
 
+def write_converted(folder, with_prefix):
+    model = small_tokenizers.write_sentencepiece(folder / 'words.model')
+    file = small_tokenizers.write_converted(folder / 'words.json', model, with_prefix)
+    return load_tokenizer(str(file), SPECIAL | {'eos_token_id': '2'})
+
+
 TOKENIZERS = {
     'bytes': lambda folder: load_tokenizer('bytes'),
     'bpe': lambda folder: write_sentencepiece(folder / 'words.model'),
     'bpe with a prefix': lambda folder: write_sentencepiece(folder / 'words.model', add_dummy_prefix=True),
+    'converted bpe': lambda folder: write_converted(folder, with_prefix=False),
+    'converted bpe with a prefix': lambda folder: write_converted(folder, with_prefix=True),
     'unigram': lambda folder: write_sentencepiece(folder / 'words.model', model_type='unigram', byte_fallback=False),
     **{name: lambda folder, name=name: write_byte_level(folder / 'words.json', name) for name in PRE_TOKENIZERS},
 }
@@ -130,7 +138,7 @@ def test_token_ids_are_ours(tmp_path, name):
         ids = tokenizer.encode(text).tolist()
         if unknown not in ids:
             decoded = server.ask('detokenize', tokens=ids)['content']
-            assert decoded.removeprefix(' ' * (name == 'bpe with a prefix')) == tokenizer.decode(ids), repr(text)
+            assert decoded.removeprefix(' ' * name.endswith('with a prefix')) == tokenizer.decode(ids), repr(text)
 
 
 def measure(model, weights, server):
