@@ -1,14 +1,17 @@
-"""Make a run of a Hugging Face checkpoint, a Llama or GPT-2 in a local folder: to train on, to evaluate, to export.
+"""Make a run of a Hugging Face checkpoint in a local folder: to train on, to evaluate, to export.
 
     python -m experiments.import_hf --checkpoint=DIR --workdir=runs/imported
     python -m experiments.evaluate --workdir=runs/imported
     python -m experiments.train --config=configs/from_run.py:run=runs/imported,method=gaussws
 
-DIR holds config.json and the weights as safetensors, in one file or several with their index. Its tokenizer files are
-copied to WORKDIR/tokenizer; where it has neither tokenizer.json nor tokenizer.model, --tokenizer names such a file, or
-is `bytes`. Which tokens begin and end texts is what config.json, generation_config.json, tokenizer_config.json and the
-tokenizer say, unless --bos_token_id, --eos_token_id or --add_bos_token say else. The run is one of method bf16 that has
-taken no step. Its text is that of every machine, the Python standard library.
+DIR holds config.json and the weights as safetensors, in one file or several with their index. The model is a Llama of
+any generation to 3, Mistral, Qwen2, Qwen2.5, Qwen3 (without experts) or GPT-2. A field of config.json that our models
+can't follow, such as a window of attention that sequences exceed, is an error that names it.
+
+Tokenizer files are copied to WORKDIR/tokenizer; where DIR has neither tokenizer.json nor tokenizer.model, --tokenizer
+names such a file, or is `bytes`. Which tokens begin and end texts is what config.json, generation_config.json,
+tokenizer_config.json and the tokenizer say, unless --bos_token_id, --eos_token_id or --add_bos_token say else. The run
+is one of method bf16 that has taken no step. Its text is that of every machine, the Python standard library.
 """
 
 import pathlib

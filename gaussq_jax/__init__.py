@@ -32,6 +32,7 @@ from gaussq_jax.param_tree import leaf_path, leaves_by_path
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 from gaussq_jax.quantized_einsum import quantized_einsum
 from gaussq_jax.rounding import round_to_format
+from gaussq_jax.serving import served_layout, to_compressed_tensors
 from gaussq_jax.weight_sampling import rounded_normal, sample_weights
 
 __all__ = [
@@ -70,6 +71,8 @@ __all__ = [
     'sample_weights',
     'save_packed',
     'scaling_laws',
+    'served_layout',
+    'to_compressed_tensors',
     'uniform_layout',
     'uniform_weight_sampling',
 ]

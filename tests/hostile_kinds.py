@@ -107,7 +107,7 @@ def open_packed_file(folder: pathlib.Path) -> dict[str, Any]:
 
 def write_huggingface(folder: pathlib.Path):
     shard_bytes, huggingface_folder.SHARD_BYTES = huggingface_folder.SHARD_BYTES, 30_000
-    small_checkpoints.write_checkpoint(folder / 'hf')
+    small_checkpoints.write_checkpoint(folder / 'hf', small_checkpoints.LLAMA_3)
     huggingface_folder.SHARD_BYTES = shard_bytes
     said = {
         'tokenizer_config.json': {

@@ -9,9 +9,14 @@ import tokenizers
 from experiments.files import huggingface_folder
 from gaussq_jax import models
 
-LLAMA = models.Llama(
-    vocab_size=264, num_layers=2, hidden_size=32, mlp_size=48, num_heads=4, num_kv_heads=2, rope_theta=50.0
+SIZES = dict(vocab_size=264, num_layers=2, hidden_size=32, mlp_size=48, num_heads=4, num_kv_heads=2)
+LLAMA = models.Llama(**SIZES, rope_theta=50.0)
+LLAMA_3 = models.Llama(
+    **SIZES, head_dim=6, rope_factor=8.0, rope_original_length=16, rope_theta=50.0, attention_bias=True, mlp_bias=True
 )
+MISTRAL = models.Mistral(**SIZES, head_dim=12)
+QWEN2 = models.Qwen2(**SIZES, tie_embeddings=True, norm_epsilon=1e-3)
+QWEN3 = models.Qwen3(**SIZES, head_dim=16, rope_theta=1e6)
 GPT2 = models.GPT2(vocab_size=264, max_length=24, num_layers=2, hidden_size=32, num_heads=4, norm_epsilon=1e-3)
 
 

@@ -104,9 +104,7 @@ def write(
       directory: is not there yet, or empty.
       model: of a family that Hugging Face has, such as `models.Llama`.
       params: its parameters, of any floating dtypes.
-      tokenizer_directory: whose tokenizer files are copied, and whose config.json, if of the same family, gives the
-        longest sequence and the ids of special tokens.
-      said: what the files of this one say beside or instead, by their names: fields of JSON, or a text.
+      tokenizer_directory, said: as for `write_files`.
 
     Returns:
       The files.
@@ -115,23 +113,49 @@ def write(
       ValueError: another model's parameters; a folder that has something in it.
     """
     tensors, config = models.to_huggingface(model, params)
-    config['torch_dtype'] = 'bfloat16'
+    with new_directory(directory) as partial:
+        tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
+        write_files(partial, tensors, config, tokenizer_directory, said=said)
+    return sorted(directory.iterdir())
+
+
+def write_files(
+    directory: pathlib.Path,
+    tensors: dict[str, np.ndarray],
+    config: Mapping[str, Any],
+    tokenizer_directory: pathlib.Path | None = None,
+    *,
+    said: Mapping[str, Any] | None = None,
+):
+    """Writes the files of a folder that is there and empty, such as that of `atomic_files.new_directory`.
+
+    Args:
+      directory: the folder.
+      tensors: by name, of dtypes that safetensors has; used up.
+      config: what config.json says, with a `model_type` of a family that is there.
+      tokenizer_directory: whose tokenizer files are copied, and whose config.json, if of the same family, gives the
+        longest sequence and the ids of special tokens.
+      said: what the files of this one say beside or instead, by their names: fields of JSON, or a text.
+
+    Raises:
+      ValueError: a tokenizer's file that can't be copied.
+      OSError: where it can't be written.
+    """
+    config = {**config, 'torch_dtype': 'bfloat16'}
     if tokenizer_directory is not None and (tokenizer_directory / CONFIG).is_file():
         theirs = json_files.read(tokenizer_directory / CONFIG)
         if theirs.get('model_type') == config['model_type']:
             config |= kept_fields(theirs)
-    with new_directory(directory) as partial:
-        json_files.write(partial / CONFIG, config)
-        _write_tensors(partial, tensors)
-        if tokenizer_directory is not None:
-            copy_tokenizer(tokenizer_directory, partial)
-        for name, contents in (said or {}).items():
-            if isinstance(contents, str):
-                (partial / name).write_text(contents, encoding='utf-8')
-            else:
-                before = json_files.read(partial / name) if (partial / name).exists() else {}
-                json_files.write(partial / name, before | contents)
-    return sorted(directory.iterdir())
+    json_files.write(directory / CONFIG, config)
+    _write_tensors(directory, tensors)
+    if tokenizer_directory is not None:
+        copy_tokenizer(tokenizer_directory, directory)
+    for name, contents in (said or {}).items():
+        if isinstance(contents, str):
+            (directory / name).write_text(contents, encoding='utf-8')
+        else:
+            before = json_files.read(directory / name) if (directory / name).exists() else {}
+            json_files.write(directory / name, before | contents)
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path):
@@ -165,19 +189,18 @@ def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def _write_tensors(directory, tensors):
     """One file, or as many as it takes for none to be larger than SHARD_BYTES, if no tensor is; uses up the tensors."""
     shards, size = [[]], 0
-    total = sum(2 * tensor.size for tensor in tensors.values())
+    total = sum(tensor.nbytes for tensor in tensors.values())
     for name, tensor in tensors.items():
-        if shards[-1] and size + 2 * tensor.size > SHARD_BYTES:
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += 2 * tensor.size
+        size += tensor.nbytes
     files = [f'model-{i:05}-of-{len(shards):05}.safetensors' for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         files = [WEIGHTS]
     for file, names in zip(files, shards):
-        rounded = {name: tensors.pop(name).astype(ml_dtypes.bfloat16) for name in names}
-        save_tensors(directory / file, rounded, {'format': 'pt'})
+        save_tensors(directory / file, {name: tensors.pop(name) for name in names}, {'format': 'pt'})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
         json_files.write(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})

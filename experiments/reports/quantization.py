@@ -178,15 +178,16 @@ def describe(quantizer: gq.Quantizer | None) -> str:
 
 def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
     """The same of packed weights, by what their file keeps."""
-    if info['layout'] == 'learned':
+    if info['layout'] in ('learned', 'served'):
         budget = info.get('budget')
         if budget is not None and not json_files.is_a(budget, float):
             raise ValueError(f'its budget is {budget!r:.80}, and no number')
-        return describe(None) + ('' if budget is None else f', at most {budget:g} bits a weight')
+        what = describe(None) if info['layout'] == 'learned' else 'a format for each matrix, of those that servers have'
+        return what + ('' if budget is None else f', at most {budget:g} bits a weight')
     if not layout:
         return f'{info["layout"]}, nothing quantized'
-    size = next(iter(layout.values())).tile[0]
-    return describe(gq.Quantizer(info['layout'], block_size=size, scale='mx'))
+    size = info.get('block_size', next(iter(layout.values())).tile[0])
+    return describe(gq.Quantizer(info['layout'], block_size=size, scale=info.get('scale', 'mx')))
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -45,7 +45,7 @@ def model_flops(experiment: Any) -> int:
 
         3 x (forward)    the backward pass multiplies twice for each product: for dX and for dW
 
-    A Llama's forward pass takes 2 N + 4 layers hidden_size length for each token, where N counts the weights of the
+    A Llama's forward pass takes 2 N + 4 layers heads head_dim length for each token, where N counts the weights of the
     linear layers and the head, and the second term is attention's, the masked half included: the convention of PaLM
     (arXiv 2204.02311, appendix B). This is what MFU, the model FLOPs utilization, is a fraction of.
 

@@ -6,8 +6,11 @@ from typing import Any
 from gaussq_jax.models.family import ModelFamily
 from gaussq_jax.models.gpt2 import GPT_2
 from gaussq_jax.models.llama import LLAMA
+from gaussq_jax.models.mistral import MISTRAL
+from gaussq_jax.models.qwen2 import QWEN2
+from gaussq_jax.models.qwen3 import QWEN3
 
-FAMILIES = {family.name: family for family in (LLAMA, GPT_2)}
+FAMILIES = {family.name: family for family in (LLAMA, GPT_2, MISTRAL, QWEN2, QWEN3)}
 
 
 def register_family(family: ModelFamily) -> ModelFamily:
@@ -37,5 +40,5 @@ def family_of(model: Any) -> ModelFamily:
     for family in FAMILIES.values():
         if type(model) is inspect.unwrap(family.module):
             return family
-    names = ' or '.join(f'a {family.module.__name__}' for family in FAMILIES.values())
-    raise ValueError(f'model={type(model).__name__} must be {names}')
+    names = ', '.join(family.module.__name__ for family in FAMILIES.values())
+    raise ValueError(f'model={type(model).__name__} must be one of {names}')

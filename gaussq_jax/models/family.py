@@ -59,7 +59,8 @@ class ModelFamily:
     parts: Mapping[str, str] = dataclasses.field(default_factory=lambda: PARTS)
     layers: str = 'layers'
     head_size: Callable[[Mapping[str, Any]], int | None] = lambda settings: (
-        settings['hidden_size'] // settings['num_heads'] if 'num_heads' in settings else None
+        settings.get('head_dim')
+        or (settings['hidden_size'] // settings['num_heads'] if 'num_heads' in settings else None)
     )
     huggingface: 'HuggingFaceFormat | None' = None
 

@@ -1,4 +1,4 @@
-"""Weights and configuration of Hugging Face's Llama and GPT-2 -> a model of ours and its parameters."""
+"""Weights and configuration of a Hugging Face checkpoint -> a model of ours and its parameters."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,15 @@ from gaussq_jax.models.family import HEAD
 
 
 def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
-    """The model and parameters with the logits of `transformers`' LlamaForCausalLM or GPT2LMHeadModel.
+    """The model and parameters with the logits of `transformers`' model, of a `model_type` in `FAMILIES`.
+
+    These are llama (1 to 3, Llama 3's scaling of rotary positions included), mistral, qwen2 (2.5, too), qwen3 (without
+    experts) and gpt2, and what `register_family` adds. All attend to all tokens before: a window that sequences of
+    `max_position_embeddings` exceed is refused, as are scalings of rotary positions other than Llama 3's.
 
     Args:
       state_dict: tensor name -> NumPy array, JAX array or torch tensor of a floating dtype. The prefixes
-        `model.` (Llama) and `transformer.` (GPT-2) may be missing; a tied `lm_head.weight` and the buffers of
+        `model.` and (GPT-2's) `transformer.` may be missing; a tied `lm_head.weight` and the buffers of
         old checkpoints (rotary frequencies, causal masks) may be there.
       config: the Hugging Face configuration as a dict: `config.to_dict()`, or config.json parsed.
 
@@ -38,7 +42,7 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
       >>> model, params = from_huggingface(theirs.state_dict(), theirs.config.to_dict())     # doctest: +SKIP
       >>> logits = model.apply({'params': params}, jnp.array([[464, 3616, 286]]))            # doctest: +SKIP
 
-    Source: `modeling_llama.py` and `modeling_gpt2.py` of transformers 5.
+    Source: `modeling_llama.py`, `_mistral`, `_qwen2`, `_qwen3` and `_gpt2` of transformers 5.
     """
     model = model_from_huggingface(config)
     family = FAMILIES[config['model_type']]

@@ -127,6 +127,7 @@ class GPT2Layer(nn.Module):
             num_kv_heads=self.num_heads,
             rope_theta=None,
             use_bias=True,
+            out_bias=True,
             dtype=self.dtype,
             dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,

@@ -38,3 +38,11 @@ def check_fields(config, **allowed):
     for name, values in allowed.items():
         if config.get(name, values[0]) not in values:
             raise ValueError(f'{name}={config[name]!r:.80} must be {" or ".join(map(repr, values))}')
+
+
+def flag(config, name):
+    """True or False, which a missing field is."""
+    value = config.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f'{name}={value!r:.80} must be True or False')
+    return value

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from gaussq_jax.models.rope import RopeScaling, rope_frequencies
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 
 # layer_transform(layer_params, layer_index) -> layer_params
@@ -47,52 +48,63 @@ REMAT_POLICIES = {'full': jax.checkpoint_policies.nothing_saveable} | {
 class Attention(nn.Module):
     """Causal self-attention of `num_heads` query heads over `num_kv_heads` key and value heads.
 
-        softmax(Q K^T / sqrt(head_dim) + causal mask) V,    head_dim = hidden_size / num_heads
+        softmax(Q K^T / sqrt(head_dim) + causal mask) V
 
     The kernels `query`, `key`, `value` and `out` are plain matrices (in, out); the softmax is in float32.
 
     Attributes:
       num_heads, num_kv_heads: each key and value head serves num_heads / num_kv_heads query heads.
       rope_theta: base of the rotary position embedding of queries and keys; None for none.
-      use_bias: whether the four linear layers have a bias.
+      use_bias, out_bias: whether query, key and value have a bias, and whether out has.
       dtype: computation dtype; parameters are created in float32.
       dot_general_cls: makes the matmul of the four linear layers; the attention products never go through it.
       kernel_init, out_init: initialisers of query, key, value and of out.
       constrain: see `Llama`.
+      head_dim: numbers of a head; None means hidden_size / num_heads.
+      rope_scaling: of the frequencies of the rotary position embedding.
+      head_norm_epsilon: of an RMSNorm of each head's queries and keys, before they are rotated: `query_norm` and
+        `key_norm`, each with a scale (head_dim,) for all heads. None for none.
     """
 
     num_heads: int
     num_kv_heads: int
     rope_theta: float | None
     use_bias: bool
+    out_bias: bool
     dtype: Any
     dot_general_cls: Callable | None
     kernel_init: Callable
     out_init: Callable
     constrain: Constrain
+    head_dim: int | None = None
+    rope_scaling: RopeScaling | None = None
+    head_norm_epsilon: float | None = None
 
     @nn.compact
     def __call__(self, x):
         """x (batch, length, hidden_size) -> the same shape."""
         batch, length, hidden_size = x.shape
-        head_dim = hidden_size // self.num_heads
+        head_dim = self.head_dim or hidden_size // self.num_heads
 
-        linear = functools.partial(
-            nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general_cls=self.dot_general_cls
-        )
+        linear = functools.partial(nn.Dense, dtype=self.dtype, dot_general_cls=self.dot_general_cls)
 
         def project(name, num_heads):
-            y = linear(num_heads * head_dim, kernel_init=self.kernel_init, name=name)(x)
+            y = linear(num_heads * head_dim, use_bias=self.use_bias, kernel_init=self.kernel_init, name=name)(x)
             return self.constrain(y.reshape(batch, length, num_heads, head_dim), HEADS)
 
         query = project('query', self.num_heads)
         key = project('key', self.num_kv_heads)
         value = project('value', self.num_kv_heads)
+        if self.head_norm_epsilon is not None:
+            head_norm = functools.partial(nn.RMSNorm, epsilon=self.head_norm_epsilon, dtype=self.dtype)
+            query = normalize(head_norm(name='query_norm'), query)
+            key = normalize(head_norm(name='key_norm'), key)
         if self.rope_theta is not None:
-            query = rotary_position_embedding(query, self.rope_theta)
-            key = rotary_position_embedding(key, self.rope_theta)
+            query = rotary_position_embedding(query, self.rope_theta, self.rope_scaling)
+            key = rotary_position_embedding(key, self.rope_theta, self.rope_scaling)
         attended = self.constrain(causal_attention(query, key, value), HEADS)
-        return linear(hidden_size, kernel_init=self.out_init, name='out')(attended.reshape(x.shape))
+        out = linear(hidden_size, use_bias=self.out_bias, kernel_init=self.out_init, name='out')
+        return out(attended.reshape(batch, length, -1))
 
 
 def causal_attention(query, key, value):
@@ -163,17 +175,17 @@ def _attend(scores, value):
     return jnp.einsum('BNTS,BSNH->BTNH', weights, value)
 
 
-def rotary_position_embedding(x, theta):
+def rotary_position_embedding(x, theta, scaling=None):
     """Rotates the pairs (x[i], x[i + head_dim/2]) by an angle that grows with the position.
 
-        angle(position, i) = position * theta^(-2i / head_dim),    0 <= i < head_dim/2
+        angle(position, i) = position * theta^(-2i / head_dim),    0 <= i < head_dim/2, if nothing scales them
 
     Angles and rotation are in float32. The pairing is that of Hugging Face's Llama, so that its weights need
     no permutation; the paper and Meta's own checkpoints pair (x[2i], x[2i+1]).
 
     Args:
       x: (batch, length, heads, head_dim), head_dim even; the first position is 0.
-      theta: base of the frequencies, 10000 in the paper.
+      theta, scaling: see `rope_frequencies`.
 
     Returns:
       The same shape and dtype.
@@ -186,7 +198,7 @@ def rotary_position_embedding(x, theta):
       Array([0.5403, 0.8415], dtype=float32)
     """
     length, half = x.shape[1], x.shape[-1] // 2
-    frequencies = 1.0 / theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = rope_frequencies(2 * half, theta, scaling)
     angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :])[None, :, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -288,9 +300,9 @@ def check_tokens(tokens):
         raise ValueError(f'tokens must have shape (batch, length), got {tokens.shape}')
 
 
-def check_architecture(hidden_size, num_heads, num_kv_heads, remat_policy, scan_unroll):
+def check_architecture(hidden_size, num_heads, num_kv_heads, remat_policy, scan_unroll, head_dim=None):
     """Raises ValueError for heads that don't divide, an unknown remat_policy and a scan_unroll below 1."""
-    if num_heads < 1 or hidden_size % num_heads:
+    if num_heads < 1 or (head_dim is None and hidden_size % num_heads):
         raise ValueError(f'num_heads={num_heads} must divide hidden_size={hidden_size}')
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f'num_kv_heads={num_kv_heads} must divide num_heads={num_heads}')

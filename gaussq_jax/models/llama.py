@@ -1,21 +1,22 @@
-"""Llama: RMSNorm, rotary positions, SwiGLU, grouped key and value heads; no biases."""
+"""Llama: RMSNorm, rotary positions, SwiGLU, grouped key and value heads; no biases, unless asked for."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gaussq_jax.models import layers
-from gaussq_jax.models.family import HEAD, HuggingFaceFormat, HuggingFaceTensor, ModelFamily
-from gaussq_jax.models.huggingface_config import check_fields, positive, size, size_or_none
+from gaussq_jax.models.huggingface_config import flag
+from gaussq_jax.models.llama_family import llama_family
+from gaussq_jax.models.rope import RopeScaling
 
 _initializer = nn.initializers.normal(0.02)
 
 
 class Llama(nn.Module):
-    """A Llama language model: tokens -> logits, as a pure function of its parameters.
+    """A Llama language model, of any generation to 3: tokens -> logits, as a pure function of its parameters.
 
         x = embed(tokens)
         x = x + attention(norm(x));  x = x + mlp(norm(x))      num_layers times, scanned
@@ -27,11 +28,14 @@ class Llama(nn.Module):
     along a first axis of num_layers: `embed/embedding` (vocab_size, hidden_size),
     `layers/attention_norm/scale`, `layers/attention/{query,key,value,out}/kernel` (num_layers, in, out),
     `layers/mlp_norm/scale`, `layers/mlp/{gate,up,down}/kernel`, `final_norm/scale`, and unless tied
-    `lm_head/kernel` (hidden_size, vocab_size). Matrices start as normal(0, 0.02), the `initializer_range` of
-    Hugging Face's Llama (the papers give none), scales as ones.
+    `lm_head/kernel` (hidden_size, vocab_size); where there are biases, `bias` (num_layers, out) beside the kernel.
+    Matrices start as normal(0, 0.02), the `initializer_range` of Hugging Face's Llama (the papers give none), scales as
+    ones, biases as zeros.
+
+    `Mistral`, `Qwen2` and `Qwen3` are subclasses, which have the options that Hugging Face's have.
 
     Attributes:
-      vocab_size, num_layers, hidden_size, num_heads: sizes; hidden_size / num_heads is an even integer.
+      vocab_size, num_layers, hidden_size, num_heads: sizes.
       mlp_size: width of the SwiGLU layer.
       num_kv_heads: key and value heads, a divisor of num_heads; None means num_heads.
       rope_theta: base of the rotary position embedding.
@@ -53,10 +57,16 @@ class Llama(nn.Module):
       constrain: a function (x, axes) -> x that says where activations lie on a mesh, such as one that calls
         `jax.lax.with_sharding_constraint`; axes are the names of x's axes, of 'batch', 'length', 'hidden', 'heads',
         'head', 'mlp' and 'vocab'. By default that is left to XLA.
+      head_dim: numbers of a head, even; None means hidden_size / num_heads.
+      rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_length: Llama 3's scaling of the rotary
+        position embedding, see `RopeScaling`; a factor of 1 is none. The defaults of the others are Llama 3.1's, which
+        has a factor of 8.
+      attention_bias: whether queries, keys, values and the attention's output have biases.
+      mlp_bias: whether the three linear layers of SwiGLU have them.
 
     Raises:
-      ValueError: sizes that don't divide, an odd head size, an unknown remat_policy, a scan_unroll below 1, tokens that
-        are not 2-D.
+      ValueError: sizes that don't divide, an odd head size, factors of the scaling that can't be, an unknown
+        remat_policy, a scan_unroll below 1, tokens that are not 2-D.
 
     Example:
       >>> import jax
@@ -66,7 +76,8 @@ class Llama(nn.Module):
       >>> model.apply({'params': params}, tokens).shape
       (1, 8, 256)
 
-    Source: Touvron et al., LLaMA (arXiv 2302.13971) and Llama 2 (arXiv 2307.09288), section 2.2 of both.
+    Source: Touvron et al., LLaMA (arXiv 2302.13971) and Llama 2 (arXiv 2307.09288), section 2.2 of both; Llama 3 (arXiv
+    2407.21783), section 3.2.
     """
 
     vocab_size: int
@@ -85,16 +96,51 @@ class Llama(nn.Module):
     remat_policy: str | None = None
     scan_unroll: int = 1
     constrain: layers.Constrain = layers.unconstrained
+    head_dim: int | None = None
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_length: int = 8192
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    norms_heads: ClassVar[bool] = False  # whether each head's queries and keys are normalized: Qwen3's
 
     def __post_init__(self):
         num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        layers.check_architecture(self.hidden_size, self.num_heads, num_kv_heads, self.remat_policy, self.scan_unroll)
-        if self.hidden_size // self.num_heads % 2:
+        layers.check_architecture(
+            self.hidden_size, self.num_heads, num_kv_heads, self.remat_policy, self.scan_unroll, self.head_dim
+        )
+        if self.head_dim is None and self.hidden_size // self.num_heads % 2:
             raise ValueError(
                 f'hidden_size={self.hidden_size} / num_heads={self.num_heads} must be even: '
                 'the rotary position embedding rotates pairs'
             )
+        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+            raise ValueError(
+                f'head_dim={self.head_dim} must be even and positive: the rotary position embedding rotates pairs'
+            )
+        if not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor:
+            raise ValueError(
+                f'rope_low_freq_factor={self.rope_low_freq_factor} must be positive and less than'
+                f' rope_high_freq_factor={self.rope_high_freq_factor}'
+            )
+        if not (self.rope_factor > 0 and self.rope_original_length > 0):
+            raise ValueError(
+                f'rope_factor={self.rope_factor} and rope_original_length={self.rope_original_length} must be positive'
+            )
         super().__post_init__()
+
+    @property
+    def out_bias(self) -> bool:
+        """Whether the attention's output has a bias."""
+        return self.attention_bias
+
+    @property
+    def rope_scaling(self) -> RopeScaling | None:
+        """What the fields say of it, or None."""
+        factors = self.rope_factor, self.rope_low_freq_factor, self.rope_high_freq_factor
+        return None if self.rope_factor == 1 else RopeScaling(*factors, self.rope_original_length)
 
     @nn.compact
     def __call__(self, tokens):
@@ -110,6 +156,12 @@ class Llama(nn.Module):
             dtype=self.dtype,
             dot_general_cls=layers.dot_general_cls(self),
             constrain=self.constrain,
+            head_dim=self.head_dim,
+            rope_scaling=self.rope_scaling,
+            norms_heads=self.norms_heads,
+            attention_bias=self.attention_bias,
+            out_bias=self.out_bias,
+            mlp_bias=self.mlp_bias,
             name='layers',
         )
         x = layers.scan_layers(
@@ -146,6 +198,12 @@ class LlamaLayer(nn.Module):
     dtype: Any
     dot_general_cls: Callable | None
     constrain: layers.Constrain
+    head_dim: int | None
+    rope_scaling: RopeScaling | None
+    norms_heads: bool
+    attention_bias: bool
+    out_bias: bool
+    mlp_bias: bool
 
     @nn.compact
     def __call__(self, x):
@@ -154,16 +212,21 @@ class LlamaLayer(nn.Module):
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             rope_theta=self.rope_theta,
-            use_bias=False,
+            use_bias=self.attention_bias,
+            out_bias=self.out_bias,
             dtype=self.dtype,
             dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
             out_init=_initializer,
             constrain=self.constrain,
+            head_dim=self.head_dim,
+            rope_scaling=self.rope_scaling,
+            head_norm_epsilon=self.norm_epsilon if self.norms_heads else None,
             name='attention',
         )
         mlp = SwiGLU(
             mlp_size=self.mlp_size,
+            use_bias=self.mlp_bias,
             dtype=self.dtype,
             dot_general_cls=self.dot_general_cls,
             constrain=self.constrain,
@@ -175,9 +238,10 @@ class LlamaLayer(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases. Source: Shazeer (arXiv 2002.05202), section 2."""
+    """down(silu(gate(x)) * up(x)). Source: Shazeer (arXiv 2002.05202), section 2."""
 
     mlp_size: int
+    use_bias: bool
     dtype: Any
     dot_general_cls: Callable | None
     constrain: layers.Constrain
@@ -187,7 +251,7 @@ class SwiGLU(nn.Module):
         """x (batch, length, hidden_size) -> the same shape."""
         linear = functools.partial(
             nn.Dense,
-            use_bias=False,
+            use_bias=self.use_bias,
             dtype=self.dtype,
             dot_general_cls=self.dot_general_cls,
             kernel_init=_initializer,
@@ -197,89 +261,16 @@ class SwiGLU(nn.Module):
         return linear(x.shape[-1], name='down')(nn.silu(gate) * up)
 
 
-def _build(config):
-    check_fields(
-        config,
-        hidden_act=('silu', 'swish'),
-        attention_bias=(False,),
-        mlp_bias=(False,),
-        head_dim=(
-            None,
-            size(config, 'hidden_size') // size(config, 'num_attention_heads'),
-        ),
-    )
-    rope = {'rope_theta': config.get('rope_theta', 10000.0)}
-    for name in ('rope_scaling', 'rope_parameters'):  # before transformers 5, and since
-        scaling = config.get(name) or {}
-        is_known = isinstance(scaling, Mapping) and scaling.get('partial_rotary_factor', 1) == 1
-        if not is_known or scaling.get('rope_type', scaling.get('type', 'default')) != 'default':
-            raise ValueError(f'{name}={scaling!s:.80} must be the default: a full rotation by unscaled angles')
-        rope |= scaling
-    return Llama(
-        vocab_size=size(config, 'vocab_size'),
-        num_layers=size(config, 'num_hidden_layers'),
-        hidden_size=size(config, 'hidden_size'),
-        mlp_size=size(config, 'intermediate_size'),
-        num_heads=size(config, 'num_attention_heads'),
-        num_kv_heads=size_or_none(config, 'num_key_value_heads'),
-        rope_theta=positive(rope, 'rope_theta'),
-        norm_epsilon=positive(config, 'rms_norm_eps'),
-        tie_embeddings=config.get('tie_word_embeddings', False),
-    )
+def _read(config):
+    return {name: flag(config, name) for name in ('attention_bias', 'mlp_bias')}
 
 
-def _describe(model):
-    return dict(
-        architectures=['LlamaForCausalLM'],
-        model_type='llama',
-        vocab_size=model.vocab_size,
-        num_hidden_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.mlp_size,
-        num_attention_heads=model.num_heads,
-        num_key_value_heads=model.num_heads if model.num_kv_heads is None else model.num_kv_heads,
-        head_dim=model.hidden_size // model.num_heads,
-        hidden_act='silu',
-        attention_bias=False,
-        mlp_bias=False,
-        rope_theta=model.rope_theta,  # before transformers 5, and since
-        rope_parameters={'rope_type': 'default', 'rope_theta': model.rope_theta},
-        rms_norm_eps=model.norm_epsilon,
-        tie_word_embeddings=model.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+def _written(model):
+    if model.hidden_size % model.num_heads:
+        raise ValueError(
+            f'num_heads={model.num_heads} must divide hidden_size={model.hidden_size}: transformers has no other Llama'
+        )
+    return dict(attention_bias=model.attention_bias, mlp_bias=model.mlp_bias)
 
 
-def _transposed(name):
-    return HuggingFaceTensor(name, is_transposed=True)
-
-
-_TENSORS = {
-    'embed/embedding': HuggingFaceTensor('embed_tokens.weight'),
-    'layers/attention_norm/scale': HuggingFaceTensor('input_layernorm.weight'),
-    'layers/attention/query/kernel': _transposed('self_attn.q_proj.weight'),
-    'layers/attention/key/kernel': _transposed('self_attn.k_proj.weight'),
-    'layers/attention/value/kernel': _transposed('self_attn.v_proj.weight'),
-    'layers/attention/out/kernel': _transposed('self_attn.o_proj.weight'),
-    'layers/mlp_norm/scale': HuggingFaceTensor('post_attention_layernorm.weight'),
-    'layers/mlp/gate/kernel': _transposed('mlp.gate_proj.weight'),
-    'layers/mlp/up/kernel': _transposed('mlp.up_proj.weight'),
-    'layers/mlp/down/kernel': _transposed('mlp.down_proj.weight'),
-    'final_norm/scale': HuggingFaceTensor('norm.weight'),
-    'lm_head/kernel': _transposed(HEAD),
-}
-
-LLAMA = ModelFamily(
-    name='llama',
-    module=Llama,
-    axes=layers.PARAMETER_AXES,
-    huggingface=HuggingFaceFormat(
-        prefix='model.',
-        layers='layers',
-        tensors=_TENSORS,
-        build=_build,
-        describe=_describe,
-        longest='max_position_embeddings',
-    ),
-)
+LLAMA = llama_family('llama', Llama, 'LlamaForCausalLM', read=_read, written=_written)

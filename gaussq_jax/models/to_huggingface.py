@@ -1,6 +1,9 @@
-"""A model of ours and its parameters -> weights and configuration of Hugging Face's Llama and GPT-2."""
+"""A model of ours, its parameters and their layout -> weights and configuration as Hugging Face's models have them."""
 
 import collections
+import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +11,9 @@ import numpy as np
 from flax import linen as nn
 
 from gaussq_jax.models.families import family_of
-from gaussq_jax.models.family import HEAD, tensor_of_leaves
+from gaussq_jax.models.family import HEAD, ModelFamily, tensor_of_leaves
+from gaussq_jax.packed import Layout, LeafLayout
+from gaussq_jax.param_rules import MatrixRule
 
 
 def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -24,10 +29,12 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
     Returns:
       (state_dict, config): NumPy arrays of the leaves' dtypes, by the names that `save_pretrained` writes, the tied
       head left out; transposed ones are views. And what goes into config.json, but for what our models don't have:
-      a Llama's longest sequence and the ids of special tokens, of which there are none.
+      the longest sequence (but of GPT-2) and the ids of special tokens, of which there are none. Rotary positions are
+      written as versions before 5 read them, and since.
 
     Raises:
-      ValueError: another kind of model; parameters that are not the model's.
+      ValueError: another kind of model; parameters that are not the model's; a Llama whose heads don't divide
+        hidden_size, which transformers doesn't have.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,12 +45,10 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
       >>> tensors['transformer.h.1.attn.c_attn.weight'].shape, config['n_inner']
       ((64, 192), 256)
 
-    Source: `modeling_llama.py` and `modeling_gpt2.py` of transformers 5.
+    Source: `modeling_llama.py`, `_mistral`, `_qwen2`, `_qwen3` and `_gpt2` of transformers 5.
     """
-    family = family_of(model)
+    family = _family_with_checkpoints(model)
     theirs = family.huggingface
-    if theirs is None:
-        raise ValueError(f'model={type(model).__name__}: there are no checkpoints of {family.name} at Hugging Face')
     config = theirs.describe(model)
     check_params(model, params)
 
@@ -58,7 +63,7 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
         for layer in range(model.num_layers if stacked else 1):
             name = family.tensor_name(paths[0], layer)
             tensor = tensor_of_leaves(tensors, [array[layer] if stacked else array for array in arrays])
-            state_dict[name if name == HEAD else theirs.prefix + name] = tensor
+            state_dict[_full_name(family, name)] = tensor
     return state_dict, config
 
 
@@ -67,3 +72,88 @@ def check_params(model: nn.Module, params: Any):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), np.int32))['params']
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
         raise ValueError('params are of another model: the shapes or the names of their leaves differ')
+
+
+def huggingface_layout(model: nn.Module, layout: Mapping[str, LeafLayout]) -> Layout:
+    """The layout of a model's parameters, for the tensors of `to_huggingface`: the same weights in the same blocks.
+
+    Args:
+      model: as for `to_huggingface`.
+      layout: of its parameters, by their paths.
+
+    Returns:
+      A layout by the names of tensors (out, in).
+
+    Raises:
+      ValueError: for a model whose matrices aren't tensors of their own, (out, in), such as GPT-2's.
+
+    Example:
+      >>> import gaussq_jax as gq, jax.numpy as jnp
+      >>> from gaussq_jax.models import RULES, Llama
+      >>> model = Llama(vocab_size=256, num_layers=2, hidden_size=64, mlp_size=128, num_heads=4)
+      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
+      >>> layout = huggingface_layout(model, gq.uniform_layout(params, 'float4_e2m1fn', rules=RULES))
+      >>> layout['model.layers.1.mlp.up_proj.weight'].indices.shape
+      (2, 128)
+    """
+    family = _family_with_checkpoints(model)
+    by_name = {}
+    for path, of_leaf in layout.items():
+        tensor = family.huggingface.tensors[path]
+        if not tensor.is_transposed or tensor.parts > 1:
+            raise ValueError(
+                f'{path} is stored as {family.tensor_name(path, 0)} (in, out) by the models of {family.name}, and other'
+                ' software reads low bits as (out, in) only'
+            )
+        stacked = family.is_of_layers(path)
+        rule = MatrixRule('.*', (), (1,), (0,))
+        for layer in range(model.num_layers if stacked else 1):
+            indices = of_leaf.indices[layer] if stacked else of_leaf.indices
+            name = _full_name(family, family.tensor_name(path, layer))
+            by_name[name] = dataclasses.replace(of_leaf, rule=rule, indices=indices)
+    return Layout(by_name)
+
+
+def fused_modules(model: nn.Module) -> dict[str, str]:
+    """Module name -> a name of those of which servers make one matrix: a layer's queries, keys and values; gate and up.
+
+    Example:
+      >>> from gaussq_jax.models import Llama
+      >>> fused = fused_modules(Llama(vocab_size=256, num_layers=2, hidden_size=64, mlp_size=128, num_heads=4))
+      >>> fused['model.layers.1.mlp.up_proj'], fused['model.layers.1.mlp.gate_proj']
+      ('1.up', '1.up')
+    """
+    family = _family_with_checkpoints(model)
+    kernels = {
+        path: path.removeprefix(f'{family.layers}/').removesuffix('/kernel') for path in family.huggingface.tensors
+    }
+    return {
+        _full_name(family, family.tensor_name(path, layer)).removesuffix('.weight'): f'{layer}.{part}'
+        for path, kernel in kernels.items()
+        for part, regex in family.parts.items()
+        if path.endswith('/kernel') and re.fullmatch(regex, kernel)
+        for layer in range(model.num_layers)
+    }
+
+
+def fused_paths(model: nn.Module) -> tuple[str, ...]:
+    """The regexes of the paths of leaves of which servers make one matrix a layer, for `served_layout`.
+
+    Example:
+      >>> from gaussq_jax.models import Llama
+      >>> fused_paths(Llama(vocab_size=256, num_layers=2, hidden_size=64, mlp_size=128, num_heads=4))[0]
+      'layers/attention/(query|key|value)/kernel'
+    """
+    family = family_of(model)
+    return tuple(f'{family.layers}/{regex}/kernel' for regex in family.parts.values())
+
+
+def _family_with_checkpoints(model: nn.Module) -> ModelFamily:
+    family = family_of(model)
+    if family.huggingface is None:
+        raise ValueError(f'model={type(model).__name__}: there are no checkpoints of {family.name} at Hugging Face')
+    return family
+
+
+def _full_name(family: ModelFamily, name: str) -> str:
+    return name if name == HEAD else family.huggingface.prefix + name

@@ -100,7 +100,7 @@ def modules(
     Args:
       params: pytree of weights.
       layout: of these params, such as `quantize_params` takes.
-      target: of `storages.TARGETS`; each module gets the narrowest of its storages that holds it exactly.
+      target: of `storages.TARGETS`; each module gets the smallest of its storages that holds it exactly.
       fused: module name -> a name of those that are stored alike, since servers make one matrix of them.
       unheld: what becomes of a module that none holds: 'error', or 'bfloat16'.
 
@@ -117,17 +117,48 @@ def modules(
       up MXFP4
     """
     leaves = storable_leaves(params)
-    check_layout(leaves, layout)
-    of_modules = {path: _matrices(path, leaves[path], of_leaf) for path, of_leaf in layout.items()}
-    storages = _choose(of_modules, target, fused, unheld)
+    storages = module_storages(params, layout, target, fused=fused, unheld=unheld)
     for path, leaf in leaves.items():
         if path not in layout:
             yield path.replace('/', '.'), np.asarray(leaf if path in kept_leaves(layout) else rounded(leaf))
             continue
-        for (name, (of_matrix, _)), matrix in zip(
-            of_modules[path].items(), quantized_matrices(path, leaf, layout[path])
-        ):
-            yield Module(name, matrix, of_matrix, storages[name])
+        of_leaf = _matrices(path, leaf, layout[path])
+        for (name, (of_matrix, _)), matrix in zip(of_leaf.items(), quantized_matrices(path, leaf, layout[path])):
+            matrix = matrix._replace(indices=of_matrix.indices)
+            yield Module(name, matrix, of_matrix, storages[name][0])
+
+
+def module_storages(
+    params: Any,
+    layout: Mapping[str, LeafLayout],
+    target: str,
+    *,
+    fused: Mapping[str, str] = NOTHING_FUSED,
+    unheld: str = 'error',
+) -> dict[str, tuple[Storage | None, str]]:
+    """The storage of each module that `modules` gives; None for bfloat16, and then why, unless the layout has that.
+
+    Args and Raises: as for `modules`.
+    """
+    leaves = storable_leaves(params)
+    check_layout(leaves, layout)
+    groups = defaultdict(dict)
+    for path, of_leaf in layout.items():
+        for name, matrix in _matrices(path, leaves[path], of_leaf).items():
+            groups[fused.get(name, name)][name] = matrix
+    storages = {}
+    for matrices in groups.values():
+        storage, reason = choose_storage(matrices, target)
+        if all(of_matrix.formats == (BFLOAT16,) for of_matrix, _ in matrices.values()):
+            reason = ''
+        elif storage is None and unheld == 'error':
+            raise ValueError(reason)
+        for name, (of_matrix, _) in matrices.items():
+            if storage is None and of_matrix.dtype != jnp.bfloat16:
+                wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
+                raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
+            storages[name] = storage, reason
+    return storages
 
 
 def _matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> dict[str, tuple[LeafLayout, tuple[int, int]]]:
@@ -135,29 +166,11 @@ def _matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> dict[str, tuple[Leaf
     *batch, m, n = of_leaf.rule.matrix_shape(leaf.shape)
     name = path.replace('/', '.').rpartition('.')[0] or path
     rule = dataclasses.replace(of_leaf.rule, batch_axes=(), row_axes=(0,), col_axes=(1,), expert_axes=(), head_axes=())
-    return {
-        '.'.join([name, *map(str, index)]): (
-            dataclasses.replace(of_leaf, rule=rule, indices=of_leaf.indices[index]),
-            (m, n),
-        )
-        for index in np.ndindex(*batch)
-    }
-
-
-def _choose(of_modules, target, fused, unheld) -> dict[str, Storage | None]:
-    """The storage of each module, one for those that are fused."""
-    groups = defaultdict(dict)
-    for of_leaf in of_modules.values():
-        for name, matrix in of_leaf.items():
-            groups[fused.get(name, name)][name] = matrix
-    storages = {}
-    for matrices in groups.values():
-        storage, reason = choose_storage(matrices, target)
-        if storage is None and unheld == 'error':
-            raise ValueError(f'{reason}')
-        for name, (of_matrix, _) in matrices.items():
-            if storage is None and of_matrix.dtype != jnp.bfloat16:
-                wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
-                raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
-            storages[name] = storage
-    return storages
+    matrices = {}
+    for index in np.ndindex(*batch):
+        used, indices = np.unique(of_leaf.indices[index], return_inverse=True)
+        indices = indices.reshape(of_leaf.indices[index].shape).astype(np.uint8)
+        formats = tuple(of_leaf.formats[i] for i in used)
+        of_matrix = dataclasses.replace(of_leaf, rule=rule, formats=formats, indices=indices)
+        matrices['.'.join([name, *map(str, index)])] = of_matrix, (m, n)
+    return matrices

@@ -32,7 +32,7 @@ class Storage:
     scale: str
 
     def reason_against(self, of_leaf: LeafLayout, shape: tuple[int, ...]) -> str | None:
-        """Why it doesn't hold a leaf (in, out) of this layout, number by number and scale by scale; None where it does.
+        """Why it doesn't hold a matrix (in, out) of this layout, number by number and scale by scale; None if it does.
 
         Scales alone can still be out of its range: `matrices` refuses those.
 
@@ -43,8 +43,7 @@ class Storage:
           (None, "its format float6_e3m2fn has numbers that float4_e2m1fn doesn't have")
         """
         rows, columns = shape[-2:]
-        used = [of_leaf.formats[i] for i in np.unique(of_leaf.indices)]
-        if lacking := [fmt.name for fmt in used if not holds(self.fmt, fmt)]:
+        if lacking := [fmt.name for fmt in of_leaf.formats if not holds(self.fmt, fmt)]:
             return f"its format {lacking[0]} has numbers that {self.fmt.name} doesn't have"
         if of_leaf.scale not in (self.scale, 'mx'):
             return f'its scales are of the kind {of_leaf.scale}, not {self.scale}'
@@ -63,8 +62,11 @@ class Storage:
           >>> MXFP4.bits((64, 32)) / (64 * 32)
           4.25
         """
-        tiles = math.prod(-(-size // (side or size)) for size, side in zip(shape, self.tile))
-        return self.fmt.bits * math.prod(shape) + tiles * (32 if self.scale == 'absmax' else 8)
+        return self.fmt.bits * math.prod(shape) + self.scales(shape) * (32 if self.scale == 'absmax' else 8)
+
+    def scales(self, shape: tuple[int, int]) -> int:
+        """How many scales a matrix (in, out) has."""
+        return math.prod(-(-size // (side or size)) for size, side in zip(shape, self.tile))
 
 
 @functools.cache
@@ -87,9 +89,9 @@ NVFP4 = Storage('NVFP4', _E2M1, (16, 1), 'nvfp4')
 FP8_CHANNEL = Storage('FP8 by output channel', _E4M3, (None, 1), 'absmax')
 FP8_BLOCK = Storage('FP8 in blocks of 128 x 128', _E4M3, (128, 128), 'absmax')
 
-# What holds the weights of which other software, narrowest first; all of them have bfloat16, too.
+# What other software has beside bfloat16.
 TARGETS = {
-    'compressed-tensors': (MXFP4, NVFP4, MXFP6_E2M3, MXFP8, FP8_CHANNEL),
+    'compressed-tensors': (MXFP4, NVFP4, MXFP6_E2M3, MXFP8, FP8_BLOCK, FP8_CHANNEL),
     'mlx': (MXFP4, MXFP8),
     'gguf': (MXFP4,),
     'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
@@ -101,7 +103,7 @@ TARGETS = {
 def choose_storage(
     matrices: Mapping[str, tuple[LeafLayout, tuple[int, int]]], target: str
 ) -> tuple[Storage | None, str]:
-    """The narrowest storage of a target that holds all of these matrices, or None and why there is none.
+    """The storage of a target of fewest bits, then of fewest scales, that holds these matrices; or None, and why.
 
     Args:
       matrices: name -> the layout of the one matrix of a leaf and its shape (in, out).
@@ -117,7 +119,8 @@ def choose_storage(
       it can be by compressed-tensors, mlx, quark-mxfp6, qwix
     """
     reasons = {}
-    for storage in TARGETS[target]:
+    size = lambda storage: (storage.fmt.bits, sum(storage.scales(shape) for _, shape in matrices.values()))
+    for storage in sorted(TARGETS[target], key=size):
         against = {name: storage.reason_against(*matrix) for name, matrix in matrices.items()}
         if not any(against.values()):
             return storage, ''

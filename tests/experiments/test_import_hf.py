@@ -9,7 +9,18 @@ import pytest
 import safetensors.numpy
 from parameter_trees import assert_identical_trees
 from programs import import_program, run_program
-from small_checkpoints import GPT2, LLAMA, change_json, random_params, write_checkpoint, write_tokenizer
+from small_checkpoints import (
+    GPT2,
+    LLAMA,
+    LLAMA_3,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    change_json,
+    random_params,
+    write_checkpoint,
+    write_tokenizer,
+)
 from small_experiments import ONE_DEVICE, on_mesh
 
 from experiments import workdirs
@@ -17,6 +28,7 @@ from experiments.checkpoints import checkpointing
 from experiments.files import huggingface_folder
 
 import_hf = import_program('import_hf')
+MODELS = {'llama': LLAMA, 'llama_3': LLAMA_3, 'mistral': MISTRAL, 'qwen2': QWEN2, 'qwen3': QWEN3, 'gpt2': GPT2}
 
 
 def import_checkpoint(checkpoint, workdir, **arguments):
@@ -27,13 +39,13 @@ def import_checkpoint(checkpoint, workdir, **arguments):
 @pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory):
     directory = tmp_path_factory.mktemp('checkpoints')
-    return {name: write_checkpoint(directory / name, model) for name, model in {'llama': LLAMA, 'gpt2': GPT2}.items()}
+    return {name: write_checkpoint(directory / name, model) for name, model in MODELS.items()}
 
 
-@pytest.mark.parametrize(('name', 'model', 'length'), [('llama', LLAMA, 40), ('gpt2', GPT2, 24)])
-def test_the_run_is_opened_with_the_weights_of_the_checkpoint(checkpoints, tmp_path, name, model, length):
+@pytest.mark.parametrize('name', MODELS)
+def test_the_run_is_opened_with_the_weights_of_the_checkpoint(checkpoints, tmp_path, name):
     """With its model, its tokenizer, and its vocabulary, of which the tokenizer has not all; and back into a folder."""
-    workdir = tmp_path / 'imported'
+    model, length, workdir = MODELS[name], 24 if name == 'gpt2' else 40, tmp_path / 'imported'
     import_checkpoint(checkpoints[name], workdir)
     assert {path.name for path in workdir.iterdir()} == {'config.json', 'checkpoints', 'tokenizer'}
     with on_mesh(ONE_DEVICE):
@@ -42,6 +54,7 @@ def test_the_run_is_opened_with_the_weights_of_the_checkpoint(checkpoints, tmp_p
     assert_identical_trees(jax.tree.map(np.asarray, run.state.params), rounded)
     assert int(run.state.step) == 0 and run.state.transform_state == {}
     config = run.experiment.config
+    assert type(run.experiment.model) is type(model)
     assert (config.name, config.method, config.sequence_length) == ('imported', 'bf16', length)
     assert json.loads((workdir / 'config.json').read_text())['model'] == config.model.to_dict()
     assert config.tokenizer == str(workdir / 'tokenizer' / 'tokenizer.json') and run.tokenizer.vocab_size == 259
@@ -86,11 +99,15 @@ def set_fields(**fields):
 @pytest.mark.parametrize(
     ('change', 'arguments', 'message'),
     [
-        (set_fields(model_type='mistral'), {}, "model_type='mistral' must be one of llama, gpt2"),
         (
-            set_fields(rope_parameters={'rope_type': 'llama3', 'factor': 8.0}),
+            set_fields(model_type='qwen3_moe'),
             {},
-            'must be the default: a full rotation',
+            "model_type='qwen3_moe' must be one of llama, gpt2, mistral, qwen2, qw",
+        ),
+        (
+            set_fields(rope_scaling={'type': 'yarn'}),
+            {},
+            'config.json: rope_scaling=.*must be default or llama3',
         ),
         (set_fields(rms_norm_eps=...), {}, 'config lacks the field rms_norm_eps'),
         (set_fields(vocab_size=200), {}, r'vocab_size=200 in .*config\.json is less than the 259 ids of the tokenizer'),

@@ -21,6 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, 17, (2, 6)).astype(np.int32)
 SIZES = dict(vocab_size=17, num_layers=2, hidden_size=16, num_heads=4, remat_policy='full')
 LLAMA = models.Llama(**SIZES, mlp_size=20, num_kv_heads=2)
 GPT2 = models.GPT2(**SIZES, max_length=8)
+QWEN3 = models.Qwen3(**SIZES, mlp_size=20, head_dim=6, attention_bias=True, rope_factor=8.0, rope_original_length=4)
 SHAPES = {'layers/up/kernel': (2, 33, 40), 'layers/up/bias': (2, 40), 'norm/scale': (40,)}
 RULES = (gq.MatrixRule('layers/up/kernel', (0,), (1,), (2,)), gq.CastOnly('.*'))
 NVFP4 = gq.Quantizer('e2m1', block_size=16, scale='nvfp4')
@@ -150,7 +151,7 @@ def transform(transform):
     return state, without_noise, layer, sampled, transform.bitwidths(state)
 
 
-@case(('llama', LLAMA), ('gpt2', GPT2))
+@case(('llama', LLAMA), ('gpt2', GPT2), ('qwen3', QWEN3))
 def model(model):
     init = jax.jit(model.init)(jax.random.key(SEED), jnp.asarray(TOKENS))
     return init, with_gradients(

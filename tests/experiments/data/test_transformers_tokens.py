@@ -16,9 +16,11 @@ from small_tokenizers import write_huggingface, write_sentencepiece
 from experiments import workdirs
 from experiments.data.tokenizers import load_tokenizer
 from experiments.training.experiment import make_experiment
+from experiments.training.generation import generate
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
+tokenization_qwen2 = pytest.importorskip('transformers.models.qwen2.tokenization_qwen2')
 import_hf = import_program('import_hf')
 
 LONGEST = 48
@@ -81,7 +83,20 @@ def bpe_led_by_its_end(folder):
     return contents
 
 
+def bpe_of_qwen(folder):
+    """As Qwen3's: pieces by a regex of its own, letters composed, no BOS."""
+    write_huggingface(folder / 'tokenizer.json', ['<|endoftext|>', '<|im_start|>', '<|im_end|>'])
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    pieces = tokenizers.pre_tokenizers.Split(tokenizers.Regex(tokenization_qwen2.PRETOKENIZE_REGEX), 'isolated')
+    to_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([pieces, to_bytes])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    return {'tokenizer_class': 'Qwen2Tokenizer', 'bos_token': None, 'eos_token': '<|im_end|>'}
+
+
 KINDS = (sentencepiece_as_llama, sentencepiece_without_bos, bpe, bpe_with_bos, bpe_of_gpt2, bpe_led_by_its_end)
+KINDS = (*KINDS, bpe_of_qwen)
 
 
 def write_model(folder, kind):
@@ -90,7 +105,7 @@ def write_model(folder, kind):
     contents = kind(folder)
     vocabulary = load_tokenizer(str(next(folder.glob('tokenizer.*'))))
     ids = {'bos_token_id': contents['bos_token'], 'eos_token_id': contents['eos_token']}
-    ids = {field: vocabulary.vocabulary.find(token) for field, token in ids.items()}
+    ids = {field: token and vocabulary.vocabulary.find(token) for field, token in ids.items()}
     ids['eos_token_id'] = [ids['eos_token_id'], 2] if kind is bpe_with_bos else ids['eos_token_id']
     torch.manual_seed(0)
     if kind is bpe_of_gpt2:
@@ -98,8 +113,12 @@ def write_model(folder, kind):
         model = transformers.GPT2LMHeadModel(config)
     else:
         sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-        config = transformers.LlamaConfig(vocab_size=400, max_position_embeddings=LONGEST, **sizes, **ids)
-        model = transformers.LlamaForCausalLM(config)
+        if kind is bpe_of_qwen:
+            sizes |= dict(model_type='qwen3', head_dim=24, num_key_value_heads=1)
+        config = transformers.AutoConfig.for_model(
+            **{'model_type': 'llama', **sizes}, vocab_size=400, max_position_embeddings=LONGEST, **ids
+        )
+        model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             scaled = parameter * (4 if parameter.ndim > 1 else 1)
@@ -130,8 +149,9 @@ def test_token_ids(imported):
     theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
     with on_mesh(ONE_DEVICE):
         ours = workdirs.open_run(workdir).tokenizer
+    alone = theirs.eos_token_id if theirs.bos_token_id is None else theirs.bos_token_id
     for text in (text for text in TEXTS if is_alike(ours, text)):
-        assert ours.encode_prompt(text) == (theirs(text).input_ids or [theirs.bos_token_id]), text
+        assert ours.encode_prompt(text) == (theirs(text).input_ids or [alone]), text
     assert ours.end_of_document == theirs.eos_token_id and ours.special.bos == theirs.bos_token_id
     ends = transformers.GenerationConfig.from_pretrained(checkpoint).eos_token_id
     assert set(ours.special.eos) == set(ends if isinstance(ends, list) else [ends])
@@ -168,7 +188,6 @@ def test_log_likelihoods_are_those_of_hf(imported):
 def test_texts_are_written_as_by_transformers(imported):
     """The likeliest tokens, after a prompt, up to an end of a document."""
     checkpoint, workdir = imported
-    generate = import_program('generate').generate
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_run(workdir, dtype='float32')
@@ -197,7 +216,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize('family', ['llama', 'gpt2'])
+@pytest.mark.parametrize('family', ['llama', 'gpt2', 'mistral', 'qwen3'])
 @pytest.mark.parametrize(('kind', 'asked'), OWN)
 def test_transformers_read_what_a_run_of_our_own_was_trained_on(tmp_path, kind, asked, family):
     """Also where the files beside its tokenizer say something else."""
@@ -222,6 +241,9 @@ def test_transformers_read_what_a_run_of_our_own_was_trained_on(tmp_path, kind, 
     if family == 'gpt2':
         sizes = dict(num_layers=1, hidden_size=32, num_heads=2, mlp_size=128, max_length=24)
         config.model = ConfigDict({'family': 'gpt2', **sizes, 'norm_epsilon': 1e-5})
+    elif family == 'qwen3':
+        config.model.head_dim = 24
+    config.model.family = family
     with on_mesh(ONE_DEVICE):
         tokenizer = workdirs.settle_tokenizer(config, tmp_path / 'run')
         experiment = make_experiment(config, tokenizer.vocab_size)

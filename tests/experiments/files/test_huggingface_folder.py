@@ -8,12 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from parameter_trees import assert_identical_trees
-from small_checkpoints import GPT2, LLAMA, change_json, random_params, write_checkpoint
+from small_checkpoints import GPT2, LLAMA, LLAMA_3, MISTRAL, QWEN2, QWEN3, change_json, random_params, write_checkpoint
 
 from experiments.files import huggingface_folder
 from gaussq_jax import models
 
 MODELS = {'llama': LLAMA, 'tied': LLAMA.clone(tie_embeddings=True), 'gpt2': GPT2}
+MODELS |= {'llama_3': LLAMA_3, 'mistral': MISTRAL, 'qwen2': QWEN2, 'qwen3': QWEN3}
 INDEX = 'model.safetensors.index.json'
 
 
@@ -41,7 +42,8 @@ def test_a_folder_holds_the_weights_rounded_to_bfloat16(tmp_path, name):
     tensors, config = huggingface_folder.read(tmp_path / 'written')
     assert config['torch_dtype'] == 'bfloat16'
     again, params_again = models.from_huggingface(tensors, config)
-    assert again.num_heads == model.num_heads and again.norm_epsilon == model.norm_epsilon
+    said = {field: getattr(model, field) for field in models.family_of(model).settings}
+    assert all(value in (None, getattr(again, field)) for field, value in said.items())
     assert_identical_trees(params_again, rounded(params))
     described = header(files[1])
     assert described.pop('__metadata__') == {'format': 'pt'}

@@ -1,13 +1,15 @@
-"""Our Llama and GPT-2 compute what `transformers`' do from the same weights, and say so when they can't.
+"""Our models compute what `transformers`' do from the same weights, and say so when they can't.
 
 The stored outputs in tests/data/huggingface_*.npz hold a configuration, weights (float16 numbers), tokens and
-the float32 logits that transformers gave on a CPU. To make them again, with torch and transformers installed:
+the float32 logits that transformers gave on a CPU. To make them again, all or those named, with torch and
+transformers installed:
 
-    python tests/gaussq_jax/models/test_from_huggingface.py
+    python tests/gaussq_jax/models/test_from_huggingface.py [NAME ...]
 """
 
 import json
 import pathlib
+import sys
 import tracemalloc
 
 import jax
@@ -44,15 +46,29 @@ GPT2 = dict(
     bos_token_id=None,
     eos_token_id=None,
 )
+# Of three frequencies the first stays, the second is interpolated, the third is divided; there are positions beyond 8.
+LLAMA_3 = dict(
+    rope_type='llama3',
+    rope_theta=50.0,
+    factor=8.0,
+    low_freq_factor=0.2,
+    high_freq_factor=1.2,
+    original_max_position_embeddings=8,
+)
+TIED, NO_WINDOW = {'tie_word_embeddings': True}, {'sliding_window': None}
 CONFIGS = {
     'llama_grouped': LLAMA,
-    'llama_tied': LLAMA | {'num_key_value_heads': 4, 'tie_word_embeddings': True},
+    'llama_tied': LLAMA | TIED | {'num_key_value_heads': 4},
+    'llama_3': LLAMA | {'head_dim': 6, 'attention_bias': True, 'mlp_bias': True, 'rope_parameters': LLAMA_3},
+    'mistral': LLAMA | NO_WINDOW | {'model_type': 'mistral', 'head_dim': 6},
+    'qwen2': LLAMA | TIED | {'model_type': 'qwen2'},
+    'qwen3': LLAMA | {'model_type': 'qwen3', 'head_dim': 6},
     'gpt2': GPT2,
 }
 
 
 def huggingface_logits(config, seed, batch, length):
-    """(full config, NumPy state dict, tokens, logits) of a transformers model; all its weights are random."""
+    """(full config, NumPy state dict, tokens, logits) of a transformers model; all its parameters are random."""
     import torch
     import transformers
 
@@ -78,8 +94,9 @@ def read_stored(name):
     return config, stored, tokens, logits
 
 
-def write_stored():
-    for name, config in CONFIGS.items():
+def write_stored(names):
+    for name in names or CONFIGS:
+        config = CONFIGS[name]
         config, state_dict, tokens, logits = huggingface_logits(config, seed=0, batch=2, length=13)
         state_dict = {name: tensor.astype(np.float16) for name, tensor in state_dict.items()}
         path = DATA / f'huggingface_{name}.npz'
@@ -104,17 +121,29 @@ def test_logits_equal_the_stored_ones_of_transformers(name):
     assert_equal_within_rounding(our_logits(state_dict, config, tokens), logits)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-def test_logits_equal_those_of_transformers_now(name):
+LARGER = {'hidden_size': 48, 'intermediate_size': 80, 'num_attention_heads': 8, 'rope_parameters': None}
+LARGER_GPT2 = {'n_embd': 48, 'n_inner': None, 'n_positions': 40, 'n_head': 6}
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes'),
+    [
+        *((name, LARGER_GPT2 if name == 'gpt2' else LARGER) for name in CONFIGS),
+        ('llama_3', TIED),
+        ('llama_3', {'attention_bias': False}),
+        ('llama_3', {'mlp_bias': False, 'rope_parameters': LLAMA_3 | {'original_max_position_embeddings': 32}}),
+        ('mistral', TIED | {'rope_parameters': LLAMA_3}),
+        ('mistral', {'sliding_window': 37, 'max_position_embeddings': 37}),
+        ('qwen2', {'tie_word_embeddings': False, 'rope_parameters': LLAMA_3}),
+        ('qwen2', {'head_dim': 6}),
+        ('qwen3', TIED | {'attention_bias': True, 'rope_parameters': LLAMA_3}),
+        ('qwen3', {'hidden_size': 18}),
+    ],
+)
+def test_logits_equal_those_of_transformers_now(name, changes):
     pytest.importorskip('torch', reason='torch is not installed; the stored logits are still compared')
     pytest.importorskip('transformers', reason='transformers is not installed; the stored logits are still compared')
-    config = CONFIGS[name]
-    larger = (
-        {'n_embd': 48, 'n_inner': None, 'n_positions': 40, 'n_head': 6}
-        if name == 'gpt2'
-        else {'hidden_size': 48, 'intermediate_size': 80, 'num_attention_heads': 8, 'rope_parameters': None}
-    )
-    config, state_dict, tokens, logits = huggingface_logits(config | larger, seed=1, batch=3, length=37)
+    config, state_dict, tokens, logits = huggingface_logits(CONFIGS[name] | changes, seed=1, batch=3, length=37)
     assert_equal_within_rounding(our_logits(state_dict, config, tokens), logits)
 
 
@@ -161,17 +190,34 @@ def test_rope_theta_of_configurations_before_and_after_transformers_5():
     assert models.from_huggingface(state_dict, old | {'rope_parameters': theirs})[0].rope_theta == 50.0
 
 
+def test_scaling_of_configurations_before_and_after_transformers_5():
+    config, _, _, _ = read_stored('llama_3')
+    new = models.model_from_huggingface(config)
+    assert new.rope_scaling == (8.0, 0.2, 1.2, 8) and new.rope_theta == 50.0
+    scaling = {name: value for name, value in config.pop('rope_parameters').items() if name != 'rope_theta'}
+    old = config | {'rope_theta': 50.0, 'rope_scaling': scaling}
+    assert models.model_from_huggingface(old) == new
+    assert models.model_from_huggingface(old | {'rope_parameters': LLAMA_3}) == new
+    with pytest.raises(ValueError, match=r'^rope_scaling=.* and rope_parameters=.* differ$'):
+        models.model_from_huggingface(old | {'rope_parameters': LLAMA_3 | {'factor': 4.0}})
+
+
 @pytest.mark.parametrize(
     ('name', 'field', 'value'),
     [
         ('llama_grouped', 'model_type', 'mamba'),
         ('llama_grouped', 'hidden_act', 'gelu'),
-        ('llama_grouped', 'attention_bias', True),
-        ('llama_grouped', 'mlp_bias', True),
-        ('llama_grouped', 'head_dim', 8),
+        ('llama_grouped', 'head_dim', 5),
+        ('llama_grouped', 'partial_rotary_factor', 0.5),
         ('llama_grouped', 'rope_scaling', {'type': 'linear', 'factor': 2.0}),
-        ('llama_grouped', 'rope_parameters', {'rope_type': 'llama3', 'rope_theta': 50.0, 'factor': 8.0}),
-        ('llama_grouped', 'rope_parameters', {'rope_theta': 50.0, 'partial_rotary_factor': 0.5}),
+        ('llama_grouped', 'rope_scaling', {'full_attention': {'rope_type': 'default'}}),
+        *(('llama_grouped', 'rope_parameters', {'rope_type': kind}) for kind in ('dynamic', 'yarn', 'longrope', ['x'])),
+        ('llama_3', 'original_max_position_embeddings', 9),
+        ('mistral', 'sliding_window', 4096),
+        ('mistral', 'layer_types', ['full_attention', 'sliding_attention', 'full_attention']),
+        ('qwen2', 'use_sliding_window', True),
+        ('qwen2', 'layer_types', 3 * ['sliding_attention']),
+        ('qwen3', 'use_sliding_window', True),
         ('gpt2', 'activation_function', 'gelu'),
         ('gpt2', 'scale_attn_weights', False),
         ('gpt2', 'scale_attn_by_inverse_layer_idx', True),
@@ -183,6 +229,61 @@ def test_configuration_that_would_change_the_logits_is_refused_by_name(name, fie
     config, state_dict, _, _ = read_stored(name)
     with pytest.raises(ValueError, match=f'^{field}='):
         models.from_huggingface(state_dict, config | {field: value})
+
+
+@pytest.mark.parametrize(
+    ('change', 'error'),
+    [
+        ({'factor': ...}, r'config lacks the field rope_parameters\.factor'),
+        ({'low_freq_factor': 'one'}, r"rope_parameters\.low_freq_factor='one' must be a positive number"),
+        (
+            {'high_freq_factor': 0.2},
+            r'rope_low_freq_factor=0\.2 must be positive and less than rope_high_freq_factor=0\.2$',
+        ),
+        (
+            {'original_max_position_embeddings': 8.5},
+            r'rope_parameters\.original_max_position_embeddings=8\.5 must be an',
+        ),
+        ({'partial_rotary_factor': 0.5}, r'rope_parameters\.partial_rotary_factor=0\.5 must be None or 1'),
+        ({'rope_type': 'yarn'}, r"^rope_parameters=.*: its rope_type must be default or llama3, not 'yarn'"),
+    ],
+)
+def test_a_scaling_that_cannot_be_followed_is_refused_by_name(change, error):
+    config, _, _, _ = read_stored('llama_3')
+    rope = {name: value for name, value in (config['rope_parameters'] | change).items() if value is not ...}
+    with pytest.raises(ValueError, match=error):
+        models.model_from_huggingface(config | {'rope_parameters': rope})
+
+
+def test_the_window_of_a_mistral_counts_where_sequences_can_exceed_it():
+    config, _, _, _ = read_stored('mistral')
+    window = dict(sliding_window=64, max_position_embeddings=64)
+    assert models.model_from_huggingface(config | window) == models.model_from_huggingface(config)
+    with pytest.raises(ValueError, match='sliding_window=64 must be None, or no less than max_position_embeddings=65'):
+        models.model_from_huggingface(config | window | {'max_position_embeddings': 65})
+    del config['sliding_window']  # which is then 4096
+    with pytest.raises(ValueError, match='sliding_window=4096 must be None'):
+        models.model_from_huggingface(config)
+
+
+ANY_VALUES = (None, True, 3, -1, 0, 0.5, 10**400, np.inf, np.nan, '', 'x', [], [1], ['full_attention'], {}, {'a': {}})
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_field_of_any_kind_is_read_or_refused_in_one_line(name):
+    """In the object of rotary parameters, too."""
+    config, _, _, _ = read_stored(name)
+    fields = [*config, 'rope_scaling', 'rope_theta', 'partial_rotary_factor', 'sliding_window', 'layer_types']
+    changed = [config | {field: value} for field in fields for value in ANY_VALUES]
+    rope = config.get('rope_parameters', {})
+    changed += [config | {'rope_parameters': rope | {field: value}} for field in rope for value in ANY_VALUES]
+    for fields in changed:
+        try:
+            model = models.model_from_huggingface(fields)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1 and len(str(error)) < 400
+        else:
+            assert isinstance(model, models.find_family(config['model_type']).module)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -244,10 +345,6 @@ def test_untied_head_of_a_tied_configuration_is_refused():
         models.from_huggingface(state_dict, config)
 
 
-if __name__ == '__main__':
-    write_stored()
-
-
 @pytest.mark.parametrize(
     ('fields', 'error'),
     [
@@ -271,3 +368,7 @@ def test_what_a_config_says_is_compared_with_the_tensors_before_anything_is_made
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1e8
+
+
+if __name__ == '__main__':
+    write_stored(sys.argv[1:])

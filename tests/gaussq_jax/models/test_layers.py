@@ -1,4 +1,4 @@
-"""What both models promise: causality, dtypes, the scanned layers, layer_transform, remat and dot_general."""
+"""What all models promise: causality, dtypes, the scanned layers, layer_transform, remat and dot_general."""
 
 import collections
 import functools
@@ -15,14 +15,20 @@ from gaussq_jax.models import layers
 
 NUM_LAYERS = 3
 SIZES = dict(vocab_size=32, num_layers=NUM_LAYERS, hidden_size=16, num_heads=4, mlp_size=24)
+QWEN3 = dict(
+    num_kv_heads=2, head_dim=6, attention_bias=True, rope_factor=8.0, rope_original_length=4, dtype=jnp.float32
+)
 MODELS = {
     'llama': lambda **options: models.Llama(**SIZES | {'num_kv_heads': 2, 'dtype': jnp.float32} | options),
+    'qwen3': lambda **options: models.Qwen3(**SIZES | QWEN3 | options),
     'gpt2': lambda **options: models.GPT2(**SIZES | {'max_length': 8, 'dtype': jnp.float32} | options),
 }
-LINEAR_LAYERS = {'llama': 7, 'gpt2': 6}
+LINEAR_LAYERS = {'llama': 7, 'qwen3': 7, 'gpt2': 6}
 
-both_models = pytest.mark.parametrize('name', MODELS)
-llama_and_slowly_gpt2 = pytest.mark.parametrize('name', ['llama', pytest.param('gpt2', marks=pytest.mark.slow)])
+every_model = pytest.mark.parametrize('name', MODELS)
+llama_and_slowly_others = pytest.mark.parametrize(
+    'name', ['llama', *(pytest.param(name, marks=pytest.mark.slow) for name in ('qwen3', 'gpt2'))]
+)
 with_and_without_remat = pytest.mark.parametrize('remat_policy', [None, 'full'])
 
 
@@ -58,7 +64,7 @@ def assert_trees_close(actual, expected, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), actual, expected)
 
 
-@both_models
+@every_model
 def test_no_token_sees_a_later_one(name):
     params, tokens = random_params(name), random_tokens()
     apply = jax.jit(lambda tokens: MODELS[name]().apply({'params': params}, tokens))
@@ -68,13 +74,13 @@ def test_no_token_sees_a_later_one(name):
     assert np.all(np.any(after[:, 4:] != before[:, 4:], axis=-1))
 
 
-@both_models
+@every_model
 def test_parameters_are_created_in_float32(name):
     params = jax.eval_shape(MODELS[name](dtype=jnp.bfloat16).init, jax.random.key(0), random_tokens())
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype('float32')}
 
 
-@both_models
+@every_model
 def test_bfloat16_weights_count_for_what_they_are(name):
     """In float32 compute nothing but the weights is rounded: they give the logits of their float32 copies."""
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(name))
@@ -82,7 +88,7 @@ def test_bfloat16_weights_count_for_what_they_are(name):
     np.testing.assert_array_equal(logits(name, rounded), logits(name, in_float32))
 
 
-@llama_and_slowly_gpt2
+@llama_and_slowly_others
 def test_bfloat16_compute_is_near_float32_and_what_comes_out_is_float32(name):
     params = random_params(name)
 
@@ -101,7 +107,7 @@ def test_bfloat16_compute_is_near_float32_and_what_comes_out_is_float32(name):
     assert np.mean(actual == actual.astype(jnp.bfloat16)) < 0.1, 'the logits were rounded to bfloat16'
 
 
-@llama_and_slowly_gpt2
+@llama_and_slowly_others
 @pytest.mark.parametrize('scan_unroll', [2, NUM_LAYERS, 99])
 def test_an_unrolled_scan_computes_the_same(name, scan_unroll):
     """Also where the layers are no multiple of it, and if it is more than there are."""
@@ -117,7 +123,7 @@ def test_every_remat_policy_can_be_differentiated():
         jax.eval_shape(functools.partial(gradient, 'llama', remat_policy=remat_policy), random_params('llama'))
 
 
-@both_models
+@every_model
 @with_and_without_remat
 def test_identity_transform_changes_no_bit(name, remat_policy):
     params = random_params(name)
@@ -125,7 +131,7 @@ def test_identity_transform_changes_no_bit(name, remat_policy):
     np.testing.assert_array_equal(identity, logits(name, params, remat_policy=remat_policy))
 
 
-@both_models
+@every_model
 def test_transform_sees_one_layer_and_its_index(name):
     """Zeroing what layer 1 adds to the residual stream is the same as having no layer 1."""
     params = random_params(name)
@@ -149,7 +155,7 @@ def test_transform_sees_one_layer_and_its_index(name):
     assert all(entry == (layer_shapes, (), np.dtype('int32')) for entry in seen)
 
 
-@both_models
+@every_model
 def test_transform_is_not_applied_at_initialisation(name):
     def refuse(layer_params, layer_index):
         raise AssertionError('applied')
@@ -160,7 +166,7 @@ def test_transform_is_not_applied_at_initialisation(name):
         jax.eval_shape(model.apply, variables, random_tokens())
 
 
-@llama_and_slowly_gpt2
+@llama_and_slowly_others
 def test_gradients_flow_through_the_transform_to_what_it_closes_over(name):
     """A traced key and a learned state, closed over under jit and grad, against noise added from outside."""
 
@@ -196,7 +202,7 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
-@both_models
+@every_model
 def test_rematerialised_layer_does_not_keep_the_transformed_weights(name):
     """Without remat the float16 copy of a kernel leaves the forward scan, stacked; with remat it does not."""
 
@@ -219,7 +225,7 @@ def test_rematerialised_layer_does_not_keep_the_transformed_weights(name):
     assert not scans_that_keep('dots_saveable')
 
 
-@both_models
+@every_model
 def test_dot_general_is_called_for_the_linear_layers_and_nothing_else(name):
     @jax.jit
     def injected(lhs, rhs):
@@ -242,15 +248,15 @@ def test_dot_general_is_called_for_the_linear_layers_and_nothing_else(name):
     assert without['dot_general'] == 3 + LINEAR_LAYERS[name]
 
 
-@both_models
+@every_model
 def test_unknown_remat_policy_is_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=r"remat_policy='all' must be None or one of full, .*dots_saveable"):
         MODELS[name](remat_policy='all')
 
 
-@both_models
+@every_model
 def test_sizes_and_shapes_that_do_not_fit_are_refused(name):
-    with pytest.raises(ValueError, match='num_heads=3 must divide hidden_size=16'):
+    with pytest.raises(ValueError, match=r'must divide (hidden_size=16|num_heads=3)'):
         MODELS[name](num_heads=3)
     with pytest.raises(ValueError, match=r'tokens must have shape \(batch, length\)'):
         MODELS[name]().init(jax.random.key(0), jnp.zeros(8, jnp.int32))

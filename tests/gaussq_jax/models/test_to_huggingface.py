@@ -12,7 +12,15 @@ from parameter_trees import assert_identical_trees
 from gaussq_jax import models
 
 DATA = pathlib.Path(__file__).parents[2] / 'data'
-NAMES = ('llama_grouped', 'llama_tied', 'gpt2')
+ARCHITECTURES = {
+    'llama_grouped': 'LlamaForCausalLM',
+    'llama_tied': 'LlamaForCausalLM',
+    'llama_3': 'LlamaForCausalLM',
+    'mistral': 'MistralForCausalLM',
+    'qwen2': 'Qwen2ForCausalLM',
+    'qwen3': 'Qwen3ForCausalLM',
+    'gpt2': 'GPT2LMHeadModel',
+}
 
 
 def random_params(model, dtype=np.float32):
@@ -28,7 +36,7 @@ def read_stored(name):
     return json.loads(str(stored.pop('config'))), stored
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ARCHITECTURES)
 def test_every_tensor_comes_back_as_it_was(name):
     config, stored = read_stored(name)
     model, params = models.from_huggingface(stored, config)
@@ -43,14 +51,18 @@ def test_every_tensor_comes_back_as_it_was(name):
     assert_identical_trees(params_again, params)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ARCHITECTURES)
 def test_the_configuration_is_that_of_transformers(name):
     """Every field that it has in common with theirs says the same: no default of theirs stands in for another value."""
     config, stored = read_stored(name)
     _, written = models.to_huggingface(*models.from_huggingface(stored, config))
     theirs = {'rope_theta': 50.0, **config, 'bos_token_id': None, 'eos_token_id': None}
+    if name == 'llama_3':  # as it was before transformers 5
+        theirs['rope_scaling'] = {key: value for key, value in theirs['rope_parameters'].items() if key != 'rope_theta'}
+    if name == 'qwen2':  # which transformers has of Qwen2, too, but not in its configuration
+        theirs['head_dim'] = 4
     assert {key for key in written if written[key] != theirs[key]} == {'architectures'}
-    assert written['architectures'] == ['GPT2LMHeadModel' if name == 'gpt2' else 'LlamaForCausalLM']
+    assert written['architectures'] == [ARCHITECTURES[name]]
 
 
 def test_leaves_keep_their_dtype_and_may_be_of_jax():
@@ -72,17 +84,25 @@ def test_gpt2_without_a_width_has_the_usual_one():
 def test_what_is_no_model_of_these_is_refused():
     model = models.Llama(vocab_size=11, num_layers=2, hidden_size=8, mlp_size=12, num_heads=2)
     params = random_params(model)
-    with pytest.raises(ValueError, match='model=int must be a Llama or a GPT2'):
+    with pytest.raises(ValueError, match='model=int must be one of Llama, GPT2, Mistral, Qwen2, Qwen3'):
         models.to_huggingface(3, params)
     for other in (model.clone(mlp_size=16), model.clone(num_layers=3), model.clone(tie_embeddings=True)):
         with pytest.raises(ValueError, match='params are of another model'):
             models.to_huggingface(other, params)
 
 
+def test_a_llama_that_transformers_has_not_is_refused():
+    model = models.Llama(vocab_size=11, num_layers=1, hidden_size=10, mlp_size=12, num_heads=4, head_dim=4)
+    with pytest.raises(ValueError, match='num_heads=4 must divide hidden_size=10: transformers has no other Llama'):
+        models.to_huggingface(model, random_params(model))
+
+
 @pytest.mark.parametrize(
     ('field', 'value'),
     [
         ('hidden_size', '64'),
+        ('tie_word_embeddings', 'yes'),
+        ('attention_bias', 1),
         ('num_hidden_layers', 0),
         ('num_key_value_heads', 1.5),
         ('rms_norm_eps', 'small'),

@@ -1,0 +1,133 @@
+"""Which formats and scales a run's weights get: what its training rounded them to, or what flags ask for."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import gaussq_jax as gq
+from experiments import methods, workdirs
+from experiments.methods.settings import parse_block_size
+from experiments.reports import quantization as report
+from gaussq_jax import models
+from gaussq_jax.packed import Layout
+from gaussq_jax.param_tree import is_floating
+from gaussq_jax.serving.storages import MXFP4, MXFP6_E2M3, MXFP6_E3M2, MXFP8
+
+LEARNED, SERVED, BFLOAT16 = 'learned', 'served', 'bfloat16'
+# What a budget chooses from, besides bfloat16, for each target that has low bits of its own.
+CHOICES = {
+    'compressed-tensors': (MXFP4, MXFP8),
+    'mlx': (MXFP4, MXFP8),
+    'gguf': (MXFP4,),
+    'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
+}
+
+
+class Asked(NamedTuple):
+    """What flags say; None where one isn't given."""
+
+    format: str | None = None
+    budget: float | None = None
+    block_size: str | None = None
+    scale: str | None = None
+    target: str | None = None
+
+    def check(self):
+        """ValueError for what would do nothing, or isn't there, naming the flag."""
+        if self.format not in (None, LEARNED):
+            try:
+                gq.parse_format(self.format)
+            except ValueError as error:
+                raise ValueError(f'--{error}, or {LEARNED}') from None
+            if self.budget is not None:
+                raise ValueError(
+                    f'--budget={self.budget:g} has a meaning only with --format={LEARNED}, not {self.format}'
+                )
+        for name in ('block_size', 'scale'):
+            if (value := getattr(self, name)) is not None and self.format in (None, LEARNED, BFLOAT16):
+                reason = (
+                    'which has no scales' if self.format == BFLOAT16 else 'whose blocks and scales are those of the run'
+                )
+                raise ValueError(f'--{name}={value} has no meaning with --format={self.format or LEARNED}, {reason}')
+
+
+class Chosen(NamedTuple):
+    """How weights are stored."""
+
+    params: Any  # that are quantized
+    layout: Layout
+    size: gq.ModelSize
+    kept: dict[str, Any]  # what a file keeps of it: 'layout', 'budget', and what else `report.describe_layout` takes
+    name: str  # of a file
+
+
+def choose(run: workdirs.Run, asked: Asked) -> Chosen:
+    """How the weights of a run are stored.
+
+    Raises:
+      ValueError: for learned bitwidths where none were learned; for a budget that can't be kept; as `uniform_layout`.
+    """
+    if asked.budget is not None and asked.target in CHOICES:
+        return _served(run, asked.budget, CHOICES[asked.target])
+    if asked.format is None and asked.budget is None and not run.state.transform_state:
+        return _as_trained(run)
+    if asked.format in (None, LEARNED):
+        return _learned(run, asked.budget)
+    block_size = parse_block_size(asked.block_size or '32')
+    return _uniform(run, run.state.params, gq.parse_format(asked.format).name, block_size, asked.scale or 'mx')
+
+
+def _learned(run: workdirs.Run, budget: float | None) -> Chosen:
+    params, bitwidths, transform = run.state.params, run.state.transform_state, run.experiment.transform
+    if not bitwidths:
+        raise ValueError(
+            f'--format={LEARNED}: the method of this run is {run.experiment.config.method}, which learns no bitwidths;'
+            ' give a format for all weights, for example --format=float6_e3m2fn'
+        )
+    formats: Callable = gq.format_for_bitwidth
+    if budget is not None:
+        formats = transform.formats_within_budget(params, bitwidths, budget)
+    layout = transform.learned_layout(params, bitwidths, formats=formats)
+    size = transform.model_size(params, bitwidths, formats=formats)
+    return Chosen(params, layout, size, {'layout': LEARNED, 'budget': budget}, _file_name(LEARNED, budget))
+
+
+def _served(run: workdirs.Run, budget: float, storages: tuple) -> Chosen:
+    params, transform = run.state.params, run.experiment.transform
+    rules = dict(rules=transform.rules, unnamed=transform.unnamed)
+    fused = models.fused_paths(run.experiment.model)
+    layout = gq.served_layout(params, budget, storages=storages, fused=fused, **rules)
+    kept = {'layout': SERVED, 'budget': budget}
+    return Chosen(params, layout, gq.layout_size(params, layout), kept, _file_name(SERVED, budget))
+
+
+def _as_trained(run: workdirs.Run) -> Chosen:
+    """What the forward pass multiplies with: by the method's quantizer, in the dtype that it rounds, or bfloat16."""
+    config = run.experiment.config
+    if methods.find(config.method).weights(config) is None:
+        return _uniform(run, run.state.params, BFLOAT16, 32, 'mx')
+    quantizer = report.choose_quantizer(config)
+    if quantizer.rounding != 'nearest_even':
+        raise ValueError(
+            f'this run rounds its weights by {quantizer.rounding}, which no packed file has;'
+            f' --format={quantizer.fmt} rounds them to nearest even'
+        )
+    dtype = jnp.dtype(config.dtype) if methods.quantizes_matmuls(config) else jnp.float32
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, run.state.params)
+    return _uniform(run, params, quantizer.fmt.name, quantizer.block_size, quantizer.scale)
+
+
+def _uniform(run: workdirs.Run, params: Any, fmt: str, block_size: int | str | tuple[int, ...], scale: str) -> Chosen:
+    layout = run.experiment.transform.uniform_layout(params, fmt, block_size=block_size, scale=scale)
+    kept = {'layout': fmt, 'budget': None}
+    if (block_size, scale) != (32, 'mx'):
+        kept |= {'block_size': list(block_size) if isinstance(block_size, tuple) else block_size, 'scale': scale}
+    size = 'x'.join(map(str, block_size)) if isinstance(block_size, tuple) else block_size
+    name = '-'.join([fmt, *[str(size)] * (block_size != 32), *[scale] * (scale != 'mx')])
+    return Chosen(params, layout, gq.layout_size(params, layout), kept, name)
+
+
+def _file_name(layout: str, budget: float | None) -> str:
+    return layout if budget is None else f'{layout}-{budget:g}'
