@@ -180,6 +180,7 @@ def test_learned_bitwidths():
 def test_what_is_said_of_a_model():
     model = llama(norm_epsilon=1e-6)
     assert describe_model(model, 128) == {
+        'general.architecture': 'llama',
         'llama.context_length': 128,
         'llama.vocab_size': 264,
         'llama.block_count': 2,
@@ -194,22 +195,41 @@ def test_what_is_said_of_a_model():
         'llama.rope.freq_base': 50.0,
     }
     assert describe_model(llama(num_kv_heads=None), 128)['llama.attention.head_count_kv'] == 4
+    said = describe_model(llama(module=models.Qwen3, head_dim=24), 128)
+    assert said['general.architecture'] == 'qwen3' and said['qwen3.attention.key_length'] == 24
+    assert describe_model(llama(module=models.Mistral), 128)['general.architecture'] == 'llama'
 
 
 def test_settings_that_are_not_carried_over(monkeypatch):
-    """A new one of the family is refused, until it is."""
+    """Those that llama.cpp doesn't have of a family; and a new one of ours, until it is carried over."""
     monkeypatch.setattr(serving_gguf, 'CARRIED', serving_gguf.CARRIED - {'rope_theta'})
     describe_model(llama(rope_theta=10000.0), 128)
-    for function in (
-        lambda model: describe_model(model, 128),
-        lambda model: to_gguf(model, params_of(model), Layout()),
-    ):
-        with pytest.raises(ValueError, match=r'rope_theta=50.0: a GGUF file is written of a Llama with 10000.0 alone'):
-            function(llama())
+    cases = {
+        r'rope_theta=50.0: a GGUF file is written of a Llama with 10000.0 alone': llama(),
+        r'rope_factor=8.0: .* of a Qwen2 with 1.0 alone': llama(module=models.Qwen2, rope_theta=1e4, rope_factor=8.0),
+        r'attention_bias=True: .* Qwen3': llama(module=models.Qwen3, rope_theta=1e4, attention_bias=True),
+    }
+    for message, model in cases.items():
+        for function in (lambda model: describe_model(model, 128), lambda model: to_gguf(model, {}, Layout())):
+            with pytest.raises(ValueError, match=message):
+                function(model)
+
+
+def test_scaled_frequencies():
+    """llama.cpp divides each frequency by a factor; ours are those of `rope_frequencies`."""
+    scaled = dict(rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0, rope_original_length=64)
+    model = llama(head_dim=24, **scaled)
+    kind, factors = to_gguf(model, params_of(model), Layout())['rope_freqs.weight']
+    frequencies = 50.0 ** (-np.arange(12) / 12)
+    turns = 64 * frequencies / (2 * np.pi)
+    share = np.clip((turns - 1) / 3, 0, 1)
+    assert kind == 'F32' and factors.dtype == np.float32
+    np.testing.assert_allclose(factors, 1 / (share + (1 - share) / 8), rtol=1e-6)
+    assert 'rope_freqs.weight' not in to_gguf(llama(), params_of(llama()), Layout())
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of a Llama alone'):
+    with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of Llama, Mistral, Qwen2, Qwen3'):
         to_gguf(GPT2, random_params(GPT2), {})
     params = jax.tree.map(np.copy, params_of(llama()))
     with pytest.raises(ValueError, match=r'layers.\w+.\w+.0 has weights in float16, which bfloat16 does not hold'):
