@@ -96,7 +96,7 @@ def main(argv):
         print(f'its tokenizer is not beside it, and has to be named: --tokenizer={tokenizer}')
     if target:
         print(f'written to {place}: the same weights, for {target}')
-        print(*folders.summary(of_modules), sep='\n')
+        print(''.join(f'{line}\n' for line in folders.summary(of_modules)), end='')
 
 
 def target_and_outputs() -> tuple[str | None, pathlib.Path | None, pathlib.Path | None]:

@@ -31,7 +31,7 @@ def learned_run():
 def run_export(monkeypatch, run, workdir, **given):
     """The same of export, of this run; its directory has no checkpoint."""
     monkeypatch.setattr(workdirs, 'open_run', lambda _: run)
-    run_program(export, WORKDIR=str(workdir), **{'FORMAT': 'learned', **given})
+    run_program(export, WORKDIR=str(workdir), **given)
 
 
 def write_learned(folder):

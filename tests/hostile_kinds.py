@@ -29,6 +29,7 @@ from experiments.data import token_cache, tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
+from experiments.serving import layout_choice
 from experiments.sweeps import plans, sweep_runs
 from experiments.training import metrics as run_metrics
 from experiments.training import starts
@@ -81,9 +82,9 @@ def seal_run(folder: pathlib.Path):
 def write_packed(folder: pathlib.Path):
     write_run(folder / 'run')
     run = workdirs.open_run(folder / 'run')
-    layout, _ = export.choose_layout(run, 'learned', 5.0, None)
-    info = export.describe_run(run, layout, 'learned', 5.0)
-    gq.save_packed(folder / 'packed.safetensors', run.state.params, layout, info=info)
+    chosen = layout_choice.choose(run, layout_choice.Asked(budget=5.0))
+    info = export.describe_run(run, chosen)
+    gq.save_packed(folder / 'packed.safetensors', run.state.params, chosen.layout, info=info)
     shutil.rmtree(folder / 'run')
 
 

@@ -103,7 +103,7 @@ def summary(of_modules: Mapping[str, tuple[str, str]]) -> list[str]:
       of_modules: as `storages` gives it.
     """
     counts = collections.Counter(name for name, _ in of_modules.values())
-    lines = ['matrices: ' + ', '.join(f'{number} in {name}' for name, number in sorted(counts.items()))]
+    lines = [f'{number} matrices in {name}' for name, number in sorted(counts.items())]
     return lines + [f'in bfloat16: {reason}' for name, reason in of_modules.values() if name == 'bfloat16' and reason]
 
 

@@ -16,6 +16,8 @@ from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.files import huggingface_folder
+from experiments.serving import folders
+from gaussq_jax import models
 from gaussq_jax.packed import header_bytes, read_packed
 
 DOWN = 'layers/mlp/down/kernel'
@@ -81,7 +83,7 @@ def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
     ('given', 'name', 'title'),
     [
         (dict(FORMAT='float6_e3m2fn'), 'float6_e3m2fn', 'float6_e3m2fn, mx scales, block size 32'),
-        (dict(FORMAT='e2m1', BLOCK_SIZE=16), 'e2m1-16', 'e2m1, mx scales, block size 16'),
+        (dict(FORMAT='e2m1', BLOCK_SIZE='16'), 'e2m1-16', 'e2m1, mx scales, block size 16'),
         (dict(FORMAT='bfloat16'), 'bfloat16', 'bfloat16, nothing quantized'),
         (
             dict(FORMAT='learned', BUDGET=6.5),
@@ -125,17 +127,17 @@ def test_weights_for_transformers(tmp_path, monkeypatch, capsys, learned):
     """The weights of the file, with the files next to the tokenizer's."""
     written = []
     monkeypatch.setattr(
-        export.huggingface_folder, 'write', lambda *arguments, **named: written.append((arguments, named))
+        huggingface_folder, 'write_files', lambda *arguments, **named: written.append((arguments, named))
     )
     run_export(monkeypatch, learned, tmp_path, TO_HF=str(tmp_path / 'hf'))
-    (((directory, model, weights, tokenizer_directory), named),) = written
-    assert (directory, model, tokenizer_directory) == (tmp_path / 'hf', learned.experiment.model, None)
+    (((_, tensors, config, tokenizer_directory), named),) = written
+    _, weights = models.from_huggingface(tensors, config)
+    assert tokenizer_directory is None and (tmp_path / 'hf').is_dir()
     ids = {'bos_token_id': 256, 'eos_token_id': 256, 'pad_token_id': None}
     longest = {'max_position_embeddings': learned.experiment.config.sequence_length}
     assert named == {'said': {'config.json': ids | longest}}
-    assert_identical_trees(
-        jax.tree.map(np.asarray, weights), gq.load_packed(tmp_path / 'learned.safetensors', like=weights)
-    )
+    of_file = gq.load_packed(tmp_path / 'learned.safetensors', like=weights)
+    assert_identical_trees(weights, jax.tree.map(lambda leaf: leaf.astype(np.float32), of_file))
     assert capsys.readouterr().out.splitlines()[-1].startswith(f'written to {tmp_path}/hf: the same weights')
 
 
@@ -158,30 +160,35 @@ def test_transformers_get_the_tokenizer_of_the_run(tmp_path, monkeypatch, learne
         (tmp_path / 'tokenizer' / 'tokenizer.json').write_text('imported')
     carried = {}
 
-    def write(directory, model, weights, tokenizer_directory, **_):
+    def write(directory, tensors, config, tokenizer_directory, **_):
         for name in huggingface_folder.TOKENIZER_FILES:
             if (tokenizer_directory / name).is_file():
                 carried[name] = (tokenizer_directory / name).read_text()
 
-    monkeypatch.setattr(export.huggingface_folder, 'write', write)
+    monkeypatch.setattr(huggingface_folder, 'write_files', write)
     config = learned.experiment.config.copy_and_resolve_references()
     config.tokenizer = tokenizer if tokenizer == 'bytes' else str(tmp_path / 'elsewhere' / tokenizer)
     run = learned._replace(experiment=dataclasses.replace(learned.experiment, config=config))
-    export.write_huggingface(run, tmp_path, None, tmp_path / 'hf')
+    folders.write(run, tmp_path, tmp_path / 'hf', 'transformers', run.state.params, {})
     assert carried == expected
 
 
 @pytest.mark.parametrize(
     ('method', 'given', 'message'),
     [
-        ('bf16', dict(), 'the method of this run is bf16, which learns no bitwidths; give a format for all weights'),
+        (
+            'bf16',
+            dict(FORMAT='learned'),
+            'the method of this run is bf16, which learns no bitwidths; give a format for all weights',
+        ),
         ('bf16', dict(FORMAT='e3m2', BUDGET=5.0), '--budget=5 has a meaning only with --format=learned, not e3m2'),
         ('gaussws', dict(BUDGET=2.0), 'a budget of 2 bits a weight is below 4.0'),
         ('gaussws', dict(BUDGET=math.nan), 'a budget of nan bits'),
         ('gaussws', dict(FORMAT='learnt'), "--format 'learnt' is unknown; known are .*, or learned"),
-        ('gaussws', dict(BLOCK_SIZE=16), '--block_size=16 has no meaning with --format=learned, whose blocks'),
-        ('bf16', dict(FORMAT='bfloat16', BLOCK_SIZE=16), '--block_size=16 has no meaning with --format=bfloat16'),
-        ('gaussws', dict(FORMAT='e3m2', BLOCK_SIZE=0), 'block_size=0'),
+        ('gaussws', dict(BLOCK_SIZE='16'), '--block_size=16 has no meaning with --format=learned, whose blocks'),
+        ('gaussws', dict(SCALE='nvfp4'), '--scale=nvfp4 has no meaning with --format=learned, whose blocks'),
+        ('bf16', dict(FORMAT='bfloat16', BLOCK_SIZE='16'), '--block_size=16 has no meaning with --format=bfloat16'),
+        ('gaussws', dict(FORMAT='e3m2', BLOCK_SIZE='0'), 'block_size=0'),
         ('gaussws', dict(OUTPUT='missing/file'), '--output=missing/file: there is no folder missing'),
         ('gaussws', dict(OUTPUT='.'), '--output=. is a folder'),
     ],

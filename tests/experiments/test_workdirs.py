@@ -14,6 +14,7 @@ from small_tokenizers import write_huggingface
 import gaussq_jax as gq
 from experiments import workdirs
 from experiments.data import vocabularies
+from experiments.serving import layout_choice
 from experiments.training import evaluation
 from gaussq_jax.packed import read_packed
 
@@ -121,7 +122,12 @@ def test_matmuls_are_served_as_they_were_trained(tmp_path):
     run = make_run('method=fqt,format=e2m1,targets=P2+P4')
     kept = workdirs.packed_config(run.experiment.config)
     assert (kept['method'], kept['quantization']['targets']) == ('fqt', 'P2+P4')
-    gq.save_packed(tmp_path / 'file', run.state.params, {}, info=export.describe_run(run, {}, 'bfloat16', None))
+    gq.save_packed(
+        tmp_path / 'file',
+        run.state.params,
+        {},
+        info=export.describe_run(run, layout_choice.choose(run, layout_choice.Asked('bfloat16'))),
+    )
     with on_mesh(ONE_DEVICE):
         opened = workdirs.open_packed(tmp_path / 'file').experiment
     assert opened.config.quantization == run.experiment.config.quantization

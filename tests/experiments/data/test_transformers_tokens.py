@@ -15,6 +15,7 @@ from small_tokenizers import write_huggingface, write_sentencepiece
 
 from experiments import workdirs
 from experiments.data.tokenizers import load_tokenizer
+from experiments.serving import folders
 from experiments.training.experiment import make_experiment
 from experiments.training.generation import generate
 
@@ -220,7 +221,6 @@ OWN = [
 @pytest.mark.parametrize(('kind', 'asked'), OWN)
 def test_transformers_read_what_a_run_of_our_own_was_trained_on(tmp_path, kind, asked, family):
     """Also where the files beside its tokenizer say something else."""
-    export = import_program('export')
     source = tmp_path / 'source'
     source.mkdir()
     if kind == 'sentencepiece':
@@ -248,7 +248,7 @@ def test_transformers_read_what_a_run_of_our_own_was_trained_on(tmp_path, kind, 
         tokenizer = workdirs.settle_tokenizer(config, tmp_path / 'run')
         experiment = make_experiment(config, tokenizer.vocab_size)
         run = workdirs.Run(experiment, tokenizer, random_state(experiment))
-        export.write_huggingface(run, tmp_path / 'run', run.state.params, tmp_path / 'folder')
+        folders.write(run, tmp_path / 'run', tmp_path / 'folder', 'transformers', run.state.params, {})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'folder')
     for text in (text for text in TEXTS if text):
         assert theirs(text).input_ids == tokenizer.encode_prompt(text), text
