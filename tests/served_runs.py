@@ -1,4 +1,4 @@
-"""Runs to serve: a Llama of seconds with grouped heads, its weights of the sizes that training leaves."""
+"""Runs to serve: models of seconds with grouped heads, their weights of the sizes that training leaves."""
 
 import types
 
@@ -13,8 +13,8 @@ from gaussq_jax import models
 SIZES = dict(num_layers=2, hidden_size=64, mlp_size=96, num_heads=4, num_kv_heads=2, rope_theta=50.0)
 
 
-def llama(vocab_size=264, **changes):
-    return models.Llama(vocab_size=vocab_size, dtype=jnp.float32, **SIZES | changes)
+def llama(vocab_size=264, module=models.Llama, **changes):
+    return module(vocab_size=vocab_size, dtype=jnp.float32, **SIZES | changes)
 
 
 def params_of(model):

@@ -30,6 +30,26 @@ def write_sentencepiece(path, **options):
     return path
 
 
+def write_converted(path, sentencepiece_model, with_prefix=False):
+    """The tokenizer.json that transformers 4 converts a SentencePiece BPE model to."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model.read_bytes())
+    ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    pairs = [(text[:cut], text[cut:]) for text in scores for cut in range(1, len(text))]
+    merges = [pair for pair in pairs if all(part in scores for part in pair)]
+    merges.sort(key=lambda pair: (-scores[''.join(pair)], ids[pair[0]], ids[pair[1]]))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, unk_token='<unk>', byte_fallback=True))
+    normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
+    escape = normalizers.Replace(' ', '▁')
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), escape]) if with_prefix else escape
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *[decoders.Strip(' ', 1)] * with_prefix]
+    )
+    tokenizer.add_special_tokens(list(NAMES[:3]))
+    tokenizer.save(str(path))
+    return path
+
+
 def write_huggingface(path, special_tokens=('<|endoftext|>',)):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

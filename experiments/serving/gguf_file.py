@@ -19,14 +19,13 @@ def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path):
     """Writes a GGUF file that llama.cpp loads; whole or not at all.
 
     Args:
-      run: of a Llama; gives the model, the tokenizer and the longest sequence.
+      run: of a model that llama.cpp has; gives it, the tokenizer and the longest sequence.
       weights: its parameters, float32 or bfloat16.
       layout: as for `gaussq_jax.serving.gguf.to_gguf`: which of them become MXFP4.
       file: is replaced, if it is there.
 
     Raises:
-      ValueError: another family than Llama; a tokenizer that llama.cpp has no counterpart of; the package gguf is
-        missing; as `to_gguf`.
+      ValueError: a model or a tokenizer that llama.cpp hasn't; the package gguf is missing; as `to_gguf`.
       OSError: where the file can't be written.
     """
     model, config = run.experiment.model, run.experiment.config
@@ -39,7 +38,8 @@ def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path):
     kinds = {kind for kind, _ in tensors.values()}
     fields['general.file_type'] = next(number for kind, number in FILE_TYPES.items() if kind in kinds)
     fields |= {'general.name': config.name, 'general.quantization_version': gguf.GGML_QUANT_VERSION}
-    with new_file(file) as partial, contextlib.closing(gguf.GGUFWriter(partial, 'llama')) as writer:
+    architecture = fields.pop('general.architecture')
+    with new_file(file) as partial, contextlib.closing(gguf.GGUFWriter(partial, architecture)) as writer:
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         for key, value in fields.items():
             add.get(type(value), writer.add_array)(key, value)

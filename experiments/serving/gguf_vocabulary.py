@@ -1,10 +1,13 @@
 """A run's tokenizer as llama.cpp has it: the fields `tokenizer.ggml.*` of a GGUF file.
 
 llama.cpp has its own code for each kind of tokenizer, chosen by name. Only what that code does alike is carried over:
-bytes, byte-level BPE whose pre-tokenizer is one that it knows by a name, SentencePiece's BPE with byte fallback and
-unigram without. All ids stay as they are.
+bytes, byte-level BPE whose pre-tokenizer is one that it knows by a name, SentencePiece's BPE with byte fallback, also
+as a tokenizer.json, and unigram without. All ids stay as they are. Two differences are left: by the rules of Llama 3
+and Qwen2, llama.cpp takes an apostrophe and ſ (U+017F) for no contraction; and its server reads the names of special
+tokens in a prompt as those tokens.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +42,17 @@ PRE_TOKENIZERS = {
 }
 IGNORE_MERGES = ('llama-bpe',)  # of these, the ones with which a word that is a token is one, whatever its merges say
 
+_ESCAPE = {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}
+_PREFIX = {'type': 'Prepend', 'prepend': '▁'}
+_METASPACE = {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'never', 'split': False}
+# Whether a space is put before all texts, and what makes of spaces what SentencePiece does. A Metaspace that puts one
+# is not there: it does so before no text that begins with one.
+ESCAPING = (
+    (True, {'normalizer': {'type': 'Sequence', 'normalizers': [_PREFIX, _ESCAPE]}, 'pre_tokenizer': None}),
+    (False, {'normalizer': _ESCAPE, 'pre_tokenizer': None}),
+    (False, {'normalizer': None, 'pre_tokenizer': _METASPACE}),
+)
+
 
 class Token(NamedTuple):
     """text: as the file has it. score: of SentencePiece."""
@@ -68,7 +82,7 @@ def describe_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
       ('gpt2', 'a', 256)
     """
     vocabulary, special = tokenizer.vocabulary, tokenizer.special
-    kinds = {Bytes: _of_bytes, HuggingFace: _of_byte_level_bpe, SentencePiece: _of_sentencepiece}
+    kinds = {Bytes: _of_bytes, HuggingFace: _of_huggingface, SentencePiece: _of_sentencepiece}
     if type(vocabulary) not in kinds:
         raise ValueError(f'a vocabulary of {type(vocabulary).__name__} has no counterpart in llama.cpp')
     if len(special.eos) > len(ENDS):
@@ -102,15 +116,24 @@ def _of_bytes(vocabulary: Bytes) -> tuple[dict[str, Any], dict[int, Token]]:
     return {'model': 'gpt2', 'pre': 'gpt-2', 'merges': [NEVER]}, letters
 
 
-def _of_byte_level_bpe(vocabulary: HuggingFace) -> tuple[dict[str, Any], dict[int, Token]]:
+def _of_huggingface(vocabulary: HuggingFace) -> tuple[dict[str, Any], dict[int, Token]]:
     contents, model = vocabulary.contents, vocabulary.contents['model']
-    wrong = [
-        f'{name}={value!r:.80}'
-        for name, value in model.items()
-        if name in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix', 'byte_fallback') and value
-    ]
+    odd = ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix')
+    wrong = [f'{name}={model[name]!r:.80}' for name in odd if model.get(name)]
     if model.get('type') != 'BPE' or wrong:
         raise _refusal(f'a model of {" with ".join([str(model.get("type")), *wrong])}')
+    merges = [tuple(merge.split(' ') if isinstance(merge, str) else merge) for merge in model['merges']]
+    tokens = {i: Token(text) for text, i in model['vocab'].items()}
+    for added in contents.get('added_tokens') or ():
+        odd = [name for name in ('single_word', 'lstrip', 'rstrip') if added.get(name)]
+        if not added['special'] and (odd or model.get('byte_fallback')):
+            raise _refusal(f'the added token {printable(added["content"]):.80} with {(*odd, "byte_fallback")[0]}')
+        tokens[added['id']] = Token(added['content'], CONTROL if added['special'] else USER_DEFINED)
+    return (_of_converted_bpe if model.get('byte_fallback') else _of_byte_level_bpe)(contents, tokens, merges)
+
+
+def _of_byte_level_bpe(contents, tokens, merges) -> tuple[dict[str, Any], dict[int, Token]]:
+    model = contents['model']
     if contents.get('normalizer') is not None:
         raise _refusal(f'the normalizer {contents["normalizer"]!s:.200}')
     pre = _pre_tokenizer(contents.get('pre_tokenizer'))
@@ -118,16 +141,44 @@ def _of_byte_level_bpe(vocabulary: HuggingFace) -> tuple[dict[str, Any], dict[in
         raise _refusal(f'ignore_merges={model.get("ignore_merges")} with the pre-tokenizer that it calls {pre}')
     if missing := set(_letters()) - model['vocab'].keys():
         raise _refusal(f'a vocabulary without the byte {min(missing)!r}')
-    tokens = {i: Token(text) for text, i in model['vocab'].items()}
-    for added in contents.get('added_tokens') or ():
-        wrong = [name for name in ('single_word', 'lstrip', 'rstrip') if added.get(name)]
-        if wrong and not added['special']:
-            raise _refusal(f'the added token {printable(added["content"]):.80} with {wrong[0]}')
-        tokens[added['id']] = Token(added['content'], CONTROL if added['special'] else USER_DEFINED)
-    pairs = [merge if isinstance(merge, str) else ' '.join(merge) for merge in model['merges']]
+    pairs = [' '.join(merge) for merge in merges]
     if spaced := next((pair for pair in pairs if pair.count(' ') != 1), None):
         raise _refusal(f'the merge {printable(spaced):.80}, of parts with a space')
     return {'model': 'gpt2', 'pre': pre, 'merges': pairs or [NEVER]}, tokens
+
+
+def _of_converted_bpe(contents, tokens, merges) -> tuple[dict[str, Any], dict[int, Token]]:
+    """SentencePiece's BPE, as transformers converts it: a piece's score becomes the place of the merges that make it.
+
+    It is converted back where the merges are all that make pieces of pieces, those of a piece in a row. Where two of a
+    row can be done, `tokenizers` does the first of the row, and llama.cpp that which is first in the text, as
+    SentencePiece does.
+    """
+    model = contents['model']
+    escaping = {'normalizer': contents.get('normalizer'), 'pre_tokenizer': contents.get('pre_tokenizer')}
+    with_prefix = next((is_led for is_led, one in ESCAPING if one == escaping), None)
+    if with_prefix is None or model.get('ignore_merges'):
+        raise _refusal(f'byte_fallback with {escaping | {"ignore_merges": model.get("ignore_merges")}!s:.300}')
+    of_bytes = {f'<0x{byte:02X}>' for byte in range(256)}
+    if missing := of_bytes - model['vocab'].keys():
+        raise _refusal(f'a vocabulary without the byte {min(missing)}')
+    unknown = model.get('unk_token')
+    kinds = dict.fromkeys(of_bytes, BYTE) | {unknown: UNKNOWN}
+    tokens = {i: token._replace(kind=kinds.get(token.text, token.kind)) for i, token in tokens.items()}
+    texts = {token.text for token in tokens.values() if token.kind == NORMAL}
+    made = [text for text, _ in itertools.groupby(first + second for first, second in merges)]
+    places = {text: place for place, text in enumerate(made)}
+    if lacking := {pair for text in texts for pair in _pairs(text, texts)}.symmetric_difference(merges):
+        raise _refusal(
+            f'not all merges that make its pieces, or others, such as {printable(" ".join(min(lacking))):.80}'
+        )
+    if len(places) < len(made):
+        raise _refusal('other merges between those of a piece')
+    scored = [token._replace(score=-float(places.get(token.text, 0))) for _, token in sorted(tokens.items())]
+    fields = {'model': 'llama', 'pre': 'default', 'add_space_prefix': with_prefix}
+    if unknown in model['vocab']:
+        fields['unknown_token_id'] = model['vocab'][unknown]
+    return fields, dict(zip(sorted(tokens), _unmade(scored)))
 
 
 def _of_sentencepiece(vocabulary: SentencePiece) -> tuple[dict[str, Any], dict[int, Token]]:
@@ -166,13 +217,18 @@ def _of_sentencepiece(vocabulary: SentencePiece) -> tuple[dict[str, Any], dict[i
 def _unmade(pieces: list[Token]) -> list[Token]:
     """The pieces, the special ones renamed that llama.cpp would make of text: it merges to whatever is a token."""
     texts = {piece.text for piece in pieces}
-    is_part = lambda text: len(text) == 1 or text in texts
     for i, (text, kind, _) in enumerate(pieces):
-        if kind != NORMAL and any(is_part(text[:cut]) and is_part(text[cut:]) for cut in range(1, len(text))):
+        if kind != NORMAL and _pairs(text, texts):
             if kind not in (CONTROL, UNKNOWN):
                 raise _refusal(f'piece {printable(text):.80}, which its other pieces make')
             pieces[i] = pieces[i]._replace(text=f'<|special_{i}|>')
     return pieces
+
+
+def _pairs(text: str, texts: set[str]) -> list[tuple[str, str]]:
+    """What llama.cpp makes a text of: two of these texts, or single letters."""
+    pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+    return [pair for pair in pairs if all(len(part) == 1 or part in texts for part in pair)]
 
 
 def _pre_tokenizer(contents: Any) -> str:
@@ -193,7 +249,7 @@ def _refusal(what: str) -> ValueError:
     return ValueError(
         f'the tokenizer has {what}, of which llama.cpp has no counterpart; allowed: bytes, byte-level BPE'
         f' without a normalizer and with a pre-tokenizer of {", ".join(PRE_TOKENIZERS)}, SentencePiece BPE with byte'
-        ' fallback or unigram without, both with the identity as normalizer'
+        ' fallback, also converted to a tokenizer.json, or unigram without, all with the identity as normalizer'
     )
 
 

@@ -1,4 +1,4 @@
-"""A Llama as llama.cpp's GGUF files have it: its sizes, and its weights, MXFP4 codes bit for bit."""
+"""A model as llama.cpp's GGUF files have it: its sizes, and its weights, MXFP4 codes bit for bit."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,29 +7,36 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.models import FAMILIES, Llama
+from gaussq_jax import models
+from gaussq_jax.models.families import family_of
+from gaussq_jax.models.rope import rope_frequencies
 from gaussq_jax.models.to_huggingface import check_params
 from gaussq_jax.packed import Layout, scale_codes
 from gaussq_jax.serving.matrices import Module, modules
 
 BLOCK = 32  # weights that share a scale
+ARCHITECTURES = {models.Llama: 'llama', models.Mistral: 'llama', models.Qwen2: 'qwen2', models.Qwen3: 'qwen3'}
+ROTATES_NEIGHBOURS = ('llama',)  # the others rotate halves, as our models do
 CARRIED = {  # settings of a model
     *('num_layers', 'hidden_size', 'mlp_size', 'num_heads', 'num_kv_heads', 'head_dim'),
-    *('rope_theta', 'norm_epsilon', 'tie_embeddings'),
+    *('rope_theta', 'rope_factor', 'rope_low_freq_factor', 'rope_high_freq_factor', 'rope_original_length'),
+    *('norm_epsilon', 'tie_embeddings', 'attention_bias', 'mlp_bias'),
 }
 TENSORS = {
-    'embed.embedding': 'token_embd',
-    'layers.attention_norm.scale': 'blk.{}.attn_norm',
-    'layers.attention.query.kernel': 'blk.{}.attn_q',
-    'layers.attention.key.kernel': 'blk.{}.attn_k',
-    'layers.attention.value.kernel': 'blk.{}.attn_v',
-    'layers.attention.out.kernel': 'blk.{}.attn_output',
-    'layers.mlp_norm.scale': 'blk.{}.ffn_norm',
-    'layers.mlp.gate.kernel': 'blk.{}.ffn_gate',
-    'layers.mlp.up.kernel': 'blk.{}.ffn_up',
-    'layers.mlp.down.kernel': 'blk.{}.ffn_down',
-    'final_norm.scale': 'output_norm',
-    'lm_head.kernel': 'output',
+    'embed': 'token_embd',
+    'layers.attention_norm': 'blk.{}.attn_norm',
+    'layers.attention.query': 'blk.{}.attn_q',
+    'layers.attention.key': 'blk.{}.attn_k',
+    'layers.attention.value': 'blk.{}.attn_v',
+    'layers.attention.out': 'blk.{}.attn_output',
+    'layers.attention.query_norm': 'blk.{}.attn_q_norm',
+    'layers.attention.key_norm': 'blk.{}.attn_k_norm',
+    'layers.mlp_norm': 'blk.{}.ffn_norm',
+    'layers.mlp.gate': 'blk.{}.ffn_gate',
+    'layers.mlp.up': 'blk.{}.ffn_up',
+    'layers.mlp.down': 'blk.{}.ffn_down',
+    'final_norm': 'output_norm',
+    'lm_head': 'output',
 }
 
 
@@ -38,11 +45,12 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
 
     A layer's matrix whose weights are all E2M1, with one scale for each 32 of them along the input axis, or for a
     multiple of 32, becomes MXFP4: no code and no scale changes. All other matrices become BF16, but those that the
-    layout keeps as they are become F32, as norms do. llama.cpp rotates pairs of neighbours, and ours are half a head
-    apart: the rows of queries and keys are reordered, those of the first and the second half of each head in turns.
+    layout keeps as they are become F32, as norms and biases do. Where llama.cpp rotates pairs of neighbours, as of a
+    Llama, and ours are half a head apart, the rows of queries and keys are reordered: those of the first and the second
+    half of each head in turns. The scaling of Llama 3's rotary frequencies becomes a tensor of factors.
 
     Args:
-      model: a `Llama`.
+      model: a `Llama`, `Mistral`, `Qwen2` or `Qwen3`.
       params: its parameters, layers stacked.
       layout: as for `quantize_params`.
 
@@ -51,13 +59,13 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
       'F32', with float32 of one or two axes. A tied head is left out.
 
     Raises:
-      ValueError: a model that is no Llama; parameters that are not the model's; a layout of the embedding; weights in
-        formats that bfloat16 does not hold; as `quantize_params`.
+      ValueError: another model, or one with settings that aren't carried over; parameters that are not the model's; a
+        layout of the embedding; weights in formats that bfloat16 does not hold; as `quantize_params`.
 
     Example:
       >>> import jax
       >>> from gaussq_jax.packed import uniform_layout
-      >>> model = Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2)
+      >>> model = models.Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2)
       >>> params = model.init(jax.random.key(0), np.zeros((1, 4), np.int32))['params']
       >>> tensors = to_gguf(model, params, uniform_layout(params, 'float4_e2m1fn'))
       >>> kind, blocks = tensors['blk.0.ffn_down.weight']
@@ -66,41 +74,48 @@ def to_gguf(model: Any, params: Any, layout: Layout) -> dict[str, tuple[str, np.
 
     Source: `gguf-py` of llama.cpp, `constants.py` for the names, `quants.py` for the blocks.
     """
-    _check_model(model)
+    architecture = _architecture(model)
     check_params(model, params)
     heads = {'query': model.num_heads, 'key': model.num_kv_heads or model.num_heads}
     tensors = {}
     for leaf, layer, kind, array in _matrices(params, layout):
-        if leaf not in TENSORS:
-            raise ValueError(f'the layout has {leaf.rpartition(".")[0]!r}, which becomes BF16 alone: leave it out')
-        rotated = next((count for part, count in heads.items() if f'.{part}.' in leaf), None)
-        rows = slice(None) if rotated is None else rotary_rows(len(array), rotated)
-        tensors[f'{TENSORS[leaf].format(layer)}.weight'] = kind, np.ascontiguousarray(array[rows])
+        module, _, last = leaf.rpartition('.')
+        if (module, last) == ('embed', 'kernel'):
+            raise ValueError("the layout has 'embed', which becomes BF16 alone: leave it out")
+        rotated = heads.get(module.removeprefix('layers.attention.'))
+        if rotated and architecture in ROTATES_NEIGHBOURS:
+            array = array[rotary_rows(len(array), rotated)]
+        name = f'{TENSORS[module].format(layer)}.{"bias" if last == "bias" else "weight"}'
+        tensors[name] = kind, np.ascontiguousarray(array)
+    if model.rope_scaling:
+        plain, scaled = (
+            rope_frequencies(_head_size(model), model.rope_theta, scaling) for scaling in (None, model.rope_scaling)
+        )
+        tensors['rope_freqs.weight'] = 'F32', np.asarray(plain / scaled)
     return tensors
 
 
-def describe_model(model: Any, longest: int) -> dict[str, int | float]:
-    """The fields of a GGUF file that say what a Llama is.
+def describe_model(model: Any, longest: int) -> dict[str, int | float | str]:
+    """The fields of a GGUF file that say what a model is.
 
     Args:
-      model: a `Llama`.
+      model: a `Llama`, `Mistral`, `Qwen2` or `Qwen3`.
       longest: the longest sequence, in tokens.
 
     Returns:
-      {key: a number}.
+      {key: a number, or a text}.
 
     Raises:
-      ValueError: another model; one with settings that these fields don't say.
+      ValueError: another model, or one with settings that aren't carried over.
 
     Example:
-      >>> model = Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=48, num_heads=2)
+      >>> model = models.Llama(vocab_size=64, num_layers=1, hidden_size=32, mlp_size=48, num_heads=2)
       >>> describe_model(model, longest=128)['llama.rope.dimension_count']
       16
 
     Source: `gguf-py` of llama.cpp, `constants.py`.
     """
-    _check_model(model)
-    head_size = model.head_dim or model.hidden_size // model.num_heads
+    architecture, head_size = _architecture(model), _head_size(model)
     fields = {
         'context_length': longest,
         'vocab_size': model.vocab_size,
@@ -115,7 +130,8 @@ def describe_model(model: Any, longest: int) -> dict[str, int | float]:
         'rope.dimension_count': head_size,
         'rope.freq_base': float(model.rope_theta),
     }
-    return {f'llama.{name}': value for name, value in fields.items()}
+    said = {f'{architecture}.{name}': value for name, value in fields.items()}
+    return {'general.architecture': architecture, **said}
 
 
 def mxfp4_blocks(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -168,14 +184,24 @@ def rotary_rows(count: int, heads: int) -> np.ndarray:
     return np.arange(count).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
-def _check_model(model: Any):
-    """ValueError for what is no Llama, or has a setting that isn't carried over."""
-    if type(model) is not Llama:
-        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of a Llama alone')
+def _architecture(model: Any) -> str:
+    """llama.cpp's name of a model; ValueError for one that it hasn't, or with settings that aren't carried over."""
+    if type(model) not in ARCHITECTURES:
+        allowed = ', '.join(kind.__name__ for kind in ARCHITECTURES)
+        raise ValueError(f'model={type(model).__name__}: a GGUF file is written of {allowed}')
+    architecture = ARCHITECTURES[type(model)]
+    carried = CARRIED if architecture == 'llama' else CARRIED - {'rope_factor', 'attention_bias'}
     defaults = {field.name: field.default for field in dataclasses.fields(model)}
-    for name in FAMILIES['llama'].settings.keys() - CARRIED:
+    for name in family_of(model).settings.keys() - carried:
         if (value := getattr(model, name)) != defaults[name]:
-            raise ValueError(f'{name}={value!r}: a GGUF file is written of a Llama with {defaults[name]!r} alone')
+            raise ValueError(
+                f'{name}={value!r}: a GGUF file is written of a {type(model).__name__} with {defaults[name]!r} alone'
+            )
+    return architecture
+
+
+def _head_size(model: Any) -> int:
+    return model.head_dim or model.hidden_size // model.num_heads
 
 
 def _matrices(params: Any, layout: Layout) -> Iterator[tuple[str, int, str, np.ndarray]]:

@@ -5,6 +5,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_runs import learned_run
 from served_runs import llama, params_of, run_of
 from small_checkpoints import GPT2, random_params
 
@@ -20,7 +21,7 @@ def write(file, model, fmt='float4_e2m1fn'):
 
 
 def test_other_families_are_refused(tmp_path):
-    with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of a Llama alone'):
+    with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of Llama, Mistral, Qwen2, Qwen3'):
         gguf_file.write(run_of(GPT2), random_params(GPT2), {}, tmp_path / 'file.gguf')
     assert not list(tmp_path.iterdir())
 
@@ -32,31 +33,39 @@ def test_the_package_is_missing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('tied', [False, True])
-@pytest.mark.parametrize(('fmt', 'file_type'), [('float4_e2m1fn', 38), ('bfloat16', 32)])
-def test_the_weights_read_back(tmp_path, fmt, file_type, tied):
+@pytest.mark.parametrize(
+    ('fmt', 'file_type', 'changes'),
+    [
+        ('float4_e2m1fn', 38, dict()),
+        ('float4_e2m1fn', 38, dict(tie_embeddings=True)),
+        ('bfloat16', 32, dict(attention_bias=True, mlp_bias=True)),
+        ('float4_e2m1fn', 38, dict(module=models.Qwen3)),
+    ],
+)
+def test_the_weights_read_back(tmp_path, fmt, file_type, changes):
     """To the bit, but that -0 of MXFP4 reads as 0; read by llama.cpp's own package."""
     gguf = pytest.importorskip('gguf', reason='the package gguf of the extra serving')
-    model, file = llama(tie_embeddings=tied), tmp_path / 'file.gguf'
+    model, file = llama(**changes), tmp_path / 'file.gguf'
     file.write_bytes(b'another')
     params = write(file, model, fmt)
     assert list(tmp_path.iterdir()) == [file]
     weights, _ = models.to_huggingface(model, quantize_params(params, uniform_layout(params, fmt)))
     reader = gguf.GGUFReader(file)
     said = {key: field.contents() for key, field in reader.fields.items()}
-    assert said['general.architecture'] == 'llama' and said['general.name'] == 'small'
+    name = type(model).__name__.lower()
+    assert said['general.architecture'] == name and said['general.name'] == 'small'
     assert said['general.file_type'] == file_type
-    assert said['llama.rope.freq_base'] == 50 and said['llama.attention.head_count_kv'] == 2
-    assert said['llama.attention.layer_norm_rms_epsilon'] == np.float32(model.norm_epsilon)
+    assert said[f'{name}.rope.freq_base'] == 50 and said[f'{name}.attention.head_count_kv'] == 2
+    assert said[f'{name}.attention.layer_norm_rms_epsilon'] == np.float32(model.norm_epsilon)
     assert len(said['tokenizer.ggml.tokens']) == 264 and said['tokenizer.ggml.add_bos_token'] is True
-    theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.num_layers)
-    expected = {theirs.get_name(name, ('.weight',)): tensor for name, tensor in weights.items()}
+    theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], model.num_layers)
+    expected = {theirs.get_name(name, ('.weight', '.bias')): tensor for name, tensor in weights.items()}
     assert {tensor.name for tensor in reader.tensors} == expected.keys()
     for tensor in reader.tensors:
         read = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         heads = {'q': 4, 'k': 2}.get(tensor.name.partition('attn_')[2].partition('.')[0])
-        if heads:  # undoes what llama.cpp's converter does
-            read = read.reshape(heads, 8, 2, 64).swapaxes(1, 2).reshape(-1, 64)
+        if heads and name == 'llama':  # undoes what llama.cpp's converter does
+            read = read.reshape(heads, 8, 2, -1).swapaxes(1, 2).reshape(read.shape)
         ours = np.asarray(expected[tensor.name])
         assert tensor.shape.tolist() == list(ours.shape[::-1])
         ours = ours.astype(np.float32)
@@ -64,6 +73,20 @@ def test_the_weights_read_back(tmp_path, fmt, file_type, tied):
         np.testing.assert_array_equal(read.view(np.uint32), ours.view(np.uint32), err_msg=tensor.name)
         if tensor.tensor_type != gguf.GGMLQuantizationType.F32:
             np.testing.assert_array_equal(read, read.astype(jnp.bfloat16))
+
+
+def test_a_run(tmp_path):
+    """As it is opened: its learned layout, on whatever devices."""
+    gguf = pytest.importorskip('gguf', reason='the package gguf of the extra serving')
+    run = learned_run()
+    params = run.state.params
+    layout = run.experiment.transform.learned_layout(params, run.state.transform_state)
+    gguf_file.write(run, params, layout, tmp_path / 'file.gguf')
+    reader = gguf.GGUFReader(tmp_path / 'file.gguf')
+    assert reader.fields['general.name'].contents() == run.experiment.config.name
+    (down,) = (tensor for tensor in reader.tensors if tensor.name == 'blk.1.ffn_down.weight')
+    expected = np.asarray(quantize_params(params, layout)['layers']['mlp']['down']['kernel'][1].T)
+    np.testing.assert_array_equal(down.data.view(jnp.bfloat16), expected)
 
 
 def test_a_file_that_fails_leaves_the_old_one(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def byte_level(folder, ignore_merges=False, model=None, **changes):
         ),
         (dict(pre_tokenizer=None), 'pre-tokenizer None'),
         (dict(model={'dropout': 0.5}), 'a model of BPE with dropout=0.5'),
-        (dict(model={'byte_fallback': True}), 'a model of BPE with byte_fallback=True'),
+        (dict(model={'byte_fallback': True}), "byte_fallback with {'normalizer': None, 'pre_tokenizer'"),
         (dict(model={'merges': [['d', 'e'], ['de', ' f']], 'vocab': ...}), 'the merge de  f, of parts with a space'),
     ],
 )
@@ -186,6 +186,49 @@ def test_what_llama_cpp_does_not_do_of_sentencepiece(tmp_path, protos, kind, spe
     tokenizer = load_proto(tmp_path, copy_of(protos[kind], spec, **fields))
     with pytest.raises(ValueError, match=f'the tokenizer has {message}'):
         describe_tokenizer(tokenizer, 400)
+
+
+def metaspace(scheme):
+    return {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': scheme, 'split': False}
+
+
+@pytest.mark.parametrize('changes', [{}, dict(normalizer=None, pre_tokenizer=metaspace('never'))])
+@pytest.mark.parametrize('prefix', [False, True])
+def test_converted_sentencepiece(tmp_path, protos, prefix, changes):
+    """As of the model that it was converted from, but for the numbers that order its pieces."""
+    (tmp_path / 'words.model').write_bytes(protos['bpe'].SerializeToString())
+    file = small_tokenizers.write_converted(tmp_path / 'words.json', tmp_path / 'words.model', prefix)
+    change_json(file, **changes)
+    fields = fields_of(load_tokenizer(str(file), SPECIAL), 401)
+    expected = fields_of(load_tokenizer(str(tmp_path / 'words.model'), SPECIAL), 401)
+    assert fields.pop('add_space_prefix') == (prefix and not changes)
+    scores = [fields.pop('scores'), expected.pop('scores')]
+    made = [i for i, kind in enumerate(fields['token_type']) if kind == NORMAL and len(fields['tokens'][i]) > 1]
+    order = [sorted(made, key=lambda i, of_all=of_all: -of_all[i]) for of_all in scores]
+    assert order[0] == order[1] and len(made) > 50
+    assert fields == {name: expected[name] for name in fields}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(normalizer=None, pre_tokenizer=metaspace('always')), 'byte_fallback with .*Metaspace'),
+        (dict(normalizer=None), "byte_fallback with {'normalizer': None"),
+        (dict(model={'ignore_merges': True}), "byte_fallback with .*'ignore_merges': True"),
+        (dict(model=lambda model: model['merges'].pop()), 'not all merges that make its pieces'),
+        (dict(model=lambda model: model['merges'].sort()), 'other merges between those'),
+        (dict(model=lambda model: model['vocab'].update({'<x0A>': model['vocab'].pop('<0x0A>')})), 'the byte <0x0A>'),
+    ],
+)
+def test_conversions_that_are_not_alike(tmp_path, protos, changes, message):
+    (tmp_path / 'words.model').write_bytes(protos['bpe'].SerializeToString())
+    file = small_tokenizers.write_converted(tmp_path / 'words.json', tmp_path / 'words.model')
+    model = json.loads(file.read_text())['model']
+    change = changes.get('model', {})
+    change(model) if callable(change) else model.update(change)
+    change_json(file, **changes | {'model': model})
+    with pytest.raises(ValueError, match=message):
+        describe_tokenizer(load_tokenizer(str(file), SPECIAL), 400)
 
 
 def test_normalizers_and_symbols_of_sentencepiece(tmp_path):

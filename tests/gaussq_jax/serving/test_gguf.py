@@ -107,8 +107,7 @@ def test_neighbours_rotate_as_halves_do(heads, size):
     np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize('tied', [False, True])
-@pytest.mark.parametrize('fmt', [E2M1, 'float8_e4m3fn', 'bfloat16'])
+@pytest.mark.parametrize(('fmt', 'tied'), [(E2M1, False), ('float8_e4m3fn', True), ('bfloat16', False)])
 def test_all_weights_are_there(fmt, tied):
     """By name, each is a tensor of Hugging Face's, quantized; its rows in llama.cpp's order."""
     model = llama(tie_embeddings=tied)
@@ -135,16 +134,21 @@ def test_all_weights_are_there(fmt, tied):
         np.testing.assert_array_equal(decode(array) if kind == 'MXFP4' else array, expected.astype(np.float64))
 
 
+def only(layout, *names):
+    """The layout of some leaves alone, since each shape has its programs."""
+    return Layout({f'layers/mlp/{name}/kernel': layout[f'layers/mlp/{name}/kernel'] for name in names})
+
+
 def test_inputs_that_no_block_divides():
     """They stay BF16, with the weights of the layout."""
     model = llama(mlp_size=48)
     params = params_of(model)
-    tensors = to_gguf(model, params, uniform_layout(params, E2M1))
+    layout = only(uniform_layout(params, E2M1), 'up', 'down')
+    tensors = to_gguf(model, params, layout)
     assert tensors['blk.0.ffn_up.weight'][0] == 'MXFP4'
     kind, array = tensors['blk.1.ffn_down.weight']
-    quantized = quantize_params(params, uniform_layout(params, E2M1))['layers']['mlp']['down']['kernel'][1]
     assert kind == 'BF16'
-    np.testing.assert_array_equal(array, quantized.T)
+    np.testing.assert_array_equal(array, quantize_params(params, layout)['layers']['mlp']['down']['kernel'][1].T)
 
 
 @pytest.mark.parametrize('block_size', [16, 64])
@@ -152,7 +156,7 @@ def test_blocks_of_other_sizes(block_size):
     """Larger ones are blocks of 32 with the same scale; smaller ones have no place."""
     model = llama(mlp_size=128)
     params = params_of(model)
-    layout = uniform_layout(params, E2M1, block_size=block_size)
+    layout = only(uniform_layout(params, E2M1, block_size=block_size), 'down')
     kind, array = to_gguf(model, params, layout)['blk.1.ffn_down.weight']
     expected = np.asarray(quantize_params(params, layout)['layers']['mlp']['down']['kernel'][1].T)
     assert kind == ('MXFP4' if block_size == 64 else 'BF16')
@@ -163,11 +167,8 @@ def test_learned_bitwidths():
     """A layer all of whose blocks have 4 bits is MXFP4; one with a block of more is not."""
     model = llama()
     params = params_of(model)
-    kernels = {path: leaf for path, leaf in gq.leaves_by_path(params['layers']).items() if path.endswith('kernel')}
-    rules = models.FAMILIES['llama'].rules
-    bits = {
-        f'layers/{path}': np.full((2, *(-(-n // 32) for n in leaf.shape[1:])), 4.0) for path, leaf in kernels.items()
-    }
+    rules = [gq.MatrixRule('layers/mlp/up/kernel', (0,), (1,), (2,)), gq.CastOnly('.*')]
+    bits = {'layers/mlp/up/kernel': np.full((2, 2, 3), 4.0)}
     bits['layers/mlp/up/kernel'][1, 0, 1] = 5
     layout = learned_layout(params, bits, formats=lambda b: gq.parse_format('e2m1' if b == 4 else 'e3m2'), rules=rules)
     tensors = to_gguf(model, params, layout)
@@ -180,6 +181,7 @@ def test_learned_bitwidths():
 def test_what_is_said_of_a_model():
     model = llama(norm_epsilon=1e-6)
     assert describe_model(model, 128) == {
+        'general.architecture': 'llama',
         'llama.context_length': 128,
         'llama.vocab_size': 264,
         'llama.block_count': 2,
@@ -194,22 +196,41 @@ def test_what_is_said_of_a_model():
         'llama.rope.freq_base': 50.0,
     }
     assert describe_model(llama(num_kv_heads=None), 128)['llama.attention.head_count_kv'] == 4
+    said = describe_model(llama(module=models.Qwen3, head_dim=24), 128)
+    assert said['general.architecture'] == 'qwen3' and said['qwen3.attention.key_length'] == 24
+    assert describe_model(llama(module=models.Mistral), 128)['general.architecture'] == 'llama'
 
 
 def test_settings_that_are_not_carried_over(monkeypatch):
-    """A new one of the family is refused, until it is."""
+    """Those that llama.cpp doesn't have of a family; and a new one of ours, until it is carried over."""
     monkeypatch.setattr(serving_gguf, 'CARRIED', serving_gguf.CARRIED - {'rope_theta'})
     describe_model(llama(rope_theta=10000.0), 128)
-    for function in (
-        lambda model: describe_model(model, 128),
-        lambda model: to_gguf(model, params_of(model), Layout()),
-    ):
-        with pytest.raises(ValueError, match=r'rope_theta=50.0: a GGUF file is written of a Llama with 10000.0 alone'):
-            function(llama())
+    cases = {
+        r'rope_theta=50.0: a GGUF file is written of a Llama with 10000.0 alone': llama(),
+        r'rope_factor=8.0: .* of a Qwen2 with 1.0 alone': llama(module=models.Qwen2, rope_theta=1e4, rope_factor=8.0),
+        r'attention_bias=True: .* Qwen3': llama(module=models.Qwen3, rope_theta=1e4, attention_bias=True),
+    }
+    for message, model in cases.items():
+        for function in (lambda model: describe_model(model, 128), lambda model: to_gguf(model, {}, Layout())):
+            with pytest.raises(ValueError, match=message):
+                function(model)
+
+
+def test_scaled_frequencies():
+    """llama.cpp divides each frequency by a factor; ours are those of `rope_frequencies`."""
+    scaled = dict(rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0, rope_original_length=64)
+    model = llama(head_dim=24, **scaled)
+    kind, factors = to_gguf(model, params_of(model), Layout())['rope_freqs.weight']
+    frequencies = 50.0 ** (-np.arange(12) / 12)
+    turns = 64 * frequencies / (2 * np.pi)
+    share = np.clip((turns - 1) / 3, 0, 1)
+    assert kind == 'F32' and factors.dtype == np.float32
+    np.testing.assert_allclose(factors, 1 / (share + (1 - share) / 8), rtol=1e-6)
+    assert 'rope_freqs.weight' not in to_gguf(llama(), params_of(llama()), Layout())
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of a Llama alone'):
+    with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of Llama, Mistral, Qwen2, Qwen3'):
         to_gguf(GPT2, random_params(GPT2), {})
     params = jax.tree.map(np.copy, params_of(llama()))
     with pytest.raises(ValueError, match=r'layers.\w+.\w+.0 has weights in float16, which bfloat16 does not hold'):
