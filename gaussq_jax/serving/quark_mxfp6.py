@@ -51,8 +51,8 @@ def to_quark_mxfp6(
       >>> config['quantization_config']['global_quant_config']['weight']['dtype']
       'fp6_e3m2'
 
-    Source: amd-quark 0.13, quark.torch.utils.pack.Pack_fp6 and QConfig.to_dict; vLLM 0.33 reads the same tensors
-    (QuarkOCP_MX). vLLM's code was read, and not run.
+    Source: amd-quark 0.13, quark.torch.utils.pack.Pack_fp6 and QConfig.to_dict; transformers 5.24 loads such a model
+    with it, on a CPU. vLLM 0.33 says that it reads these tensors (QuarkOCP_MX): that was read, and not run.
     """
     tensors, storages = to_tensors(params, layout, 'quark-mxfp6', _stored, fused=fused, unheld=unheld)
     found = {name: storage for name, storage in storages.items() if storage}
