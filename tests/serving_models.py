@@ -13,7 +13,6 @@ from gaussq_jax import models
 
 LLAMA = dict(vocab_size=96, num_layers=2, hidden_size=128, mlp_size=256, num_heads=4, num_kv_heads=2)
 RULES = (gq.MatrixRule(r'.*_proj\.weight', (), (1,), (0,)), gq.CastOnly('.*'))
-DOWN = gq.MatrixRule(r'.*down_proj\.weight', (), (1,), (0,))
 
 
 def llama(tied):

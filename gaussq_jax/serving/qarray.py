@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.formats import parse_format
+from gaussq_jax.formats import FloatFormat, parse_format
 from gaussq_jax.packed import quantize_params
 from gaussq_jax.packed.layout import (
     Layout,
@@ -82,8 +82,7 @@ def to_qarray(params: Any, layout: Mapping[str, LeafLayout], *, unheld: str = 'e
 
 def _reason_against(shape: tuple[int, ...], of_leaf: LeafLayout) -> str | None:
     if _dtype(of_leaf) is None:
-        used = [of_leaf.formats[i] for i in np.unique(of_leaf.indices)]
-        return f'none of {", ".join(DTYPES)} has all numbers of {", ".join(fmt.name for fmt in used)}'
+        return f'none of {", ".join(DTYPES)} has all numbers of {", ".join(fmt.name for fmt in _used(of_leaf))}'
     try:
         _scale_shape(shape, of_leaf)
     except ValueError as error:
@@ -93,8 +92,11 @@ def _reason_against(shape: tuple[int, ...], of_leaf: LeafLayout) -> str | None:
 
 def _dtype(of_leaf: LeafLayout) -> str | None:
     """The narrowest of DTYPES that has the numbers of all formats in use."""
-    used = [of_leaf.formats[i] for i in np.unique(of_leaf.indices)]
-    return next((name for name in DTYPES if all(holds(parse_format(name), fmt) for fmt in used)), None)
+    return next((name for name in DTYPES if all(holds(parse_format(name), fmt) for fmt in _used(of_leaf))), None)
+
+
+def _used(of_leaf: LeafLayout) -> list[FloatFormat]:
+    return [of_leaf.formats[i] for i in np.unique(of_leaf.indices)]
 
 
 def _scale_shape(shape: tuple[int, ...], of_leaf: LeafLayout) -> tuple[int, ...]:

@@ -128,6 +128,7 @@ def test_transformers_loads_a_llama(tmp_path, tied):
     pytest.importorskip('accelerate', reason='extra serving')
     torch = pytest.importorskip('torch', reason='extra serving')
     transformers = pytest.importorskip('transformers', reason='extra serving')
+    quantizers = pytest.importorskip('transformers.quantizers.quantizers_utils', reason='extra serving')
     params, config = llama(tied)
     layout = mixed_layout(params, dict(fmt='e3m4'), BLOCKS)
     tensors, of_layers = gq.to_deepseek_fp8(params, layout, unheld='bfloat16')
@@ -139,3 +140,8 @@ def test_transformers_loads_a_llama(tmp_path, tied):
     weights = in_bfloat16(params, layout)
     assert found.keys() == weights.keys() | {'lm_head.weight'}
     assert_same_weights({name: found[name].view(ml_dtypes.bfloat16) for name in weights}, weights)
+    not_converted = of_layers['quantization_config']['modules_to_not_convert']
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            is_quantized = f'{name}.weight_scale_inv' in tensors
+            assert quantizers.should_convert_module(name, not_converted) == is_quantized
