@@ -34,7 +34,7 @@ def to_mlx(
     storage: its layers have no scale for a whole matrix.
 
     Args:
-      params: pytree of weights; mlx-lm needs its names for them, such as those of Hugging Face.
+      params: pytree of weights, with the names that mlx-lm loads; a Llama's are those of Hugging Face.
       layout: of these params, such as `quantize_params` takes.
       fused, unheld: as for `serving.matrices.modules`; MLX fuses nothing.
 
