@@ -52,9 +52,16 @@ setuptools.setup(
         'test': EXPERIMENTS + TEST,
         'parity': ['torch>=2.6', 'transformers>=5', 'adam-mini>=1.1.1'],
         'peers': ['qwix>=0.1.8'],
+        'serving': [
+            'compressed-tensors>=0.17',
+            'gguf>=0.19',
+            'mlx[cpu]>=0.32',
+            'mlx-lm>=0.32',
+            'transformers>=5',
+            'xllamacpp',
+        ],
         'gpu': ['jax[cuda12]'],
         'lm_eval': ['lm_eval>=0.4.13'],  # experiments.lm_eval_model
-        'serving': ['gguf>=0.19', 'xllamacpp>=2026.10'],  # writes files for llama.cpp; it, for tests
         'cluster': ['ray>=2.60,<3'],  # --ray of experiments.sweep
         'compile': ['jax[cuda12-local]', 'nvidia-cuda-nvcc>=13', 'nvidia-cuda-nvdisasm>=13'],  # for a GPU without one
     },

@@ -32,7 +32,14 @@ from gaussq_jax.param_tree import leaf_path, leaves_by_path
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 from gaussq_jax.quantized_einsum import quantized_einsum
 from gaussq_jax.rounding import round_to_format
-from gaussq_jax.serving import served_layout, to_compressed_tensors
+from gaussq_jax.serving import (
+    served_layout,
+    to_compressed_tensors,
+    to_deepseek_fp8,
+    to_mlx,
+    to_qarray,
+    to_quark_mxfp6,
+)
 from gaussq_jax.weight_sampling import rounded_normal, sample_weights
 
 __all__ = [
@@ -73,6 +80,10 @@ __all__ = [
     'scaling_laws',
     'served_layout',
     'to_compressed_tensors',
+    'to_deepseek_fp8',
+    'to_mlx',
+    'to_qarray',
+    'to_quark_mxfp6',
     'uniform_layout',
     'uniform_weight_sampling',
 ]

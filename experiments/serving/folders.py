@@ -19,9 +19,18 @@ from gaussq_jax.packed import Layout
 from gaussq_jax.serving.matrices import module_storages
 
 TRANSFORMERS = 'transformers'
-# Target -> its function of (tensors, layout), whose second result goes into config.json, under this name if it has one.
-LOW_BITS = {
-    'compressed-tensors': (gq.to_compressed_tensors, 'quantization_config'),
+
+
+def _to_compressed_tensors(*arguments: Any, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors, config = gq.to_compressed_tensors(*arguments, **settings)
+    return tensors, {'quantization_config': config}
+
+
+LOW_BITS = {  # target -> its function of (tensors, layout): tensors, and fields of config.json
+    'compressed-tensors': _to_compressed_tensors,
+    'mlx': gq.to_mlx,
+    'deepseek-fp8': gq.to_deepseek_fp8,
+    'quark-mxfp6': gq.to_quark_mxfp6,
 }
 
 
@@ -90,9 +99,9 @@ def write(
         else:
             tensors, config = models.to_huggingface(model, params)
             of_tensors = models.huggingface_layout(model, layout)
-            to_target, field = LOW_BITS[target]
-            tensors, told = to_target(tensors, of_tensors, fused=models.fused_modules(model), unheld=unheld)
-            config |= {field: told} if field else told
+            fused = models.fused_modules(model)
+            tensors, told = LOW_BITS[target](tensors, of_tensors, fused=fused, unheld=unheld)
+            config |= told
         huggingface_folder.write_files(partial, tensors, config, folder, said=said)
 
 

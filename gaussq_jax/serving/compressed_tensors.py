@@ -1,5 +1,6 @@
 """Weights as the package compressed-tensors stores them, which vLLM, SGLang and transformers read."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaussq_jax.packed import LeafLayout, scale_codes
-from gaussq_jax.packed.bit_packing import pack
-from gaussq_jax.serving.matrices import NOTHING_FUSED, Module, modules
+from gaussq_jax.serving.matrices import NOTHING_FUSED, Module
 from gaussq_jax.serving.storages import FP8_BLOCK, FP8_CHANNEL, MXFP4, MXFP6_E2M3, MXFP8, NVFP4
+from gaussq_jax.serving.tensors import packed_codes, to_tensors, unquantized
 
 _MX = {'strategy': 'group', 'group_size': 32, 'scale_dtype': 'torch.uint8', 'zp_dtype': 'torch.uint8'}
 _E4M3_SCALES = {'scale_dtype': 'torch.float8_e4m3fn', 'zp_dtype': 'torch.float8_e4m3fn'}
@@ -65,26 +66,20 @@ def to_compressed_tensors(
 
     Source: compressed-tensors 0.20, `compressors`.
     """
-    tensors, groups, ignored = {}, {}, ['lm_head']
-    for module in modules(params, layout, 'compressed-tensors', fused=fused, unheld=unheld):
-        if not isinstance(module, Module):
-            tensors.update([module])
-        elif module.storage is None:
-            tensors[f'{module.name}.weight'] = module.weights()
-            ignored.append(module.name)
-        else:
-            tensors |= {f'{module.name}.{name}': tensor for name, tensor in _tensors(module).items()}
-            groups.setdefault(module.storage, []).append(module.name)
-    return tensors, _config(groups, ignored) if groups else {}
+    tensors, storages = to_tensors(params, layout, 'compressed-tensors', _stored, fused=fused, unheld=unheld)
+    groups = defaultdict(list)
+    for name, storage in storages.items():
+        if storage:
+            groups[storage].append(name)
+    return tensors, _config(groups, unquantized(storages)) if groups else {}
 
 
-def _tensors(module: Module) -> dict[str, np.ndarray]:
-    codes, (scales, divisor) = module.codes(), module.scales()
-    bits = module.storage.fmt.bits
-    if bits == 8:
-        weights = {'weight': codes.view(jnp.float8_e4m3fn)}
-    else:
-        weights = {'weight_packed': pack(codes.ravel(), bits).reshape(len(codes), -1)}
+def _stored(module: Module) -> dict[str, np.ndarray]:
+    scales, divisor = module.scales()
+    is_packed = module.storage.fmt.bits < 8
+    weights = (
+        {'weight_packed': packed_codes(module)} if is_packed else {'weight': module.codes().view(jnp.float8_e4m3fn)}
+    )
     if module.storage.scale == 'nvfp4':
         scales = scales.astype(jnp.float8_e4m3fn)
         return weights | {'weight_scale': scales, 'weight_global_scale': np.reshape(divisor, 1)}

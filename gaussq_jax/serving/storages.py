@@ -53,6 +53,9 @@ class Storage:
             theirs = size if theirs is None else theirs
             if side < size and side % theirs:
                 return f'{side} {what} share a scale, which is no multiple of {theirs}'
+            blocks = -(-size // theirs)
+            if self.tile[1] > 1 and blocks > 1 and size % blocks == 0 and size % theirs:
+                return f'transformers cuts its {size} {what} in {blocks} blocks of {size // blocks}, not of {theirs}'
         return None
 
     def bits(self, shape: tuple[int, int]) -> float:
@@ -96,7 +99,7 @@ TARGETS = {
     'gguf': (MXFP4,),
     'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
     'deepseek-fp8': (FP8_BLOCK,),
-    'qwix': (MXFP4, MXFP8),
+    'qwix': (MXFP4, NVFP4, MXFP8, FP8_CHANNEL),
 }
 
 
@@ -125,10 +128,24 @@ def choose_storage(
         if not any(against.values()):
             return storage, ''
         reasons[storage] = next((name, reason) for name, reason in against.items() if reason)
-    name = next(iter(reasons.values()))[0]
-    said = '; or '.join(f'as {storage.name}, {reason}' for storage, (_, reason) in reasons.items())
+    formats = {fmt for of_matrix, _ in matrices.values() for fmt in of_matrix.formats}
+    wide = [storage for storage in reasons if all(holds(storage.fmt, fmt) for fmt in formats)] or [*reasons][-1:]
+    name = reasons[wide[0]][0]
+    said = '; or '.join(f'as {storage.name}, {reasons[storage][1]}' for storage in wide)
+    return None, f"{name} can't be held exactly {said}{targets_that_hold(*matrices[name], but=target)}"
+
+
+def targets_that_hold(of_leaf: LeafLayout, shape: tuple[int, ...], *, but: str) -> str:
+    """The end of an error: all targets but one that hold a leaf (.., in, out); '' if there is none."""
     others = [
-        other for other, storages in TARGETS.items() if any(not s.reason_against(*matrices[name]) for s in storages)
+        target
+        for target, storages in TARGETS.items()
+        if target != but and any(not storage.reason_against(of_leaf, shape) for storage in storages)
     ]
-    instead = f'; it can be by {", ".join(others)}' if others else ''
-    return None, f"{name} can't be held exactly {said}{instead}"
+    return f'; it can be by {", ".join(others)}' if others else ''
+
+
+def check_unheld(unheld: str):
+    """ValueError for a choice that there isn't."""
+    if unheld not in ('error', 'bfloat16'):
+        raise ValueError(f"unheld={unheld!r}: it must be 'error' or 'bfloat16'")
