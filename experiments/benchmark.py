@@ -1,4 +1,4 @@
-"""Measure what weight sampling and simulated casts cost, as ratios within one process.
+"""Measure what weight sampling, simulated casts and generation cost, as ratios within one process.
 
     python -m experiments.benchmark kernel                        # each kernel beside a copy, on real shapes
     python -m experiments.benchmark kernel --shapes=llama2-1b --output=benchmarks/kernel.json
@@ -9,6 +9,7 @@
     python -m experiments.benchmark cast                          # casts to float8_e4m3fn, ours and others'
     python -m experiments.benchmark cast --shape=1024x1024 --output=benchmarks/cast.json
     python -m experiments.benchmark export --config=configs/llama2.py:size=134m --vocab_size=32000   # packed files
+    python -m experiments.benchmark generate --config=configs/tiny.py     # a token, with and without a cache
 
 What is compared takes turns, one call each, so that whatever else the machine does falls on all alike; a ratio is
 the median over the turns of the ratio to the base (bf16's step; a float32 copy) in the same turn. On a GPU, kernels
@@ -43,13 +44,14 @@ BENCHMARKS = {  # the module, and the flags that its `benchmark` takes
     'depth': ('depth_times', 'config', 'turns', 'vocab_size'),
     'cast': ('cast_times', 'shape', 'turns'),
     'export': ('export_times', 'config', 'vocab_size'),
+    'generate': ('generation_times', 'config', 'turns', 'vocab_size'),
 }
 OUR_PACKAGES = ('experiments', 'gaussq_jax', 'kernels_pallas', 'configs')
 DEFAULT_CONFIG = 'configs/tiny.py'
 NOT_INSTALLED = "needs the package {}, which is not installed: pip install -e '.[experiments]'"
 if config_flags:
     config_flags.DEFINE_config_file(
-        'config', None, f'step, depth, export: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
+        'config', None, f'step, depth, export, generate: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
     )
 flags.DEFINE_list(
     'methods',

@@ -1,7 +1,12 @@
 """Write text with a run's newest checkpoint, or with a packed file of `experiments.export`.
 
-python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
-python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
+    python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
+    python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
+    python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def ' --prompt='class ' --top_p=0.9
+
+Several prompts are continued at the same time, each as if it were alone. One text appears on a terminal as it is
+written, and Ctrl-C ends it. A text ends where the model's window is full, or goes on with --slide. A seed gives other
+texts than in version 0.1.0.
 """
 
 import sys
@@ -11,26 +16,61 @@ from absl import flags
 from experiments import cli, workdirs
 from experiments.files import foreign_text
 from experiments.training import generation
+from experiments.training.token_choice import Sampling
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
 TOKENIZER = flags.DEFINE_string(
     'tokenizer', None, "With --weights, the tokenizer's file, if it isn't beside them or in the folder tokenizer there."
 )
-PROMPT = flags.DEFINE_string('prompt', '', 'How the text begins.')
+PROMPT = flags.DEFINE_multi_string('prompt', '', 'How the text begins; given several times, there are several texts.')
 NUM_TOKENS = flags.DEFINE_integer('num_tokens', 256, 'How many tokens to write, if no document ends.', lower_bound=1)
 TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 always takes the likeliest token.', lower_bound=0.0)
+TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many of the likeliest tokens are drawn from.')
+TOP_P = flags.DEFINE_float(
+    'top_p', None, 'Only the fewest of the likeliest tokens that have this probability together are drawn from.'
+)
+SLIDE = flags.DEFINE_boolean(
+    'slide', False, 'Go on beyond the window: the last tokens that fit are then seen anew for each token.'
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.', lower_bound=0, upper_bound=2**32 - 1)
+INTERRUPTED = 130  # the exit code that shells know
 
 
 def main(argv):
     del argv
     with cli.user_errors():
         run = workdirs.open_either(WORKDIR.value, WEIGHTS.value, TOKENIZER.value)
-        prompt = cli.typed(PROMPT.value, '--prompt')
-    how = dict(num_tokens=NUM_TOKENS.value, temperature=TEMPERATURE.value, seed=SEED.value)
-    text = generation.write_text(run.experiment, run.state, run.tokenizer, prompt, **how)
-    print(foreign_text.escaped(text) if sys.stdout.isatty() else text)  # a terminal obeys what it is told
+        sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+        prompts = [cli.typed(prompt, '--prompt') for prompt in PROMPT.value]
+        how = dict(num_tokens=NUM_TOKENS.value, sampling=sampling, seed=SEED.value, slides=SLIDE.value)
+        steps = generation.write_texts(run.experiment, run.state, run.tokenizer, prompts, **how)
+        texts = next(steps)
+    is_terminal = sys.stdout.isatty()  # which obeys what it is told
+    shown = foreign_text.escaped if is_terminal else str
+    streams = is_terminal and len(texts) == 1
+    is_interrupted = False
+    try:
+        show = lambda: streams and print(shown(texts[0].new_piece()), end='', flush=True)
+        show()
+        for _ in steps:
+            show()
+    except KeyboardInterrupt:
+        is_interrupted = True
+    if streams:
+        print(shown(texts[0].new_piece(is_last=True)))
+    else:
+        for number, text in enumerate(texts, 1):
+            if len(texts) > 1:
+                print(f'=== {number} of {len(texts)} ===')
+            print(shown(str(text)))
+    for number, text in enumerate(texts, 1):
+        if text.fills_window and len(text.tokens) < NUM_TOKENS.value and not SLIDE.value:
+            which = f'text {number}: ' * (len(texts) > 1)
+            told = f'{which}the window of the model is full after {len(text.tokens)} tokens; --slide writes on'
+            print(told, file=sys.stderr)
+    if is_interrupted:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == '__main__':

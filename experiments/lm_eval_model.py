@@ -25,8 +25,9 @@ from tqdm import tqdm
 from experiments import workdirs
 from experiments.devices import host_memory
 from experiments.training import meshes
+from experiments.training.token_choice import Sampling
+from experiments.training.token_writer import TokenWriter
 
-SHORTEST = 16  # sequences are padded to this length, twice that, and so on up to the window: each is compiled once
 MAX_NEW_TOKENS = 256  # where a task doesn't say
 
 
@@ -47,7 +48,7 @@ class LowPrecisionModel(TemplateLM):
     log-likelihoods are those of lm-eval's `hf` with transformers 5, which scores BOS too where it scores a whole text;
     but text that looks like a special token is text here, and SentencePiece keeps a space at the beginning. Numbers
     don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor; nor do
-    texts, unless a task samples them by a temperature.
+    texts.
 
     Args:
       workdir: a run's directory, whose newest checkpoint is evaluated; or else
@@ -91,7 +92,7 @@ class LowPrecisionModel(TemplateLM):
         self._prefix = run.tokenizer.special.prefix if prefix_token_id is None else prefix_token_id
         if self._prefix not in range(run.experiment.vocab_size):
             raise ValueError(f'prefix_token_id={prefix_token_id!r}: allowed are 0 to {run.experiment.vocab_size - 1}')
-        model, vocab_size = run.experiment.model, run.tokenizer.vocab_size
+        model = run.experiment.model
 
         @jax.jit
         def score(weights, batch):
@@ -100,14 +101,15 @@ class LowPrecisionModel(TemplateLM):
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
             return -losses, jnp.argmax(logits, -1) == targets
 
-        @jax.jit
-        def next_tokens(weights, batch, key, temperature):
-            logits = model.apply({'params': weights}, batch['tokens'])
-            logits = jnp.take_along_axis(logits, batch['last'][:, None, None], axis=1)[:, 0, :vocab_size]
-            drawn = jax.random.categorical(key, logits / jnp.where(temperature, temperature, 1))
-            return jnp.where(temperature, drawn, jnp.argmax(logits, -1))
-
-        self._score, self._next_tokens = score, next_tokens
+        self._score = score
+        self._writer = TokenWriter(
+            model,
+            self._weights,
+            window=self.max_length,
+            vocab_size=run.tokenizer.vocab_size,
+            ends=run.tokenizer.special.eos,
+            mesh=self._mesh,
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -173,55 +175,63 @@ class LowPrecisionModel(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to the first of the task's stop sequences, or a document's end.
 
+        Of a context its end is seen, as much of it as leaves room for max_gen_toks in the window, as with lm-eval's
+        `hf`. Where a task samples, it draws from all tokens unless it gives top_k (0: all) or top_p, while `hf` has a
+        top_k of 50. A drawn text depends on its request's place, and on no other request.
+
         Raises:
-          ValueError: for sampling other than by a temperature.
+          ValueError: for other settings of sampling, or a max_gen_toks that leaves no room for a context.
         """
-        settings = [_generation_settings(request.args[1]) for request in requests]
-        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
+        settings = [self._settings(request.args[1]) for request in requests]
+        prompts = [
+            (self.tok_encode(request.args[0]) or [self.prefix_token_id])[setting.max_new_tokens - self.max_length :]
+            for request, setting in zip(requests, settings)
+        ]
         texts = [''] * len(requests)
         with tqdm(total=len(requests), desc='generate_until', disable=disable_tqdm) as progress:
             for setting in dict.fromkeys(settings):
                 alike = [i for i in range(len(requests)) if settings[i] == setting]
                 for chunk in batches([len(prompts[i]) for i in alike], self._padded, self.batch_size):
                     indices = [alike[i] for i in chunk]
-                    for i, text in zip(indices, self._generate([prompts[i] for i in indices], setting, indices[0])):
+                    for i, text in zip(indices, self._generate([prompts[i] for i in indices], setting, indices)):
                         texts[i] = text
                         self.cache_hook.add_partial('generate_until', requests[i].args, text)
                     progress.update(len(indices))
         return texts
 
-    def _generate(self, prompts: Sequence[list[int]], setting: 'GenerationSettings', seed: int) -> list[str]:
-        rows, texts = [list(prompt) for prompt in prompts], [''] * len(prompts)
-        writing = set(range(len(rows)))
-        for step in range(setting.max_new_tokens):
-            seen = [row[-self.max_length :] for row in rows]
-            batch = self._to_devices(seen, self._padded(max(map(len, seen))))
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            tokens = np.asarray(self._next_tokens(self._weights, batch, key, setting.temperature))
-            for i in sorted(writing):
-                ended = tokens[i] in self.run_tokenizer.special.eos
-                if not ended:
-                    rows[i].append(int(tokens[i]))
-                whole = self.run_tokenizer.decode(rows[i][len(prompts[i]) :])
+    def _generate(self, prompts: Sequence[list[int]], setting: 'GenerationSettings', rows: Sequence[int]) -> list[str]:
+        how = dict(num_tokens=setting.max_new_tokens, sampling=setting.sampling, key=jax.random.key(0), rows=rows)
+        written, texts, writing = [[] for _ in prompts], [''] * len(prompts), set(range(len(prompts)))
+        for step in self._writer.write(prompts, batch_size=self.batch_size, **how):
+            for i in writing & step.keys():
+                written[i].append(step[i])
+                whole = self.run_tokenizer.decode(t for t in written[i] if t not in self.run_tokenizer.special.eos)
                 ends = [whole.index(stop) for stop in setting.until if stop in whole]
                 texts[i] = whole[: min(ends, default=None)]
-                if ended or ends:
+                if ends:
                     writing.remove(i)
-            if not writing:
+            if not writing & step.keys():
                 break
         return texts
 
+    def _settings(self, options: dict) -> 'GenerationSettings':
+        setting = _generation_settings(options)
+        if not 1 <= setting.max_new_tokens < self.max_length:
+            raise ValueError(
+                f'max_gen_toks={setting.max_new_tokens}: allowed are 1 to {self.max_length - 1}, of a window of'
+                f' {self.max_length} tokens; a task says it in generation_kwargs'
+            )
+        return setting
+
     def _padded(self, length: int) -> int:
-        return min(max(SHORTEST, 1 << (length - 1).bit_length()), self.max_length)
+        return self._writer.padded(length)
 
     def _to_devices(self, rows: Sequence[Sequence[int]], length: int) -> dict[str, jax.Array]:
         """Rows of this length, padded with zeros after their last token, which a causal model doesn't see before."""
         shards = meshes.num_batch_shards(self._mesh)
         batch = {'tokens': np.zeros((-(-self.batch_size // shards) * shards, length), np.int32)}
-        batch['last'] = np.zeros(len(batch['tokens']), np.int32)
         for i, row in enumerate(rows):
             batch['tokens'][i, : len(row)] = row
-            batch['last'][i] = len(row) - 1
         return meshes.to_devices(batch, self._mesh)
 
 
@@ -230,7 +240,7 @@ class GenerationSettings(NamedTuple):
 
     until: tuple[str, ...]
     max_new_tokens: int
-    temperature: float  # 0 takes the likeliest token
+    sampling: Sampling
 
 
 def split(tokens: Sequence[int], scored: int, length: int) -> list[Window]:
@@ -256,12 +266,16 @@ def batches(lengths: Sequence[int], padded: Callable[[int], int], batch_size: in
 
 def _generation_settings(options: dict) -> GenerationSettings:
     options = normalize_gen_kwargs(options, default_max_gen_toks=MAX_NEW_TOKENS)
-    sampled = options.pop('do_sample') and options.get('temperature', 0) > 0
-    allowed = {'until', 'max_gen_toks', 'temperature', *(() if sampled else ('top_p', 'top_k'))}
+    is_sampled = options.pop('do_sample') and options.get('temperature', 0) > 0
+    allowed = {'until', 'max_gen_toks', 'temperature', 'top_p', 'top_k'}
     if unknown := sorted(set(options) - allowed):
         raise ValueError(f'generation_kwargs has {", ".join(unknown)}: allowed are {", ".join(sorted(allowed))}')
+    sampling = Sampling(0)
+    if is_sampled:
+        top_k = options.get('top_k') or None  # 0 is all, as in transformers
+        sampling = Sampling(float(options['temperature']), top_k, options.get('top_p'))
     until = tuple(filter(None, options['until']))
-    return GenerationSettings(until, options['max_gen_toks'], float(options['temperature']) if sampled else 0.0)
+    return GenerationSettings(until, options['max_gen_toks'], sampling)
 
 
 def _positive(name: str, value) -> int:

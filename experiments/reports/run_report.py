@@ -21,11 +21,12 @@ from experiments.reports.run_records import RunRecord, SeedGroup, read_record, s
 from experiments.training import generation, starts
 from experiments.training.experiment import Experiment, TrainState
 from gaussq_jax.atomic_files import replace_file
+from gaussq_jax.models import key_value_cache
 
 STYLE = {**pictures.STYLE, 'svg.hashsalt': 'run'}
 MOST_ROWS = 12  # of evaluations
 NUM_TOKENS, TEMPERATURE, SEED = 256, 0.8, 0  # of the sample of text
-MOST_FLOP = 2e13  # of the sample, which is shorter then, or left out
+MOST_FLOP = 1e12  # of the sample, which is shorter then, or left out: a token reads all weights for few of them
 ROUNDING = 'What rounding does to the weights'
 LONGEST_REASON = 10_000  # bytes of diverged.txt
 
@@ -255,7 +256,9 @@ def text_section(workdir: pathlib.Path, checkpoint: Checkpoint | None, prompt: s
     if checkpoint is None:
         return [*parts, paragraph('There is no checkpoint that could write.')]
     experiment = checkpoint.experiment
-    of_token = 2 * experiment.num_params * experiment.config.sequence_length
+    of_token = 2 * experiment.num_params
+    if not key_value_cache.keeps_cache(experiment.model):
+        of_token *= experiment.config.sequence_length
     num_tokens = min(NUM_TOKENS, int(MOST_FLOP // of_token))
     if not num_tokens:
         command = ['python', '-m', 'experiments.generate', f'--workdir={workdir}', f'--prompt={prompt}']
@@ -265,7 +268,7 @@ def text_section(workdir: pathlib.Path, checkpoint: Checkpoint | None, prompt: s
         raise ValueError('the weights have NaN or infinity among them')
     text = generation.write_text(*checkpoint, prompt, num_tokens=num_tokens, temperature=TEMPERATURE, seed=SEED)
     told = f'After {prompt!r}, by the weights of step {int(checkpoint.state.step):,}, at temperature {TEMPERATURE:g},'
-    told = f'{told} seed {SEED}, {num_tokens} tokens at the most:'
+    told = f'{told} seed {SEED}, {num_tokens} tokens at the most, and no more than its window has room for:'
     return [*parts, paragraph(told), preformatted(foreign_text.escaped(text))]
 
 

@@ -1,6 +1,6 @@
 """Text that a model writes, a token after the other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,109 @@ import numpy as np
 
 from experiments.data.tokenizers import Tokenizer
 from experiments.training.experiment import Experiment, TrainState
+from experiments.training.token_choice import Sampling
+from experiments.training.token_writer import TokenWriter
+
+UNKNOWN = '\ufffd'  # what bytes are decoded to that are no UTF-8, or not yet
+
+
+class Text:
+    """A prompt, and what has been written after it so far.
+
+    Attributes:
+      prompt: its tokens.
+      room: how many tokens can follow before the model's window is full.
+      tokens: those that follow, without one that ends the text.
+      has_ended: whether such a token was written.
+
+    Example:
+      >>> from experiments.data.tokenizers import load_tokenizer
+      >>> text = Text(load_tokenizer('bytes'), list(b'na'), room=8)
+      >>> pieces = [text.new_piece()]
+      >>> for token in 'ïve'.encode():
+      ...     text.add(token)
+      ...     pieces.append(text.new_piece())
+      >>> pieces
+      ['na', '', 'ï', 'v', 'e']
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], room: int):
+        self.prompt, self.room = list(prompt), room
+        self.tokens, self.has_ended = [], False
+        self._tokenizer, self._given = tokenizer, ''
+
+    def __str__(self):
+        return whole_text(self._tokenizer, self.prompt, self.tokens)
+
+    @property
+    def fills_window(self) -> bool:
+        """Whether the model has seen as much as it can."""
+        return not self.has_ended and len(self.tokens) >= self.room
+
+    def add(self, token: int):
+        """Takes one more token."""
+        self.has_ended = token in self._tokenizer.special.eos
+        if not self.has_ended:
+            self.tokens.append(token)
+
+    def new_piece(self, *, is_last: bool = False) -> str:
+        """What has come since the last call, as far as later tokens don't change it; all of it if it `is_last`.
+
+        Bytes of half a character wait. The pieces together are the text, unless a tokenizer decodes what has been
+        given in another way once more follows; then the last piece is a new line and all of the text again.
+        """
+        text = str(self)
+        if is_last and not text.startswith(self._given):
+            return f'\n{text}'
+        sure = text if is_last else text.rstrip(UNKNOWN)
+        if not sure.startswith(self._given):
+            return ''
+        piece, self._given = sure[len(self._given) :], sure
+        return piece
+
+
+def write_texts(
+    experiment: Experiment,
+    state: TrainState,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    num_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    slides: bool = False,
+) -> Iterator[list[Text]]:
+    """What the weights, rounded, without noise, write after prompts, all of them at a time: up to an end of document.
+
+    Args:
+      experiment, state: of the model.
+      tokenizer: of both.
+      prompts: how the texts begin.
+      num_tokens, sampling, slides: as for `TokenWriter.write`.
+      seed: another seed, other texts. A text depends on its place among the prompts, and on none of the others.
+
+    Yields:
+      The texts, the same ones after each step: at first the prompts alone.
+
+    Raises:
+      ValueError: a prompt that is longer than the window, unless it slides.
+    """
+    writer = TokenWriter(
+        experiment.model,
+        experiment.transform.apply(None, state.params, state.transform_state),
+        window=experiment.config.sequence_length,
+        vocab_size=tokenizer.vocab_size,
+        ends=tokenizer.special.eos,
+        mesh=experiment.mesh,
+    )
+    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    steps = writer.write(ids, num_tokens=num_tokens, sampling=sampling, key=jax.random.key(seed), slides=slides)
+    texts = [Text(tokenizer, prompt, writer.room(prompt)) for prompt in ids]
+    yield texts
+    for step in steps:
+        for i, token in step.items():
+            texts[i].add(token)
+        yield texts
 
 
 def write_text(
@@ -20,29 +123,10 @@ def write_text(
     temperature: float,
     seed: int,
 ) -> str:
-    """The prompt and what the weights, rounded, without noise, write after it: up to an end of document.
-
-    Args:
-      experiment, state: of the model.
-      tokenizer: of both.
-      prompt: how the text begins.
-      num_tokens, temperature: as for `generate`.
-      seed: another seed, another text.
-    """
-    ids = tokenizer.encode_prompt(prompt)
-    tokens = generate(
-        experiment.model,
-        experiment.transform.apply(None, state.params, state.transform_state),
-        jnp.asarray(ids, jnp.int32),
-        key=jax.random.key(seed),
-        num_tokens=num_tokens,
-        window=experiment.config.sequence_length,
-        temperature=temperature,
-        vocab_size=tokenizer.vocab_size,
-        ends=tokenizer.special.eos,
-    )
-    written = [token for token in np.asarray(tokens).tolist() if token not in tokenizer.special.eos]
-    return whole_text(tokenizer, ids, written)
+    """The prompt and what is written after it: `write_texts` of one prompt, while the model sees all of it."""
+    how = dict(num_tokens=num_tokens, sampling=Sampling(temperature), seed=seed)
+    (text,) = list(write_texts(experiment, state, tokenizer, [prompt], **how))[-1]
+    return str(text)
 
 
 def whole_text(tokenizer: Tokenizer, prompt: Iterable[int], tokens: Iterable[int]) -> str:
@@ -64,37 +148,20 @@ def generate(
 ) -> jax.Array:
     """The tokens that follow the prompt, each drawn from softmax(logits / temperature): `num_tokens`, or up to an end.
 
-    The model sees the last `window` tokens, anew for each token it writes.
+    The model sees the last `window` tokens: beyond the window anew for each token that it writes, at positions from 0
+    on. `TokenWriter` writes several texts at a time, and with other choices.
 
     Args:
-      model: `apply({'params': weights}, tokens (1, window))` gives logits (1, window, vocabulary).
-      weights: what the model multiplies with.
+      model, weights, window, vocab_size, ends: as for `TokenWriter`.
       prompt: (length,) int32, at least one token.
       key: a JAX PRNG key.
       num_tokens: how many to write, at the most.
-      window: the longest sequence that the model was trained on.
       temperature: 0 takes the likeliest token.
-      vocab_size: of the tokenizer, where the model has more: those tokens are never written.
-      ends: tokens after which no more is written; they are the last ones given.
+
+    Returns:
+      (number,) int32.
     """
-    length = prompt.size
-    tokens = jnp.zeros(max(length + num_tokens, window), jnp.int32).at[:length].set(prompt)
-
-    def is_writing(state):
-        position, tokens = state
-        ended = jnp.isin(tokens[position - 1], jnp.asarray(ends, jnp.int32)) & (position > length)
-        return (position < length + num_tokens) & ~ended
-
-    def write_token(state):
-        position, tokens = state
-        start = jnp.maximum(position - window, 0)
-        seen = jax.lax.dynamic_slice(tokens, (start,), (window,))
-        logits = model.apply({'params': weights}, seen[None])[0, position - start - 1, :vocab_size]
-        if temperature:
-            token = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
-        else:
-            token = jnp.argmax(logits)
-        return position + 1, tokens.at[position].set(token.astype(jnp.int32))
-
-    stop, tokens = jax.jit(lambda tokens: jax.lax.while_loop(is_writing, write_token, (length, tokens)))(tokens)
-    return tokens[length : int(stop)]
+    writer = TokenWriter(model, weights, window=window, vocab_size=vocab_size, ends=ends)
+    how = dict(num_tokens=num_tokens, sampling=Sampling(float(temperature)), key=key, slides=True)
+    steps = writer.write([np.asarray(prompt).tolist()], **how)
+    return jnp.array([step[0] for step in steps], jnp.int32)

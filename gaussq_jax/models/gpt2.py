@@ -74,8 +74,11 @@ class GPT2(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens):
-        """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32."""
+    def __call__(self, tokens, positions=None):
+        """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32.
+
+        With a cache (see `key_value_cache.read_next`), positions (batch, length) are where the tokens stand.
+        """
         layers.check_tokens(tokens)
         length = tokens.shape[1]
         if length > self.max_length:
@@ -85,7 +88,11 @@ class GPT2(nn.Module):
         )
         embed = embedding(self.vocab_size, name='embed')
         position_embed = embedding(self.max_length, name='position_embed')
-        x = layers.look_up(embed, tokens) + layers.look_up(position_embed, jnp.arange(length, dtype=jnp.int32))[None]
+        x = layers.look_up(embed, tokens)
+        if positions is None:
+            x = x + layers.look_up(position_embed, jnp.arange(length, dtype=jnp.int32))[None]
+        else:
+            x = x + layers.look_up(position_embed, positions)
         layer = GPT2Layer(
             mlp_size=4 * self.hidden_size if self.mlp_size is None else self.mlp_size,
             num_heads=self.num_heads,
@@ -103,6 +110,7 @@ class GPT2(nn.Module):
             layer_transform=self.layer_transform,
             remat_policy=self.remat_policy,
             scan_unroll=self.scan_unroll,
+            positions=positions,
         )
         x = layers.normalize(_layer_norm(self, 'final_norm'), x)
         return self.constrain(layers.tied_logits(x, embed.embedding), layers.LOGITS)
@@ -120,8 +128,8 @@ class GPT2Layer(nn.Module):
     constrain: layers.Constrain
 
     @nn.compact
-    def __call__(self, x):
-        """x (batch, length, hidden_size) -> the same shape."""
+    def __call__(self, x, positions=None):
+        """x (batch, length, hidden_size) -> the same shape; positions: see `layers.Attention`."""
         attention = layers.Attention(
             num_heads=self.num_heads,
             num_kv_heads=self.num_heads,
@@ -143,7 +151,8 @@ class GPT2Layer(nn.Module):
             constrain=self.constrain,
             name='mlp',
         )
-        x = self.constrain(x + attention(layers.normalize(_layer_norm(self, 'attention_norm'), x)), layers.RESIDUAL)
+        attended = attention(layers.normalize(_layer_norm(self, 'attention_norm'), x), positions)
+        x = self.constrain(x + attended, layers.RESIDUAL)
         return self.constrain(x + mlp(layers.normalize(_layer_norm(self, 'mlp_norm'), x)), layers.RESIDUAL)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from gaussq_jax.models import key_value_cache
 from gaussq_jax.models.rope import RopeScaling, rope_frequencies
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 
@@ -81,8 +82,8 @@ class Attention(nn.Module):
     head_norm_epsilon: float | None = None
 
     @nn.compact
-    def __call__(self, x):
-        """x (batch, length, hidden_size) -> the same shape."""
+    def __call__(self, x, positions=None):
+        """x (batch, length, hidden_size) -> the same shape; positions (batch, length) with a cache, which x follows."""
         batch, length, hidden_size = x.shape
         head_dim = self.head_dim or hidden_size // self.num_heads
 
@@ -100,14 +101,15 @@ class Attention(nn.Module):
             query = normalize(head_norm(name='query_norm'), query)
             key = normalize(head_norm(name='key_norm'), key)
         if self.rope_theta is not None:
-            query = rotary_position_embedding(query, self.rope_theta, self.rope_scaling)
-            key = rotary_position_embedding(key, self.rope_theta, self.rope_scaling)
-        attended = self.constrain(causal_attention(query, key, value), HEADS)
+            query = rotary_position_embedding(query, self.rope_theta, self.rope_scaling, positions)
+            key = rotary_position_embedding(key, self.rope_theta, self.rope_scaling, positions)
+        key, value = key_value_cache.seen(self, key, value, positions)
+        attended = self.constrain(causal_attention(query, key, value, positions), HEADS)
         out = linear(hidden_size, use_bias=self.out_bias, kernel_init=self.out_init, name='out')
         return out(attended.reshape(batch, length, -1))
 
 
-def causal_attention(query, key, value):
+def causal_attention(query, key, value, positions=None):
     """softmax(Q K^T / sqrt(head_dim) + causal mask) V, the softmax in float32.
 
     The bits are those of `jax.nn.dot_product_attention(query, key, value, is_causal=True)`, whose gradient can't be
@@ -116,6 +118,8 @@ def causal_attention(query, key, value):
     Args:
       query: (batch, length, heads, head_dim).
       key, value: (batch, length, kv_heads, head_dim), of query's dtype; kv_heads divides heads.
+      positions: (batch, length) of the queries among the keys, of which there may then be more: a query sees those up
+        to its position. None for 0, 1, 2, ...
 
     Returns:
       An array of query's shape and dtype.
@@ -131,12 +135,12 @@ def causal_attention(query, key, value):
     grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
     scores = _scores(grouped, key)
     scores = scores * jnp.asarray(head_dim**-0.5, scores.dtype)
-    return jax.vmap(_attend, (3, None), 3)(scores, value).reshape(query.shape)
+    return jax.vmap(_attend, (3, None, None), 3)(scores, value, positions).reshape(query.shape)
 
 
 @jax.custom_vjp
 def _scores(query, key):
-    """Q K^T (batch, kv_heads, length, group, length) of queries (batch, length, kv_heads, group, head_dim)."""
+    """Q K^T (batch, kv_heads, length, group, keys) of queries (batch, length, kv_heads, group, head_dim)."""
     return _multiply_accurately(query, key, query.dtype)
 
 
@@ -167,15 +171,18 @@ def _scores_backward(residuals, d_scores):
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _attend(scores, value):
-    """(batch, heads, length, length) and (batch, length, heads, head_dim) -> (batch, length, heads, head_dim)."""
-    mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
+def _attend(scores, value, positions):
+    """(batch, heads, length, keys) and (batch, keys, heads, head_dim) -> (batch, length, heads, head_dim)."""
+    if positions is None:
+        mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
+    else:
+        mask = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None, None] <= positions[:, None, :, None]
     masked = jnp.where(mask, scores, -0.7 * float(jnp.finfo(jnp.float32).max))
     weights = jax.nn.softmax(masked.astype(jnp.float32)).astype(value.dtype)
     return jnp.einsum('BNTS,BSNH->BTNH', weights, value)
 
 
-def rotary_position_embedding(x, theta, scaling=None):
+def rotary_position_embedding(x, theta, scaling=None, positions=None):
     """Rotates the pairs (x[i], x[i + head_dim/2]) by an angle that grows with the position.
 
         angle(position, i) = position * theta^(-2i / head_dim),    0 <= i < head_dim/2, if nothing scales them
@@ -184,8 +191,9 @@ def rotary_position_embedding(x, theta, scaling=None):
     no permutation; the paper and Meta's own checkpoints pair (x[2i], x[2i+1]).
 
     Args:
-      x: (batch, length, heads, head_dim), head_dim even; the first position is 0.
+      x: (batch, length, heads, head_dim), head_dim even.
       theta, scaling: see `rope_frequencies`.
+      positions: (batch, length) integers; None for 0, 1, 2, ...
 
     Returns:
       The same shape and dtype.
@@ -199,13 +207,16 @@ def rotary_position_embedding(x, theta, scaling=None):
     """
     length, half = x.shape[1], x.shape[-1] // 2
     frequencies = rope_frequencies(2 * half, theta, scaling)
-    angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :])[None, :, None, :]
+    if positions is None:
+        angles = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :])[None, :, None, :]
+    else:
+        angles = (positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :])[:, :, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None, scan_unroll=1):
+def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None, scan_unroll=1, positions=None):
     """Runs x through `num_layers` copies of `layer`, whose parameters are stacked along a new first axis.
 
         x = layer_i(x) with parameters layer_transform(params[i], i),    i = 0, ..., num_layers - 1
@@ -214,32 +225,35 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
     again in the backward pass instead of being kept. It is not applied while the parameters are initialised.
 
     Args:
-      layer: a bound linen module, x -> x.
+      layer: a bound linen module, x -> x, or with positions x, positions -> x.
       x: (batch, length, hidden_size).
       num_layers: number of copies.
       layer_transform: see `Llama`; None leaves the parameters alone.
       remat_policy: None (keep all) or a name in REMAT_POLICIES.
       scan_unroll: see `Llama`.
+      positions: (batch, length), where a cache holds what comes before x; else None.
 
     Returns:
       The last layer's output, of x's shape.
     """
 
+    of_positions = () if positions is None else (positions,)
+
     def apply_layer(layer, x, layer_index):
         if layer_transform is None or layer.is_initializing():
-            return layer(x), None
+            return layer(x, *of_positions), None
 
         def transform(variables):
             return {'params': layer_transform(variables['params'], layer_index)}
 
-        return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x), None
+        return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x, *of_positions), None
 
     if remat_policy is not None:
         # The scan keeps the backward pass apart from the forward one: no barrier is needed between them.
         apply_layer = nn.remat(apply_layer, prevent_cse=False, policy=REMAT_POLICIES[remat_policy])
     scan = nn.scan(
         apply_layer,
-        variable_axes={'params': 0},
+        variable_axes=dict.fromkeys(('params', *key_value_cache.COLLECTIONS), 0),
         split_rngs={True: True},  # all streams
         length=num_layers,
         unroll=min(scan_unroll, num_layers),

@@ -143,8 +143,11 @@ class Llama(nn.Module):
         return None if self.rope_factor == 1 else RopeScaling(*factors, self.rope_original_length)
 
     @nn.compact
-    def __call__(self, tokens):
-        """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32."""
+    def __call__(self, tokens, positions=None):
+        """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32.
+
+        With a cache (see `key_value_cache.read_next`), positions (batch, length) are where the tokens stand.
+        """
         layers.check_tokens(tokens)
         embed = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, embedding_init=_initializer, name='embed')
         layer = LlamaLayer(
@@ -171,6 +174,7 @@ class Llama(nn.Module):
             layer_transform=self.layer_transform,
             remat_policy=self.remat_policy,
             scan_unroll=self.scan_unroll,
+            positions=positions,
         )
         x = layers.normalize(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm'), x)
         if self.tie_embeddings:
@@ -206,8 +210,8 @@ class LlamaLayer(nn.Module):
     mlp_bias: bool
 
     @nn.compact
-    def __call__(self, x):
-        """x (batch, length, hidden_size) -> the same shape."""
+    def __call__(self, x, positions=None):
+        """x (batch, length, hidden_size) -> the same shape; positions: see `layers.Attention`."""
         attention = layers.Attention(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
@@ -233,7 +237,8 @@ class LlamaLayer(nn.Module):
             name='mlp',
         )
         norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        x = self.constrain(x + attention(layers.normalize(norm(name='attention_norm'), x)), layers.RESIDUAL)
+        attended = attention(layers.normalize(norm(name='attention_norm'), x), positions)
+        x = self.constrain(x + attended, layers.RESIDUAL)
         return self.constrain(x + mlp(layers.normalize(norm(name='mlp_norm'), x)), layers.RESIDUAL)
 
 

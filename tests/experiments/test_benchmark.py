@@ -12,6 +12,7 @@ from configs import tiny
 from experiments.benchmarks import cast_times, kernel_times
 
 benchmark = import_program('benchmark')
+WHAT = 'error: say what to measure: kernel or compile or step or depth or cast or export or generate'
 
 
 @pytest.fixture
@@ -101,11 +102,15 @@ def test_cast(run, monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'shape', 'message'),
     [
-        ([], '128x128', "error: say what to measure: kernel or compile or step or depth or cast or export (not '')"),
+        (
+            [],
+            '128x128',
+            f"{WHAT} (not '')",
+        ),
         (
             ['cast', 'st'],
             '128x128',
-            "error: say what to measure: kernel or compile or step or depth or cast or export (not 'cast st')",
+            f"{WHAT} (not 'cast st')",
         ),
         (['cast'], '128', "error: shape='128' is not ROWSxCOLUMNS, such as 4096x4096"),
         (['cast'], '128x100', 'error: shape=128x100: both lengths must be multiples of 128'),

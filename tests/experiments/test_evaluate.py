@@ -1,6 +1,7 @@
 """Evaluation, and generation, of a packed file: what is told of it, and which text is read."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -91,12 +92,13 @@ def test_packed_weights_are_not_quantized_again(file, name):
 def test_generation(file, monkeypatch, capsys):
     """With the weights of the file, and none but the tokenizer's tokens."""
     given = {}
-    monkeypatch.setattr(
-        generation,
-        'generate',
-        lambda model, weights, prompt, **named: given.update(named, weights=weights) or np.array([97, 98]),
-    )
-    run_program(generate, WEIGHTS=str(file), PROMPT='d', SEED=0, TEMPERATURE=0.8, NUM_TOKENS=2)
+
+    def make_writer(model, weights, **named):
+        given.update(named, weights=weights)
+        return types.SimpleNamespace(room=lambda prompt: 9, write=lambda *_, **how: iter([{0: 97}, {0: 98}]))
+
+    monkeypatch.setattr(generation, 'TokenWriter', make_writer)
+    run_program(generate, WEIGHTS=str(file), PROMPT=['d'], SEED=0, TEMPERATURE=0.8, NUM_TOKENS=2)
     assert capsys.readouterr().out == 'dab\n'
     assert_identical_trees(jax.tree.map(np.asarray, given['weights']), gq.load_packed(file, like=given['weights']))
     assert (given['window'], given['vocab_size']) == (24, 257)

@@ -165,16 +165,16 @@ def test_the_likeliest_continuation(adapter, run, log_probabilities):
 
 @pytest.fixture(scope='module')
 def write(log_probabilities):
-    """The likeliest text after a prompt, token by token, of so many tokens or up to the end of a document."""
+    """The likeliest text after as much of a prompt as leaves room for it, or up to the end of a document."""
 
     def write(prompt, num_tokens):
-        tokens = encode(prompt)
+        tokens, written = encode(prompt)[num_tokens - WINDOW :], []
         for _ in range(num_tokens):
-            token = int(log_probabilities(tokens[-WINDOW:])[-1].argmax())
+            token = int(log_probabilities(tokens + written)[-1].argmax())
             if token == 256:
                 break
-            tokens.append(token)
-        return bytes(tokens[len(encode(prompt)) :]).decode()
+            written.append(token)
+        return bytes(written).decode()
 
     return write
 
@@ -182,13 +182,13 @@ def write(log_probabilities):
 def test_likeliest_texts(adapter, write):
     """Of prompts of all lengths in one batch, to the end; and up to the first stop sequence, which is left out."""
     prompts = ['def', '', 'a context that is longer than the window']
-    expected = [write(prompt, 30) for prompt in prompts]
+    expected = [write(prompt, 12) for prompt in prompts]
     assert all(len(text) > 8 for text in expected)
-    options = dict(until=[], max_gen_toks=30)
+    options = dict(until=[], max_gen_toks=12)
     assert adapter.generate_until(requests(*((p, options) for p in prompts)), True) == expected
     stops = [text[6:8] for text in expected]
     cut = [text[: min(text.index(stop) for stop in stops if stop in text)] for text in expected]
-    options = dict(until=stops, max_gen_toks=30, do_sample=False, temperature=0.7, top_p=0.9)
+    options = dict(until=stops, max_gen_toks=12, do_sample=False, temperature=0.7, top_p=0.9)
     assert adapter.generate_until(requests(*((p, options) for p in prompts)), True) == cut
 
 
@@ -200,11 +200,15 @@ def test_each_request_has_its_own_settings(adapter, write):
     assert [len(write(prompt, n)) for prompt, n in zip(prompts, (3, 5, 4))] == [len(text) for text in texts]
 
 
-def test_drawn_texts(adapter):
-    """With a temperature, the same requests give the same texts, and equal requests several."""
+def test_drawn_texts(adapter, write):
+    """With a temperature, the same requests give the same texts, and equal requests several; each for itself."""
     options = dict(until=[], max_gen_toks=4, do_sample=True, temperature=5.0)
-    draw = lambda: adapter.generate_until(requests(*[('def', options)] * 8), True)
-    assert len(set(draw())) > 1 and draw() == draw()
+    draw = lambda *prompts, **more: adapter.generate_until(requests(*((p, options | more) for p in prompts)), True)
+    texts = draw(*['def'] * 8)
+    assert len(set(texts)) > 1 and draw(*['def'] * 8) == texts
+    assert draw('def', 'another', 'def', 'a context that is longer than the window')[::2] == texts[:3:2]
+    assert draw('def', top_k=1) == draw('def', top_p=1e-6) == [write('def', 4)]
+    assert draw('def', top_k=0, top_p=1.0) == texts[:1]
 
 
 # --- settings, tasks --------------------------------------------------------------------------------
@@ -231,10 +235,20 @@ def test_mistakes_are_told(run, settings, message):
         make_adapter(run, **settings)
 
 
-@pytest.mark.parametrize('options', [dict(repetition_penalty=1.1), dict(do_sample=True, temperature=1.0, top_k=5)])
-def test_settings_that_would_do_nothing(adapter, options):
-    with pytest.raises(ValueError, match=f'generation_kwargs has {list(options)[-1]}: allowed are'):
-        adapter.generate_until(requests(('def', options)), True)
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(repetition_penalty=1.1), 'generation_kwargs has repetition_penalty: allowed are'),
+        (dict(do_sample=True, temperature=1.0, top_k=-1), 'top_k=-1: allowed'),
+        (dict(do_sample=True, temperature=1.0, top_p=2.0), 'top_p=2.0: allowed'),
+        (dict(max_gen_toks=WINDOW), f'max_gen_toks={WINDOW}: allowed are 1 to {WINDOW - 1}, of a window of {WINDOW}'),
+        (dict(), 'max_gen_toks=256: allowed are 1 to'),
+    ],
+)
+def test_settings_that_cannot_be(adapter, options, message):
+    """They are told before any text is written."""
+    with pytest.raises(ValueError, match=message):
+        adapter.generate_until(requests(('def', dict(max_gen_toks=2)), ('def', options)), True)
 
 
 @pytest.mark.slow

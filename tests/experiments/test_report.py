@@ -325,14 +325,17 @@ def test_a_sample_of_text_is_as_long_as_it_may_cost(runs, monkeypatch):
     workdir, found = runs('bf16'), []
     monkeypatch.setattr(generation, 'write_text', lambda *_, num_tokens, **how: found.append(num_tokens) or 'written')
     run = workdirs.open_run(workdir)
-    of_token = 2 * run.experiment.num_params * run.experiment.config.sequence_length
+    of_token = 2 * run.experiment.num_params
     for most, tokens in ((100 * of_token, 8), (3.5 * of_token, 3)):
         monkeypatch.setattr(run_report, 'MOST_FLOP', most)
-        assert f'{tokens} tokens at the most:' in page_of(workdir)
+        assert f'{tokens} tokens at the most, and' in page_of(workdir)
     monkeypatch.setattr(run_report, 'MOST_FLOP', of_token - 1)
     page = page_of(workdir)
     assert f'python -m experiments.generate --workdir={workdir} ' in page and 'It is left out' in page
     assert found == [8, 3]
+    monkeypatch.setattr(run_report.key_value_cache, 'keeps_cache', lambda model: False)
+    monkeypatch.setattr(run_report, 'MOST_FLOP', 5 * of_token * run.experiment.config.sequence_length)
+    assert '5 tokens at the most, and' in page_of(workdir)
 
 
 def test_it_goes_to_the_workdir_if_not_told_otherwise(runs, tmp_path, capsys):

@@ -12,7 +12,8 @@ import gaussq_jax as gq
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIBRARY = [file for package in ('gaussq_jax', 'kernels_pallas') for file in sorted((ROOT / package).rglob('*.py'))]
-FILES = [file for file in [*LIBRARY, ROOT / 'configs/common.py'] if '>>> ' in file.read_text(encoding='utf-8')]
+PROGRAMS = [ROOT / 'configs/common.py', *sorted((ROOT / 'experiments/training').glob('*.py'))]
+FILES = [file for file in [*LIBRARY, *PROGRAMS] if '>>> ' in file.read_text(encoding='utf-8')]
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.relative_to(ROOT).as_posix())

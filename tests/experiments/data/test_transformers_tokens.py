@@ -17,7 +17,8 @@ from experiments import workdirs
 from experiments.data.tokenizers import load_tokenizer
 from experiments.serving import folders
 from experiments.training.experiment import make_experiment
-from experiments.training.generation import generate
+from experiments.training.token_choice import Sampling
+from experiments.training.token_writer import TokenWriter
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -159,7 +160,7 @@ def test_token_ids(imported):
 
 
 def test_log_likelihoods_are_those_of_hf(imported):
-    """Of continuations, of whole texts in windows, and which of them are the likeliest."""
+    """Of continuations, of whole texts in windows, and which of them are the likeliest; and texts that are written."""
     pytest.importorskip('lm_eval')
     pytest.importorskip('accelerate')  # which lm-eval's hf needs
     huggingface = importlib.import_module('lm_eval.models.huggingface')
@@ -181,29 +182,35 @@ def test_log_likelihoods_are_those_of_hf(imported):
         found = ours.loglikelihood(pairs, disable_tqdm=True)
         whole = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
         np.testing.assert_allclose(ours.loglikelihood_rolling(texts, disable_tqdm=True), whole, rtol=1e-5)
+        asked = [(text, dict(until=['\n'], max_gen_toks=8)) for text in ('def f', 'def ' * LONGEST, 'x')]
+        asked = [types.SimpleNamespace(args=args) for args in asked]
+        written = ours.generate_until(asked, disable_tqdm=True)
+        expected = theirs.generate_until(asked, disable_tqdm=True)
+        if (checkpoint / 'tokenizer.json').exists():  # bytes that are no UTF-8 are decoded otherwise by SentencePiece
+            assert written == expected and any(written)
     np.testing.assert_allclose([score for score, _ in found], [score for score, _ in expected], rtol=1e-5)
     assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
     assert min(whole) < -100
 
 
 def test_texts_are_written_as_by_transformers(imported):
-    """The likeliest tokens, after a prompt, up to an end of a document."""
+    """The likeliest tokens, after several prompts at a time, up to an end of a document."""
     checkpoint, workdir = imported
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_run(workdir, dtype='float32')
-        prompt = run.tokenizer.encode_prompt('def f')
-        tokens = generate(
-            *(run.experiment.model, run.state.params, np.asarray(prompt, np.int32)),
-            key=jax.random.key(0),
-            num_tokens=20,
-            window=LONGEST,
-            temperature=0.0,
-            ends=run.tokenizer.special.eos,
-        )
-    seen = dict(input_ids=torch.tensor([prompt]), attention_mask=torch.ones((1, len(prompt))))
-    theirs = model.generate(**seen, max_new_tokens=20, do_sample=False, pad_token_id=0)
-    assert np.asarray(tokens).tolist() == theirs[0, len(prompt) :].tolist()
+        prompts = [run.tokenizer.encode_prompt(text)[:28] for text in ('def f', 'x', 'class A: pass # ' * 9)]
+        ends = run.tokenizer.special.eos
+        writer = TokenWriter(run.experiment.model, run.state.params, window=LONGEST, ends=ends)
+        steps = writer.write(prompts, num_tokens=20, sampling=Sampling(0), key=jax.random.key(0))
+        texts = [[] for _ in prompts]
+        for step in steps:
+            for i, token in step.items():
+                texts[i].append(token)
+    for prompt, tokens in zip(prompts, texts):
+        seen = dict(input_ids=torch.tensor([prompt]), attention_mask=torch.ones((1, len(prompt))))
+        theirs = model.generate(**seen, max_new_tokens=20, do_sample=False, pad_token_id=0)
+        assert tokens == theirs[0, len(prompt) :].tolist()
 
 
 OWN = [

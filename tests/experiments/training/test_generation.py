@@ -1,17 +1,20 @@
-"""Writing text: each token follows from the last `window` tokens, as the model sees them alone."""
+"""Writing text: each token follows from the last `window` tokens, as the model sees them alone; texts as they come."""
 
 import inspect
 import io
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+from exported_runs import make_run
 
-from experiments.data.tokenizers import Tokenizer
+from experiments.data.tokenizers import Tokenizer, load_tokenizer
 from experiments.data.vocabularies import SentencePiece
 from experiments.training import generation
+from experiments.training.token_choice import Sampling
 from gaussq_jax import models
 
 generate = generation.generate
@@ -95,6 +98,74 @@ def test_an_end_is_the_last_token_written(ends):
     first = next(i for i, token in enumerate(endless) if token in ends)
     assert draw(ends=ends).tolist() == endless[: first + 1]
     assert draw(ends=(1,)).tolist() == endless
+
+
+# --- texts ------------------------------------------------------------------------------------------
+
+
+def pieces_of(tokenizer, prompt, tokens):
+    """What is given after each token, and at last."""
+    text = generation.Text(tokenizer, prompt, room=99)
+    pieces = [text.new_piece()]
+    for token in tokens:
+        text.add(token)
+        pieces.append(text.new_piece())
+    return [*pieces, text.new_piece(is_last=True)]
+
+
+@pytest.mark.parametrize('text', ['naïve', '日本', '🙂!', 'a\ufffdb', ''])
+def test_pieces_are_whole_characters(text):
+    """None waits longer than its bytes do, except for what looks like half a character."""
+    tokenizer = load_tokenizer('bytes')
+    ids = tokenizer.encode(text).tolist()
+    for at in range(len(ids) + 1):
+        pieces = pieces_of(tokenizer, ids[:at], ids[at:])
+        assert ''.join(pieces) == text
+        assert all(len(piece) <= 1 or '\ufffd' in piece for piece in pieces[1:])
+
+
+def test_bytes_that_are_no_character():
+    """They wait for what follows, and come at last."""
+    assert pieces_of(load_tokenizer('bytes'), [97], [0xC3, 98, 0xE6]) == ['a', '', '\ufffdb', '', '\ufffd']
+
+
+def test_what_is_decoded_otherwise_later_is_given_again():
+    class Fickle:
+        special = types.SimpleNamespace(eos=(9,))
+
+        def decode(self, ids):
+            return {1: 'a', 2: 'bc', 3: 'bcd'}[len(ids)]
+
+    assert pieces_of(Fickle(), [0], [0, 0]) == ['a', '', '', '\nbcd']
+
+
+def test_texts_of_several_prompts():
+    """Each is what it is alone; drawn ones depend on their place. An end is no part of a text."""
+    run = make_run('method=gaussws')
+
+    def write(prompts, temperature=0.0, **how):
+        how = dict(num_tokens=12, sampling=Sampling(temperature), seed=0) | how
+        *_, texts = generation.write_texts(run.experiment, run.state, run.tokenizer, prompts, **how)
+        return texts
+
+    alone = [str(write([prompt])[0]) for prompt in ('def ', 'x')]
+    texts = write(['def ', 'x'])
+    assert [str(text) for text in texts] == alone and all(not text.fills_window for text in texts)
+    how = dict(num_tokens=12, temperature=0.0, seed=0)
+    assert generation.write_text(run.experiment, run.state, run.tokenizer, 'x', **how) == alone[1]
+    first, second = write(['def ', 'def '], 1.0)
+    assert first.tokens != second.tokens and write(['def ', 'x'], 1.0)[0].tokens == first.tokens
+    assert write(['def ', 'x'], 1.0, seed=1)[0].tokens != first.tokens
+    window = run.experiment.config.sequence_length
+    (text,) = write(['x' * (window - 3)])  # after the end of a document
+    assert text.fills_window and len(text.tokens) == text.room == 3
+    with pytest.raises(ValueError, match=f'a prompt has {window + 1} tokens: allowed are 1 to {window}'):
+        write(['x' * window])
+    (text,) = write(['x' * (window + 1)], slides=True)
+    assert len(text.tokens) == 12
+    ended = generation.Text(run.tokenizer, [97], room=1)
+    ended.add(run.tokenizer.end_of_document)
+    assert (str(ended), ended.has_ended, ended.fills_window) == ('a', True, False)
 
 
 def test_spaces_between_prompt_and_continuation_are_kept():

@@ -84,7 +84,7 @@ def test_the_config_names_both_formats_and_what_is_not_quantized():
 def test_what_mxfp6_does_not_hold(layout, inputs, told):
     params, rules = of_rows(oracle.heavy_tailed((8, inputs)))
     layout = gq.uniform_layout(params, **layout, rules=rules)
-    with pytest.raises(ValueError, match=rf"up can't be held exactly as MXFP6 \(E3M2\), {told}"):
+    with pytest.raises(ValueError, match=rf"up can't be held exactly as MXFP6 \(E.M.\), {told}"):
         gq.to_quark_mxfp6(params, layout)
     tensors, config = gq.to_quark_mxfp6(params, layout, unheld='bfloat16')
     assert not config
