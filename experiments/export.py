@@ -1,9 +1,9 @@
-"""Write a run's newest weights to a packed low-bit file, as small on the disk as it says.
+"""Write a run's newest weights to a packed low-bit file, as small on the disk as it says, and for other software.
 
     python -m experiments.export --workdir=runs/tiny-gaussws                      # each block in its learned bitwidth
     python -m experiments.export --workdir=runs/tiny-gaussws --budget=5.0         # at most 5 bits a weight
     python -m experiments.export --workdir=runs/tiny-bf16 --format=float6_e3m2fn  # MXFP6
-    python -m experiments.export --workdir=runs/tiny-bf16 --format=bfloat16 --to_hf=tiny-hf
+    python -m experiments.export --workdir=runs/tiny-gaussws --budget=5.0 --to=compressed-tensors --output=tiny-served
 
 It prints what each leaf takes, and writes WORKDIR/<format>.safetensors, or --output, in one step: a file that is there
 is replaced. The file holds all that evaluating it takes, but for the texts and the tokenizer's file:
@@ -11,13 +11,21 @@ is replaced. The file holds all that evaluating it takes, but for the texts and 
     python -m experiments.evaluate --weights=runs/tiny-gaussws/learned.safetensors
     python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
 
-`learned` stores each block in the narrowest format that holds its bitwidth (`gaussq_jax.format_for_bitwidth`): a
-bitwidth of 4 takes the 6 bits of E3M2. Below the table it says which bitwidths have which format, how far they are
-above what the next narrower one holds, and within which budget they get that. With --budget, bits are taken away where
-they cost least. Any other format is that of all weight matrices which the method quantizes (of bf16, all of them), with
-a power-of-two scale for each --block_size weights along the contracted axis, as MXFP8, MXFP6 and MXFP4 have. All other
-weights, and with bfloat16 all weights, are stored in bfloat16. --to_hf writes the same weights, in bfloat16, also as a
-folder for `transformers`, whatever the family of the model; those of `import_hf` go back to where they came from.
+Without --format, the weights are those that the run was trained with. Learned bitwidths: each block in the narrowest
+format that holds its own (`gaussq_jax.format_for_bitwidth`): a bitwidth of 4 takes the 6 bits of E3M2. Below the table
+it says which bitwidths have which format, how far they are above what the next narrower one holds, and within which
+budget they get that. With --budget, bits are taken away where they cost least. Of fqt and qat: the format and scales to
+which they round weights; of others, bfloat16. Any other format is that of all weight matrices which the method
+quantizes (of bf16, all of them), with a power-of-two scale for each 32 weights along the contracted axis, as MXFP8,
+MXFP6 and MXFP4 have, or the scales that --block_size and --scale say, as of `gaussq_jax.Quantizer`. All other weights,
+and with bfloat16 all weights, are stored in bfloat16.
+
+--to writes the same weights, number by number, for other software too, to --output: a folder for transformers, in
+bfloat16; for compressed-tensors (vLLM, SGLang, transformers), mlx, deepseek-fp8 or quark-mxfp6; or a file for gguf
+(llama.cpp). What their formats don't hold exactly is refused, saying what would hold it; of learned bitwidths, each
+matrix has the narrowest format that holds all of its blocks, or bfloat16. With --budget, each has the format of the
+least squared error instead, within so many bits a weight: the packed file, WORKDIR/served-<budget>.safetensors, has
+these weights, too. docs/serving.md says who reads what.
 """
 
 import pathlib

@@ -18,7 +18,7 @@ from gaussq_jax.atomic_files import new_directory
 from gaussq_jax.packed import Layout
 from gaussq_jax.serving.matrices import module_storages
 
-TRANSFORMERS = 'transformers'
+TRANSFORMERS, BFLOAT16 = 'transformers', 'bfloat16'
 
 
 def _to_compressed_tensors(*arguments: Any, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -54,7 +54,7 @@ def storages(model: Any, params: Any, layout: Layout, target: str, *, unheld: st
         raise ValueError(
             f'--to={target} would have nothing in low bits{reason}; --to={TRANSFORMERS} has all in bfloat16'
         )
-    return {name: (storage.name if storage else 'bfloat16', reason) for name, (storage, reason) in found.items()}
+    return {name: (storage.name if storage else BFLOAT16, reason) for name, (storage, reason) in found.items()}
 
 
 def write(
@@ -111,9 +111,12 @@ def summary(of_modules: Mapping[str, tuple[str, str]]) -> list[str]:
     Args:
       of_modules: as `storages` gives it.
     """
-    counts = collections.Counter(name for name, _ in of_modules.values())
-    lines = [f'{number} matrices in {name}' for name, number in sorted(counts.items())]
-    return lines + [f'in bfloat16: {reason}' for name, reason in of_modules.values() if name == 'bfloat16' and reason]
+    counts = collections.Counter(storage for storage, _ in of_modules.values())
+    by_reason = collections.defaultdict(list)
+    for name, (_, reason) in of_modules.items():
+        by_reason[reason].append(name)
+    lines = [f'{number} matrices in {storage}' for storage, number in sorted(counts.items())]
+    return lines + [f'{", ".join(names)}: {BFLOAT16}, as {reason}' for reason, names in by_reason.items() if reason]
 
 
 def what_files_say(run: workdirs.Run, folder: pathlib.Path | None, is_imported: bool) -> dict[str, Any]:

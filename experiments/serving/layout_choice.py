@@ -45,6 +45,10 @@ class Asked(NamedTuple):
                 raise ValueError(
                     f'--budget={self.budget:g} has a meaning only with --format={LEARNED}, not {self.format}'
                 )
+        if self.budget is not None and self.target not in (None, 'transformers', *CHOICES):
+            raise ValueError(
+                f'--budget={self.budget:g} has no meaning with --to={self.target}, which has one format alone'
+            )
         for name in ('block_size', 'scale'):
             if (value := getattr(self, name)) is not None and self.format in (None, LEARNED, BFLOAT16):
                 reason = (
