@@ -34,6 +34,9 @@ LOW_BITS = {  # target -> its function of (tensors, layout): tensors, and fields
 }
 
 
+FUSING = ('compressed-tensors', 'deepseek-fp8', 'quark-mxfp6')
+
+
 def storages(model: Any, params: Any, layout: Layout, target: str, *, unheld: str) -> dict[str, tuple[str, str]]:
     """How each module that is in the layout is stored by a target, and why not in low bits if it isn't.
 
@@ -48,7 +51,7 @@ def storages(model: Any, params: Any, layout: Layout, target: str, *, unheld: st
         return {}
     tensors, _ = models.to_huggingface(model, params)
     of_tensors = models.huggingface_layout(model, layout)
-    found = module_storages(tensors, of_tensors, target, fused=models.fused_modules(model), unheld=unheld)
+    found = module_storages(tensors, of_tensors, target, fused=fused_modules(model, target), unheld=unheld)
     if not any(storage for storage, _ in found.values()):
         reason = next((f': {reason}' for _, reason in found.values() if reason), '')
         raise ValueError(
@@ -99,10 +102,15 @@ def write(
         else:
             tensors, config = models.to_huggingface(model, params)
             of_tensors = models.huggingface_layout(model, layout)
-            fused = models.fused_modules(model)
+            fused = fused_modules(model, target)
             tensors, told = LOW_BITS[target](tensors, of_tensors, fused=fused, unheld=unheld)
             config |= told
         huggingface_folder.write_files(partial, tensors, config, folder, said=said)
+
+
+def fused_modules(model: Any, target: str) -> dict[str, str]:
+    """`models.fused_modules` where what reads the target makes one matrix of them: MLX and llama.cpp don't."""
+    return models.fused_modules(model) if target in FUSING else {}
 
 
 def summary(of_modules: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -10,6 +10,7 @@ import gaussq_jax as gq
 from experiments import methods, workdirs
 from experiments.methods.settings import parse_block_size
 from experiments.reports import quantization as report
+from experiments.serving import folders
 from gaussq_jax import models
 from gaussq_jax.packed import Layout
 from gaussq_jax.param_tree import is_floating
@@ -74,7 +75,7 @@ def choose(run: workdirs.Run, asked: Asked) -> Chosen:
       ValueError: for learned bitwidths where none were learned; for a budget that can't be kept; as `uniform_layout`.
     """
     if asked.budget is not None and asked.target in CHOICES:
-        return _served(run, asked.budget, CHOICES[asked.target])
+        return _served(run, asked.budget, asked.target)
     if asked.format is None and asked.budget is None and not run.state.transform_state:
         return _as_trained(run)
     if asked.format in (None, LEARNED):
@@ -98,11 +99,11 @@ def _learned(run: workdirs.Run, budget: float | None) -> Chosen:
     return Chosen(params, layout, size, {'layout': LEARNED, 'budget': budget}, _file_name(LEARNED, budget))
 
 
-def _served(run: workdirs.Run, budget: float, storages: tuple) -> Chosen:
+def _served(run: workdirs.Run, budget: float, target: str) -> Chosen:
     params, transform = run.state.params, run.experiment.transform
     rules = dict(rules=transform.rules, unnamed=transform.unnamed)
-    fused = models.fused_paths(run.experiment.model)
-    layout = gq.served_layout(params, budget, storages=storages, fused=fused, **rules)
+    fused = models.fused_paths(run.experiment.model) if target in folders.FUSING else ()
+    layout = gq.served_layout(params, budget, storages=CHOICES[target], fused=fused, **rules)
     kept = {'layout': SERVED, 'budget': budget}
     return Chosen(params, layout, gq.layout_size(params, layout), kept, _file_name(SERVED, budget))
 
