@@ -153,6 +153,12 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
     config.vocab_size = model.vocab_size
     longest = getattr(model, 'max_length', theirs.get(family.huggingface.longest))
     config.sequence_length = sequence_length or (min(longest, LONGEST) if json_files.is_a(longest, int) else LONGEST)
+    window = theirs.get(family.huggingface.window)
+    if json_files.is_a(window, int) and config.sequence_length > window:
+        raise ValueError(
+            f'--sequence_length={config.sequence_length}: the checkpoint has {family.huggingface.window}={window}, and ours'
+            ' attends to all tokens before: at most so many'
+        )
     config.batch_size = 8
     config.mesh.data, config.mesh.fsdp = 1, -1
     return config

@@ -20,6 +20,7 @@ def llama_family(
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     written: Callable[[Any], Mapping[str, Any]],
     reads_sentencepiece: bool = True,
+    window: str | None = None,
 ) -> ModelFamily:
     """A family whose module is a subclass of `Llama`, or that.
 
@@ -30,7 +31,7 @@ def llama_family(
       read: config -> fields of the module that not all of these families have; ValueError, naming the field, for a
         config that the module can't follow.
       written: model -> the fields of a config that `read` reads.
-      reads_sentencepiece: see `HuggingFaceFormat`.
+      reads_sentencepiece, window: see `HuggingFaceFormat`.
     """
 
     def build(config):
@@ -51,6 +52,7 @@ def llama_family(
             describe=describe,
             longest='max_position_embeddings',
             reads_sentencepiece=reads_sentencepiece,
+            window=window,
         ),
     )
 

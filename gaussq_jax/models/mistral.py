@@ -46,4 +46,5 @@ MISTRAL = llama_family(
     read=_read,
     written=lambda model: dict(sliding_window=None),
     reads_sentencepiece=False,
+    window='sliding_window',
 )

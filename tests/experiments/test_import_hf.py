@@ -116,6 +116,11 @@ def set_fields(**fields):
         (without_tokenizer, {}, 'neither tokenizer.json nor tokenizer.model: say by --tokenizer=FILE'),
         (set_fields(), {'tokenizer': 'gpt2'}, "tokenizer='gpt2' is unknown"),
         (set_fields(), {'tokenizer': 'nowhere.json'}, "tokenizer='nowhere.json' can't be read"),
+        (
+            set_fields(model_type='mistral', sliding_window=64),
+            {'sequence_length': 65},
+            '--sequence_length=65: the checkpoint has sliding_window=64, and ours attends to all tokens before',
+        ),
     ],
 )
 def test_what_is_refused_leaves_nothing(checkpoints, tmp_path, change, arguments, message):
