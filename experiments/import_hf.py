@@ -156,8 +156,8 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
     window = theirs.get(family.huggingface.window)
     if json_files.is_a(window, int) and config.sequence_length > window:
         raise ValueError(
-            f'--sequence_length={config.sequence_length}: the checkpoint has {family.huggingface.window}={window}, and ours'
-            ' attends to all tokens before: at most so many'
+            f'--sequence_length={config.sequence_length}: the checkpoint has {family.huggingface.window}={window}, the'
+            ' most that is allowed, since our models attend to all tokens before'
         )
     config.batch_size = 8
     config.mesh.data, config.mesh.fsdp = 1, -1

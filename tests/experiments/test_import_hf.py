@@ -119,7 +119,7 @@ def set_fields(**fields):
         (
             set_fields(model_type='mistral', sliding_window=64),
             {'sequence_length': 65},
-            '--sequence_length=65: the checkpoint has sliding_window=64, and ours attends to all tokens before',
+            '--sequence_length=65: the checkpoint has sliding_window=64, the most that is allowed',
         ),
     ],
 )
