@@ -21,7 +21,7 @@ from gaussq_jax.packed.layout import (
     value_per_weight,
     weights_of_formats,
 )
-from gaussq_jax.packed.quantized_matrices import QuantizedMatrix, quantize_params, quantized_matrices
+from gaussq_jax.packed.quantized_weights import QuantizedMatrix, quantize_params, quantized_matrices
 from gaussq_jax.packed.size import ModelSize, format_bytes, layout_size, model_size, scale_bytes
 
 __all__ = [

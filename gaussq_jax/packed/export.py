@@ -21,7 +21,7 @@ from gaussq_jax.packed.layout import (
     value_per_weight,
     weights_of_formats,
 )
-from gaussq_jax.packed.quantized_matrices import each_matrix, quantized_matrices, rounded
+from gaussq_jax.packed.quantized_weights import each_matrix, quantized_matrices, rounded
 from gaussq_jax.packed.size import ModelSize, size_of_leaves
 from gaussq_jax.param_rules import MatrixRule
 from gaussq_jax.param_tree import is_floating, map_leaves

@@ -10,7 +10,7 @@ import numpy as np
 
 from gaussq_jax.packed import bit_packing
 from gaussq_jax.packed.layout import BFLOAT16, LeafLayout, check_layout, kept_leaves, storable_leaves, value_per_weight
-from gaussq_jax.packed.quantized_matrices import QuantizedMatrix, quantized_matrices, rounded
+from gaussq_jax.packed.quantized_weights import QuantizedMatrix, quantized_matrices, rounded
 from gaussq_jax.serving.storages import Storage, check_unheld, choose_storage
 
 OCTAVES = range(-9, 9)  # log2 of the powers of two that float8_e4m3fn has

@@ -16,7 +16,7 @@ from gaussq_jax.packed.layout import (
     storable_leaves,
     value_per_weight,
 )
-from gaussq_jax.packed.quantized_matrices import quantized_matrices
+from gaussq_jax.packed.quantized_weights import quantized_matrices
 from gaussq_jax.param_tree import map_leaves
 from gaussq_jax.serving.storages import check_unheld, holds, targets_that_hold
 

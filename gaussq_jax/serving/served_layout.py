@@ -13,7 +13,7 @@ import numpy as np
 
 from gaussq_jax.block_scaling import Quantizer, fake_quantize
 from gaussq_jax.packed.layout import BFLOAT16, Layout, LeafLayout, storable_leaves, uniform_layout
-from gaussq_jax.packed.quantized_matrices import each_matrix
+from gaussq_jax.packed.quantized_weights import each_matrix
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
 from gaussq_jax.serving.storages import MXFP4, MXFP8, Storage
 

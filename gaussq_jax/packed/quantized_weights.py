@@ -96,10 +96,13 @@ def quantized_matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> Iterator[Qu
     """
     for parts, indices in _each(path, leaf, of_leaf, _split):
         numbers, scales, shifts, divisor = parts
-        of_weights = value_per_weight(np.asarray(shifts), of_leaf.tile, numbers.shape)
-        divisor = None if divisor is None else np.asarray(divisor)[()]
-        scales = np.ldexp(np.asarray(scales, np.float64), shifts)
-        yield QuantizedMatrix(np.ldexp(numbers, -of_weights), scales, indices, divisor)
+        numbers, divisor = np.asarray(numbers), None if divisor is None else np.asarray(divisor)[()]
+        factors = np.ldexp(np.float32(1), -np.asarray(shifts))
+        if len(of_leaf.formats) > 1:
+            factors = value_per_weight(factors, of_leaf.tile, numbers.shape)
+        else:
+            factors = factors[0, 0]
+        yield QuantizedMatrix(numbers * factors, np.ldexp(np.asarray(scales, np.float64), shifts), indices, divisor)
 
 
 def rounded(leaf: Any) -> Any:
