@@ -97,11 +97,9 @@ def quantized_matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> Iterator[Qu
     for parts, indices in _each(path, leaf, of_leaf, _split):
         numbers, scales, shifts, divisor = parts
         numbers, divisor = np.asarray(numbers), None if divisor is None else np.asarray(divisor)[()]
+        is_uniform = len(of_leaf.formats) == 1
         factors = np.ldexp(np.float32(1), -np.asarray(shifts))
-        if len(of_leaf.formats) > 1:
-            factors = value_per_weight(factors, of_leaf.tile, numbers.shape)
-        else:
-            factors = factors[0, 0]
+        factors = factors[0, 0] if is_uniform else value_per_weight(factors, of_leaf.tile, numbers.shape)
         yield QuantizedMatrix(numbers * factors, np.ldexp(np.asarray(scales, np.float64), shifts), indices, divisor)
 
 
