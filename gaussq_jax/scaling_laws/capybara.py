@@ -98,8 +98,11 @@ class CapybaraLaw(PowerLaw):
 
     def _loss(self, N, D, E, M, B):
         blocks, a, b = self._blocks(B)
-        penalty = blocks * D**b * N**-a / (self.gamma * (E + 0.5) ** self.delta * (M + 0.5) ** self.nu)
-        return self._unquantized(N, D) + penalty
+        return self._unquantized(N, D) + blocks * D**b * N**-a / self._precision(E, M)
+
+    def _precision(self, E, M):
+        with np.errstate(over='ignore'):  # of constants that nothing determines: where it is infinite, rounding is free
+            return self.gamma * (E + 0.5) ** self.delta * (M + 0.5) ** self.nu
 
     def critical_data_size(self, N: ArrayLike, E: ArrayLike, M: ArrayLike, B: ArrayLike | str) -> np.ndarray:
         """D past which more data raises the loss: dL/dD = 0. In tokens; infinite for B = 1.
@@ -110,9 +113,8 @@ class CapybaraLaw(PowerLaw):
         """
         N, E, M = positive('N', N), at_least('E', E, 0), at_least('M', M, 0)
         blocks, a, b = self._blocks(B)
-        precision = self.gamma * (E + 0.5) ** self.delta * (M + 0.5) ** self.nu
         with np.errstate(divide='ignore'):
-            power = self.d * self.beta * precision * N**a / (b * blocks)
+            power = self.d * self.beta * self._precision(E, M) * N**a / (b * blocks)
         return power ** (1 / (self.beta + b))
 
     def optimal_layout(self, P: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
