@@ -1,7 +1,7 @@
 """Which matrices are served in which format, within a budget of bits."""
 
 import functools
-import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,14 @@ from gaussq_jax.packed.quantized_weights import each_matrix
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
 from gaussq_jax.serving.storages import MXFP4, MXFP8, Storage
 
+STEPS = 20_000  # that a budget is counted in, if it has more bits than that beyond the least
 Place = tuple[str, int]  # a leaf's path, and the index of a matrix in it
 
 
 class Choice(NamedTuple):
     """What a group of matrices takes and loses in one format."""
 
-    bits: float
+    bits: int
     error: float
     storage: Storage | None  # None is bfloat16
 
@@ -41,15 +42,15 @@ def served_layout(
 
         minimize  sum (W_hat - W)^2    subject to    mean bits of the weight matrices <= mean_bits
 
-    Each group of matrices that servers fuse has one of the storages or bfloat16. From the fewest bits on, the step that
-    takes away most error for its bits comes first (along the lower convex hull of each group's choices), as long as it
-    fits into the budget.
+    Each group of matrices that servers fuse has one of the storages or bfloat16. The choice is the best one, by dynamic
+    programming over the groups, of those whose bits, in steps of at most 1/20000 of what the budget has beyond the
+    least, keep it.
 
     Args:
       params: pytree of weights.
       mean_bits: the most bits that a weight of the matrices takes on average, scales included, as servers store it:
         4.25 in MXFP4, 8.25 in MXFP8, 16 in bfloat16.
-      storages: to choose from, besides bfloat16; with scales of powers of two.
+      storages: to choose from, besides bfloat16: those of MX, with scales of powers of two for 32 inputs.
       fused: regexes of the paths of leaves whose matrices of one index have one format; see `models.fused_paths`.
       rules, unnamed: how the weights are read, as for `gaussian_weight_sampling`.
 
@@ -57,7 +58,8 @@ def served_layout(
       A layout for `quantize_params`, `save_packed`, and the functions `to_...`.
 
     Raises:
-      ValueError: for a budget below what the narrowest formats take, saying what that is; as `uniform_layout`.
+      ValueError: for a budget below what the narrowest formats take, saying what that is; for other storages, and
+        regexes that match nothing; as `uniform_layout`.
 
     Example:
       >>> params = {'up': {'kernel': jnp.ones((64, 32))}, 'down': {'kernel': 1 + jnp.arange(2048.0).reshape(32, 64)}}
@@ -65,79 +67,91 @@ def served_layout(
       >>> {path: [fmt.name for fmt in of_leaf.formats] for path, of_leaf in layout.items()}
       {'down/kernel': ['float8_e4m3fn'], 'up/kernel': ['float4_e2m1fn']}
 
-    Source: Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers (1988).
+    Source: Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers (1988), for the problem.
     """
+    _check(mean_bits, storages, fused)
     uniform = uniform_layout(params, storages[0].fmt, rules=rules, unnamed=unnamed)
     leaves = storable_leaves(params)
+    if unmatched := [regex for regex in fused if not any(re.fullmatch(regex, path) for path in uniform)]:
+        raise ValueError(f'fused={unmatched[0]!r} matches none of the weight matrices, {", ".join(uniform)}')
     groups = defaultdict(list)
     for path, of_leaf in uniform.items():
         label = next((regex for regex in fused if re.fullmatch(regex, path)), path)
         for index in range(len(each_matrix(of_leaf.indices))):
             groups[label, index].append((path, index))
-    choices = {group: _hull(_choices(group, leaves, uniform, storages)) for group in map(tuple, groups.values())}
-    weights = sum(np.prod(leaves[path].shape) for path in uniform)
-    chosen = _within(choices, mean_bits * float(weights), float(weights))
-    return _layout_of({place: storage for group, storage in chosen.items() for place in group}, uniform)
+    choices = [_choices(group, leaves, uniform, storages) for group in groups.values()]
+    weights = sum(math.prod(leaves[path].shape) for path in uniform)
+    chosen = _best_within(choices, mean_bits, weights)
+    return _layout_of({place: one.storage for group, one in zip(groups.values(), chosen) for place in group}, uniform)
+
+
+def _check(mean_bits: Any, storages: Sequence[Storage], fused: Sequence[str]):
+    """ValueError for arguments that can't be."""
+    if isinstance(mean_bits, bool) or not isinstance(mean_bits, int | float):
+        raise ValueError(f'mean_bits={mean_bits!r} must be a number')
+    if not storages or any((storage.tile, storage.scale) != (MXFP4.tile, MXFP4.scale) for storage in storages):
+        names = ', '.join(storage.name for storage in storages) or 'none'
+        raise ValueError(f'storages are {names}: allowed are some with powers of two for 32 inputs, such as MXFP4')
+    if isinstance(fused, str) or not all(isinstance(regex, str) for regex in fused):
+        raise ValueError(f'fused={fused!r} must be a sequence of regexes')
 
 
 def _choices(
     group: Iterable[Place], leaves: Mapping[str, Any], uniform: Layout, storages: Sequence[Storage]
 ) -> list[Choice]:
-    """What all storages that hold matrices of these shapes, and bfloat16, make of a group."""
-    totals = {storage: [0.0, 0.0] for storage in (*storages, None)}
+    """What all storages that hold matrices of these shapes, and bfloat16, make of a group; the fewest bits first."""
+    totals = {storage: (0, 0.0) for storage in (*storages, None)}
     for path, index in group:
         matrix = each_matrix(uniform[path].rule.to_matrices(np.asarray(leaves[path])))[index]
         if not np.all(np.isfinite(matrix)):
             raise ValueError(f'{path!r} has infinite or NaN weights, for which a packed format has no codes')
-        for storage in [*totals]:
+        for storage, (bits, error) in [*totals.items()]:
             if storage and matrix.shape[0] % storage.tile[0]:
                 del totals[storage]
                 continue
-            totals[storage][0] += storage.bits(matrix.shape) if storage else BFLOAT16.bits * matrix.size
-            totals[storage][1] += float(_squared_error(matrix, storage and storage.fmt))
-    return [Choice(bits, error, storage) for storage, (bits, error) in totals.items()]
+            own = int(storage.bits(matrix.shape)) if storage else BFLOAT16.bits * matrix.size
+            totals[storage] = bits + own, error + _squared_error(matrix, storage and storage.fmt)
+    found = [Choice(bits, error, storage) for storage, (bits, error) in totals.items()]
+    return sorted(found, key=lambda choice: choice[:2])
+
+
+def _squared_error(matrix, fmt) -> float:
+    """In float64, so that neither large nor small weights are beyond it."""
+    return float(np.sum(np.square(np.subtract(_rounded(matrix, fmt), matrix, dtype=np.float64))))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _squared_error(matrix, fmt):
+def _rounded(matrix, fmt):
     wide = matrix.astype(jnp.float32)
     if fmt is None:
-        return jnp.sum(jnp.square(wide.astype(jnp.bfloat16).astype(jnp.float32) - wide))
-    return jnp.sum(jnp.square(fake_quantize(wide, Quantizer(fmt, block_size=32, scale='mx'), axis=0) - wide))
+        return wide.astype(jnp.bfloat16).astype(jnp.float32)
+    return fake_quantize(wide, Quantizer(fmt, block_size=32, scale='mx'), axis=0)
 
 
-def _hull(choices: Sequence[Choice]) -> list[Choice]:
-    """Those on the lower convex hull of (bits, error), from the fewest bits to the least error."""
-    hull = []
-    for choice in sorted(choices, key=lambda choice: (choice.bits, choice.error)):
-        if hull and choice.error >= hull[-1].error:
-            continue
-        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-2], choice):
-            hull.pop()
-        hull.append(choice)
-    return hull
+def _best_within(choices: Sequence[Sequence[Choice]], mean_bits: float, weights: int) -> list[Choice]:
+    """One choice of each group, of the least sum of errors that the budget allows.
 
-
-def _gain(before: Choice, after: Choice) -> float:
-    """The error that a step takes away, for each bit that it costs."""
-    return (before.error - after.error) / (after.bits - before.bits)
-
-
-def _within(choices: Mapping[Any, list[Choice]], budget: float, weights: float) -> dict[Any, Storage | None]:
-    taken = {group: 0 for group in choices}
-    total = sum(of_group[0].bits for of_group in choices.values())
-    if not total <= budget:
-        raise ValueError(f'a budget of {budget / weights:g} bits a weight is below {total / weights:.4g}, the least')
-    steps = [
-        (-_gain(before, after), group, i)
-        for group, of_group in choices.items()
-        for i, (before, after) in enumerate(itertools.pairwise(of_group))
-    ]
-    for _, group, i in sorted(steps):
-        cost = choices[group][i + 1].bits - choices[group][i].bits
-        if taken[group] == i and total + cost <= budget:
-            taken[group], total = i + 1, total + cost
-    return {group: choices[group][i].storage for group, i in taken.items()}
+    least[s] is the least error of the groups so far in s steps of bits beyond the fewest that they can take.
+    """
+    fewest = sum(of_group[0].bits for of_group in choices)
+    if not fewest <= mean_bits * weights:
+        raise ValueError(f'a budget of {mean_bits:g} bits a weight is below {fewest / weights:.4g}, the least')
+    extra = [[choice.bits - of_group[0].bits for choice in of_group] for of_group in choices]
+    room = math.floor(min(mean_bits * weights, sum(of_group[-1].bits for of_group in choices))) - fewest
+    step = max(math.gcd(*(bits for of_group in extra for bits in of_group)), -(-room // STEPS), 1)
+    least, taken = np.zeros(room // step + 1), []
+    for of_group, bits in zip(choices, extra):
+        candidates = np.full((len(of_group), least.size), np.inf)
+        for row, choice, steps in zip(candidates, of_group, (-(-beyond // step) for beyond in bits)):
+            row[steps:] = least[: max(least.size - steps, 0)] + choice.error
+        taken.append(np.argmin(candidates, axis=0))
+        least = candidates.min(axis=0)
+    chosen, left = [], least.size - 1
+    for of_group, bits, of_steps in zip(choices[::-1], extra[::-1], taken[::-1]):
+        number = int(of_steps[left])
+        chosen.append(of_group[number])
+        left -= -(-bits[number] // step)
+    return chosen[::-1]
 
 
 def _layout_of(chosen: Mapping[Place, Storage | None], uniform: Layout) -> Layout:

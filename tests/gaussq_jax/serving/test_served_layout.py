@@ -11,7 +11,7 @@ import pytest
 import gaussq_jax as gq
 from gaussq_jax import models
 from gaussq_jax.packed.layout import BFLOAT16
-from gaussq_jax.serving.storages import MXFP4, MXFP8
+from gaussq_jax.serving.storages import FP8_CHANNEL, MXFP4, MXFP8, NVFP4
 
 FORMATS = {MXFP4.fmt: 4.25, MXFP8.fmt: 8.25, BFLOAT16: 16.0}
 RULES = (gq.MatrixRule('.*', (0,), (1,), (2,)),)
@@ -21,8 +21,9 @@ FUSED = 'layers/(query|key)/kernel'
 
 @pytest.fixture(scope='module')
 def params():
-    """Two layers of three matrices whose errors differ by orders of magnitude."""
-    kernels = {name: oracle.heavy_tailed((2, 64, 32), seed=seed) for seed, name in enumerate(NAMES)}
+    """Two layers of three matrices whose sizes differ, and their errors by orders of magnitude."""
+    columns = {'query': 33, 'key': 29, 'up': 51}
+    kernels = {name: oracle.heavy_tailed((2, 64, columns[name]), seed=seed) for seed, name in enumerate(NAMES)}
     kernels['up'][1] *= 8
     kernels['key'][0] /= 64
     return {'layers': {name: {'kernel': kernel} for name, kernel in kernels.items()}}
@@ -52,8 +53,8 @@ def formats_of(layout, name, layer):
 
 
 @pytest.mark.parametrize('budget', [4.25, 5, 6, 7.3, 8.25, 10, 12.9, 16])
-def test_no_other_choice_in_as_many_bits_has_less_error(params, budget):
-    """Of all 3^4 choices, the ones that need no more bits than this one takes."""
+def test_no_other_choice_within_the_budget_has_less_error(params, budget):
+    """Of all 3^4 choices."""
     layout = gq.served_layout(params, budget, rules=RULES, fused=[FUSED])
     errors, groups = errors_of(params), [[('query', i), ('key', i)] for i in (0, 1)] + [[('up', i)] for i in (0, 1)]
     chosen = []
@@ -63,11 +64,40 @@ def test_no_other_choice_in_as_many_bits_has_less_error(params, budget):
 
     def total(choice):
         places = [(place, fmt) for group, fmt in zip(groups, choice) for place in group]
-        return np.mean([FORMATS[fmt] for _, fmt in places]), sum(errors[*place, fmt] for place, fmt in places)
+        sizes = [params['layers'][name]['kernel'][layer].size for (name, layer), _ in places]
+        bits = sum(FORMATS[fmt] * size for (_, fmt), size in zip(places, sizes)) / sum(sizes)
+        return bits, sum(errors[*place, fmt] for place, fmt in places)
 
     bits, error = total(chosen)
     assert bits <= budget
-    assert error == min(e for b, e in map(total, itertools.product(FORMATS, repeat=4)) if b <= bits)
+    least = min(e for b, e in map(total, itertools.product(FORMATS, repeat=4)) if b <= budget)
+    np.testing.assert_allclose(error, least, rtol=1e-12)
+
+
+@pytest.mark.parametrize('exponent', [-80, 100])
+def test_errors_beyond_float32(exponent):
+    """Squares of such weights are infinite or zero there; the matrix of the larger ones has the more bits."""
+    kernels = oracle.heavy_tailed((2, 64, 32)) * np.float32(2.0**exponent)
+    params = {'large': {'kernel': kernels[0] * 8}, 'small': {'kernel': kernels[1]}}
+    layout = gq.served_layout(params, 6.5)
+    formats = {path: [fmt.name for fmt in of_leaf.formats] for path, of_leaf in layout.items()}
+    assert formats == {'large/kernel': ['float8_e4m3fn'], 'small/kernel': ['float4_e2m1fn']}
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (dict(storages=()), 'storages are none: allowed are some with powers of two for 32 inputs'),
+        (dict(storages=(MXFP4, NVFP4)), 'storages are MXFP4, NVFP4: allowed are'),
+        (dict(storages=(FP8_CHANNEL,)), 'storages are FP8 by output channel: allowed are'),
+        (dict(fused=FUSED), r"fused='layers/.*' must be a sequence of regexes"),
+        (dict(fused=['layers/gate']), "fused='layers/gate' matches none of the weight matrices, layers/key/kernel, "),
+        (dict(mean_bits='5'), "mean_bits='5' must be a number"),
+    ],
+)
+def test_arguments_that_cannot_be(params, given, message):
+    with pytest.raises(ValueError, match=message):
+        gq.served_layout(**{'params': params, 'mean_bits': 5, 'rules': RULES, **given})
 
 
 def test_a_budget_that_cannot_be_kept(params):
