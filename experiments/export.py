@@ -29,6 +29,7 @@ these weights, too. docs/serving.md says who reads what.
 """
 
 import pathlib
+import shutil
 from typing import Any
 
 from absl import flags
@@ -41,50 +42,52 @@ from experiments.reports import quantization as report
 from experiments.reports import stored_formats
 from experiments.serving import folders, gguf_file, layout_choice
 from experiments.serving.layout_choice import LEARNED, SERVED
+from experiments.serving.targets import GGUF, TARGETS, TRANSFORMERS, Target
+from gaussq_jax.atomic_files import check_is_free
 from gaussq_jax.packed import header_bytes
-
-GGUF = 'gguf'
-TARGETS = (folders.TRANSFORMERS, *folders.LOW_BITS, GGUF)
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.", required=True)
 FORMAT = flags.DEFINE_string(
     'format', None, f"{LEARNED}, bfloat16, or a format's name, such as float6_e3m2fn; else the run's own."
 )
-BUDGET = flags.DEFINE_float(
-    'budget', None, 'The most bits a weight of the quantized matrices, scales and all included.'
-)
+BUDGET = flags.DEFINE_float('budget', None, 'The most bits that a quantized weight takes, scales and all included.')
 BLOCK_SIZE = flags.DEFINE_string(
-    'block_size', None, 'With --format, what shares a scale: 32, 128x128, channel or tensor.'
+    'block_size', None, 'With --format, what shares a scale, such as 32, 128x128, channel.'
 )
 SCALE = flags.DEFINE_string('scale', None, 'With --format, the kind of scales: mx, if not given, absmax or nvfp4.')
-TO = flags.DEFINE_enum('to', None, TARGETS, 'Whose format the weights are written in, besides the packed file.')
+TO = flags.DEFINE_enum('to', None, [*TARGETS], 'Whose format the weights are written in, besides the packed file.')
 OUTPUT = flags.DEFINE_string('output', None, 'The packed file, or with --to what is written in its place.')
-TO_HF = flags.DEFINE_string(
-    'to_hf', None, f'A folder, for --to={folders.TRANSFORMERS}; --output is the packed file then.'
-)
+TO_HF = flags.DEFINE_string('to_hf', None, f'A folder, for --to={TRANSFORMERS.name}; --output is the packed file then.')
 
 
 def main(argv):
     del argv
     with cli.user_errors():
         workdir = paths.parse(WORKDIR.value, '--workdir')
-        target, place, output = target_and_outputs()
+        target, place, file = target_and_outputs()
         asked = layout_choice.Asked(FORMAT.value, BUDGET.value, BLOCK_SIZE.value, SCALE.value, target)
         asked.check()
         run = workdirs.open_run(workdir)
         chosen = layout_choice.choose(run, asked)
+        file = file or workdir / f'{chosen.name}.safetensors'
+        check_outputs(file, place)
         unheld = 'bfloat16' if chosen.kept['layout'] in (LEARNED, SERVED) else 'error'
-        file = output_file(workdir, chosen.name, output)
         of_modules = {}
         if target:
             of_modules = folders.storages(run.experiment.model, chosen.params, chosen.layout, target, unheld=unheld)
-        remarks = tokenizer_files.keep_if_missing(run.experiment.config.tokenizer, workdir)  # as version 0.1 did not
         info = describe_run(run, chosen)
+        remarks = tokenizer_files.keep_if_missing(run.experiment.config.tokenizer, workdir)  # as version 0.1 did not
         if target == GGUF:
-            gguf_file.write(run, chosen.params, chosen.layout, place)
+            longest = folders.longest_sequence(run, workdir)
+            gguf_file.write(run, chosen.params, chosen.layout, place, longest=longest)
         elif target:
-            folders.write(run, workdir, place, target, chosen.params, chosen.layout, unheld=unheld)
-        gq.save_packed(file, chosen.params, chosen.layout, info=info)
+            remarks += folders.write(run, workdir, place, target, chosen.params, chosen.layout, unheld=unheld)
+        try:
+            gq.save_packed(file, chosen.params, chosen.layout, info=info)
+        except BaseException:
+            if target:  # both are there, or neither
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+            raise
         header, on_disk = header_bytes(file), file.stat().st_size
         if on_disk != header + chosen.size.total_bytes:
             raise ValueError(f'{file} has {on_disk} bytes, not {chosen.size.total_bytes} and a header of {header}')
@@ -98,43 +101,54 @@ def main(argv):
         f'written to {file}: {on_disk:,} bytes, {chosen.size.total_bytes:,} as promised and a header of {header:,};'
         f' {share:.1f} % of float32'
     )
-    print(''.join(f'{remark}\n' for remark in remarks), end='')
     tokenizer = run.experiment.config.tokenizer
     if tokenizer != 'bytes' and not tokenizer_files.copy_of(tokenizer, file.parent):
-        print(f'its tokenizer is not beside it, and has to be named: --tokenizer={tokenizer}')
+        remarks += [f'its tokenizer is not beside it, and has to be named: --tokenizer={tokenizer}']
     if target:
-        print(f'written to {place}: the same weights, for {target}')
-        print(''.join(f'{line}\n' for line in folders.summary(of_modules)), end='')
+        remarks += [f'written to {place}: the same weights, for {target.name}', *folders.summary(of_modules)]
+    print(''.join(f'{remark}\n' for remark in remarks), end='')
 
 
-def target_and_outputs() -> tuple[str | None, pathlib.Path | None, pathlib.Path | None]:
+def target_and_outputs() -> tuple[Target | None, pathlib.Path | None, pathlib.Path | None]:
     """What is written besides the packed file, where that is written, and where the packed file is, if it is said.
 
     Raises:
       ValueError: for flags that contradict one another, or of which one is lacking.
     """
-    output = OUTPUT.value and paths.parse(OUTPUT.value, '--output')
+    output = None if OUTPUT.value is None else paths.parse(OUTPUT.value, '--output')
     if TO_HF.value is not None:
         if TO.value is not None:
             raise ValueError(f'--to={TO.value}, --to_hf={TO_HF.value}: give one of them')
-        return folders.TRANSFORMERS, paths.parse(TO_HF.value, '--to_hf'), output
+        return TRANSFORMERS, paths.parse(TO_HF.value, '--to_hf'), output
     if TO.value and not output:
         raise ValueError(f'--to={TO.value} takes --output, where it is written')
-    return (TO.value, output, None) if TO.value else (None, None, output)
+    return (TARGETS[TO.value], output, None) if TO.value else (None, None, output)
 
 
-def output_file(workdir: pathlib.Path, name: str, output: pathlib.Path | None) -> pathlib.Path:
-    """Where the packed file goes: to WORKDIR/NAME.safetensors, unless it is given.
+def check_outputs(file: pathlib.Path, place: pathlib.Path | None):
+    """Refuses what can't be written, before anything is.
+
+    Args:
+      file: the packed file.
+      place: what is written besides, a folder or a GGUF file; None for nothing.
 
     Raises:
-      ValueError: if no file can be there.
+      ValueError: naming it, and why.
     """
-    file = output or workdir / f'{name}.safetensors'
-    if output and not file.parent.is_dir():
-        raise ValueError(f'--output={file}: there is no folder {file.parent}')
+    if not file.parent.is_dir():
+        raise ValueError(f'{file} can not be written: there is no folder {file.parent}')
     if file.is_dir():
-        raise ValueError(f'--output={file} is a folder; give the name of a file')
-    return file
+        raise ValueError(f'{file} is a folder; --output takes the name of a file')
+    if place is None:
+        return
+    if place.resolve() == file.resolve() or file.resolve().is_relative_to(place.resolve()):
+        raise ValueError(f'{place} would be in the place of the packed file, {file}; give another')
+    if TO.value != GGUF.name:
+        check_is_free(place)
+    elif not place.parent.is_dir():
+        raise ValueError(f'--output={place}: there is no folder {place.parent}')
+    elif place.exists() and not gguf_file.is_one(place):
+        raise ValueError(f'--output={place} is there already, and no GGUF file; give another')
 
 
 def describe_run(run: workdirs.Run, chosen: layout_choice.Chosen) -> dict[str, Any]:

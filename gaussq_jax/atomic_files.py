@@ -60,16 +60,22 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
           (directory / 'config.json').write_text('{}')
     """
     path = path.absolute()
-    _check_is_free(path)
+    check_is_free(path)
     partial = _partial(path)
     partial.mkdir(parents=True)
     try:
         yield partial
-        _check_is_free(path)
+        check_is_free(path)
         partial.rename(path)  # which fails, too, if something has come into it since
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def check_is_free(path: pathlib.Path):
+    """ValueError unless a directory can be made there: nothing is, or an empty one."""
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise ValueError(f'{path} is there already, and what is in it is not overwritten; give another')
 
 
 def open_own(path: pathlib.Path, mode: str) -> IO[str]:
@@ -99,8 +105,3 @@ def named_errors(path: pathlib.Path, partial: pathlib.Path | None = None) -> Ite
 
 def _partial(path):
     return path.with_name(f'.{path.name}.{secrets.token_hex(8)}.writing')
-
-
-def _check_is_free(path):
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
-        raise ValueError(f'{path} is there already, and what is in it is not overwritten; give another')

@@ -12,24 +12,34 @@ from gaussq_jax.atomic_files import new_file
 from gaussq_jax.packed import Layout
 from gaussq_jax.serving.gguf import describe_model, to_gguf
 
-FILE_TYPES = {'MXFP4': 38, 'BF16': 32, 'F32': 0}  # of what most weights are
+FILE_TYPES = {'MXFP4': 38, 'BF16': 32, 'F32': 0}  # the first of these that a tensor has names the file's
+MAGIC = b'GGUF'
 
 
-def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path):
+def is_one(file: pathlib.Path) -> bool:
+    """Whether a file is a GGUF file, by how it begins."""
+    if not file.is_file():
+        return False
+    with file.open('rb') as opened:
+        return opened.read(len(MAGIC)) == MAGIC
+
+
+def write(run: Run, weights: Any, layout: Layout, file: pathlib.Path, *, longest: int):
     """Writes a GGUF file that llama.cpp loads; whole or not at all.
 
     Args:
-      run: of a model that llama.cpp has; gives it, the tokenizer and the longest sequence.
+      run: of a model that llama.cpp has; gives it and the tokenizer.
       weights: its parameters, float32 or bfloat16.
       layout: as for `gaussq_jax.serving.gguf.to_gguf`: which of them become MXFP4.
       file: is replaced, if it is there.
+      longest: how many tokens the model takes.
 
     Raises:
       ValueError: a model or a tokenizer that llama.cpp hasn't; the package gguf is missing; as `to_gguf`.
       OSError: where the file can't be written.
     """
     model, config = run.experiment.model, run.experiment.config
-    fields = describe_model(model, config.sequence_length) | describe_tokenizer(run.tokenizer, model.vocab_size)
+    fields = describe_model(model, longest) | describe_tokenizer(run.tokenizer, model.vocab_size)
     try:
         import gguf
     except ImportError:

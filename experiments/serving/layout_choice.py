@@ -10,20 +10,12 @@ import gaussq_jax as gq
 from experiments import methods, workdirs
 from experiments.methods.settings import parse_block_size
 from experiments.reports import quantization as report
-from experiments.serving import folders
+from experiments.serving.targets import DEEPSEEK_FP8, Target
 from gaussq_jax import models
 from gaussq_jax.packed import Layout
 from gaussq_jax.param_tree import is_floating
-from gaussq_jax.serving.storages import MXFP4, MXFP6_E2M3, MXFP6_E3M2, MXFP8
 
 LEARNED, SERVED, BFLOAT16 = 'learned', 'served', 'bfloat16'
-# What a budget chooses from, besides bfloat16, for each target that has low bits of its own.
-CHOICES = {
-    'compressed-tensors': (MXFP4, MXFP8),
-    'mlx': (MXFP4, MXFP8),
-    'gguf': (MXFP4,),
-    'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
-}
 
 
 class Asked(NamedTuple):
@@ -33,7 +25,7 @@ class Asked(NamedTuple):
     budget: float | None = None
     block_size: str | None = None
     scale: str | None = None
-    target: str | None = None
+    target: Target | None = None
 
     def check(self):
         """ValueError for what would do nothing, or isn't there, naming the flag."""
@@ -46,16 +38,20 @@ class Asked(NamedTuple):
                 raise ValueError(
                     f'--budget={self.budget:g} has a meaning only with --format={LEARNED}, not {self.format}'
                 )
-        if self.budget is not None and self.target not in (None, 'transformers', *CHOICES):
+        if self.budget is not None and self.target == DEEPSEEK_FP8:
             raise ValueError(
-                f'--budget={self.budget:g} has no meaning with --to={self.target}, which has one format alone'
+                f'--budget={self.budget:g} has no meaning with --to={self.target.name}, which has one format alone'
             )
         for name in ('block_size', 'scale'):
             if (value := getattr(self, name)) is not None and self.format in (None, LEARNED, BFLOAT16):
-                reason = (
-                    'which has no scales' if self.format == BFLOAT16 else 'whose blocks and scales are those of the run'
-                )
+                is_none = self.format == BFLOAT16
+                reason = 'which has no scales' if is_none else 'whose blocks and scales are those of the run'
                 raise ValueError(f'--{name}={value} has no meaning with --format={self.format or LEARNED}, {reason}')
+
+    @property
+    def is_served(self) -> bool:
+        """Whether formats are chosen anew, of those that the target has."""
+        return self.budget is not None and self.format is None and self.target is not None and bool(self.target.choices)
 
 
 class Chosen(NamedTuple):
@@ -74,7 +70,7 @@ def choose(run: workdirs.Run, asked: Asked) -> Chosen:
     Raises:
       ValueError: for learned bitwidths where none were learned; for a budget that can't be kept; as `uniform_layout`.
     """
-    if asked.budget is not None and asked.target in CHOICES:
+    if asked.is_served:
         return _served(run, asked.budget, asked.target)
     if asked.format is None and asked.budget is None and not run.state.transform_state:
         return _as_trained(run)
@@ -99,13 +95,14 @@ def _learned(run: workdirs.Run, budget: float | None) -> Chosen:
     return Chosen(params, layout, size, {'layout': LEARNED, 'budget': budget}, _file_name(LEARNED, budget))
 
 
-def _served(run: workdirs.Run, budget: float, target: str) -> Chosen:
+def _served(run: workdirs.Run, budget: float, target: Target) -> Chosen:
     params, transform = run.state.params, run.experiment.transform
     rules = dict(rules=transform.rules, unnamed=transform.unnamed)
-    fused = models.fused_paths(run.experiment.model) if target in folders.FUSING else ()
-    layout = gq.served_layout(params, budget, storages=CHOICES[target], fused=fused, **rules)
-    kept = {'layout': SERVED, 'budget': budget}
-    return Chosen(params, layout, gq.layout_size(params, layout), kept, _file_name(SERVED, budget))
+    fused = models.fused_paths(run.experiment.model) if target.fuses else ()
+    layout = gq.served_layout(params, budget, storages=target.choices, fused=fused, **rules)
+    kept = {'layout': SERVED, 'budget': budget, 'target': target.name}
+    name = f'{_file_name(SERVED, budget)}-{target.name}'
+    return Chosen(params, layout, gq.layout_size(params, layout), kept, name)
 
 
 def _as_trained(run: workdirs.Run) -> Chosen:
@@ -135,4 +132,4 @@ def _uniform(run: workdirs.Run, params: Any, fmt: str, block_size: int | str | t
 
 
 def _file_name(layout: str, budget: float | None) -> str:
-    return layout if budget is None else f'{layout}-{budget:g}'
+    return layout if budget is None else f'{layout}-{budget:.12g}'

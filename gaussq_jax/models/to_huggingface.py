@@ -13,6 +13,7 @@ from flax import linen as nn
 from gaussq_jax.models.families import family_of
 from gaussq_jax.models.family import HEAD, ModelFamily, tensor_of_leaves
 from gaussq_jax.packed import Layout, LeafLayout
+from gaussq_jax.packed.layout import kept_leaves
 from gaussq_jax.param_rules import MatrixRule
 
 
@@ -97,6 +98,10 @@ def huggingface_layout(model: nn.Module, layout: Mapping[str, LeafLayout]) -> La
       (2, 128)
     """
     family = _family_with_checkpoints(model)
+    names = lambda path: [
+        _full_name(family, family.tensor_name(path, layer))
+        for layer in range(model.num_layers if family.is_of_layers(path) else 1)
+    ]
     by_name = {}
     for path, of_leaf in layout.items():
         tensor = family.huggingface.tensors[path]
@@ -105,13 +110,11 @@ def huggingface_layout(model: nn.Module, layout: Mapping[str, LeafLayout]) -> La
                 f'{path} is stored as {family.tensor_name(path, 0)} (in, out) by the models of {family.name}, and other'
                 ' software reads low bits as (out, in) only'
             )
-        stacked = family.is_of_layers(path)
         rule = MatrixRule('.*', (), (1,), (0,))
-        for layer in range(model.num_layers if stacked else 1):
-            indices = of_leaf.indices[layer] if stacked else of_leaf.indices
-            name = _full_name(family, family.tensor_name(path, layer))
+        for layer, name in enumerate(names(path)):
+            indices = of_leaf.indices[layer] if family.is_of_layers(path) else of_leaf.indices
             by_name[name] = dataclasses.replace(of_leaf, rule=rule, indices=indices)
-    return Layout(by_name)
+    return Layout(by_name, kept=(name for path in kept_leaves(layout) for name in names(path)))
 
 
 def fused_modules(model: nn.Module) -> dict[str, str]:

@@ -92,6 +92,11 @@ class Layout(dict[str, LeafLayout]):
     def __or__(self, other: Mapping[str, LeafLayout]) -> 'Layout':
         return Layout({**self, **other}, kept=self.kept | kept_leaves(other))
 
+    def __ior__(self, other: Mapping[str, LeafLayout]) -> 'Layout':
+        self.update(other)
+        self.kept |= kept_leaves(other)
+        return self
+
 
 STORABLE = (
     *('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),

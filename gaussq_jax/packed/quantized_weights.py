@@ -42,6 +42,11 @@ class QuantizedMatrix(NamedTuple):
     indices: np.ndarray
     divisor: np.float32 | None
 
+    @property
+    def factors(self) -> np.ndarray:
+        """What the numbers of each tile are multiplied by: float64, or with a divisor float32."""
+        return self.scales if self.divisor is None else self.scales.astype(np.float32) / self.divisor
+
 
 def quantize_params(params: Any, layout: Layout) -> Any:
     """The weights that a packed file of this layout holds: what to evaluate before saving, and what will be served.

@@ -33,8 +33,8 @@ def to_deepseek_fp8(
       fused, unheld: as for `serving.matrices.modules`.
 
     Returns:
-      The tensors by name; and entries of config.json. Modules that aren't quantized are named there, and lm_head among
-      them, tied or not, unless the layout has it.
+      The tensors by name; and the `quantization_config` of config.json. Modules that aren't quantized are named there,
+      and lm_head among them, tied or not, unless the layout has it.
 
     Raises:
       ValueError: for a layout that this doesn't hold exactly; for a matrix of, say, 192 inputs, which transformers cuts
@@ -47,7 +47,7 @@ def to_deepseek_fp8(
       >>> tensors, config = to_deepseek_fp8(params, layout)
       >>> {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
       {'up.weight': ('float8_e4m3fn', (128, 256)), 'up.weight_scale_inv': ('float32', (1, 2))}
-      >>> config['quantization_config']['modules_to_not_convert']
+      >>> config['modules_to_not_convert']
       ['lm_head']
 
     Source: DeepSeek-V3 technical report, arXiv 2412.19437, section 3.3; transformers 5.24,
@@ -61,7 +61,7 @@ def to_deepseek_fp8(
         'weight_block_size': list(FP8_BLOCK.tile),
         'modules_to_not_convert': unquantized(storages),
     }
-    return tensors, {'quantization_config': config} if any(storages.values()) else {}
+    return tensors, config if any(storages.values()) else {}
 
 
 def _stored(module: Module) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,10 +11,24 @@ import numpy as np
 from gaussq_jax.packed import bit_packing
 from gaussq_jax.packed.layout import BFLOAT16, LeafLayout, check_layout, kept_leaves, storable_leaves, value_per_weight
 from gaussq_jax.packed.quantized_weights import QuantizedMatrix, quantized_matrices, rounded
-from gaussq_jax.serving.storages import Storage, check_unheld, choose_storage
+from gaussq_jax.serving.storages import Storage, check_unheld, choose_storage, targets_that_hold
 
 OCTAVES = range(-9, 9)  # log2 of the powers of two that float8_e4m3fn has
 NOTHING_FUSED: Mapping[str, str] = {}
+
+
+class Held(NamedTuple):
+    """How a target stores a module.
+
+    Attributes:
+      storage: what holds it exactly; None for bfloat16.
+      reason: why not in low bits, unless the layout itself has bfloat16.
+      shift: log2 of what powers of two are divided by as scales of NVFP4, one for all that are fused.
+    """
+
+    storage: Storage | None
+    reason: str = ''
+    shift: int = 0
 
 
 class Module(NamedTuple):
@@ -24,22 +38,22 @@ class Module(NamedTuple):
       name: of the layer; its tensors are f'{name}.weight' and so on.
       matrix: (in, out), as `packed.quantized_matrices` gives it.
       layout: of this one matrix.
-      storage: what holds it exactly; None for bfloat16.
+      held: how.
     """
 
     name: str
     matrix: QuantizedMatrix
     layout: LeafLayout
-    storage: Storage | None
+    held: Held
+
+    @property
+    def storage(self) -> Storage | None:
+        return self.held.storage
 
     def weights(self) -> np.ndarray:
         """The numbers that it stands for, (out, in), of the layout's dtype."""
-        matrix, shape = self.matrix, self.matrix.numbers.shape
-        factors = matrix.scales
-        if matrix.divisor is not None:
-            factors = factors.astype(np.float32) / matrix.divisor
-        product = matrix.numbers * value_per_weight(factors, self.layout.tile, shape)
-        return np.ascontiguousarray(product.astype(np.float32).astype(self.layout.dtype).T)
+        factors = value_per_weight(self.matrix.factors, self.layout.tile, self.matrix.numbers.shape)
+        return np.ascontiguousarray((self.matrix.numbers * factors).astype(np.float32).astype(self.layout.dtype).T)
 
     def codes(self) -> np.ndarray:
         """The code of each weight in the storage's format, uint8 (out, in)."""
@@ -50,38 +64,15 @@ class Module(NamedTuple):
         """The scale of each of the storage's tiles, float64 (ceil(out / columns), ceil(in / rows)), and its divisor.
 
         Tiles of zeros alone may have other scales than those of the layout.
-
-        Raises:
-          ValueError: for scales that the storage can't have.
         """
-        shape = self.matrix.numbers.shape
+        shape, divisor = self.matrix.numbers.shape, self.matrix.divisor
         starts = [np.arange(0, size, side or size) for side, size in zip(self.storage.tile, shape)]
         scales = self.matrix.scales[np.ix_(*(start // side for start, side in zip(starts, self.layout.tile)))]
-        largest = np.abs(self.matrix.numbers)
-        for axis, start in enumerate(starts):
-            largest = np.maximum.reduceat(largest, start, axis=axis)
-        divisor = self.matrix.divisor
-        if self.storage.scale == 'absmax':
-            scales = np.where(largest == 0, 1.0, scales)
-            if np.any(scales.astype(np.float32) != scales):
-                raise ValueError(
-                    f'{self.name} has a scale of {np.min(scales):.3g}, which float32 does not hold exactly'
-                )
-        elif self.storage.scale == 'nvfp4' and divisor is None:
-            scales, divisor = self._in_two_levels(scales, largest == 0)
+        if self.layout.scale == 'mx' and self.storage.scale == 'nvfp4':
+            scales, divisor = np.ldexp(scales, self.held.shift), np.ldexp(np.float32(1), self.held.shift)
+        if self.storage.scale != 'mx':
+            scales = np.where(_largest(self.matrix.numbers, starts) == 0, 1.0, scales)
         return np.ascontiguousarray(scales.T), divisor
-
-    def _in_two_levels(self, scales: np.ndarray, are_zero: np.ndarray) -> tuple[np.ndarray, np.float32]:
-        """Powers of two as numbers of float8_e4m3fn that are divided by another one."""
-        exponents = np.log2(scales).astype(int)
-        used = exponents[~are_zero] if not are_zero.all() else np.zeros(1, int)
-        shift = min(OCTAVES[-1] - used.max(), 127)
-        if used.min() + shift < OCTAVES[0]:
-            raise ValueError(
-                f'{self.name} has scales of 2^{used.min()} to 2^{used.max()}: {self.storage.name} holds powers of two'
-                f' that are at most {len(OCTAVES) - 1} octaves apart'
-            )
-        return np.where(are_zero, 1.0, np.ldexp(1.0, exponents + shift)), np.float32(2.0) ** np.float32(shift)
 
 
 def modules(
@@ -116,17 +107,16 @@ def modules(
       up.bias bfloat16
       up MXFP4
     """
-    check_unheld(unheld)
     leaves = storable_leaves(params)
-    storages = module_storages(params, layout, target, fused=fused, unheld=unheld)
+    held = module_storages(params, layout, target, fused=fused, unheld=unheld)
     for path, leaf in leaves.items():
         if path not in layout:
             yield path.replace('/', '.'), np.asarray(leaf if path in kept_leaves(layout) else rounded(leaf))
             continue
-        of_leaf = _matrices(path, leaf, layout[path])
-        for (name, (of_matrix, _)), matrix in zip(of_leaf.items(), quantized_matrices(path, leaf, layout[path])):
-            matrix = matrix._replace(indices=of_matrix.indices)
-            yield Module(name, matrix, of_matrix, storages[name][0])
+        for (name, (of_matrix, _)), matrix in zip(
+            _matrices(path, leaf, layout[path]).items(), quantized_matrices(path, leaf, layout[path])
+        ):
+            yield Module(name, matrix._replace(indices=of_matrix.indices), of_matrix, held[name])
 
 
 def module_storages(
@@ -136,30 +126,82 @@ def module_storages(
     *,
     fused: Mapping[str, str] = NOTHING_FUSED,
     unheld: str = 'error',
-) -> dict[str, tuple[Storage | None, str]]:
-    """The storage of each module that `modules` gives; None for bfloat16, and then why, unless the layout has that.
+) -> dict[str, Held]:
+    """How each module that `modules` gives is stored.
 
     Args and Raises: as for `modules`.
     """
+    check_unheld(unheld)
     leaves = storable_leaves(params)
     check_layout(leaves, layout)
+    of_leaves = {path: _matrices(path, leaves[path], of_leaf) for path, of_leaf in layout.items()}
     groups = defaultdict(dict)
-    for path, of_leaf in layout.items():
-        for name, matrix in _matrices(path, leaves[path], of_leaf).items():
+    for named in of_leaves.values():
+        for name, matrix in named.items():
             groups[fused.get(name, name)][name] = matrix
-    storages = {}
-    for matrices in groups.values():
-        storage, reason = choose_storage(matrices, target)
+    held = {label: Held(*choose_storage(matrices, target)) for label, matrices in groups.items()}
+    unsure = {label for label, of_group in held.items() if of_group.storage and of_group.storage.scale != 'mx'}
+    scales = {}  # of the modules of these, those of tiles that aren't all zeros
+    for path, named in of_leaves.items():
+        if any(fused.get(name, name) in unsure for name in named):
+            for name, matrix in zip(named, quantized_matrices(path, leaves[path], layout[path])):
+                scales[name] = _used_scales(matrix, layout[path].tile)
+    for label in unsure:
+        held[label] = _with_scales(held[label], {name: scales[name] for name in groups[label]}, groups[label])
+    for label, matrices in groups.items():
         if all(of_matrix.formats == (BFLOAT16,) for of_matrix, _ in matrices.values()):
-            reason = ''
-        elif storage is None and unheld == 'error':
-            raise ValueError(reason)
-        for name, (of_matrix, _) in matrices.items():
-            if storage is None and of_matrix.dtype != jnp.bfloat16:
-                wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
-                raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
-            storages[name] = storage, reason
-    return storages
+            held[label] = Held(None)
+        elif held[label].storage is None:
+            if unheld == 'error':
+                raise ValueError(held[label].reason + targets_that_hold(matrices.values(), but=target))
+            _check_bfloat16(matrices)
+    return {name: held[label] for label, matrices in groups.items() for name in matrices}
+
+
+def _check_bfloat16(matrices: Mapping[str, Any]):
+    """ValueError for modules that can't be in bfloat16."""
+    for name, (of_matrix, _) in matrices.items():
+        if of_matrix.dtype != jnp.bfloat16:
+            wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
+            raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
+
+
+def _with_scales(held: Held, scales: Mapping[str, np.ndarray], matrices: Mapping[str, Any]) -> Held:
+    """The same, if the storage has these scales, with the shift that brings powers of two into its range."""
+    if held.storage.scale == 'absmax':
+        for name, of_module in scales.items():
+            if np.any(of_module.astype(np.float32) != of_module):
+                lost = of_module[of_module.astype(np.float32) != of_module].min()
+                return Held(None, f'{name} has a scale of {lost:.3g}, which float32 does not hold exactly')
+        return held
+    powers = {name: scales[name] for name, (of_matrix, _) in matrices.items() if of_matrix.scale == 'mx'}
+    used = np.concatenate([np.zeros(0), *powers.values()])
+    if not used.size:
+        return held
+    low, high = (int(np.log2(scale)) for scale in (used.min(), used.max()))
+    shift = min(OCTAVES[-1] - high, 127)
+    if low + shift < OCTAVES[0]:
+        names = ', '.join(powers)
+        return Held(
+            None,
+            f'{names} has scales of 2^{low} to 2^{high}: {held.storage.name} holds powers of two that are at most'
+            f' {len(OCTAVES) - 1} octaves apart',
+        )
+    return held._replace(shift=shift)
+
+
+def _used_scales(matrix: QuantizedMatrix, tile: tuple[int, int]) -> np.ndarray:
+    """The scales of a layout's tiles that have a number other than zero."""
+    starts = [np.arange(0, size, side) for size, side in zip(matrix.numbers.shape, tile)]
+    return matrix.scales[_largest(matrix.numbers, starts) > 0]
+
+
+def _largest(numbers: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
+    """The largest magnitude of each tile, by where the tiles start along both axes."""
+    largest = np.abs(numbers)
+    for axis, start in enumerate(starts):
+        largest = np.maximum.reduceat(largest, start, axis=axis)
+    return largest
 
 
 def _matrices(path: str, leaf: Any, of_leaf: LeafLayout) -> dict[str, tuple[LeafLayout, tuple[int, int]]]:

@@ -36,11 +36,11 @@ def to_mlx(
     Args:
       params: pytree of weights, with the names that mlx-lm loads; a Llama's are those of Hugging Face.
       layout: of these params, such as `quantize_params` takes.
-      fused, unheld: as for `serving.matrices.modules`; MLX fuses nothing.
+      fused, unheld: as for `serving.matrices.modules`; MLX itself makes one matrix of none.
 
     Returns:
-      The tensors by name; and entries of config.json. Most modules have the mode of 'quantization' itself, others have
-      an entry of their own there. A module without scales is not quantized, and needs no entry.
+      The tensors by name; and the `quantization` of config.json. Most modules have its own mode, others an entry in it.
+      A module without scales is not quantized, and needs no entry.
 
     Raises:
       ValueError: for a layout that neither MXFP4 nor MXFP8 holds exactly; as `serving.tensors.to_tensors`.
@@ -52,7 +52,7 @@ def to_mlx(
       >>> {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
       {'up.weight': ('uint32', (8, 4)), 'up.scales': ('uint8', (8, 1))}
       >>> config
-      {'quantization': {'group_size': 32, 'bits': 4, 'mode': 'mxfp4'}}
+      {'group_size': 32, 'bits': 4, 'mode': 'mxfp4'}
 
     Source: mlx 0.32, mlx.core.dequantize; mlx-lm 0.32, mlx_lm.utils.load_model.
     """
@@ -61,7 +61,7 @@ def to_mlx(
     if not modes:
         return tensors, {}
     usual = MODES[collections.Counter(storage for storage in storages.values() if storage).most_common(1)[0][0]]
-    return tensors, {'quantization': usual | {name: dict(mode) for name, mode in modes.items() if mode != usual}}
+    return tensors, usual | {name: dict(mode) for name, mode in modes.items() if mode != usual}
 
 
 def _stored(module: Module) -> dict[str, np.ndarray]:

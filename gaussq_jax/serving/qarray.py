@@ -63,7 +63,7 @@ def to_qarray(params: Any, layout: Mapping[str, LeafLayout], *, unheld: str = 'e
     reasons = {path: _reason_against(leaves[path].shape, of_leaf) for path, of_leaf in layout.items()}
     if unheld == 'error' and (refused := [path for path, reason in reasons.items() if reason]):
         of_leaf = layout[refused[0]]
-        others = targets_that_hold(of_leaf, of_leaf.rule.matrix_shape(leaves[refused[0]].shape), but='qwix')
+        others = targets_that_hold([(of_leaf, of_leaf.rule.matrix_shape(leaves[refused[0]].shape))], but='qwix')
         raise ValueError(f"{refused[0]!r} can't be held exactly as a QArray, {reasons[refused[0]]}{others}")
     try:
         from qwix import QArray
@@ -116,15 +116,12 @@ def _scale_shape(shape: tuple[int, ...], of_leaf: LeafLayout) -> tuple[int, ...]
 def _values_and_scales(path: str, leaf: Any, of_leaf: LeafLayout) -> tuple[Any, Any]:
     values, scales = [], []
     for matrix in quantized_matrices(path, leaf, of_leaf):
-        factors = matrix.scales
-        if matrix.divisor is not None:
-            factors = factors.astype(np.float32) / matrix.divisor
-        used = value_per_weight(factors, of_leaf.tile, matrix.numbers.shape)[matrix.numbers != 0]
+        used = value_per_weight(matrix.factors, of_leaf.tile, matrix.numbers.shape)[matrix.numbers != 0]
         wrong = used[(used < np.finfo(np.float32).tiny) | (used.astype(np.float32) != used)]
         if wrong.size:
             raise ValueError(f'{path!r} has a scale of {wrong.min():.3g}, which is no normal float32 number')
         values.append(matrix.numbers.astype(getattr(jnp, _dtype(of_leaf)).dtype))
-        scales.append(factors.astype(np.float32))
+        scales.append(matrix.factors.astype(np.float32))
     shape = leaf.shape
     return tuple(
         jnp.asarray(of_leaf.rule.from_matrices(np.stack(parts), of_shape))

@@ -34,9 +34,9 @@ def to_quark_mxfp6(
       fused, unheld: as for `serving.matrices.modules`.
 
     Returns:
-      The tensors by name; and entries of config.json. Most modules have the format of 'global_quant_config', others
-      that of their entry in 'layer_quant_config'. Modules that aren't quantized are in 'exclude', and lm_head among
-      them, tied or not, unless the layout has it.
+      The tensors by name; and the `quantization_config` of config.json. Most modules have the format of
+      'global_quant_config', others that of their entry in 'layer_quant_config'. Modules that aren't quantized are in
+      'exclude', and lm_head among them, tied or not, unless the layout has it.
 
     Raises:
       ValueError: for a layout that neither E3M2 nor E2M3 holds exactly, by 32 inputs; as
@@ -48,7 +48,7 @@ def to_quark_mxfp6(
       >>> tensors, config = to_quark_mxfp6(params, gq.uniform_layout(params, 'float6_e3m2fn'))
       >>> {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
       {'up.weight': ('uint8', (8, 24)), 'up.weight_scale': ('uint8', (8, 1))}
-      >>> config['quantization_config']['global_quant_config']['weight']['dtype']
+      >>> config['global_quant_config']['weight']['dtype']
       'fp6_e3m2'
 
     Source: amd-quark 0.13, quark.torch.utils.pack.Pack_fp6 and QConfig.to_dict; transformers 5.24 loads such a model
@@ -77,7 +77,7 @@ def to_quark_mxfp6(
             'weight_merge_groups': None,
         },
     }
-    return tensors, {'quantization_config': config}
+    return tensors, config
 
 
 def _stored(module: Module) -> dict[str, np.ndarray]:

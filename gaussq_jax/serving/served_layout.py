@@ -72,8 +72,8 @@ def served_layout(
     _check(mean_bits, storages, fused)
     uniform = uniform_layout(params, storages[0].fmt, rules=rules, unnamed=unnamed)
     leaves = storable_leaves(params)
-    if unmatched := [regex for regex in fused if not any(re.fullmatch(regex, path) for path in uniform)]:
-        raise ValueError(f'fused={unmatched[0]!r} matches none of the weight matrices, {", ".join(uniform)}')
+    if unmatched := [regex for regex in fused if not any(re.fullmatch(regex, path) for path in leaves)]:
+        raise ValueError(f'fused={unmatched[0]!r} matches none of the leaves, {", ".join(leaves)}')
     groups = defaultdict(list)
     for path, of_leaf in uniform.items():
         label = next((regex for regex in fused if re.fullmatch(regex, path)), path)

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from gaussq_jax.formats import FloatFormat, parse_format
@@ -65,11 +66,8 @@ class Storage:
           >>> MXFP4.bits((64, 32)) / (64 * 32)
           4.25
         """
-        return self.fmt.bits * math.prod(shape) + self.scales(shape) * (32 if self.scale == 'absmax' else 8)
-
-    def scales(self, shape: tuple[int, int]) -> int:
-        """How many scales a matrix (in, out) has."""
-        return math.prod(-(-size // (side or size)) for size, side in zip(shape, self.tile))
+        scales = math.prod(-(-size // (side or size)) for size, side in zip(shape, self.tile))
+        return self.fmt.bits * math.prod(shape) + scales * (32 if self.scale == 'absmax' else 8)
 
 
 @functools.cache
@@ -92,9 +90,9 @@ NVFP4 = Storage('NVFP4', _E2M1, (16, 1), 'nvfp4')
 FP8_CHANNEL = Storage('FP8 by output channel', _E4M3, (None, 1), 'absmax')
 FP8_BLOCK = Storage('FP8 in blocks of 128 x 128', _E4M3, (128, 128), 'absmax')
 
-# What other software has beside bfloat16.
+# What other software has beside bfloat16; of as many bits, what comes first is preferred.
 TARGETS = {
-    'compressed-tensors': (MXFP4, NVFP4, MXFP6_E2M3, MXFP8, FP8_BLOCK, FP8_CHANNEL),
+    'compressed-tensors': (MXFP4, NVFP4, MXFP6_E2M3, FP8_CHANNEL, FP8_BLOCK, MXFP8),
     'mlx': (MXFP4, MXFP8),
     'gguf': (MXFP4,),
     'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
@@ -106,7 +104,7 @@ TARGETS = {
 def choose_storage(
     matrices: Mapping[str, tuple[LeafLayout, tuple[int, int]]], target: str
 ) -> tuple[Storage | None, str]:
-    """The storage of a target of fewest bits, then of fewest scales, that holds these matrices; or None, and why.
+    """The storage of a target of fewest bits, the first of these, that holds the matrices; or None, and why not.
 
     Args:
       matrices: name -> the layout of the one matrix of a leaf and its shape (in, out).
@@ -117,13 +115,11 @@ def choose_storage(
       >>> layout = uniform_layout({'up': {'kernel': np.ones((64, 32), np.float32)}}, 'float6_e3m2fn')['up/kernel']
       >>> choose_storage({'up': (layout, (64, 32))}, 'mlx')[0].name
       'MXFP8'
-      >>> print(*choose_storage({'up': (layout, (64, 32))}, 'gguf')[1].split('; '), sep=chr(10))
+      >>> print(choose_storage({'up': (layout, (64, 32))}, 'gguf')[1])
       up can't be held exactly as MXFP4, its format float6_e3m2fn has numbers that float4_e2m1fn doesn't have
-      it can be by compressed-tensors, mlx, quark-mxfp6, qwix
     """
     reasons = {}
-    size = lambda storage: (storage.fmt.bits, sum(storage.scales(shape) for _, shape in matrices.values()))
-    for storage in sorted(TARGETS[target], key=size):
+    for storage in sorted(TARGETS[target], key=lambda storage: storage.fmt.bits):
         against = {name: storage.reason_against(*matrix) for name, matrix in matrices.items()}
         if not any(against.values()):
             return storage, ''
@@ -132,17 +128,25 @@ def choose_storage(
     wide = [storage for storage in reasons if all(holds(storage.fmt, fmt) for fmt in formats)] or [*reasons][-1:]
     name = reasons[wide[0]][0]
     said = '; or '.join(f'as {storage.name}, {reasons[storage][1]}' for storage in wide)
-    return None, f"{name} can't be held exactly {said}{targets_that_hold(*matrices[name], but=target)}"
+    return None, f"{name} can't be held exactly {said}"
 
 
-def targets_that_hold(of_leaf: LeafLayout, shape: tuple[int, ...], *, but: str) -> str:
-    """The end of an error: all targets but one that hold a leaf (.., in, out); '' if there is none."""
+def targets_that_hold(matrices: Iterable[tuple[LeafLayout, tuple[int, ...]]], *, but: str) -> str:
+    """The end of an error: all targets but one that hold these matrices (in, out); '' if there is none.
+
+    Example:
+      >>> from gaussq_jax import uniform_layout
+      >>> layout = uniform_layout({'up': {'kernel': np.ones((64, 32), np.float32)}}, 'float6_e3m2fn')['up/kernel']
+      >>> targets_that_hold([(layout, (64, 32))], but='gguf')
+      '; it can be by compressed-tensors, mlx, quark-mxfp6, transformers in bfloat16'
+    """
+    matrices = list(matrices)
+    holds_all = lambda storage: not any(storage.reason_against(*matrix) for matrix in matrices)
     others = [
-        target
-        for target, storages in TARGETS.items()
-        if target != but and any(not storage.reason_against(of_leaf, shape) for storage in storages)
+        target for target, storages in TARGETS.items() if target not in (but, 'qwix') and any(map(holds_all, storages))
     ]
-    return f'; it can be by {", ".join(others)}' if others else ''
+    in_bfloat16 = ['transformers in bfloat16'] * all(of_leaf.dtype == jnp.bfloat16 for of_leaf, _ in matrices)
+    return f'; it can be by {", ".join(others + in_bfloat16)}' if others or in_bfloat16 else ''
 
 
 def check_unheld(unheld: str):

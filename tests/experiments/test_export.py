@@ -17,6 +17,7 @@ from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.files import huggingface_folder
 from experiments.serving import folders
+from experiments.serving.targets import TRANSFORMERS
 from gaussq_jax import models
 from gaussq_jax.packed import header_bytes, read_packed
 
@@ -169,7 +170,7 @@ def test_transformers_get_the_tokenizer_of_the_run(tmp_path, monkeypatch, learne
     config = learned.experiment.config.copy_and_resolve_references()
     config.tokenizer = tokenizer if tokenizer == 'bytes' else str(tmp_path / 'elsewhere' / tokenizer)
     run = learned._replace(experiment=dataclasses.replace(learned.experiment, config=config))
-    folders.write(run, tmp_path, tmp_path / 'hf', 'transformers', run.state.params, {})
+    folders.write(run, tmp_path, tmp_path / 'hf', TRANSFORMERS, run.state.params, {})
     assert carried == expected
 
 
@@ -189,8 +190,8 @@ def test_transformers_get_the_tokenizer_of_the_run(tmp_path, monkeypatch, learne
         ('gaussws', dict(SCALE='nvfp4'), '--scale=nvfp4 has no meaning with --format=learned, whose blocks'),
         ('bf16', dict(FORMAT='bfloat16', BLOCK_SIZE='16'), '--block_size=16 has no meaning with --format=bfloat16'),
         ('gaussws', dict(FORMAT='e3m2', BLOCK_SIZE='0'), 'block_size=0'),
-        ('gaussws', dict(OUTPUT='missing/file'), '--output=missing/file: there is no folder missing'),
-        ('gaussws', dict(OUTPUT='.'), '--output=. is a folder'),
+        ('gaussws', dict(OUTPUT='missing/file'), 'missing/file can not be written: there is no folder missing'),
+        ('gaussws', dict(OUTPUT='.'), '. is a folder; --output takes the name of a file'),
     ],
 )
 def test_mistakes_are_told(tmp_path, monkeypatch, capsys, learned, plain, method, given, message):

@@ -15,6 +15,7 @@ from experiments.data.special_tokens import ASK, SpecialTokens
 from experiments.data.token_cache import load_tokens
 from experiments.data.tokenizers import load_tokenizer
 from experiments.serving import folders
+from experiments.serving.targets import TRANSFORMERS
 from experiments.sweeps import sweep_runs
 from experiments.training.experiment import make_experiment
 
@@ -152,7 +153,7 @@ def test_an_import_finds_them_and_an_export_tells_them(tmp_path, capsys):
     with on_mesh(ONE_DEVICE):
         run = workdirs.open_run(tmp_path / 'run')
         assert run.tokenizer.special == SpecialTokens(4, (258, 7), True)
-        folders.write(run, tmp_path / 'run', tmp_path / 'again', 'transformers', run.state.params, {})
+        folders.write(run, tmp_path / 'run', tmp_path / 'again', TRANSFORMERS, run.state.params, {})
     config = json.loads((tmp_path / 'again' / 'config.json').read_text())
     told = {'bos_token_id': 4, 'eos_token_id': [258, 7], 'max_position_embeddings': 40, 'pad_token_id': None}
     assert told.items() <= ({'pad_token_id': None} | config).items()
@@ -170,7 +171,7 @@ def test_an_import_of_version_0_1_tells_what_its_checkpoint_does(tmp_path):
         run.experiment.config.special_tokens.update(BEFORE)
         old = run._replace(tokenizer=load_tokenizer(run.experiment.config.tokenizer, BEFORE))
         assert old.tokenizer.special == SpecialTokens(258, (258,), True)
-        folders.write(old, tmp_path / 'run', tmp_path / 'again', 'transformers', run.state.params, {})
+        folders.write(old, tmp_path / 'run', tmp_path / 'again', TRANSFORMERS, run.state.params, {})
     config = json.loads((tmp_path / 'again' / 'config.json').read_text())
     assert (config['bos_token_id'], config['eos_token_id']) == (None, [258, 7])
 
@@ -182,7 +183,7 @@ def test_a_run_of_our_own_tells_transformers_all(folder, tmp_path):
     with on_mesh(ONE_DEVICE):
         experiment = make_experiment(config, tokenizer.vocab_size)
         run = workdirs.Run(experiment, tokenizer, random_state(experiment))
-        folders.write(run, tmp_path / 'workdir', tmp_path / 'folder', 'transformers', run.state.params, {})
+        folders.write(run, tmp_path / 'workdir', tmp_path / 'folder', TRANSFORMERS, run.state.params, {})
     written = json.loads((tmp_path / 'folder' / 'config.json').read_text())
     assert written['max_position_embeddings'] == config.sequence_length
     assert (written['bos_token_id'], written['eos_token_id']) == (1, 2)

@@ -16,6 +16,7 @@ from small_tokenizers import write_huggingface, write_sentencepiece
 from experiments import workdirs
 from experiments.data.tokenizers import load_tokenizer
 from experiments.serving import folders
+from experiments.serving.targets import TRANSFORMERS
 from experiments.training.experiment import make_experiment
 from experiments.training.token_choice import Sampling
 from experiments.training.token_writer import TokenWriter
@@ -255,7 +256,7 @@ def test_transformers_read_what_a_run_of_our_own_was_trained_on(tmp_path, kind, 
         tokenizer = workdirs.settle_tokenizer(config, tmp_path / 'run')
         experiment = make_experiment(config, tokenizer.vocab_size)
         run = workdirs.Run(experiment, tokenizer, random_state(experiment))
-        folders.write(run, tmp_path / 'run', tmp_path / 'folder', 'transformers', run.state.params, {})
+        folders.write(run, tmp_path / 'run', tmp_path / 'folder', TRANSFORMERS, run.state.params, {})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'folder')
     for text in (text for text in TEXTS if text):
         assert theirs(text).input_ids == tokenizer.encode_prompt(text), text

@@ -16,13 +16,13 @@ from gaussq_jax.packed import quantize_params, uniform_layout
 
 def write(file, model, fmt='float4_e2m1fn'):
     params = params_of(model)
-    gguf_file.write(run_of(model), params, uniform_layout(params, fmt), file)
+    gguf_file.write(run_of(model), params, uniform_layout(params, fmt), file, longest=128)
     return params
 
 
 def test_other_families_are_refused(tmp_path):
     with pytest.raises(ValueError, match='model=GPT2: a GGUF file is written of Llama, Mistral, Qwen2, Qwen3'):
-        gguf_file.write(run_of(GPT2), random_params(GPT2), {}, tmp_path / 'file.gguf')
+        gguf_file.write(run_of(GPT2), random_params(GPT2), {}, tmp_path / 'file.gguf', longest=24)
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +81,7 @@ def test_a_run(tmp_path):
     run = learned_run()
     params = run.state.params
     layout = run.experiment.transform.learned_layout(params, run.state.transform_state)
-    gguf_file.write(run, params, layout, tmp_path / 'file.gguf')
+    gguf_file.write(run, params, layout, tmp_path / 'file.gguf', longest=64)
     reader = gguf.GGUFReader(tmp_path / 'file.gguf')
     assert reader.fields['general.name'].contents() == run.experiment.config.name
     (down,) = (tensor for tensor in reader.tensors if tensor.name == 'blk.1.ffn_down.weight')

@@ -122,7 +122,7 @@ def load(folder, model, tokenizer=None, fmt='float4_e2m1fn'):
     """The weights as they are, and llama.cpp with the file."""
     params, file = params_of(model), folder / 'file.gguf'
     layout = uniform_layout(params, fmt)
-    gguf_file.write(run_of(model, tokenizer), params, layout, file)
+    gguf_file.write(run_of(model, tokenizer), params, layout, file, longest=128)
     return quantize_params(params, layout), LlamaCpp(file)
 
 

@@ -15,6 +15,7 @@ from small_experiments import ONE_DEVICE, on_mesh
 import gaussq_jax as gq
 from experiments import workdirs
 from experiments.serving import folders
+from experiments.serving.targets import TARGETS, TRANSFORMERS
 
 import_hf = import_program('import_hf')
 
@@ -174,6 +175,8 @@ def test_a_run_of_bfloat16_is_exported_in_it(tmp_path, plain):
         ),
         ('plain', dict(FORMAT='float4_e2m1fn', TO='mlx', TO_HF='hf'), '--to=mlx, --to_hf=hf: give one of them'),
         ('plain', dict(FORMAT='float4_e2m1fn', TO='mlx', OUTPUT=None), '--to=mlx takes --output, where it is written'),
+        ('plain', dict(FORMAT='float16', TO='transformers'), 'has weights in float16, which bfloat16 does not hold'),
+        ('plain', dict(FORMAT='learned', BUDGET=5.0, TO='mlx'), 'of this run is bf16, which learns no bitwidths'),
         ('learned', dict(TO='gguf'), '--to=gguf would have nothing in low bits: .*e3m2 has numbers'),
         (
             'gpt2',
@@ -191,7 +194,7 @@ def test_mistakes_are_told(tmp_path, capsys, request, run, given, message):
     assert '\n' not in str(error.value) and not capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('target', [*folders.LOW_BITS, folders.TRANSFORMERS])
+@pytest.mark.parametrize('target', [name for name in TARGETS if name != 'gguf'])
 def test_what_is_there_is_not_overwritten(tmp_path, plain, target):
     (tmp_path / 'served').mkdir()
     (tmp_path / 'served/file').write_text('mine')
@@ -202,15 +205,67 @@ def test_what_is_there_is_not_overwritten(tmp_path, plain, target):
 
 
 def test_nothing_half_written_stays(tmp_path, monkeypatch, plain):
-    """A scale that the target can't have is found while the weights are converted."""
+    """Neither where a scale is one that the target can't have, nor where the packed file can't be written."""
     params = jax.tree.map(np.copy, plain.state.params)
     params['layers']['mlp']['up']['kernel'][1, :32] *= 2.0**-30
     run = plain._replace(state=plain.state._replace(params=params))
-    with pytest.raises(
-        SystemExit, match=r'^error: model\.layers\.1\.mlp\.up_proj has scales of 2\^-\d+ to 2\^-\d: NVFP4'
-    ):
+    names = r'model\.layers\.1\.mlp\.gate_proj, model\.layers\.1\.mlp\.up_proj'
+    with pytest.raises(SystemExit, match=rf'^error: {names} has scales of 2\^-\d+ to 2\^-\d: NVFP4'):
         export_run(run, tmp_path, TO='compressed-tensors', FORMAT='e2m1', BLOCK_SIZE='16')
     assert not list(tmp_path.iterdir())
+
+    def fail(*_, **__):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(gq, 'save_packed', fail)
+    with pytest.raises(SystemExit, match='no space left'):
+        export_run(plain, tmp_path, TO='compressed-tensors', FORMAT='e2m1')
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_packed_file_is_not_overwritten(tmp_path, capsys, plain):
+    """By what is written besides, at the same place or around it; nor a file that is no GGUF file."""
+    run = dict(FORMAT='float4_e2m1fn')
+    for given, message in [
+        (dict(TO='mlx', OUTPUT=f'{tmp_path}/float4_e2m1fn.safetensors'), 'would be in the place of the packed file'),
+        (dict(TO='gguf', OUTPUT=f'{tmp_path}/float4_e2m1fn.safetensors'), 'would be in the place of the packed file'),
+        (dict(TO_HF=f'{tmp_path}/same', OUTPUT=f'{tmp_path}/same'), 'would be in the place of the packed file'),
+        (dict(TO='gguf', OUTPUT=f'{tmp_path}/config.json'), 'config.json is there already, and no GGUF file'),
+        (dict(TO='gguf', OUTPUT=f'{tmp_path}/nowhere/file'), 'nowhere/file: there is no folder'),
+    ]:
+        (tmp_path / 'config.json').write_text('{}')
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(SystemExit, match=message):
+            run_export(monkeypatch, plain, tmp_path, **run, **given)
+        assert [file.name for file in tmp_path.iterdir()] == ['config.json'] and not capsys.readouterr().out
+
+
+def test_budgets_of_two_targets_are_two_files(tmp_path, plain):
+    for target in ('compressed-tensors', 'mlx'):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            run_export(monkeypatch, plain, tmp_path, BUDGET=6.0, TO=target, OUTPUT=str(tmp_path / target))
+    names = [f'served-6-{target}.safetensors' for target in ('compressed-tensors', 'mlx')]
+    assert sorted(file.name for file in tmp_path.glob('*.safetensors')) == names
+
+
+def test_what_readers_make_other_weights_of_is_told(tmp_path, capsys, plain):
+    """Fused matrices with global scales of their own; scales that transformers rounds."""
+    (tmp_path / 'nvfp4').mkdir(), (tmp_path / 'fp8').mkdir()
+    export_run(plain, tmp_path / 'nvfp4', TO='compressed-tensors', FORMAT='e2m1', SCALE='nvfp4', BLOCK_SIZE='16')
+    assert 'have global scales of their own' in capsys.readouterr().out
+    given = dict(FORMAT='float8_e4m3fn', BLOCK_SIZE='channel')
+    export_run(plain, tmp_path / 'fp8', TO='compressed-tensors', SCALE='absmax', **given)
+    assert 'its scales are float32, which transformers rounds' in capsys.readouterr().out
+    (tmp_path / 'powers').mkdir()
+    export_run(plain, tmp_path / 'powers', TO='compressed-tensors', SCALE='mx', **given)
+    assert 'rounds' not in capsys.readouterr().out
+
+
+def test_an_imported_model_keeps_its_longest_sequence(tmp_path, plain):
+    run = plain._replace(experiment=plain.experiment)
+    assert folders.longest_sequence(run, tmp_path) == run.experiment.config.sequence_length
+    (tmp_path / 'tokenizer').mkdir()
+    (tmp_path / 'tokenizer/config.json').write_text('{"model_type": "llama", "max_position_embeddings": 4096}')
+    assert folders.longest_sequence(run, tmp_path) == 4096
 
 
 # --- read by others --------------------------------------------------------------------------------------------
@@ -241,7 +296,7 @@ def test_transformers_has_the_logits_of_the_same_weights(tmp_path, given, tied):
     pytest.importorskip('compressed_tensors', reason='the package compressed-tensors of the extra serving')
     run = llama_run(model__tie_embeddings=tied)
     export_run(run, tmp_path, TO='compressed-tensors', **given)
-    folders.write(run, tmp_path, tmp_path / 'wide', 'transformers', packed_weights(tmp_path), {})
+    folders.write(run, tmp_path, tmp_path / 'wide', TRANSFORMERS, packed_weights(tmp_path), {})
     served, _ = logits_of(tmp_path / 'served')
     wide, _ = logits_of(tmp_path / 'wide')
     np.testing.assert_array_equal(served, wide)
@@ -252,9 +307,11 @@ def test_scales_of_float32_are_rounded_by_transformers_unless_it_dequantizes(tmp
     pytest.importorskip('compressed_tensors', reason='the package compressed-tensors of the extra serving')
     transformers = pytest.importorskip('transformers', reason='transformers is not installed')
     export_run(plain, tmp_path, TO='compressed-tensors', FORMAT='float8_e4m3fn', SCALE='absmax', BLOCK_SIZE='channel')
-    folders.write(plain, tmp_path, tmp_path / 'wide', 'transformers', packed_weights(tmp_path), {})
+    folders.write(plain, tmp_path, tmp_path / 'wide', TRANSFORMERS, packed_weights(tmp_path), {})
     dequantize = transformers.CompressedTensorsConfig(dequantize=True)
     wide, _ = logits_of(tmp_path / 'wide')
+    by_default, _ = logits_of(tmp_path / 'served')
+    assert np.any(by_default != wide)
     with pytest.warns(UserWarning, match='already has a `quantization_config`'):
         served, _ = logits_of(tmp_path / 'served', quantization_config=dequantize)
     np.testing.assert_array_equal(served, wide)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import numpy_float_formats as oracle
+import numpy_packed_reader
 import pytest
 from parameter_trees import assert_identical_trees
 
@@ -67,3 +68,23 @@ def test_it_may_be_compiled():
     layout = gq.uniform_layout(make_params(), 'e2m1')
     compiled = jax.jit(lambda params: gq.quantize_params(params, layout))(make_params())
     assert_identical_trees(compiled, gq.quantize_params(make_params(), layout))
+
+
+def test_layouts_joined_in_place_keep_what_both_keep():
+    params = {'up': {'kernel': oracle.heavy_tailed((64, 32))}, 'norm': {'scale': np.ones(32, np.float32)}}
+    layout = gq.uniform_layout(params, 'e2m1', rules=[gq.Keep('norm/.*'), *gq.DEFAULT_RULES])
+    joined = type(layout)()
+    joined |= layout
+    assert joined == layout == type(layout)() | layout and joined.kept == layout.kept == {'norm/scale'}
+
+
+def test_kept_leaves_are_read_as_they_are(tmp_path):
+    """Also by a reader of the page alone."""
+    scale = np.float32([1.0009765625, 2]).repeat(16)
+    params = {'up': {'kernel': oracle.heavy_tailed((64, 32))}, 'norm': {'scale': scale}}
+    layout = gq.uniform_layout(params, 'e2m1', rules=[gq.Keep('norm/.*'), *gq.DEFAULT_RULES])
+    gq.save_packed(tmp_path / 'file', params, layout)
+    read, about = numpy_packed_reader.read(tmp_path / 'file')
+    assert about['kept_leaves'] == ['norm/scale'] and about['version'] == 2
+    np.testing.assert_array_equal(read['norm/scale'], scale, strict=True)
+    np.testing.assert_array_equal(gq.load_packed(tmp_path / 'file')['norm']['scale'], scale, strict=True)

@@ -206,6 +206,41 @@ def test_a_scale_that_float32_does_not_hold():
         to_compressed_tensors(params, gq.uniform_layout(params, 'float8_e4m3fn', block_size='channel', scale='absmax'))
 
 
+FUSED = {'up': 'gate_up', 'gate': 'gate_up'}
+
+
+def test_fused_modules_have_one_global_scale():
+    """Of powers of two, one that is right for all of them: servers have no other."""
+    params = make_params(extremes=False)
+    params['gate'] = {'kernel': params['up']['kernel'] / 8}
+    layout = gq.uniform_layout(params, 'e2m1', block_size=16)
+    scales = [
+        to_compressed_tensors(params, layout, **given)[0][f'{name}.weight_global_scale'].item()
+        for given in ({}, dict(fused=FUSED))
+        for name in FUSED
+    ]
+    assert scales[1] == 8 * scales[0] and scales[2] == scales[3] == scales[0]
+    tensors, _ = to_compressed_tensors(params, layout, fused=FUSED)
+    quantized = gq.quantize_params(params, layout)
+    for name in FUSED:
+        weights = decode(tensors_of(tensors, name), gq.parse_format('e2m1'))
+        np.testing.assert_array_equal(bits_of(weights), bits_of(quantized[name]['kernel'].T))
+
+
+@pytest.mark.parametrize('settings', [dict(fmt='e2m1', block_size=16), KINDS['float-quantized by channel']])
+def test_scales_that_are_not_held_leave_bfloat16(settings):
+    """A layout alone doesn't tell: the scales of these weights do."""
+    params = make_params(extremes=False)
+    params['up']['kernel'][:, 3], params['up']['kernel'][0, 3] = 2.0**-125, 2.0**-124
+    layout = gq.uniform_layout(params, **settings)
+    with pytest.raises(ValueError, match=r'^up has '):
+        to_compressed_tensors(params, layout)
+    tensors, config = to_compressed_tensors(params, layout, unheld='bfloat16')
+    assert config == {}
+    expected = gq.quantize_params(params, layout)['up']['kernel'].T
+    np.testing.assert_array_equal(bits_of(tensors['up.weight']), bits_of(expected))
+
+
 def test_a_ragged_matrix_has_no_blocks_of_32():
     params = {'up': {'kernel': oracle.heavy_tailed((40, 32))}}
     with pytest.raises(ValueError, match=r"^up can't be held exactly .*its 40 inputs are no multiple of 32"):

@@ -41,13 +41,11 @@ def test_bytes_by_hand():
     np.testing.assert_array_equal(codes[2, 128:131], [0xFE, 0x38, 0x00])
     np.testing.assert_array_equal(tensors['up.weight_scale_inv'], [[1, 2]])
     assert config == {
-        'quantization_config': {
-            'quant_method': 'fp8',
-            'fmt': 'e4m3',
-            'activation_scheme': 'dynamic',
-            'weight_block_size': [128, 128],
-            'modules_to_not_convert': ['lm_head'],
-        }
+        'quant_method': 'fp8',
+        'fmt': 'e4m3',
+        'activation_scheme': 'dynamic',
+        'weight_block_size': [128, 128],
+        'modules_to_not_convert': ['lm_head'],
     }
 
 
@@ -84,11 +82,15 @@ def test_learned_formats_in_blocks_of_128_are_held():
     'layout, shape, told',
     [
         (BLOCKS | dict(fmt='float8_e5m2'), (128, 128), 'its format float8_e5m2 has numbers'),
-        (dict(fmt='float8_e4m3fn'), (128, 128), '32 inputs share a scale, .* 128; it can be by .*, mlx, qwix$'),
+        (
+            dict(fmt='float8_e4m3fn'),
+            (128, 128),
+            '32 inputs share a scale, .* 128; it can be by .*, mlx, tr.*$',
+        ),
         (
             BLOCKS | dict(block_size='channel'),
             (160, 128),
-            r'1 outputs share a scale, which is no multiple of 128; .*qwix$',
+            r'1 outputs share a scale, which is no multiple of 128; .*transformers in bf.*$',
         ),
         (BLOCKS, (192, 128), 'transformers cuts its 192 outputs in 2 blocks of 96, not of 128'),
         (BLOCKS, (128, 192), 'transformers cuts its 192 inputs in 2 blocks of 96, not of 128'),
@@ -115,11 +117,11 @@ def test_modules_that_are_not_converted_are_named():
     layout = mixed_layout(params, dict(fmt='e3m4'), BLOCKS)
     _, config = gq.to_deepseek_fp8(params, layout, unheld='bfloat16')
     down = [f'model.layers.{i}.mlp.down_proj' for i in range(2)]
-    assert config['quantization_config']['modules_to_not_convert'] == ['lm_head', 'model.embed_tokens', *down]
+    assert config['modules_to_not_convert'] == ['lm_head', 'model.embed_tokens', *down]
     rules = [gq.MatrixRule('lm_head.weight', (), (1,), (0,)), *RULES]
     params, _ = llama(tied=False)
     _, config = gq.to_deepseek_fp8(params, gq.uniform_layout(params, **BLOCKS, rules=rules))
-    assert config['quantization_config']['modules_to_not_convert'] == ['model.embed_tokens']
+    assert config['modules_to_not_convert'] == ['model.embed_tokens']
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -133,14 +135,14 @@ def test_transformers_loads_a_llama(tmp_path, tied):
     layout = mixed_layout(params, dict(fmt='e3m4'), BLOCKS)
     tensors, of_layers = gq.to_deepseek_fp8(params, layout, unheld='bfloat16')
     assert tensors['model.layers.1.mlp.up_proj.weight_scale_inv'].shape == (2, 1)
-    folder = write_folder(tmp_path / 'fp8', tensors, config | of_layers | {'dtype': 'bfloat16'})
+    folder = write_folder(tmp_path / 'fp8', tensors, config | {'quantization_config': of_layers, 'dtype': 'bfloat16'})
     of_loading = transformers.FineGrainedFP8Config(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=of_loading)
     found = {name: tensor.view(torch.uint16).numpy() for name, tensor in model.state_dict().items()}
     weights = in_bfloat16(params, layout)
     assert found.keys() == weights.keys() | {'lm_head.weight'}
     assert_same_weights({name: found[name].view(ml_dtypes.bfloat16) for name in weights}, weights)
-    not_converted = of_layers['quantization_config']['modules_to_not_convert']
+    not_converted = of_layers['modules_to_not_convert']
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             is_quantized = f'{name}.weight_scale_inv' in tensors

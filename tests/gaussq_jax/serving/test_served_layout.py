@@ -91,7 +91,7 @@ def test_errors_beyond_float32(exponent):
         (dict(storages=(MXFP4, NVFP4)), 'storages are MXFP4, NVFP4: allowed are'),
         (dict(storages=(FP8_CHANNEL,)), 'storages are FP8 by output channel: allowed are'),
         (dict(fused=FUSED), r"fused='layers/.*' must be a sequence of regexes"),
-        (dict(fused=['layers/gate']), "fused='layers/gate' matches none of the weight matrices, layers/key/kernel, "),
+        (dict(fused=['layers/gate']), "fused='layers/gate' matches none of the leaves, layers/key/kernel, "),
         (dict(mean_bits='5'), "mean_bits='5' must be a number"),
     ],
 )

@@ -47,7 +47,7 @@ def test_fused_modules_are_stored_alike():
     mlp = [f'model.layers.0.mlp.{name}_proj' for name in ('gate', 'up', 'down')]
     fused = dict.fromkeys(mlp, 'model.layers.0.mlp')
     tensors, config = gq.to_mlx(params, layout, fused=fused)
-    others = [name for name, mode in config['quantization'].items() if isinstance(mode, dict)]
+    others = [name for name, mode in config.items() if isinstance(mode, dict)]
     assert sorted(others) == sorted([*mlp, 'model.layers.1.mlp.down_proj'])
     assert all(tensors[f'{name}.weight'].shape[1] * 4 == params[f'{name}.weight'].shape[1] for name in mlp)
     layout = mixed_layout(params, dict(fmt='e3m4'), dict(fmt='float4_e2m1fn'))
