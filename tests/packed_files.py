@@ -55,7 +55,9 @@ def rewritten(data, change_contents=lambda contents: None, change_tensors=lambda
     header, payload = json.loads(data[8:length]), data[length:]
     contents = json.loads(header.pop('__metadata__')['gaussq_jax'])
     tensors = {
-        name: np.frombuffer(payload[slice(*entry['data_offsets'])], {'U8': 'u1', 'BF16': '<u2'}[entry['dtype']])
+        name: np.frombuffer(
+            payload[slice(*entry['data_offsets'])], {'U8': 'u1', 'BF16': '<u2', 'F32': '<f4'}[entry['dtype']]
+        )
         .reshape(entry['shape'])
         .copy()
         for name, entry in header.items()

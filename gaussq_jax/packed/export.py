@@ -245,7 +245,7 @@ def _unpack_leaf(path, described, formats, take) -> tuple[np.ndarray, LeafLayout
         of_weights = value_per_weight(of_tiles, of_leaf.tile, (m, n)).ravel()
         for (fmt, weights), part in zip(_weights_by_format(of_leaf, which, (m, n)), parts):
             values = of_weights[weights]
-            with np.errstate(over='ignore'):
+            with np.errstate(over='ignore', invalid='ignore'):
                 values = values * bit_packing.decoded(fmt)[bit_packing.unpack(part, fmt.bits, values.size)]
                 values = values.astype(np.float32)  # of absmax scales; their products are exact in float64
             if not np.all(np.isfinite(values)):

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import numpy as np
+import numpy_float_formats as oracle
 import pytest
 from packed_files import INDICES, header_length, refused, rewritten
 
@@ -117,6 +118,48 @@ TENSOR_CHANGES = {
 @pytest.mark.parametrize('change', TENSOR_CHANGES.values(), ids=TENSOR_CHANGES)
 def test_tensors_that_lack_or_contradict(path, whole, change):
     data = rewritten(whole, change_tensors=lambda tensors: change(tensors))
+    assert refused(path, data).startswith('is none that save_packed wrote: ')
+
+
+@pytest.fixture(scope='module')
+def other_scales(tmp_path_factory):
+    """A file of float32 scales by channel, and of NVFP4's."""
+    path = tmp_path_factory.mktemp('scales') / 'file'
+    params = {name: {'kernel': oracle.heavy_tailed((32, 8))} for name in ('absmax', 'nvfp4')}
+    of = lambda name, **settings: gq.uniform_layout({name: params[name]}, **settings)
+    channels = of('absmax', fmt='float8_e4m3fn', block_size='channel', scale='absmax')
+    gq.save_packed(path, params, channels | of('nvfp4', fmt='e2m1', block_size=16, scale='nvfp4'))
+    return path.read_bytes()
+
+
+SCALE_CHANGES = {
+    'no scale': set_to('absmax/kernel.scales', 3, 0),
+    'a negative scale': set_to('absmax/kernel.scales', 3, -1),
+    'an infinite scale': set_to('absmax/kernel.scales', 3, np.inf),
+    'a scale of NaN': set_to('absmax/kernel.scales', 3, np.nan),
+    'a scale beyond what its codes allow': set_to('absmax/kernel.scales', 3, 3e38),
+    'scales of a byte': put('absmax/kernel.scales', np.ones((1, 8), np.uint8)),
+    'a negative code': set_to('nvfp4/kernel.scales', 3, 0x81),
+    'a code of NaN': set_to('nvfp4/kernel.scales', 3, 0x7F),
+    'no divisors': lambda tensors: tensors.pop('nvfp4/kernel.divisors'),
+    'a divisor of zero': put('nvfp4/kernel.divisors', np.zeros((), np.float32)),
+    'a divisor of NaN': put('nvfp4/kernel.divisors', np.full((), np.nan, np.float32)),
+    'a divisor too small for its codes': put('nvfp4/kernel.divisors', np.full((), 1e-38, np.float32)),
+    'divisors of another shape': put('nvfp4/kernel.divisors', np.ones(2, np.float32)),
+    'divisors of another type': put('nvfp4/kernel.divisors', np.ones((), np.uint8)),
+    'divisors of powers of two': put('absmax/kernel.divisors', np.ones((), np.float32)),
+}
+
+
+@pytest.mark.parametrize('change', SCALE_CHANGES.values(), ids=SCALE_CHANGES)
+def test_scales_that_are_none(path, other_scales, change):
+    data = rewritten(other_scales, change_tensors=change)
+    assert refused(path, data).startswith('is none that save_packed wrote: ')
+
+
+@pytest.mark.parametrize('scale', ['', 'max', None, 7, ['mx'], 'nvfp4', 'absmax'])
+def test_kinds_of_scales_that_there_are_not(path, whole, scale):
+    data = rewritten(whole, lambda contents: contents['leaves']['kernel'].update(scale=scale))
     assert refused(path, data).startswith('is none that save_packed wrote: ')
 
 
