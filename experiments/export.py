@@ -24,8 +24,8 @@ and with bfloat16 all weights, are stored in bfloat16.
 bfloat16; for compressed-tensors (vLLM, SGLang, transformers), mlx, deepseek-fp8 or quark-mxfp6; or a file for gguf
 (llama.cpp). What their formats don't hold exactly is refused, saying what would hold it; of learned bitwidths, each
 matrix has the narrowest format that holds all of its blocks, or bfloat16. With --budget, each has the format of the
-least squared error instead, within so many bits a weight: the packed file, WORKDIR/served-<budget>-<target>.safetensors, has
-these weights, too. docs/serving.md says who reads what.
+least squared error instead, within so many bits a weight. The packed file, then called
+WORKDIR/served-<budget>-<target>.safetensors, has these weights, too. docs/serving.md says who reads what.
 """
 
 import pathlib
