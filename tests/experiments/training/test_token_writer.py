@@ -18,6 +18,10 @@ MODELS = {
     'llama': lambda dtype: models.Llama(**SIZES, num_kv_heads=2, dtype=dtype),
     'tied': lambda dtype: models.Llama(**SIZES, tie_embeddings=True, dtype=dtype),
     'gpt2': lambda dtype: models.GPT2(**SIZES, max_length=WINDOW, dtype=dtype),
+    'llama3': lambda dtype: models.Llama(**SIZES, rope_factor=8.0, rope_original_length=4, dtype=dtype),
+    'mistral': lambda dtype: models.Mistral(**SIZES, num_kv_heads=2, dtype=dtype),
+    'qwen2': lambda dtype: models.Qwen2(**SIZES, num_kv_heads=2, dtype=dtype),
+    'qwen3': lambda dtype: models.Qwen3(**SIZES, num_kv_heads=2, head_dim=6, dtype=dtype),
     'without a cache': lambda dtype: Gelu(VOCABULARY, num_layers=2, hidden_size=16, wide_size=16, dtype=dtype),
 }
 LENGTHS = (3, 1, 16, 17, 38, 40)
@@ -57,7 +61,7 @@ def written_anew(model, weights, prompts, num_tokens):
 
 @pytest.mark.parametrize(
     ('name', 'dtype'),
-    [(name, dtype) for name in MODELS for dtype in ('float32', 'bfloat16') if name != 'tied' or dtype == 'float32'],
+    [*((name, 'float32') for name in MODELS), *((name, 'bfloat16') for name in ('llama', 'gpt2', 'without a cache'))],
 )
 def test_likeliest_tokens(name, dtype):
     """Of prompts of all lengths at a time: up to where the window is full, and beyond it."""
