@@ -31,9 +31,10 @@ class ModelFamily:
 
     The module takes `vocab_size`, `num_layers`, `hidden_size`, `dtype`, `dot_general_cls`, `layer_transform`,
     `remat_policy`, `scan_unroll` and `constrain`, as `Llama` does, beside the sizes that are the family's own; its
-    layers are scanned: each of their parameters has them along its first axis. A model whose `__call__` takes
-    `positions` beside the tokens, and hands them to `layers.scan_layers` and each layer's `layers.Attention`, writes
-    text with a cache (see `key_value_cache`); any other sees all of the text anew for each token.
+    layers are scanned: each of their parameters has them along its first axis. A model writes text with a cache (see
+    `key_value_cache`) if its `__call__` takes two more arguments: `positions`, which it hands to `layers.scan_layers`
+    and each layer's `layers.Attention`, and `logits_at`, which tokens it returns logits of (`layers.take_tokens`). Any
+    other sees all of the text anew for each token.
 
     Attributes:
       name: of the family, in configs and as Hugging Face's `model_type`.
