@@ -50,6 +50,21 @@ def test_both_forms_of_the_flag(tmp_path, monkeypatch, form):
     assert f'{CONFIG}:smoke' in ' '.join(seen[0]) and seen[0][-1] == '--workdir=x'
 
 
+def test_interrupted_programs_end_with_the_code_that_shells_know(monkeypatch):
+    """Wherever they are, without a traceback."""
+
+    def main(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, 'argv', ['program'])
+    monkeypatch.setattr(cli, '_mend_streams', lambda: None)
+    monkeypatch.setattr(cli, '_be_quiet', lambda: None)
+    monkeypatch.setattr(cli.app, 'run', lambda main, argv, flags_parser: main(argv))
+    with pytest.raises(SystemExit) as ended:
+        cli.start(main)
+    assert ended.value.code == 130
+
+
 def test_streams(monkeypatch):
     """One that is closed, one that is narrow, and one that has no encoding, as a notebook's."""
     narrow = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
