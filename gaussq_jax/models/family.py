@@ -122,7 +122,7 @@ class HuggingFaceFormat:
       build: config -> the model; ValueError, naming the field, for one that ours can't follow.
       describe: model -> the config that `build` takes.
       longest: the field of the longest sequence, if our model doesn't have it.
-      window: the field of how many tokens a token sees there, if that is not all before it.
+      window: config -> how many tokens a token sees there at the most, by `sliding_window`; None if all before it.
       reads_sentencepiece: whether the family's own tokenizer in transformers reads a tokenizer.model.
     """
 
@@ -132,7 +132,7 @@ class HuggingFaceFormat:
     build: Callable[[Mapping[str, Any]], nn.Module]
     describe: Callable[[Any], dict[str, Any]]
     longest: str | None = None
-    window: str | None = None
+    window: Callable[[Mapping[str, Any]], int | None] = lambda config: None
     reads_sentencepiece: bool = True
 
 
