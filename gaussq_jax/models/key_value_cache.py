@@ -62,8 +62,8 @@ def read_next(
     """The logits of tokens that follow on what a cache holds, and the cache with them.
 
     They are those of the whole sequences, but for rounding: sums are taken in another order, and XLA fuses other
-    operations. Where matmuls quantize activations by a scale of the whole tensor (block_size='tensor'), the scale
-    differs, because the tensor has other tokens.
+    operations. Where matmuls quantize activations by a scale that spans tokens (block_size='tensor', tiles of several
+    rows, or NVFP4's scale of the tensor), the scale differs, because it is of other tokens.
 
     Args:
       model, weights: as for `read_prompts`.
