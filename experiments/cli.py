@@ -55,7 +55,10 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
             sys.exit(1)  # who reads it has seen enough, as `head`
         except KeyboardInterrupt:
             logging.info('interrupted here:', exc_info=True)
-            sys.exit(INTERRUPTED)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(INTERRUPTED)  # at once: at its usual end, Python crashes at times where JAX was interrupted
 
     def parse_flags(argv):
         try:

@@ -62,14 +62,14 @@ def show(steps: Iterator[list[generation.Text]], texts: list[generation.Text]):
     is_terminal = sys.stdout.isatty()  # which obeys what it is told
     shown = foreign_text.escaped if is_terminal else str
     streams = is_terminal and len(texts) == 1
-    is_interrupted = False
+    interrupted = None
     try:
         show_piece = lambda: streams and print(shown(texts[0].new_piece()), end='', flush=True)
         show_piece()
         for _ in steps:
             show_piece()
-    except KeyboardInterrupt:
-        is_interrupted = True
+    except KeyboardInterrupt as error:
+        interrupted = error
     if streams:
         print(shown(texts[0].new_piece(is_last=True)))
     else:
@@ -82,8 +82,8 @@ def show(steps: Iterator[list[generation.Text]], texts: list[generation.Text]):
             which = f'text {number}: ' * (len(texts) > 1)
             told = f'{which}the window of the model is full after {len(text.tokens)} tokens; --slide writes on'
             print(told, file=sys.stderr)
-    if is_interrupted:
-        sys.exit(cli.INTERRUPTED)
+    if interrupted:
+        raise interrupted
 
 
 if __name__ == '__main__':

@@ -90,9 +90,8 @@ def test_several_prompts(run, is_terminal):
 @pytest.mark.parametrize('is_terminal', [False, True])
 def test_what_is_interrupted_ends_with_what_there_is(run, is_terminal):
     """Half a character too."""
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(KeyboardInterrupt):  # which cli.start makes an exit code of
         run(b'ab\xc3', is_terminal, ends_by=KeyboardInterrupt)
-    assert ended.value.code == 130
     assert ''.join(filter(None, run.stream.pieces)) == 'def ab\ufffd\n'
 
 
