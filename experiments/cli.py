@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from experiments.devices import host_memory
 from experiments.files import foreign_text
 
+INTERRUPTED = 130  # the exit code that shells know
 CHECKOUT = pathlib.Path(__file__).parents[1]
 
 
@@ -52,6 +53,12 @@ def start(main: Callable[[list[str]], None], *, default_config: str | None = Non
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)  # who reads it has seen enough, as `head`
+        except KeyboardInterrupt:
+            logging.info('interrupted here:', exc_info=True)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(INTERRUPTED)  # at once: at its usual end, Python crashes at times where JAX was interrupted
 
     def parse_flags(argv):
         try:

@@ -4,19 +4,23 @@
     python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
     python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def ' --prompt='class ' --top_p=0.9
 
-Several prompts are continued at the same time, each as if it were alone. One text appears on a terminal as it is
+Several prompts are continued at the same time, each as if it were alone; but with fqt, activations whose scales span
+tokens (block_size=tensor, tiles of several rows, NVFP4) depend on all texts. One text appears on a terminal as it is
 written, and Ctrl-C ends it. A text ends where the model's window is full, or goes on with --slide. A seed gives other
-texts than in version 0.1.0.
+texts than in version 0.1.0. In bfloat16, the likeliest token may be another one than that of a model that sees all of
+the text anew, where two are likeliest within rounding.
 """
 
 import sys
+from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import cli, workdirs
+from experiments import cli, methods, workdirs
 from experiments.files import foreign_text
 from experiments.training import generation
 from experiments.training.token_choice import Sampling
+from experiments.training.token_writer import PromptTooLongError
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -34,7 +38,6 @@ SLIDE = flags.DEFINE_boolean(
     'slide', False, 'Go on beyond the window: the last tokens that fit are then seen anew for each token.'
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Another seed, another text.', lower_bound=0, upper_bound=2**32 - 1)
-INTERRUPTED = 130  # the exit code that shells know
 
 
 def main(argv):
@@ -45,18 +48,28 @@ def main(argv):
         prompts = [cli.typed(prompt, '--prompt') for prompt in PROMPT.value]
         how = dict(num_tokens=NUM_TOKENS.value, sampling=sampling, seed=SEED.value, slides=SLIDE.value)
         steps = generation.write_texts(run.experiment, run.state, run.tokenizer, prompts, **how)
-        texts = next(steps)
+        try:
+            texts = next(steps)
+        except PromptTooLongError as error:
+            cli.fail(error, '; --slide sees the end of a longer one')
+        if methods.scales_span_tokens(run.experiment.config):
+            print(f'note: {methods.SPAN_TOKENS}', file=sys.stderr)
+        show(steps, texts)
+
+
+def show(steps: Iterator[list[generation.Text]], texts: list[generation.Text]):
+    """Prints the texts, one on a terminal as it is written; where it is interrupted, what there is."""
     is_terminal = sys.stdout.isatty()  # which obeys what it is told
     shown = foreign_text.escaped if is_terminal else str
     streams = is_terminal and len(texts) == 1
-    is_interrupted = False
+    interrupted = None
     try:
-        show = lambda: streams and print(shown(texts[0].new_piece()), end='', flush=True)
-        show()
+        show_piece = lambda: streams and print(shown(texts[0].new_piece()), end='', flush=True)
+        show_piece()
         for _ in steps:
-            show()
-    except KeyboardInterrupt:
-        is_interrupted = True
+            show_piece()
+    except KeyboardInterrupt as error:
+        interrupted = error
     if streams:
         print(shown(texts[0].new_piece(is_last=True)))
     else:
@@ -69,8 +82,8 @@ def main(argv):
             which = f'text {number}: ' * (len(texts) > 1)
             told = f'{which}the window of the model is full after {len(text.tokens)} tokens; --slide writes on'
             print(told, file=sys.stderr)
-    if is_interrupted:
-        sys.exit(INTERRUPTED)
+    if interrupted:
+        raise interrupted
 
 
 if __name__ == '__main__':

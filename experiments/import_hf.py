@@ -152,12 +152,12 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
     config.model = ConfigDict({'family': family.name, **{name: getattr(model, name) for name in family.settings}})
     config.vocab_size = model.vocab_size
     longest = getattr(model, 'max_length', theirs.get(family.huggingface.longest))
-    config.sequence_length = sequence_length or (min(longest, LONGEST) if json_files.is_a(longest, int) else LONGEST)
-    window = theirs.get(family.huggingface.window)
-    if json_files.is_a(window, int) and config.sequence_length > window:
+    config.sequence_length = sequence_length or min(longest or LONGEST, LONGEST)
+    window = family.huggingface.window(theirs)
+    if window is not None and config.sequence_length > window:
         raise ValueError(
-            f'--sequence_length={config.sequence_length}: the checkpoint has {family.huggingface.window}={window}, the'
-            ' most that is allowed, since our models attend to all tokens before'
+            f'--sequence_length={config.sequence_length}: the checkpoint has sliding_window={window}, the most that is'
+            ' allowed, since our models attend to all tokens before'
         )
     config.batch_size = 8
     config.mesh.data, config.mesh.fsdp = 1, -1

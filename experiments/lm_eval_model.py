@@ -8,6 +8,7 @@ checkpoint. In Python: `simple_evaluate(LowPrecisionModel(weights='…'), tasks=
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from experiments import workdirs
+from experiments import methods, workdirs
 from experiments.devices import host_memory
 from experiments.training import meshes
 from experiments.training.token_choice import Sampling
@@ -47,8 +48,8 @@ class LowPrecisionModel(TemplateLM):
     context the end; a longer text to score is scored in windows, each token once. Of imported models, token ids and
     log-likelihoods are those of lm-eval's `hf` with transformers 5, which scores BOS too where it scores a whole text;
     but text that looks like a special token is text here, and SentencePiece keeps a space at the beginning. Numbers
-    don't depend on what else is in a batch, except for fqt with activations that are scaled by the tensor; nor do
-    texts.
+    don't depend on what else is in a batch, nor do texts; except for fqt with activations whose scales span tokens
+    (block_size=tensor, tiles of several rows, NVFP4), of which a note tells.
 
     Args:
       workdir: a run's directory, whose newest checkpoint is evaluated; or else
@@ -84,6 +85,8 @@ class LowPrecisionModel(TemplateLM):
         run = workdirs.open_either(workdir, weights, tokenizer, **({'dtype': dtype} if dtype else {}))
         self.run_tokenizer = run.tokenizer
         self._mesh = run.experiment.mesh
+        if methods.scales_span_tokens(run.experiment.config):
+            print(f'note: {methods.SPAN_TOKENS}', file=sys.stderr)
         self._weights = run.experiment.transform.apply(None, run.state.params, run.state.transform_state)
         config = run.experiment.config
         self.max_length = config.sequence_length if window is None else _positive('window', window)
@@ -176,8 +179,8 @@ class LowPrecisionModel(TemplateLM):
         """What the model writes after each context, up to the first of the task's stop sequences, or a document's end.
 
         Of a context its end is seen, as much of it as leaves room for max_gen_toks in the window, as with lm-eval's
-        `hf`. Where a task samples, it draws from all tokens unless it gives top_k (0: all) or top_p, while `hf` has a
-        top_k of 50. A drawn text depends on its request's place, and on no other request.
+        `hf`. Where a task samples, it draws from all tokens unless it gives top_k (0 or -1: all) or top_p, while `hf`
+        has a top_k of 50. A drawn text depends on its request's place, and on no other request.
 
         Raises:
           ValueError: for other settings of sampling, or a max_gen_toks that leaves no room for a context.
@@ -265,17 +268,30 @@ def batches(lengths: Sequence[int], padded: Callable[[int], int], batch_size: in
 
 
 def _generation_settings(options: dict) -> GenerationSettings:
-    options = normalize_gen_kwargs(options, default_max_gen_toks=MAX_NEW_TOKENS)
-    is_sampled = options.pop('do_sample') and options.get('temperature', 0) > 0
+    do_sample, temperature = options.get('do_sample'), _number('temperature', options.get('temperature', 0.0))
+    if not (do_sample is None or isinstance(do_sample, bool)):
+        raise ValueError(f'do_sample={do_sample!r}: allowed are True and False')
+    if do_sample and not temperature:
+        raise ValueError('do_sample=True needs a temperature above 0; without sampling, do_sample=False')
+    Sampling(temperature)  # which can be wrong where nothing is sampled, too
+    options = normalize_gen_kwargs({**options, 'temperature': temperature}, default_max_gen_toks=MAX_NEW_TOKENS)
+    is_sampled = options.pop('do_sample')
     allowed = {'until', 'max_gen_toks', 'temperature', 'top_p', 'top_k'}
     if unknown := sorted(set(options) - allowed):
         raise ValueError(f'generation_kwargs has {", ".join(unknown)}: allowed are {", ".join(sorted(allowed))}')
     sampling = Sampling(0)
     if is_sampled:
-        top_k = options.get('top_k') or None  # 0 is all, as in transformers
-        sampling = Sampling(float(options['temperature']), top_k, options.get('top_p'))
+        top_k = None if options.get('top_k') in (0, -1) else options.get('top_k')  # as in transformers, and in vLLM
+        sampling = Sampling(temperature, top_k, options.get('top_p'))
     until = tuple(filter(None, options['until']))
     return GenerationSettings(until, options['max_gen_toks'], sampling)
+
+
+def _number(name: str, value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f'{name}={value!r}: allowed is a number') from None
 
 
 def _positive(name: str, value) -> int:

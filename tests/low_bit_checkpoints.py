@@ -195,6 +195,10 @@ FORMS = {  # name -> what makes a matrix, or those whose names have a part; and 
     ),
     'deepseek': (_float_scales(_blocks_of, BLOCK, part='weight_scale_inv'), DEEPSEEK),
     'deepseek bfloat16': (_float_scales(_blocks_of, BLOCK, 'bfloat16', 'weight_scale_inv'), DEEPSEEK),
+    'deepseek tensor': (
+        _float_scales(lambda shape: (), None, part='weight_scale_inv'),
+        DEEPSEEK | {'weight_block_size': None},
+    ),
     'mixed': (
         {
             'self_attn': _float_scales(CHANNELS, None, 'float16'),

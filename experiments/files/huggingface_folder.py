@@ -201,7 +201,8 @@ def copy_own_file(file: pathlib.Path, target: pathlib.Path):
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says that our models don't know: what `write` looks for beside the tokenizer's files."""
     names = (models.find_family(config['model_type']).huggingface.longest, *IDS)
-    return {name: config[name] for name in names if isinstance(config.get(name), int | list)}
+    is_kept = lambda value: json_files.is_a(value, int) or json_files.is_a(value, list)
+    return {name: config[name] for name in names if is_kept(config.get(name))}
 
 
 def _tensors(directory: pathlib.Path) -> Tensors:

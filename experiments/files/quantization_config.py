@@ -22,10 +22,12 @@ PACKED = {  # of compressed-tensors, whose codes are narrower than bytes
 }
 FLOAT = ('float-quantized', 'naive-quantized')  # FP8, if their type is float
 FORMATS = (*PACKED, 'mxfp8-quantized', *FLOAT)
+FP8_TENSOR = dataclasses.replace(storages.FP8_CHANNEL, name='FP8', tile=(None, None))
 STRATEGIES = {'mx': 'group', 'nvfp4': 'tensor_group'}
 LARGEST_SIDE = 2**24  # of a block
 EMBEDDINGS = ('embed_tokens', 'wte', 'wpe')  # the last names of modules of the class Embedding; others are Linear
 HEAD = 'lm_head'  # which FP8 of DeepSeek leaves out, said or not
+BOUNDARY = r'(?:(?<=\.)|(?=\.|$))'  # where a regex of FP8 of DeepSeek may end in a module's name
 ACTIVATIONS = 'activations were quantized when it was served; here they are not'
 # Regexes are a stranger's: these bound what matching them can take.
 MOST_REGEX_CHARACTERS, MOST_REPETITIONS, MOST_NAME_CHARACTERS = 1000, 3, 256
@@ -182,7 +184,7 @@ def _float_storage(place: str, weights: Mapping[str, Any]) -> Storage:
         if value not in ((None, -1) if strategy == 'channel' and name == 'group_size' else (None,)):
             raise ValueError(f'{place}.{name}={value!r:.80} says nothing of the strategy {strategy!r}')
     if strategy == 'tensor':
-        return Storage('FP8', storages.FP8_CHANNEL.fmt, (None, None), 'absmax')
+        return FP8_TENSOR
     if strategy == 'channel':
         return storages.FP8_CHANNEL
     return _blocks(*_sides(f'{place}.block_structure', block if strategy == 'block' else [1, group]))
@@ -199,18 +201,22 @@ def _of_deepseek(where: str, fields: Mapping[str, Any]) -> QuantizationConfig:
         expert_dtype=(None, 'fp8'),
         modules_to_convert=(None, []),
     )  # fmt: skip
-    storage = _blocks(*_sides(f'{where}.weight_block_size', fields.get('weight_block_size')))
+    if 'weight_block_size' not in fields:
+        raise ValueError(f'{where} lacks weight_block_size: two integers, or null for one scale a matrix')
+    sides = fields['weight_block_size']
+    storage = FP8_TENSOR if sides is None else _blocks(*_sides(f'{where}.weight_block_size', sides))
     is_static = fields.get('activation_scheme') == 'static'
     of_activations = ('activation_scale', 'input_scale') if is_static else ()
     encoding = Encoding(storage, scale='weight_scale_inv', of_activations=of_activations)
     ignored = []
     for name in ('modules_to_not_convert', 'ignored_layers'):
-        ignored += _strings(f'{where}.{name}', fields.get(name) or [])
+        place = f'{where}.{name}'
+        for text in _strings(place, fields.get(name) or []):
+            ignored.append((text, _regex(place, f'(?:{text}){BOUNDARY}')))
 
     def encoding_of(module):
-        names = (HEAD, *EMBEDDINGS)
-        is_ignored = module.rpartition('.')[2] in names or any(
-            module == name or module.startswith(f'{name}.') or module.endswith(f'.{name}') for name in ignored
+        is_ignored = module.rpartition('.')[2] in (HEAD, *EMBEDDINGS) or any(
+            regex.match(module) or module.endswith(text) for text, regex in ignored
         )
         return None if is_ignored else encoding
 

@@ -16,6 +16,7 @@ from experiments.methods.sampling import DIFFQ, GAUSSWS
 from experiments.methods.settings import BITWIDTHS, SHARED, WAYS
 from gaussq_jax import models
 
+SPAN_TOKENS = 'scales of activations span tokens: a text depends on the texts beside it, and on their padding'
 METHODS = {method.name: method for method in (GAUSSWS, DIFFQ, QAT, FQT, BF16)}
 
 
@@ -104,3 +105,15 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: 
 def quantizes_matmuls(config: ConfigDict) -> bool:
     """Whether the method rounds operands of the matmuls, which weights of it then need where they are served too."""
     return bool(find(config.method).operands(config))
+
+
+def scales_span_tokens(config: ConfigDict) -> bool:
+    """Whether tokens share the scales of activations: then logits depend on all that is computed at a time.
+
+    They do with a block size of 'tensor', with tiles of several rows, and with NVFP4, which has a scale of the tensor.
+    """
+    quantizer = find(config.method).operands(config).get('P1')
+    if quantizer is None:
+        return False
+    size = quantizer.block_size
+    return size == 'tensor' or quantizer.scale == 'nvfp4' or (isinstance(size, tuple) and size[0] > 1)

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments.data.tokenizers import Tokenizer
 from experiments.training.experiment import Experiment, TrainState
@@ -93,7 +91,7 @@ def write_texts(
       The texts, the same ones after each step: at first the prompts alone.
 
     Raises:
-      ValueError: a prompt that is longer than the window, unless it slides.
+      ValueError: as `TokenWriter.write`.
     """
     writer = TokenWriter(
         experiment.model,
@@ -132,36 +130,3 @@ def write_text(
 def whole_text(tokenizer: Tokenizer, prompt: Iterable[int], tokens: Iterable[int]) -> str:
     """The text of a prompt and of what follows it, decoded as one: alone, SentencePiece drops a leading space."""
     return tokenizer.decode([*prompt, *tokens])
-
-
-def generate(
-    model,
-    weights,
-    prompt: jax.Array,
-    *,
-    key: jax.Array,
-    num_tokens: int,
-    window: int,
-    temperature: float,
-    vocab_size: int | None = None,
-    ends: Sequence[int] = (),
-) -> jax.Array:
-    """The tokens that follow the prompt, each drawn from softmax(logits / temperature): `num_tokens`, or up to an end.
-
-    The model sees the last `window` tokens: beyond the window anew for each token that it writes, at positions from 0
-    on. `TokenWriter` writes several texts at a time, and with other choices.
-
-    Args:
-      model, weights, window, vocab_size, ends: as for `TokenWriter`.
-      prompt: (length,) int32, at least one token.
-      key: a JAX PRNG key.
-      num_tokens: how many to write, at the most.
-      temperature: 0 takes the likeliest token.
-
-    Returns:
-      (number,) int32.
-    """
-    writer = TokenWriter(model, weights, window=window, vocab_size=vocab_size, ends=ends)
-    how = dict(num_tokens=num_tokens, sampling=Sampling(float(temperature)), key=key, slides=True)
-    steps = writer.write([np.asarray(prompt).tolist()], **how)
-    return jnp.array([step[0] for step in steps], jnp.int32)

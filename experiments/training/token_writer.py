@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.training import meshes
-from experiments.training.token_choice import Sampling, choose
+from experiments.training.token_choice import NOT_FINITE, Sampling, choose
 from gaussq_jax.models import key_value_cache
 
 SHORTEST = 16  # sequences are padded to this length, twice that, and so on up to the window: each is compiled once
@@ -18,16 +18,21 @@ SHORTEST = 16  # sequences are padded to this length, twice that, and so on up t
 Step = dict[int, int]
 
 
+class PromptTooLongError(ValueError):
+    """A prompt is longer than the window, and the text doesn't slide."""
+
+
 class TokenWriter:
     """A model that writes, one token after the other.
 
     The prompts are read at once. Each token that is written then costs one token, because the keys and values of those
     before it are kept. Tokens are those of a model that sees all of the text anew for each of them, but for rounding;
-    and but for `fqt` with activations that are scaled by the tensor, because its scale depends on all tokens in it. A
-    model that keeps no cache (see `key_value_cache.keeps_cache`) sees all of the text anew for each token.
+    and but for `fqt` with activations whose scale spans tokens (see `methods.scales_span_tokens`), because it depends
+    on all tokens that are computed at a time. A model that keeps no cache (see `key_value_cache.keeps_cache`) sees all
+    of the text anew for each token.
 
-    A program is compiled for each length of SHORTEST, twice that, and so on up to `window` to which prompts are
-    padded, and one for each such length that prompts and what follows them take.
+    Programs are compiled for each length of SHORTEST, twice that, and so on up to `window` to which prompts are
+    padded, and for each such length that prompts with what follows them take.
 
     Args:
       model: `apply({'params': weights}, tokens (batch, length))` gives logits (batch, length, vocabulary).
@@ -60,18 +65,24 @@ class TokenWriter:
         self.window = window
         self._weights, self._ends, self._mesh = weights, frozenset(ends), mesh
         self._keeps_cache = key_value_cache.keeps_cache(model)
-
-        def last_of(logits, batch):
-            return jnp.take_along_axis(logits, batch['last'][:, None, None], axis=1)[:, 0, :vocab_size]
+        self._known = getattr(model, 'vocab_size', 2**31)
 
         @jax.jit
         def see(weights, batch):
-            return last_of(model.apply({'params': weights}, batch['tokens']), batch)
+            last = batch['last'][:, None]
+            if self._keeps_cache:
+                logits = model.apply({'params': weights}, batch['tokens'], logits_at=last)
+            else:
+                logits = jnp.take_along_axis(
+                    model.apply({'params': weights}, batch['tokens']), last[:, :, None], axis=1
+                )
+            return logits[:, 0, :vocab_size]
 
         @functools.partial(jax.jit, static_argnames='length')
         def read(weights, batch, length):
-            logits, cache = key_value_cache.read_prompts(model, weights, batch['tokens'], length)
-            return last_of(logits, batch), cache
+            last = batch['last'][:, None]
+            logits, cache = key_value_cache.read_prompts(model, weights, batch['tokens'], length, last)
+            return logits[:, 0, :vocab_size], cache
 
         @functools.partial(jax.jit, donate_argnames='cache')
         def read_next(weights, cache, batch):
@@ -102,31 +113,29 @@ class TokenWriter:
 
         Args:
           prompts: at least one, each of at least one token.
-          num_tokens: how many to write, at the most.
+          num_tokens: how many to write, at the most; at least one.
           sampling: how tokens are chosen.
           key: a JAX PRNG key. A token that is drawn depends on it, on its row and on its position.
-          rows: names of the prompts, integers; 0, 1, 2, ... by default.
+          rows: names of the prompts, integers from 0 to 2^31 - 1; 0, 1, 2, ... by default.
           slides: whether texts go on beyond the window, and prompts may be longer than it.
           batch_size: what is computed is padded to at least so many texts.
 
         Returns:
-          An iterator over the steps, each {index of the prompt: token}, of the texts that have not ended before.
+          An iterator over the steps, each {index of the prompt: token}, of the texts that have not ended before. Its
+          step raises ValueError where logits are not finite.
 
         Raises:
-          ValueError: a prompt that is empty or, unless it slides, longer than the window.
+          PromptTooLongError: a prompt longer than the window, unless it slides.
+          ValueError: no prompts, or an empty one; a token that the model doesn't have; a num_tokens below 1; rows of
+            another number than the prompts, or that can't be.
         """
-        for prompt in prompts:
-            if not 0 < len(prompt) <= (len(prompt) if slides else self.window):
-                raise ValueError(
-                    f'a prompt has {len(prompt)} tokens: allowed are 1 to {self.window}, the window of the model; of a'
-                    ' longer one, the end is seen with --slide (slides=True)'
-                )
+        self._check(prompts, num_tokens, rows, slides)
         stops = [len(prompt) + (num_tokens if slides else min(num_tokens, self.room(prompt))) for prompt in prompts]
         batch_size = _filled(
             max(batch_size, len(prompts)), 1 if self._mesh is None else meshes.num_batch_shards(self._mesh)
         )
         names = _column(range(len(prompts)) if rows is None else rows, batch_size)
-        length = self.padded(self.padded(max(map(len, prompts))) + num_tokens)
+        length = self.padded(max(map(len, prompts)) + num_tokens - 1)  # the last token is not seen
 
         def steps():
             texts, cache = [list(prompt) for prompt in prompts], None
@@ -137,11 +146,32 @@ class TokenWriter:
                 tokens = np.asarray(choose(logits, key, names, positions, sampling)).tolist()
                 step = {i: tokens[i] for i in sorted(writing)}
                 for i, token in step.items():
+                    if token == NOT_FINITE:
+                        raise ValueError(f'the logits after {len(texts[i])} tokens of prompts[{i}] are not finite')
                     texts[i].append(token)
                 writing = {i for i, token in step.items() if token not in self._ends and len(texts[i]) < stops[i]}
                 yield step
 
         return steps()
+
+    def _check(self, prompts: Sequence[Sequence[int]], num_tokens: int, rows: Sequence[int] | None, slides: bool):
+        if num_tokens < 1:
+            raise ValueError(f'num_tokens={num_tokens}: allowed are integers from 1 on')
+        if not len(prompts):
+            raise ValueError('prompts is empty: at least one is needed')
+        if rows is not None and len(rows) != len(prompts):
+            raise ValueError(f'rows has {len(rows)} names: allowed are {len(prompts)}, one for each prompt')
+        if wrong := [row for row in rows or () if not 0 <= row < 2**31]:
+            raise ValueError(f'rows has the name {wrong[0]}: allowed are 0 to 2^31 - 1')
+        for i, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(f'prompts[{i}] has no tokens: at least one is needed')
+            if not slides and len(prompt) > self.window:
+                raise PromptTooLongError(
+                    f'prompts[{i}] has {len(prompt)} tokens: allowed are 1 to {self.window}, the window of the model'
+                )
+            if wrong := [token for token in prompt if not 0 <= token < self._known]:
+                raise ValueError(f'prompts[{i}] has the token {wrong[0]}: allowed are 0 to {self._known - 1}')
 
     def padded(self, length: int) -> int:
         """The length to which sequences of this one are padded."""

@@ -31,9 +31,10 @@ class ModelFamily:
 
     The module takes `vocab_size`, `num_layers`, `hidden_size`, `dtype`, `dot_general_cls`, `layer_transform`,
     `remat_policy`, `scan_unroll` and `constrain`, as `Llama` does, beside the sizes that are the family's own; its
-    layers are scanned: each of their parameters has them along its first axis. A model whose `__call__` takes
-    `positions` beside the tokens, and hands them to `layers.scan_layers` and each layer's `layers.Attention`, writes
-    text with a cache (see `key_value_cache`); any other sees all of the text anew for each token.
+    layers are scanned: each of their parameters has them along its first axis. A model writes text with a cache (see
+    `key_value_cache`) if its `__call__` takes two more arguments: `positions`, which it hands to `layers.scan_layers`
+    and each layer's `layers.Attention`, and `logits_at`, which tokens it returns logits of (`layers.take_tokens`). Any
+    other sees all of the text anew for each token.
 
     Attributes:
       name: of the family, in configs and as Hugging Face's `model_type`.
@@ -121,7 +122,7 @@ class HuggingFaceFormat:
       build: config -> the model; ValueError, naming the field, for one that ours can't follow.
       describe: model -> the config that `build` takes.
       longest: the field of the longest sequence, if our model doesn't have it.
-      window: the field of how many tokens a token sees there, if that is not all before it.
+      window: config -> how many tokens a token sees there at the most, by `sliding_window`; None if all before it.
       reads_sentencepiece: whether the family's own tokenizer in transformers reads a tokenizer.model.
     """
 
@@ -131,7 +132,7 @@ class HuggingFaceFormat:
     build: Callable[[Mapping[str, Any]], nn.Module]
     describe: Callable[[Any], dict[str, Any]]
     longest: str | None = None
-    window: str | None = None
+    window: Callable[[Mapping[str, Any]], int | None] = lambda config: None
     reads_sentencepiece: bool = True
 
 

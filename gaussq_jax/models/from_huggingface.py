@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from gaussq_jax.models.families import FAMILIES
 from gaussq_jax.models.family import HEAD
+from gaussq_jax.models.huggingface_config import size_or_none
 
 
 def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
@@ -91,7 +92,10 @@ def model_from_huggingface(config: Mapping[str, Any]) -> nn.Module:
     allowed = [name for name, family in FAMILIES.items() if family.huggingface]
     if model_type not in allowed:
         raise ValueError(f'model_type={model_type!r:.80} must be one of {", ".join(allowed)}')
-    return FAMILIES[model_type].huggingface.build(config)
+    theirs = FAMILIES[model_type].huggingface
+    if theirs.longest:
+        size_or_none(config, theirs.longest)
+    return theirs.build(config)
 
 
 def _by_short_name(prefix, state_dict):

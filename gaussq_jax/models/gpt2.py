@@ -74,10 +74,12 @@ class GPT2(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens, positions=None):
+    def __call__(self, tokens, positions=None, logits_at=None):
         """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32.
 
         With a cache (see `key_value_cache.read_next`), positions (batch, length) are where the tokens stand.
+        With logits_at (batch, number), indices along the length, the logits (batch, number, vocab_size) are of those
+        tokens alone.
         """
         layers.check_tokens(tokens)
         length = tokens.shape[1]
@@ -112,7 +114,7 @@ class GPT2(nn.Module):
             scan_unroll=self.scan_unroll,
             positions=positions,
         )
-        x = layers.normalize(_layer_norm(self, 'final_norm'), x)
+        x = layers.normalize(_layer_norm(self, 'final_norm'), layers.take_tokens(x, logits_at))
         return self.constrain(layers.tied_logits(x, embed.embedding), layers.LOGITS)
 
 

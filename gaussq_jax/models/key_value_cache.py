@@ -14,7 +14,9 @@ LENGTH_AXIS = 2  # of (layer, batch, length, kv_heads, head_dim)
 Cache = dict[str, Any]
 
 
-def read_prompts(model: nn.Module, weights: Any, tokens: jax.Array, length: int) -> tuple[jax.Array, Cache]:
+def read_prompts(
+    model: nn.Module, weights: Any, tokens: jax.Array, length: int, logits_at: jax.Array | None = None
+) -> tuple[jax.Array, Cache]:
     """The logits of whole sequences, which are those of `model.apply` without a cache, and the cache of them.
 
     Sequences of several lengths are padded after their ends. What the cache then holds of the padding is never seen:
@@ -25,9 +27,10 @@ def read_prompts(model: nn.Module, weights: Any, tokens: jax.Array, length: int)
       weights: its parameters.
       tokens: (batch, number) integers, at the positions 0, 1, 2, ...
       length: how many positions the cache has: at least `number`.
+      logits_at: (batch, n) indices of the tokens whose logits are wanted; None for all.
 
     Returns:
-      logits (batch, number, vocab_size), float32; and the cache, in which each attention has `key` and `value`
+      logits (batch, number or n, vocab_size), float32; and the cache, in which each attention has `key` and `value`
       (num_layers, batch, length, kv_heads, head_dim) in the model's dtype, keys already rotated.
 
     Raises:
@@ -48,7 +51,7 @@ def read_prompts(model: nn.Module, weights: Any, tokens: jax.Array, length: int)
     room = length - tokens.shape[1]
     if room < 0:
         raise ValueError(f'length={length} must be at least {tokens.shape[1]}, the tokens that there are')
-    logits, variables = model.apply({'params': weights}, tokens, mutable=[NEW])
+    logits, variables = model.apply({'params': weights}, tokens, logits_at=logits_at, mutable=[NEW])
     pad = lambda leaf: jnp.pad(leaf, [(0, room if axis == LENGTH_AXIS else 0) for axis in range(leaf.ndim)])
     return logits, jax.tree.map(pad, variables[NEW])
 
@@ -59,8 +62,8 @@ def read_next(
     """The logits of tokens that follow on what a cache holds, and the cache with them.
 
     They are those of the whole sequences, but for rounding: sums are taken in another order, and XLA fuses other
-    operations. Where matmuls quantize activations by a scale of the whole tensor (block_size='tensor'), the scale
-    differs, because the tensor has other tokens.
+    operations. Where matmuls quantize activations by a scale that spans tokens (block_size='tensor', tiles of several
+    rows, or NVFP4's scale of the tensor), the scale differs, because it is of other tokens.
 
     Args:
       model, weights: as for `read_prompts`.
@@ -77,8 +80,10 @@ def read_next(
 
 
 def keeps_cache(model: Any) -> bool:
-    """Whether these functions take a model: its `__call__` has `positions` beside the tokens."""
-    return isinstance(model, nn.Module) and 'positions' in inspect.signature(type(model).__call__).parameters
+    """Whether these functions take a model: its `__call__` has `positions` and `logits_at` beside the tokens."""
+    if not isinstance(model, nn.Module):
+        return False
+    return {'positions', 'logits_at'} <= inspect.signature(type(model).__call__).parameters.keys()
 
 
 def seen(module: nn.Module, key: jax.Array, value: jax.Array, positions: jax.Array | None):

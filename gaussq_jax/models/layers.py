@@ -262,6 +262,11 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
     return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
 
 
+def take_tokens(x, at):
+    """The rows of x (batch, length, hidden_size) at the indices (batch, number); all of them where `at` is None."""
+    return x if at is None else jnp.take_along_axis(x, at[:, :, None], axis=1)
+
+
 def normalize(norm, x):
     """norm(x), of linen, whose statistics promote x to float32: in a context where JAX may promote dtypes."""
     with jax.numpy_dtype_promotion('standard'):

@@ -143,10 +143,12 @@ class Llama(nn.Module):
         return None if self.rope_factor == 1 else RopeScaling(*factors, self.rope_original_length)
 
     @nn.compact
-    def __call__(self, tokens, positions=None):
+    def __call__(self, tokens, positions=None, logits_at=None):
         """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32.
 
         With a cache (see `key_value_cache.read_next`), positions (batch, length) are where the tokens stand.
+        With logits_at (batch, number), indices along the length, the logits (batch, number, vocab_size) are of those
+        tokens alone.
         """
         layers.check_tokens(tokens)
         embed = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, embedding_init=_initializer, name='embed')
@@ -176,7 +178,8 @@ class Llama(nn.Module):
             scan_unroll=self.scan_unroll,
             positions=positions,
         )
-        x = layers.normalize(nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm'), x)
+        final_norm = nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm')
+        x = layers.normalize(final_norm, layers.take_tokens(x, logits_at))
         if self.tie_embeddings:
             logits = layers.tied_logits(x, embed.embedding)
         else:

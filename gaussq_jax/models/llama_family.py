@@ -10,6 +10,7 @@ from gaussq_jax.models.family import HEAD, HuggingFaceFormat, HuggingFaceTensor,
 from gaussq_jax.models.huggingface_config import check_fields, flag, positive, size, size_or_none
 
 FULL = 'full_attention'  # of `layer_types`
+DEFAULT_LONGEST = 2**17  # the longest sequence of a Mistral that says nothing of it; a Qwen's is shorter
 
 
 def llama_family(
@@ -20,7 +21,7 @@ def llama_family(
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     written: Callable[[Any], Mapping[str, Any]],
     reads_sentencepiece: bool = True,
-    window: str | None = None,
+    window: Callable[[Mapping[str, Any]], int | None] = lambda config: None,
 ) -> ModelFamily:
     """A family whose module is a subclass of `Llama`, or that.
 
@@ -35,6 +36,7 @@ def llama_family(
     """
 
     def build(config):
+        _check_window(window(config), config)
         return module(**_read(config), **read(config))
 
     def describe(model):
@@ -57,21 +59,39 @@ def llama_family(
     )
 
 
-def check_no_window(config):
-    """Refuses a configuration of Qwen's by which some layers attend to the last tokens only."""
-    check_fields(config, use_sliding_window=(False,))
+def window_of_qwen(config):
+    """How many tokens the layers of a Qwen see that have a window; None if none has one."""
+    if not flag(config, 'use_sliding_window') or config.get('layer_types') is not None:  # by which all see all
+        return None
+    number = {'max_window_layers': 28, **config}
+    first = 0 if number['max_window_layers'] == 0 else size(number, 'max_window_layers')
+    if first >= size(config, 'num_hidden_layers'):
+        return None
+    return size_or_none({'sliding_window': 4096, **config}, 'sliding_window')
+
+
+def _check_window(window, config):
+    """A window that no sequence exceeds takes nothing away."""
+    longest = size_or_none(config, 'max_position_embeddings') or DEFAULT_LONGEST
+    if window is not None and window < longest:
+        raise ValueError(
+            f'sliding_window={window} must be None, or no less than max_position_embeddings={longest}: our models'
+            ' attend to all tokens before'
+        )
 
 
 def _read(config):
     check_fields(config, hidden_act=('silu', 'swish'), partial_rotary_factor=(None, 1))
-    kinds = config.get('layer_types')
-    if kinds is not None and not (isinstance(kinds, list | tuple) and all(kind == FULL for kind in kinds)):
-        raise ValueError(f'layer_types={kinds!r:.80} must be {FULL} for each layer')
+    kinds, num_layers = config.get('layer_types'), size(config, 'num_hidden_layers')
+    if kinds is not None and not (
+        isinstance(kinds, list | tuple) and len(kinds) == num_layers and all(kind == FULL for kind in kinds)
+    ):
+        raise ValueError(f'layer_types={kinds!r:.80} must be {FULL} for each of the {num_layers:,} layers')
     hidden_size, num_heads = size(config, 'hidden_size'), size(config, 'num_attention_heads')
     head_dim = size_or_none(config, 'head_dim')
     return dict(
         vocab_size=size(config, 'vocab_size'),
-        num_layers=size(config, 'num_hidden_layers'),
+        num_layers=num_layers,
         hidden_size=hidden_size,
         mlp_size=size(config, 'intermediate_size'),
         num_heads=num_heads,

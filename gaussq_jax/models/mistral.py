@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from gaussq_jax.models.huggingface_config import size, size_or_none
+from gaussq_jax.models.huggingface_config import field, size_or_none
 from gaussq_jax.models.llama import Llama
 from gaussq_jax.models.llama_family import llama_family
 
@@ -27,15 +27,7 @@ class Mistral(Llama):
 
 
 def _read(config):
-    """A window that no sequence exceeds takes nothing away."""
-    window = size_or_none({'sliding_window': DEFAULT_WINDOW, **config}, 'sliding_window')
-    if window is not None:
-        longest = size({'max_position_embeddings': 2**17, **config}, 'max_position_embeddings')
-        if window < longest:
-            raise ValueError(
-                f'sliding_window={window} must be None, or no less than max_position_embeddings={longest}: our models'
-                ' attend to all tokens before'
-            )
+    field(config, 'num_key_value_heads')  # of which transformers has a default that is none of ours
     return {}
 
 
@@ -46,5 +38,5 @@ MISTRAL = llama_family(
     read=_read,
     written=lambda model: dict(sliding_window=None),
     reads_sentencepiece=False,
-    window='sliding_window',
+    window=lambda config: size_or_none({'sliding_window': DEFAULT_WINDOW, **config}, 'sliding_window'),
 )

@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
+from gaussq_jax.models.huggingface_config import field
 from gaussq_jax.models.llama import Llama
-from gaussq_jax.models.llama_family import check_no_window, llama_family
+from gaussq_jax.models.llama_family import llama_family, window_of_qwen
 
 
 class Qwen2(Llama):
@@ -25,7 +26,7 @@ class Qwen2(Llama):
 
 
 def _read(config):
-    check_no_window(config)
+    field(config, 'num_key_value_heads')  # of which transformers has a default that is none of ours
     return {}
 
 
@@ -36,4 +37,5 @@ QWEN2 = llama_family(
     read=_read,
     written=lambda model: dict(use_sliding_window=False),
     reads_sentencepiece=False,
+    window=window_of_qwen,
 )

@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from gaussq_jax.models.huggingface_config import flag, size
+from gaussq_jax.models.huggingface_config import field, flag, size
 from gaussq_jax.models.llama import Llama
-from gaussq_jax.models.llama_family import check_no_window, llama_family
+from gaussq_jax.models.llama_family import llama_family, window_of_qwen
 
 
 class Qwen3(Llama):
@@ -27,8 +27,8 @@ class Qwen3(Llama):
 
 
 def _read(config):
-    check_no_window(config)
-    size(config, 'head_dim')  # of which transformers has a default that is none of ours
+    size(config, 'head_dim')  # of this and the next, transformers has defaults that are none of ours
+    field(config, 'num_key_value_heads')
     return dict(attention_bias=flag(config, 'attention_bias'))
 
 
@@ -39,4 +39,5 @@ QWEN3 = llama_family(
     read=_read,
     written=lambda model: dict(attention_bias=model.attention_bias, use_sliding_window=False),
     reads_sentencepiece=False,
+    window=window_of_qwen,
 )

@@ -50,6 +50,26 @@ def test_both_forms_of_the_flag(tmp_path, monkeypatch, form):
     assert f'{CONFIG}:smoke' in ' '.join(seen[0]) and seen[0][-1] == '--workdir=x'
 
 
+def test_interrupted_programs_end_with_the_code_that_shells_know(monkeypatch, capfd):
+    """Wherever they are: without a traceback, and at once, with what they have printed."""
+
+    def main(argv):
+        print('so far', end='')
+        raise KeyboardInterrupt
+
+    def end(code):
+        raise SystemExit(code, capfd.readouterr().out)
+
+    monkeypatch.setattr(sys, 'argv', ['program'])
+    monkeypatch.setattr(cli, '_mend_streams', lambda: None)
+    monkeypatch.setattr(cli, '_be_quiet', lambda: None)
+    monkeypatch.setattr(cli.app, 'run', lambda main, argv, flags_parser: main(argv))
+    monkeypatch.setattr(cli.os, '_exit', end)
+    with pytest.raises(SystemExit) as ended:
+        cli.start(main)
+    assert ended.value.args == (130, 'so far')
+
+
 def test_streams(monkeypatch):
     """One that is closed, one that is narrow, and one that has no encoding, as a notebook's."""
     narrow = io.TextIOWrapper(io.BytesIO(), encoding='ascii')

@@ -117,6 +117,11 @@ def set_fields(**fields):
         (set_fields(), {'tokenizer': 'gpt2'}, "tokenizer='gpt2' is unknown"),
         (set_fields(), {'tokenizer': 'nowhere.json'}, "tokenizer='nowhere.json' can't be read"),
         (
+            set_fields(model_type='qwen2', use_sliding_window=True, sliding_window=64, max_window_layers=0),
+            {'sequence_length': 65},
+            '--sequence_length=65: the checkpoint has sliding_window=64, the most that is allowed',
+        ),
+        (
             set_fields(model_type='mistral', sliding_window=64),
             {'sequence_length': 65},
             '--sequence_length=65: the checkpoint has sliding_window=64, the most that is allowed',

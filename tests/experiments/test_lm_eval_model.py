@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from small_experiments import ONE_DEVICE, on_mesh
 
+from configs import tiny
 from experiments import workdirs
 from experiments.data import tokenizers
 from experiments.training import meshes
@@ -51,7 +52,7 @@ def make_run(sizes):
     params['lm_head']['kernel'] = params['lm_head']['kernel'].at[:, 128:].set(0)
     with on_mesh(sizes):
         mesh = meshes.make_mesh(None)
-    config = ConfigDict(dict(sequence_length=WINDOW, model={}))
+    config = ConfigDict(dict(method='bf16', sequence_length=WINDOW, model={}))
     halved = UNCHANGED._replace(apply=lambda key, params, state: jax.tree.map(lambda leaf: leaf / 2, params))
     experiment = types.SimpleNamespace(config=config, vocab_size=257, mesh=mesh, model=model, transform=halved)
     state = TrainState(0, jax.device_put(params, NamedSharding(mesh, PartitionSpec())), {}, ())
@@ -208,7 +209,17 @@ def test_drawn_texts(adapter, write):
     assert len(set(texts)) > 1 and draw(*['def'] * 8) == texts
     assert draw('def', 'another', 'def', 'a context that is longer than the window')[::2] == texts[:3:2]
     assert draw('def', top_k=1) == draw('def', top_p=1e-6) == [write('def', 4)]
-    assert draw('def', top_k=0, top_p=1.0) == texts[:1]
+    assert draw('def', top_k=0, top_p=1.0) == draw('def', top_k=-1, temperature='5.0') == texts[:1]
+
+
+def test_texts_that_depend_on_others_are_told(run, capsys):
+    """Where activations have scales that tokens share."""
+    make_adapter(run)
+    assert capsys.readouterr().err == ''
+    config = tiny.get_config('method=fqt,block_size=tensor,targets=P1+P2')
+    config.sequence_length = WINDOW
+    make_adapter(run._replace(experiment=types.SimpleNamespace(**vars(run.experiment) | {'config': config})))
+    assert capsys.readouterr().err.startswith('note: scales of activations span tokens: a text depends on')
 
 
 # --- settings, tasks --------------------------------------------------------------------------------
@@ -239,7 +250,13 @@ def test_mistakes_are_told(run, settings, message):
     ('options', 'message'),
     [
         (dict(repetition_penalty=1.1), 'generation_kwargs has repetition_penalty: allowed are'),
-        (dict(do_sample=True, temperature=1.0, top_k=-1), 'top_k=-1: allowed'),
+        (dict(do_sample=True, temperature=1.0, top_k=-2), 'top_k=-2: allowed'),
+        (dict(do_sample=True, temperature='hot'), "temperature='hot': allowed is a number"),
+        (dict(temperature=None), 'temperature=None: allowed is a number'),
+        (dict(temperature=-1.0), 'temperature=-1.0: allowed are 0 and numbers'),
+        (dict(do_sample=True), 'do_sample=True needs a temperature above 0'),
+        (dict(do_sample=True, temperature=0), 'do_sample=True needs a temperature above 0'),
+        (dict(do_sample='no', temperature=1.0), "do_sample='no': allowed are True and False"),
         (dict(do_sample=True, temperature=1.0, top_p=2.0), 'top_p=2.0: allowed'),
         (dict(max_gen_toks=WINDOW), f'max_gen_toks={WINDOW}: allowed are 1 to {WINDOW - 1}, of a window of {WINDOW}'),
         (dict(), 'max_gen_toks=256: allowed are 1 to'),

@@ -186,9 +186,9 @@ def test_log_likelihoods_are_those_of_hf(imported):
         asked = [(text, dict(until=['\n'], max_gen_toks=8)) for text in ('def f', 'def ' * LONGEST, 'x')]
         asked = [types.SimpleNamespace(args=args) for args in asked]
         written = ours.generate_until(asked, disable_tqdm=True)
-        expected = theirs.generate_until(asked, disable_tqdm=True)
+        texts = theirs.generate_until(asked, disable_tqdm=True)
         if (checkpoint / 'tokenizer.json').exists():  # bytes that are no UTF-8 are decoded otherwise by SentencePiece
-            assert written == expected and any(written)
+            assert written == texts and any(written)
     np.testing.assert_allclose([score for score, _ in found], [score for score, _ in expected], rtol=1e-5)
     assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
     assert min(whole) < -100

@@ -81,6 +81,11 @@ def test_tokenizer_files_and_what_our_models_lack_are_carried(tmp_path):
     assert config['eos_token_id'] is None and 'max_position_embeddings' not in config
 
 
+def test_a_boolean_is_no_integer_that_is_carried():
+    fields = {'model_type': 'llama', 'max_position_embeddings': True, 'bos_token_id': True, 'eos_token_id': [1, 2]}
+    assert huggingface_folder.kept_fields(fields) == {'eos_token_id': [1, 2]}
+
+
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError('no space')])
 def test_nothing_is_left_of_a_folder_that_was_not_finished(tmp_path, monkeypatch, small_shards, error):
     save_tensors, count = huggingface_folder.save_tensors, iter(range(9))

@@ -233,7 +233,9 @@ def test_compressed_tensors_has_the_same_numbers_in_bfloat16(folders, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['mxfp4', 'mxfp6', 'mxfp8', 'nvfp4', 'fp8 channel', 'deepseek', 'deepseek bfloat16'])
+@pytest.mark.parametrize(
+    'form', ['mxfp4', 'mxfp6', 'mxfp8', 'nvfp4', 'fp8 channel', 'deepseek', 'deepseek bfloat16', 'deepseek tensor']
+)
 def test_transformers_has_the_logits_of_what_is_read(folders, form, tmp_path):
     """Its own reading of the folder, and the folder that is written of what we read, to the bit.
 

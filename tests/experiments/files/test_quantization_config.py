@@ -95,6 +95,27 @@ def test_what_deepseek_leaves_out():
         assert storage_name(said, module) is None
 
 
+@pytest.mark.parametrize(
+    ('name', 'of_up', 'of_query'),
+    [
+        ('model.layers.1', True, True),  # a name ends at a dot: the other's is model.layers.10
+        ('model.layers.10', True, False),
+        ('layers.0.mlp', True, True),  # and begins where the module's does
+        ('_proj', False, False),  # unless it is the end
+        (r'model\.layers\.\d+\.mlp\.up_proj', False, True),
+        ('model.*mlp', False, True),
+        ('model.*mlp.up', True, True),
+        ('nothing|model.layers.0', False, True),
+        (r'model\.layers\.0\.', False, True),
+    ],
+)
+def test_names_and_regexes_of_what_deepseek_leaves_out(name, of_up, of_query):
+    config = read(DEEPSEEK | {'modules_to_not_convert': [name]})
+    assert [config.encoding_of(module) is not None for module in (UP, QUERY)] == [of_up, of_query]
+    quantizers = pytest.importorskip('transformers.quantizers.quantizers_utils', reason='transformers is not installed')
+    assert [quantizers.should_convert_module(module, [name]) for module in (UP, QUERY)] == [of_up, of_query]
+
+
 def test_the_tensors_of_activations_are_of_those_quantized():
     group = scheme(8, 'tensor')
     of = lambda **said: read(compressed('float-quantized', group | said)).encoding_of(UP).of_activations
@@ -159,10 +180,13 @@ GROUP = FIELD + r"config_groups\['group_0'\]"
         (weights('float-quantized', 8, 'token'), GROUP + r"\.weights\.strategy='token' must be 'tensor' or"),
         (weights('float-quantized', 8, 'block'), GROUP + r'\.weights\.block_structure=None must be two integers'),
         (weights('float-quantized', 8, 'tensor', group_size=8), GROUP + r"\.weights\.group_size=8 says nothing of"),
-        (DEEPSEEK | {'weight_block_size': None}, FIELD + 'weight_block_size=None must be two integers of 1 to'),
+        ({'quant_method': 'fp8'}, 'quantization_config lacks weight_block_size: two integers, or null'),
+        (DEEPSEEK | {'weight_block_size': []}, FIELD + r'weight_block_size=\[\] must be two integers of 1 to'),
         (DEEPSEEK | {'weight_block_size': [0, 128]}, FIELD + r'weight_block_size=\[0, 128\] must be two integers'),
         (DEEPSEEK | {'fmt': 'e5m2'}, FIELD + "fmt='e5m2' must be null or 'e4m3'"),
         (DEEPSEEK | {'expert_dtype': 'fp4'}, FIELD + "expert_dtype='fp4' must be null or 'fp8'"),
+        (DEEPSEEK | {'modules_to_not_convert': ['(a+)+']}, FIELD + 'modules_to_not_convert: .* not repeat a group'),
+        (DEEPSEEK | {'modules_to_not_convert': ['*']}, FIELD + 'modules_to_not_convert: .* is no regex'),
         (DEEPSEEK | {'modules_to_not_convert': 3}, FIELD + 'modules_to_not_convert=3 must be a list of strings'),
     ],
 )  # fmt: skip

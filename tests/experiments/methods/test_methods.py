@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 from numpy_weight_sampling import assert_identical, random_weights
 from parameter_trees import assert_identical_trees, nest
 
@@ -219,3 +220,32 @@ def test_the_method_of_a_config_can_be_changed(make):
     changed = methods.with_method(tiny.get_config('method=fqt,format=e2m1,targets=P5,block_size=64'), 'bf16')
     methods.check_settings(changed)
     assert (changed.method, changed.quantization.format, changed.quantization.targets) == ('bf16', '', 'P2+P4+P6')
+
+
+@pytest.mark.parametrize(
+    ('argument', 'span'),
+    [
+        ('method=bf16', False),
+        ('method=qat,block_size=tensor', False),
+        ('method=fqt,block_size=tensor,targets=P1+P2', True),
+        ('method=fqt,block_size=2x16,targets=P1+P2', True),
+        ('method=fqt,block_size=1x16,targets=P1+P2', False),
+        ('method=fqt,block_size=channel,targets=P1+P2', False),
+        ('method=fqt,format=e2m1,scale=nvfp4,block_size=16,targets=P1+P2', True),
+        ('method=fqt,format=e2m1,scale=mx,block_size=32,targets=P1+P2', False),
+        ('method=fqt,block_size=tensor,targets=P2+P3', False),
+    ],
+)
+def test_scales_that_span_tokens(argument, span):
+    """It is seen in the logits of a token, where another changes."""
+    config = get_config(argument)
+    assert methods.scales_span_tokens(config) == span
+    dot_general_cls = methods.make_dot_general_cls(config, training=False)
+    if dot_general_cls is None:
+        return
+    x, w = jax.random.normal(KEY, (1, 2, 32)), jax.random.normal(KEY, (32, 4))
+    multiply = lambda x: nn.Dense(4, dot_general_cls=dot_general_cls, use_bias=False).apply(
+        {'params': {'kernel': w}}, x
+    )
+    changed = multiply(x.at[0, 1].multiply(37.5))
+    assert bool((multiply(x)[0, 0] != changed[0, 0]).any()) == span

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.training.token_choice import Sampling, choose, keep_likeliest
+from experiments.training.token_choice import NOT_FINITE, Sampling, choose, keep_likeliest
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
 CHOICES = [(None, None), (3, None), (1, None), (99, None), (None, 0.7), (None, 1.0), (None, 1e-6), (5, 0.8), (2, 0.99)]
@@ -31,6 +31,28 @@ def test_probabilities_of_what_is_left(top_k, top_p):
         left = jax.nn.softmax(keep_likeliest(jnp.asarray(LOGITS) / temperature, top_k, top_p))
         np.testing.assert_array_equal(left > 0, expected > 0)
         np.testing.assert_allclose(left, expected, rtol=1e-5)
+
+
+def test_a_tiny_top_p_leaves_the_likeliest():
+    """Also one that float32 doesn't have."""
+    left = keep_likeliest(jnp.asarray(LOGITS), None, 1e-50)
+    assert np.flatnonzero(np.isfinite(left)).tolist() == [LOGITS.argmax()]
+
+
+def test_a_top_p_of_one_leaves_all():
+    """Though sums in float32 reach 1 before the last tokens."""
+    logits = jnp.array([-40.0, 0.0, -41.0])
+    assert np.isfinite(keep_likeliest(logits, None, 1.0)).tolist() == [True, True, True]
+    assert np.isfinite(keep_likeliest(logits, 2, 1)).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+@pytest.mark.parametrize('wrong', [[0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf]])
+def test_logits_that_are_not_finite_give_no_token(temperature, wrong):
+    """Of their row alone; a token whose logit is -inf is one that is never drawn."""
+    logits, names = jnp.array([[1.0, -np.inf], wrong, [-np.inf, 1.0]]), np.zeros(3, np.int32)
+    tokens = choose(logits, jax.random.key(0), names, names, Sampling(temperature))
+    assert tokens.tolist() == [0, NOT_FINITE, 1]
 
 
 def test_of_equal_tokens_the_first_stay():
@@ -68,8 +90,9 @@ def test_without_temperature_it_is_the_likeliest(temperature):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ((-1.0,), r'temperature=-1.0: allowed are 0 and numbers from 1e-06 on'),
+        ((-1.0,), r'temperature=-1.0: allowed are 0 and numbers from 1e-06 to 1e\+06'),
         ((1e-9,), 'temperature=1e-09: allowed'),
+        ((1e300,), r'temperature=1e\+300: allowed'),
         ((float('nan'),), 'temperature=nan: allowed'),
         ((float('inf'),), 'temperature=inf: allowed'),
         ((1.0, 0), 'top_k=0: allowed are integers from 1 on'),

@@ -18,6 +18,10 @@ MODELS = {
     'llama': lambda dtype: models.Llama(**SIZES, num_kv_heads=2, dtype=dtype),
     'tied': lambda dtype: models.Llama(**SIZES, tie_embeddings=True, dtype=dtype),
     'gpt2': lambda dtype: models.GPT2(**SIZES, max_length=WINDOW, dtype=dtype),
+    'llama3': lambda dtype: models.Llama(**SIZES, rope_factor=8.0, rope_original_length=4, dtype=dtype),
+    'mistral': lambda dtype: models.Mistral(**SIZES, num_kv_heads=2, dtype=dtype),
+    'qwen2': lambda dtype: models.Qwen2(**SIZES, num_kv_heads=2, dtype=dtype),
+    'qwen3': lambda dtype: models.Qwen3(**SIZES, num_kv_heads=2, head_dim=6, dtype=dtype),
     'without a cache': lambda dtype: Gelu(VOCABULARY, num_layers=2, hidden_size=16, wide_size=16, dtype=dtype),
 }
 LENGTHS = (3, 1, 16, 17, 38, 40)
@@ -57,7 +61,7 @@ def written_anew(model, weights, prompts, num_tokens):
 
 @pytest.mark.parametrize(
     ('name', 'dtype'),
-    [(name, dtype) for name in MODELS for dtype in ('float32', 'bfloat16') if name != 'tied' or dtype == 'float32'],
+    [*((name, 'float32') for name in MODELS), *((name, 'bfloat16') for name in ('llama', 'gpt2', 'without a cache'))],
 )
 def test_likeliest_tokens(name, dtype):
     """Of prompts of all lengths at a time: up to where the window is full, and beyond it."""
@@ -81,8 +85,8 @@ def test_lengths_that_are_compiled():
         assert texts == written_anew(model, weights, prompts, 4)
     for length in range(1, 17):
         written(writer, [PROMPTS[3][:length]], num_tokens=4, batch_size=3, **GREEDY)
-    assert writer._read._cache_size() == 3  # prompts of 16, 32 and 40 tokens
-    assert writer._read_next._cache_size() == 2  # texts of 32 and 40
+    assert writer._read._cache_size() == 4  # prompts of 16, 32 and 40 tokens; the first in texts of 16 and 32
+    assert writer._read_next._cache_size() == 3  # texts of 16, 32 and 40
     assert writer._see._cache_size() == 0
 
 
@@ -132,9 +136,132 @@ def test_on_a_mesh():
     assert written(writer, PROMPTS[:5], num_tokens=5, **GREEDY) == expected
 
 
-@pytest.mark.parametrize('length', [0, WINDOW + 1])
-def test_prompts_that_cannot_be(length):
-    """They are told before anything is computed."""
-    with pytest.raises(ValueError, match=f'a prompt has {length} tokens: allowed are 1 to {WINDOW}, .*--slide'):
-        TokenWriter(None, None, window=WINDOW).write([[1], [1] * length], num_tokens=4, **GREEDY)
-    assert token_writer.SHORTEST < WINDOW
+@pytest.mark.parametrize('name', ['llama3', 'gpt2'])
+def test_a_whole_window_in_bfloat16(name):
+    """Each token is the likeliest of a model that sees all of the text at once, within rounding."""
+    model, weights = make_model(name, 'bfloat16')
+    prompts = [[token] for token in range(8)]
+    texts = written(TokenWriter(model, weights, window=WINDOW), prompts, num_tokens=WINDOW, **GREEDY)
+    seen = np.array([prompt + text[:-1] for prompt, text in zip(prompts, texts)], np.int32)
+    logits = np.asarray(jax.jit(model.apply)({'params': weights}, seen))
+    margins = logits.max(-1) - np.take_along_axis(logits, np.array(texts)[:, :, None], -1)[:, :, 0]
+    assert margins.shape == (8, WINDOW) and margins.max() < 0.03 * np.abs(logits).max() < logits.std()
+
+
+@pytest.mark.parametrize(('num_tokens', 'window'), [(6, 5), (4, 2)])
+def test_beyond_the_window(num_tokens, window):
+    """With a prompt shorter and longer than it: each token follows from the last ones, of no padding."""
+    model, weights = make_model('llama')
+    (text,) = written(
+        TokenWriter(model, weights, window=window), [PROMPTS[0]], num_tokens=num_tokens, slides=True, **GREEDY
+    )
+    tokens = list(PROMPTS[0])
+    for _ in range(num_tokens):
+        logits = model.apply({'params': weights}, np.array([tokens[-window:]], np.int32))
+        tokens.append(int(logits[0, -1].argmax()))
+    assert text == tokens[len(PROMPTS[0]) :] and len(set(text)) > 1
+
+
+@pytest.mark.parametrize('name', ['llama', 'gpt2'])
+def test_logits_are_computed_where_a_token_is_chosen(name):
+    """Not at every position of the prompts, of which there are many."""
+    model, weights = make_model(name)
+    writer = TokenWriter(model, weights, window=WINDOW)
+    batch = {'tokens': np.zeros((3, 32), np.int32), 'last': np.zeros(3, np.int32)}
+    for program in (writer._see, lambda *of: writer._read(*of, WINDOW)):
+        shapes = str(jax.make_jaxpr(program)(weights, batch))
+        assert f'f32[3,1,{VOCABULARY}]' in shapes and f'[3,32,{VOCABULARY}]' not in shapes
+
+
+def test_the_cache_has_room_for_the_texts_and_no_more(monkeypatch):
+    """It isn't padded twice."""
+    model, weights = make_model('llama')
+    writer, lengths = TokenWriter(model, weights, window=WINDOW), []
+    read = writer._read
+    monkeypatch.setattr(writer, '_read', lambda *of: lengths.append(of[-1]) or read(*of))
+    for prompt, num_tokens in ((9, 8), (9, 9), (17, 16), (17, 17)):
+        next(writer.write([[1] * prompt, [2]], num_tokens=num_tokens, **GREEDY))
+    assert lengths == [16, 32, 32, WINDOW]
+
+
+# --- what is drawn, and where a text ends -----------------------------------------------------------
+
+
+class Coin:
+    """A model whose next token is 0 or 2, with odds of 4 to 1 at temperature 1."""
+
+    def apply(self, variables, tokens):
+        logits = jnp.log(jnp.array([0.8, 0.0, 0.2])) + variables['params']
+        return jnp.broadcast_to(logits, (*tokens.shape, 3))
+
+
+def tossed(number, seed=0, temperature=1.0, added=0.0, prompt=(60, 3, 14), **settings):
+    """The tokens that the coin gives."""
+    writer = TokenWriter(Coin(), added, window=4, **settings)
+    how = dict(num_tokens=number, sampling=Sampling(temperature), key=jax.random.key(seed), slides=True)
+    return written(writer, [prompt], **how)[0]
+
+
+@pytest.mark.parametrize(('temperature', 'probability'), [(1.0, 0.2), (0.5, 1 / 17), (2.0, 1 / 3)])
+def test_tokens_are_drawn_from_the_tempered_softmax(temperature, probability):
+    tokens = tossed(2000, 0, temperature)
+    assert set(tokens) == {0, 2}
+    deviation = np.sqrt(probability * (1 - probability) / len(tokens))
+    assert abs(tokens.count(2) / len(tokens) - probability) < 4 * deviation
+    assert tossed(50, 0, temperature) == tokens[:50] != tossed(50, 1, temperature)
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_tokens_that_the_tokenizer_does_not_have(temperature):
+    """They are never written, though the model would."""
+    assert set(tossed(20, 0, temperature, added=jnp.array([0.0, 0.0, 9.0]), vocab_size=2)) == {0}
+
+
+@pytest.mark.parametrize('ends', [(0,), (2,), (1, 2)])
+def test_an_end_is_the_last_token_written(ends):
+    """Any of them; one in the prompt ends nothing."""
+    endless = tossed(50, prompt=(2, 0, 1, 2))
+    first = next(i for i, token in enumerate(endless) if token in ends)
+    assert tossed(50, prompt=(2, 0, 1, 2), ends=ends) == endless[: first + 1]
+    assert tossed(50, prompt=(2, 0, 1, 2), ends=(1,)) == endless
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    """Of the text that is being written, by its place; after those before it."""
+    model, weights = make_model('llama')
+    weights['embed']['embedding'] = weights['embed']['embedding'].at[5].set(jnp.nan)
+    writer = TokenWriter(model, weights, window=WINDOW)
+    assert len(written(writer, [[1]], num_tokens=2, **GREEDY)[0]) == 2
+    with pytest.raises(ValueError, match=r'^the logits after 3 tokens of prompts\[1\] are not finite$'):
+        written(writer, [[1], [1, 5, 1]], num_tokens=2, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ('prompts', 'how', 'message'),
+    [
+        ([], {}, '^prompts is empty: at least one is needed'),
+        ([[1], []], {}, r'^prompts\[1\] has no tokens: at least one is needed'),
+        (
+            [[1], [1] * (WINDOW + 1)],
+            {},
+            rf'^prompts\[1\] has {WINDOW + 1} tokens: allowed are 1 to {WINDOW}, the window',
+        ),
+        ([[1, VOCABULARY]], {}, rf'^prompts\[0\] has the token {VOCABULARY}: allowed are 0 to {VOCABULARY - 1}'),
+        ([[-1]], {}, r'^prompts\[0\] has the token -1: allowed'),
+        ([[1]], dict(num_tokens=0), '^num_tokens=0: allowed are integers from 1 on'),
+        ([[1]], dict(num_tokens=-3), '^num_tokens=-3: allowed'),
+        ([[1]], dict(rows=[0, 1]), '^rows has 2 names: allowed are 1, one for each prompt'),
+        ([[1]], dict(rows=[2**31]), r'^rows has the name 2147483648: allowed are 0 to 2\^31 - 1'),
+        ([[1]], dict(rows=[-1]), '^rows has the name -1: allowed'),
+    ],
+)
+def test_what_cannot_be_written(prompts, how, message):
+    """It is told before anything is computed."""
+    writer = TokenWriter(MODELS['llama']('float32'), None, window=WINDOW)
+    with pytest.raises(ValueError, match=message):
+        writer.write(prompts, **dict(num_tokens=4) | how, **GREEDY)
+
+
+def test_a_prompt_that_is_too_long_has_an_error_of_its_own():
+    with pytest.raises(token_writer.PromptTooLongError):
+        TokenWriter(None, None, window=9).write([[1] * 10], num_tokens=4, **GREEDY)

@@ -215,9 +215,12 @@ def test_scaling_of_configurations_before_and_after_transformers_5():
         ('llama_3', 'original_max_position_embeddings', 9),
         ('mistral', 'sliding_window', 4096),
         ('mistral', 'layer_types', ['full_attention', 'sliding_attention', 'full_attention']),
-        ('qwen2', 'use_sliding_window', True),
+        ('mistral', 'layer_types', 2 * ['full_attention']),
+        ('llama_grouped', 'max_position_embeddings', 0),
+        ('llama_grouped', 'max_position_embeddings', -5),
+        ('llama_grouped', 'max_position_embeddings', True),
+        ('qwen2', 'use_sliding_window', 1),
         ('qwen2', 'layer_types', 3 * ['sliding_attention']),
-        ('qwen3', 'use_sliding_window', True),
         ('gpt2', 'activation_function', 'gelu'),
         ('gpt2', 'scale_attn_weights', False),
         ('gpt2', 'scale_attn_by_inverse_layer_idx', True),
@@ -253,17 +256,6 @@ def test_a_scaling_that_cannot_be_followed_is_refused_by_name(change, error):
     rope = {name: value for name, value in (config['rope_parameters'] | change).items() if value is not ...}
     with pytest.raises(ValueError, match=error):
         models.model_from_huggingface(config | {'rope_parameters': rope})
-
-
-def test_the_window_of_a_mistral_counts_where_sequences_can_exceed_it():
-    config, _, _, _ = read_stored('mistral')
-    window = dict(sliding_window=64, max_position_embeddings=64)
-    assert models.model_from_huggingface(config | window) == models.model_from_huggingface(config)
-    with pytest.raises(ValueError, match='sliding_window=64 must be None, or no less than max_position_embeddings=65'):
-        models.model_from_huggingface(config | window | {'max_position_embeddings': 65})
-    del config['sliding_window']  # which is then 4096
-    with pytest.raises(ValueError, match='sliding_window=4096 must be None'):
-        models.model_from_huggingface(config)
 
 
 ANY_VALUES = (None, True, 3, -1, 0, 0.5, 10**400, np.inf, np.nan, '', 'x', [], [1], ['full_attention'], {}, {'a': {}})

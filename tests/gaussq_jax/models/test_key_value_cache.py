@@ -16,6 +16,10 @@ MODELS = {
     'grouped': lambda **options: models.Llama(**SIZES | {'num_kv_heads': 2} | options),
     'tied': lambda **options: models.Llama(**SIZES | {'tie_embeddings': True} | options),
     'gpt2': lambda **options: models.GPT2(**SIZES | {'max_length': LENGTH} | options),
+    'llama3': lambda **options: models.Llama(**SIZES, rope_factor=8.0, rope_original_length=4, **options),
+    'mistral': lambda **options: models.Mistral(**SIZES, **options),
+    'qwen2': lambda **options: models.Qwen2(**SIZES, **options),
+    'qwen3': lambda **options: models.Qwen3(**SIZES, head_dim=6, **options),
 }
 TOKENS = jax.random.randint(jax.random.key(1), (3, LENGTH), 0, SIZES['vocab_size'])
 STARTS = np.array([2, 7, 4])  # how much of each sequence is read at once
@@ -67,8 +71,8 @@ def test_logits_in_float32(name, options):
     expected = jax.jit(lambda params: model.apply({'params': params}, TOKENS))(params)
     actual, cache = logits_by_cache(model, params)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
-    kv_heads = 2 if name == 'grouped' else 4
-    assert {leaf.shape for leaf in jax.tree.leaves(cache)} == {(3, 3, LENGTH, kv_heads, 4)}
+    kv_heads, head_dim = 2 if name == 'grouped' else 4, 6 if name == 'qwen3' else 4
+    assert {leaf.shape for leaf in jax.tree.leaves(cache)} == {(3, 3, LENGTH, kv_heads, head_dim)}
 
 
 @pytest.mark.parametrize('name', MODELS)
