@@ -53,7 +53,8 @@ setuptools.setup(
         'parity': ['torch>=2.6', 'transformers>=5', 'adam-mini>=1.1.1'],
         'peers': ['qwix>=0.1.8'],
         'serving': [
-            'compressed-tensors>=0.17',
+            'accelerate>=1',  # of transformers' FP8
+            'compressed-tensors>=0.20',
             'gguf>=0.19',
             'mlx[cpu]>=0.32',
             'mlx-lm>=0.32',

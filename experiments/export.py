@@ -23,9 +23,10 @@ and with bfloat16 all weights, are stored in bfloat16.
 --to writes the same weights, number by number, for other software too, to --output: a folder for transformers, in
 bfloat16; for compressed-tensors (vLLM, SGLang, transformers), mlx, deepseek-fp8 or quark-mxfp6; or a file for gguf
 (llama.cpp). What their formats don't hold exactly is refused, saying what would hold it; of learned bitwidths, each
-matrix has the narrowest format that holds all of its blocks, or bfloat16. With --budget, each has the format of the
-least squared error instead, within so many bits a weight. The packed file, then called
-WORKDIR/served-<budget>-<target>.safetensors, has these weights, too. docs/serving.md says who reads what.
+matrix has the narrowest format that holds all of its blocks, or bfloat16. With --budget and no --format, each has the
+format of the least squared error instead, within so many bits a weight, whatever was learned; with --format=learned,
+bits are taken away as without --to. The packed file, then called WORKDIR/served-<budget>-<target>.safetensors, has
+these weights, too. docs/serving.md says who reads what.
 """
 
 import pathlib

@@ -43,8 +43,10 @@ def storages(model: Any, params: Any, layout: Layout, target: Target, *, unheld:
     held = module_storages(tensors, of_tensors, target.name, fused=fused, unheld=unheld)
     if not any(one.storage for one in held.values()) and (layout or target != GGUF):
         reason = next((f': {one.reason}' for one in held.values() if one.reason), '')
+        budget = '--budget chooses formats that it has; ' if target.choices else ''
         raise ValueError(
-            f'--to={target.name} would have nothing in low bits{reason}; --to={TRANSFORMERS.name} has all in bfloat16'
+            f'--to={target.name} would have nothing in low bits{reason}; {budget}--to={TRANSFORMERS.name} has all in'
+            ' bfloat16'
         )
     return {name: (one.storage.name if one.storage else BFLOAT16, one.reason) for name, one in held.items()}
 

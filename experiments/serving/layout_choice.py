@@ -10,7 +10,7 @@ import gaussq_jax as gq
 from experiments import methods, workdirs
 from experiments.methods.settings import parse_block_size
 from experiments.reports import quantization as report
-from experiments.serving.targets import DEEPSEEK_FP8, Target
+from experiments.serving.targets import Target
 from gaussq_jax import models
 from gaussq_jax.packed import Layout
 from gaussq_jax.param_tree import is_floating
@@ -36,9 +36,9 @@ class Asked(NamedTuple):
                 raise ValueError(f'--{error}, or {LEARNED}') from None
             if self.budget is not None:
                 raise ValueError(
-                    f'--budget={self.budget:g} has a meaning only with --format={LEARNED}, not {self.format}'
+                    f'--budget={self.budget:g} has no meaning with --format={self.format}, which is that of all weights'
                 )
-        if self.budget is not None and self.target == DEEPSEEK_FP8:
+        if self.budget is not None and self.target and self.target.to_tensors and not self.target.choices:
             raise ValueError(
                 f'--budget={self.budget:g} has no meaning with --to={self.target.name}, which has one format alone'
             )
@@ -83,9 +83,11 @@ def choose(run: workdirs.Run, asked: Asked) -> Chosen:
 def _learned(run: workdirs.Run, budget: float | None) -> Chosen:
     params, bitwidths, transform = run.state.params, run.state.transform_state, run.experiment.transform
     if not bitwidths:
+        given = f'--format={LEARNED}' if budget is None else f'--budget={budget:g}'
+        served = '' if budget is None else '; or --to=compressed-tensors, say, whose formats a budget is spent on'
         raise ValueError(
-            f'--format={LEARNED}: the method of this run is {run.experiment.config.method}, which learns no bitwidths;'
-            ' give a format for all weights, for example --format=float6_e3m2fn'
+            f'{given}: the method of this run is {run.experiment.config.method}, which learns no bitwidths; give a'
+            f' format for all weights, for example --format=float6_e3m2fn{served}'
         )
     formats: Callable = gq.format_for_bitwidth
     if budget is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from gaussq_jax.packed import bit_packing
 from gaussq_jax.packed.layout import BFLOAT16, LeafLayout, check_layout, kept_leaves, storable_leaves, value_per_weight
 from gaussq_jax.packed.quantized_weights import QuantizedMatrix, quantized_matrices, rounded
-from gaussq_jax.serving.storages import Storage, check_unheld, choose_storage, targets_that_hold
+from gaussq_jax.serving.storages import Storage, check_unheld, storages_that_hold, targets_that_hold
 
 OCTAVES = range(-9, 9)  # log2 of the powers of two that float8_e4m3fn has
 NOTHING_FUSED: Mapping[str, str] = {}
@@ -23,7 +23,8 @@ class Held(NamedTuple):
     Attributes:
       storage: what holds it exactly; None for bfloat16.
       reason: why not in low bits, unless the layout itself has bfloat16.
-      shift: log2 of what powers of two are divided by as scales of NVFP4, one for all that are fused.
+      shift: log2 of the global scale by which NVFP4's scales are divided that stand for powers of two; one for all
+        modules that are fused.
     """
 
     storage: Storage | None
@@ -139,23 +140,52 @@ def module_storages(
     for named in of_leaves.values():
         for name, matrix in named.items():
             groups[fused.get(name, name)][name] = matrix
-    held = {label: Held(*choose_storage(matrices, target)) for label, matrices in groups.items()}
-    unsure = {label for label, of_group in held.items() if of_group.storage and of_group.storage.scale != 'mx'}
-    scales = {}  # of the modules of these, those of tiles that aren't all zeros
-    for path, named in of_leaves.items():
-        if any(fused.get(name, name) in unsure for name in named):
-            for name, matrix in zip(named, quantized_matrices(path, leaves[path], layout[path])):
-                scales[name] = _used_scales(matrix, layout[path].tile)
-    for label in unsure:
-        held[label] = _with_scales(held[label], {name: scales[name] for name in groups[label]}, groups[label])
+    scales = {}  # of modules, those of tiles that aren't all zeros
+
+    def scales_of(name):
+        if name not in scales:
+            path = next(path for path, named in of_leaves.items() if name in named)
+            found = quantized_matrices(path, leaves[path], layout[path])
+            scales.update(zip(of_leaves[path], (_used_scales(matrix, layout[path].tile) for matrix in found)))
+        return scales[name]
+
+    left_out = _fused_and_left_out(leaves, fused, groups)
+    held = {}
     for label, matrices in groups.items():
         if all(of_matrix.formats == (BFLOAT16,) for of_matrix, _ in matrices.values()):
             held[label] = Held(None)
-        elif held[label].storage is None:
+            continue
+        held[label] = Held(None, left_out[label]) if label in left_out else _hold(matrices, target, scales_of)
+        if held[label].storage is None:
             if unheld == 'error':
                 raise ValueError(held[label].reason + targets_that_hold(matrices.values(), but=target))
             _check_bfloat16(matrices)
     return {name: held[label] for label, matrices in groups.items() for name in matrices}
+
+
+def _fused_and_left_out(leaves, fused: Mapping[str, str], groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of fused modules that are in the layout in part: why they can't be stored alike."""
+    names = {path.replace('/', '.') for path in leaves}
+    left_out = {}
+    for name, label in fused.items():
+        if label in groups and name not in groups[label] and f'{name}.weight' in names:
+            left_out[label] = (
+                f'{name} is not in the layout, and servers make one matrix of it and {next(iter(groups[label]))}'
+            )
+    return left_out
+
+
+def _hold(matrices: Mapping[str, Any], target: str, scales_of: Callable[[str], np.ndarray]) -> Held:
+    """By the first storage that has the formats, the tiles and the scales."""
+    storages, reason = storages_that_hold(matrices, target)
+    for storage in storages:
+        held = Held(storage)
+        if storage.scale != 'mx':
+            held = _with_scales(held, {name: scales_of(name) for name in matrices}, matrices)
+        if held.storage:
+            return held
+        reason = reason or held.reason
+    return Held(None, reason)
 
 
 def _check_bfloat16(matrices: Mapping[str, Any]):

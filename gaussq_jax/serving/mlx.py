@@ -39,8 +39,8 @@ def to_mlx(
       fused, unheld: as for `serving.matrices.modules`; MLX itself makes one matrix of none.
 
     Returns:
-      The tensors by name; and the `quantization` of config.json. Most modules have its own mode, others an entry in it.
-      A module without scales is not quantized, and needs no entry.
+      The tensors by name; and the `quantization` of config.json. Its own mode is the most frequent one; modules of
+      another have an entry by name. A module without scales is not quantized, and needs no entry.
 
     Raises:
       ValueError: for a layout that neither MXFP4 nor MXFP8 holds exactly; as `serving.tensors.to_tensors`.

@@ -63,7 +63,7 @@ def to_qarray(params: Any, layout: Mapping[str, LeafLayout], *, unheld: str = 'e
     reasons = {path: _reason_against(leaves[path].shape, of_leaf) for path, of_leaf in layout.items()}
     if unheld == 'error' and (refused := [path for path, reason in reasons.items() if reason]):
         of_leaf = layout[refused[0]]
-        others = targets_that_hold([(of_leaf, of_leaf.rule.matrix_shape(leaves[refused[0]].shape))], but='qwix')
+        others = targets_that_hold([(of_leaf, of_leaf.rule.matrix_shape(leaves[refused[0]].shape))], but='')
         raise ValueError(f"{refused[0]!r} can't be held exactly as a QArray, {reasons[refused[0]]}{others}")
     try:
         from qwix import QArray

@@ -43,8 +43,9 @@ def served_layout(
         minimize  sum (W_hat - W)^2    subject to    mean bits of the weight matrices <= mean_bits
 
     Each group of matrices that servers fuse has one of the storages or bfloat16. The choice is the best one, by dynamic
-    programming over the groups, of those whose bits, in steps of at most 1/20000 of what the budget has beyond the
-    least, keep it.
+    programming over the groups, where the sizes of the groups have a common divisor of at least 1/20000 of what the
+    budget has beyond the least. Else bits are counted in such steps, rounded up, and what they leave of the budget goes
+    to where it takes away most error for its bits.
 
     Args:
       params: pytree of weights.
@@ -94,6 +95,11 @@ def _check(mean_bits: Any, storages: Sequence[Storage], fused: Sequence[str]):
         raise ValueError(f'storages are {names}: allowed are some with powers of two for 32 inputs, such as MXFP4')
     if isinstance(fused, str) or not all(isinstance(regex, str) for regex in fused):
         raise ValueError(f'fused={fused!r} must be a sequence of regexes')
+    for regex in fused:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ValueError(f'fused={regex!r} is no regular expression: {error}') from None
 
 
 def _choices(
@@ -138,20 +144,37 @@ def _best_within(choices: Sequence[Sequence[Choice]], mean_bits: float, weights:
         raise ValueError(f'a budget of {mean_bits:g} bits a weight is below {fewest / weights:.4g}, the least')
     extra = [[choice.bits - of_group[0].bits for choice in of_group] for of_group in choices]
     room = math.floor(min(mean_bits * weights, sum(of_group[-1].bits for of_group in choices))) - fewest
-    step = max(math.gcd(*(bits for of_group in extra for bits in of_group)), -(-room // STEPS), 1)
+    step = math.gcd(*(bits for of_group in extra for bits in of_group)) or 1
+    step *= max(1, -(-room // (step * STEPS)))
     least, taken = np.zeros(room // step + 1), []
     for of_group, bits in zip(choices, extra):
         candidates = np.full((len(of_group), least.size), np.inf)
         for row, choice, steps in zip(candidates, of_group, (-(-beyond // step) for beyond in bits)):
             row[steps:] = least[: max(least.size - steps, 0)] + choice.error
-        taken.append(np.argmin(candidates, axis=0))
+        taken.append(np.argmin(candidates, axis=0).astype(np.uint8))
         least = candidates.min(axis=0)
-    chosen, left = [], least.size - 1
-    for of_group, bits, of_steps in zip(choices[::-1], extra[::-1], taken[::-1]):
-        number = int(of_steps[left])
-        chosen.append(of_group[number])
-        left -= -(-bits[number] // step)
-    return chosen[::-1]
+    numbers, left = [], least.size - 1
+    for bits, of_steps in zip(extra[::-1], taken[::-1]):
+        numbers.insert(0, int(of_steps[left]))
+        left -= -(-bits[numbers[0]] // step)
+    return _spend_the_rest(choices, numbers, math.floor(mean_bits * weights))
+
+
+def _spend_the_rest(choices: Sequence[Sequence[Choice]], numbers: list[int], budget: int) -> list[Choice]:
+    """The choices of these numbers, and wider ones in the place of some, as long as the budget allows."""
+    left = budget - sum(of_group[number].bits for of_group, number in zip(choices, numbers))
+    gain = lambda now, wider: (now.error - wider.error) / (wider.bits - now.bits)
+    upgrades = [
+        (gain(of_group[number], of_group[wider]), i, wider)
+        for i, (of_group, number) in enumerate(zip(choices, numbers))
+        for wider in range(number + 1, len(of_group))
+        if of_group[wider].bits > of_group[number].bits
+    ]
+    for gained, i, wider in sorted(upgrades, reverse=True):
+        cost = choices[i][wider].bits - choices[i][numbers[i]].bits
+        if gained > 0 and 0 < cost <= left:
+            numbers[i], left = wider, left - cost
+    return [of_group[number] for of_group, number in zip(choices, numbers)]
 
 
 def _layout_of(chosen: Mapping[Place, Storage | None], uniform: Layout) -> Layout:

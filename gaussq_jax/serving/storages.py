@@ -21,6 +21,7 @@ class Storage:
       fmt: of the weights.
       tile: (inputs, outputs) that share a scale; None for all of an axis.
       scale: the kind of its scales, as of a `Quantizer`.
+      is_cut_evenly: whether a reader takes the blocks to be of one size, so that matrices have to divide.
 
     Example:
       >>> MXFP8.name, MXFP8.fmt.name, MXFP8.tile
@@ -31,6 +32,7 @@ class Storage:
     fmt: FloatFormat
     tile: tuple[int | None, int]
     scale: str
+    is_cut_evenly: bool = False
 
     def reason_against(self, of_leaf: LeafLayout, shape: tuple[int, ...]) -> str | None:
         """Why it doesn't hold a matrix (in, out) of this layout, number by number and scale by scale; None if it does.
@@ -55,7 +57,7 @@ class Storage:
             if side < size and side % theirs:
                 return f'{side} {what} share a scale, which is no multiple of {theirs}'
             blocks = -(-size // theirs)
-            if self.tile[1] > 1 and blocks > 1 and size % blocks == 0 and size % theirs:
+            if self.is_cut_evenly and blocks > 1 and size % blocks == 0 and size % theirs:
                 return f'transformers cuts its {size} {what} in {blocks} blocks of {size // blocks}, not of {theirs}'
         return None
 
@@ -89,6 +91,7 @@ MXFP8 = Storage('MXFP8', _E4M3, (32, 1), 'mx')
 NVFP4 = Storage('NVFP4', _E2M1, (16, 1), 'nvfp4')
 FP8_CHANNEL = Storage('FP8 by output channel', _E4M3, (None, 1), 'absmax')
 FP8_BLOCK = Storage('FP8 in blocks of 128 x 128', _E4M3, (128, 128), 'absmax')
+DEEPSEEK_FP8 = dataclasses.replace(FP8_BLOCK, is_cut_evenly=True)
 
 # What other software has beside bfloat16; of as many bits, what comes first is preferred.
 TARGETS = {
@@ -96,43 +99,47 @@ TARGETS = {
     'mlx': (MXFP4, MXFP8),
     'gguf': (MXFP4,),
     'quark-mxfp6': (MXFP6_E3M2, MXFP6_E2M3),
-    'deepseek-fp8': (FP8_BLOCK,),
-    'qwix': (MXFP4, NVFP4, MXFP8, FP8_CHANNEL),
+    'deepseek-fp8': (DEEPSEEK_FP8,),
 }
 
 
-def choose_storage(
+def storages_that_hold(
     matrices: Mapping[str, tuple[LeafLayout, tuple[int, int]]], target: str
-) -> tuple[Storage | None, str]:
-    """The storage of a target of fewest bits, the first of these, that holds the matrices; or None, and why not.
+) -> tuple[list[Storage], str]:
+    """The storages of a target that hold these matrices, by what the layout tells, the fewest bits first.
 
     Args:
       matrices: name -> the layout of the one matrix of a leaf and its shape (in, out).
       target: of TARGETS.
 
+    Returns:
+      The storages, and if there is none, why not.
+
     Example:
       >>> from gaussq_jax import uniform_layout
       >>> layout = uniform_layout({'up': {'kernel': np.ones((64, 32), np.float32)}}, 'float6_e3m2fn')['up/kernel']
-      >>> choose_storage({'up': (layout, (64, 32))}, 'mlx')[0].name
+      >>> storages_that_hold({'up': (layout, (64, 32))}, 'mlx')[0][0].name
       'MXFP8'
-      >>> print(choose_storage({'up': (layout, (64, 32))}, 'gguf')[1])
+      >>> print(storages_that_hold({'up': (layout, (64, 32))}, 'gguf')[1])
       up can't be held exactly as MXFP4, its format float6_e3m2fn has numbers that float4_e2m1fn doesn't have
     """
-    reasons = {}
+    found, reasons = [], {}
     for storage in sorted(TARGETS[target], key=lambda storage: storage.fmt.bits):
         against = {name: storage.reason_against(*matrix) for name, matrix in matrices.items()}
-        if not any(against.values()):
-            return storage, ''
-        reasons[storage] = next((name, reason) for name, reason in against.items() if reason)
+        if any(against.values()):
+            reasons[storage] = next((name, reason) for name, reason in against.items() if reason)
+        else:
+            found.append(storage)
+    if found:
+        return found, ''
     formats = {fmt for of_matrix, _ in matrices.values() for fmt in of_matrix.formats}
     wide = [storage for storage in reasons if all(holds(storage.fmt, fmt) for fmt in formats)] or [*reasons][-1:]
-    name = reasons[wide[0]][0]
     said = '; or '.join(f'as {storage.name}, {reasons[storage][1]}' for storage in wide)
-    return None, f"{name} can't be held exactly {said}"
+    return [], f"{reasons[wide[0]][0]} can't be held exactly {said}"
 
 
 def targets_that_hold(matrices: Iterable[tuple[LeafLayout, tuple[int, ...]]], *, but: str) -> str:
-    """The end of an error: all targets but one that hold these matrices (in, out); '' if there is none.
+    """The end of an error: all targets but one that hold these matrices, whatever their scales; '' if there is none.
 
     Example:
       >>> from gaussq_jax import uniform_layout
@@ -141,9 +148,12 @@ def targets_that_hold(matrices: Iterable[tuple[LeafLayout, tuple[int, ...]]], *,
       '; it can be by compressed-tensors, mlx, quark-mxfp6, transformers in bfloat16'
     """
     matrices = list(matrices)
+    of_any_scale = lambda storage: storage.scale == 'mx' or all(of_leaf.scale != 'mx' for of_leaf, _ in matrices)
     holds_all = lambda storage: not any(storage.reason_against(*matrix) for matrix in matrices)
     others = [
-        target for target, storages in TARGETS.items() if target not in (but, 'qwix') and any(map(holds_all, storages))
+        target
+        for target, storages in TARGETS.items()
+        if target != but and any(of_any_scale(storage) and holds_all(storage) for storage in storages)
     ]
     in_bfloat16 = ['transformers in bfloat16'] * all(of_leaf.dtype == jnp.bfloat16 for of_leaf, _ in matrices)
     return f'; it can be by {", ".join(others + in_bfloat16)}' if others or in_bfloat16 else ''

@@ -182,7 +182,7 @@ def test_transformers_get_the_tokenizer_of_the_run(tmp_path, monkeypatch, learne
             dict(FORMAT='learned'),
             'the method of this run is bf16, which learns no bitwidths; give a format for all weights',
         ),
-        ('bf16', dict(FORMAT='e3m2', BUDGET=5.0), '--budget=5 has a meaning only with --format=learned, not e3m2'),
+        ('bf16', dict(FORMAT='e3m2', BUDGET=5.0), '--budget=5 has no meaning with --format=e3m2, which is that of all'),
         ('gaussws', dict(BUDGET=2.0), 'a budget of 2 bits a weight is below 4.0'),
         ('gaussws', dict(BUDGET=math.nan), 'a budget of nan bits'),
         ('gaussws', dict(FORMAT='learnt'), "--format 'learnt' is unknown; known are .*, or learned"),

@@ -35,6 +35,7 @@ def read_by_transformers(folder, **settings):
 
 
 def read_dequantized(folder):
+    pytest.importorskip('accelerate', reason='accelerate, of the extra serving')
     transformers = pytest.importorskip('transformers', reason='extra serving')
     return read_by_transformers(folder, quantization_config=transformers.FineGrainedFP8Config(dequantize=True))
 

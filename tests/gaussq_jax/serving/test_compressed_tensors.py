@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 import numpy_float_formats as oracle
 import pytest
+from serving_models import extremes, of_rows
 
 import gaussq_jax as gq
 from gaussq_jax.serving import to_compressed_tensors
@@ -90,18 +91,24 @@ def test_each_format_stands_for_the_same_numbers(kind, settings):
 def test_the_package_reads_the_same_numbers(kind, settings):
     torch = pytest.importorskip('torch', reason='PyTorch is not installed')
     pytest.importorskip('compressed_tensors', reason='the package compressed-tensors of the extra serving')
+    params = params_of(settings)
+    params = {'up.weight': np.ascontiguousarray(params['up']['kernel'].T)}
+    layout = gq.uniform_layout(params, **settings, rules=(gq.MatrixRule('.*', (), (1,), (0,)),))
+    assert_read_by_the_package(torch, params, layout)
+
+
+def assert_read_by_the_package(torch, params, layout):
+    """The one matrix up.weight (out, in), as uint16."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
-    params = params_of(settings)
-    layout = gq.uniform_layout(params, **settings)
     tensors, config = to_compressed_tensors(params, layout)
-    state = {name: to_torch(torch, tensor) for name, tensor in tensors_of(tensors, 'up').items() if name != 'bias'}
+    state = {name: to_torch(torch, tensor) for name, tensor in tensors_of(tensors, 'up').items()}
     scheme = QuantizationConfig.model_validate(config).config_groups['group_0']
     compressor = BaseCompressor.get_value_from_registry(config['format'])
     weight = compressor.decompress(state, scheme)['weight']
     read = weight.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
-    np.testing.assert_array_equal(read, bits_of(gq.quantize_params(params, layout)['up']['kernel'].T))
+    np.testing.assert_array_equal(read, bits_of(gq.quantize_params(params, layout)['up.weight']))
 
 
 def to_torch(torch, tensor):
@@ -239,6 +246,48 @@ def test_scales_that_are_not_held_leave_bfloat16(settings):
     assert config == {}
     expected = gq.quantize_params(params, layout)['up']['kernel'].T
     np.testing.assert_array_equal(bits_of(tensors['up.weight']), bits_of(expected))
+
+
+def test_another_format_is_tried_where_scales_are_not_held():
+    """E2M1 by channel, of 48 inputs: NVFP4 has no scales that far apart, FP8 by channel has."""
+    params = {'up': {'kernel': oracle.heavy_tailed((48, 32))}}
+    params['up']['kernel'][:, 3] *= np.float32(2.0**-30)
+    layout = gq.uniform_layout(params, 'e2m1', block_size='channel')
+    tensors, config = to_compressed_tensors(params, layout)
+    assert config['format'] == 'float-quantized'
+    weights = decode(tensors_of(tensors, 'up'), gq.parse_format('e2m1'))
+    np.testing.assert_array_equal(bits_of(weights), bits_of(gq.quantize_params(params, layout)['up']['kernel'].T))
+
+
+def test_a_fused_module_outside_of_the_layout():
+    params = {f'{name}.weight': oracle.heavy_tailed((32, 64), seed=1) for name in FUSED}
+    rules = [gq.MatrixRule('up.weight', (), (1,), (0,)), gq.CastOnly('.*')]
+    layout = gq.uniform_layout(params, 'e2m1', rules=rules)
+    with pytest.raises(ValueError, match=r'^gate is not in the layout, and servers make one matrix of it and up'):
+        to_compressed_tensors(params, layout, fused=FUSED)
+    tensors, config = to_compressed_tensors(params, layout, fused=FUSED, unheld='bfloat16')
+    assert not config and tensors['up.weight'].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('fmt', ['float4_e2m1fn', 'float6_e2m3fn', 'float8_e4m3fn'])
+def test_the_package_reads_extremes(fmt):
+    """Rows of zeros of both signs, of the smallest and the largest weights."""
+    torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+    pytest.importorskip('compressed_tensors', reason='the package compressed-tensors of the extra serving')
+    params, rules = of_rows(extremes())
+    assert_read_by_the_package(torch, params, gq.uniform_layout(params, fmt, rules=rules))
+
+
+@pytest.mark.parametrize('shape', [(192, 128), (300, 128), (192, 192)])
+def test_the_package_reads_blocks_at_the_edges(shape):
+    """Which are smaller than 128 x 128."""
+    torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+    pytest.importorskip('compressed_tensors', reason='the package compressed-tensors of the extra serving')
+    params = {'up.weight': oracle.heavy_tailed(shape)}
+    rules = (gq.MatrixRule('.*', (), (1,), (0,)),)
+    assert_read_by_the_package(
+        torch, params, gq.uniform_layout(params, **KINDS['float-quantized by block'], rules=rules)
+    )
 
 
 def test_a_ragged_matrix_has_no_blocks_of_32():

@@ -127,11 +127,15 @@ def test_modules_that_are_not_converted_are_named():
 @pytest.mark.parametrize('tied', [True, False])
 def test_transformers_loads_a_llama(tmp_path, tied):
     """With matrices that are not converted among its own; its weights are the quantized ones."""
-    pytest.importorskip('accelerate', reason='extra serving')
-    torch = pytest.importorskip('torch', reason='extra serving')
+    pytest.importorskip('accelerate', reason='accelerate, of the extra serving')
+    torch = pytest.importorskip('torch', reason='PyTorch is not installed')
     transformers = pytest.importorskip('transformers', reason='extra serving')
     quantizers = pytest.importorskip('transformers.quantizers.quantizers_utils', reason='extra serving')
     params, config = llama(tied)
+    up, gate = (params[f'model.layers.0.mlp.{name}_proj.weight'] for name in ('up', 'gate'))
+    up[:128] *= np.float32(1e-30)
+    up[128:] *= np.float32(1e30)
+    gate[:128] = 0
     layout = mixed_layout(params, dict(fmt='e3m4'), BLOCKS)
     tensors, of_layers = gq.to_deepseek_fp8(params, layout, unheld='bfloat16')
     assert tensors['model.layers.1.mlp.up_proj.weight_scale_inv'].shape == (2, 1)

@@ -92,6 +92,7 @@ def test_errors_beyond_float32(exponent):
         (dict(storages=(FP8_CHANNEL,)), 'storages are FP8 by output channel: allowed are'),
         (dict(fused=FUSED), r"fused='layers/.*' must be a sequence of regexes"),
         (dict(fused=['layers/gate']), "fused='layers/gate' matches none of the leaves, layers/key/kernel, "),
+        (dict(fused=['x(']), r"fused='x\(' is no regular expression: missing \), unterminated"),
         (dict(mean_bits='5'), "mean_bits='5' must be a number"),
     ],
 )
