@@ -3,7 +3,7 @@
     python -m experiments.export --workdir=runs/tiny-gaussws                      # each block in its learned bitwidth
     python -m experiments.export --workdir=runs/tiny-gaussws --budget=5.0         # at most 5 bits a weight
     python -m experiments.export --workdir=runs/tiny-bf16 --format=float6_e3m2fn  # MXFP6
-    python -m experiments.export --workdir=runs/tiny-gaussws --budget=5.0 --to=compressed-tensors --output=runs/tiny-served
+    python -m experiments.export --workdir=runs/tiny-gaussws --budget=5.0 --to=compressed-tensors --output=runs/served
 
 It prints what each leaf takes, and writes WORKDIR/<format>.safetensors, or --output, in one step: a file that is there
 is replaced. The file holds all that evaluating it takes, but for the texts and the tokenizer's file:
