@@ -83,6 +83,11 @@ def describe_quantizer(what: str, config: ConfigDict) -> str:
     )
 
 
+def block_size_text(block_size: int | str | tuple[int, ...]) -> str:
+    """What `parse_block_size` reads: (32, 16) -> '32x16'."""
+    return 'x'.join(map(str, block_size)) if isinstance(block_size, tuple) else str(block_size)
+
+
 def parse_block_size(text: str) -> int | str | tuple[int, ...]:
     """'32' -> 32, '32x16' -> (32, 16); other text stays as it is, for others to understand or to refuse."""
     sizes = text.split('x')

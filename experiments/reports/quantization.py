@@ -170,8 +170,7 @@ def describe(quantizer: gq.Quantizer | None) -> str:
     """What the weights are quantized to, in a few words."""
     if quantizer is None:
         return "the format of each square block's bitwidth, mx scales"
-    size = quantizer.block_size
-    size = 'x'.join(map(str, size)) if isinstance(size, tuple) else size
+    size = method_settings.block_size_text(quantizer.block_size)
     return f'{quantizer.fmt}, {quantizer.scale} scales, block size {size}'
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import gaussq_jax as gq
 from experiments import methods, workdirs
-from experiments.methods.settings import parse_block_size
+from experiments.methods.settings import block_size_text, parse_block_size
 from experiments.reports import quantization as report
 from experiments.serving.targets import Target
 from gaussq_jax import models
@@ -128,8 +128,7 @@ def _uniform(run: workdirs.Run, params: Any, fmt: str, block_size: int | str | t
     kept = {'layout': fmt, 'budget': None}
     if (block_size, scale) != (32, 'mx'):
         kept |= {'block_size': list(block_size) if isinstance(block_size, tuple) else block_size, 'scale': scale}
-    size = 'x'.join(map(str, block_size)) if isinstance(block_size, tuple) else block_size
-    name = '-'.join([fmt, *[str(size)] * (block_size != 32), *[scale] * (scale != 'mx')])
+    name = '-'.join([fmt, *[block_size_text(block_size)] * (block_size != 32), *[scale] * (scale != 'mx')])
     return Chosen(params, layout, gq.layout_size(params, layout), kept, name)
 
 

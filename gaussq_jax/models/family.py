@@ -102,6 +102,10 @@ class ModelFamily:
         name = self.huggingface.tensors[path].name
         return f'{self.huggingface.layers}.{layer}.{name}' if self.is_of_layers(path) else name
 
+    def tensor_names(self, path: str, num_layers: int) -> list[str]:
+        """`tensor_name` of a leaf: of each layer if it is one of theirs, else one name."""
+        return [self.tensor_name(path, layer) for layer in range(num_layers if self.is_of_layers(path) else 1)]
+
     def is_lookup(self, path: str) -> bool:
         """Whether a leaf is a table with a row for each token."""
         return (self.axis_names(path) or ('',))[0] == 'vocab'

@@ -53,14 +53,11 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
         raise ValueError(f'the config has {model.num_layers:,} layers, and state_dict {len(names)} tensors')
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
 
-    def tensor_names(path):
-        return [family.tensor_name(path, i) for i in range(model.num_layers if family.is_of_layers(path) else 1)]
-
     def convert(key_path, leaf):
         path = _join(key_path)
         stacked = family.is_of_layers(path)
         shape, params = leaf.shape[stacked:], None
-        for layer, name in enumerate(tensor_names(path)):
+        for layer, name in enumerate(family.tensor_names(path, model.num_layers)):
             tensor = _to_numpy(name, state_dict[names[name]])
             array = theirs.tensors[path].leaf(tensor) if tensor.ndim else tensor
             if array.shape != shape:
@@ -75,7 +72,7 @@ def from_huggingface(state_dict: Mapping[str, Any], config: Mapping[str, Any]):
         return params
 
     paths = [_join(key_path) for key_path, _ in jax.tree.leaves_with_path(shapes)]
-    expected = {name for path in paths for name in tensor_names(path)}
+    expected = {name for path in paths for name in family.tensor_names(path, model.num_layers)}
     _check_names(names, expected)
     params = jax.tree.map_with_path(convert, shapes)
     if HEAD in names.keys() - expected:

@@ -61,10 +61,9 @@ def to_huggingface(model: nn.Module, params: Any) -> tuple[dict[str, np.ndarray]
     for paths in paths_of.values():
         tensors, arrays = [theirs.tensors[path] for path in paths], [np.asarray(leaves[path]) for path in paths]
         stacked = family.is_of_layers(paths[0])
-        for layer in range(model.num_layers if stacked else 1):
-            name = family.tensor_name(paths[0], layer)
+        for layer, name in enumerate(_full_names(family, paths[0], model)):
             tensor = tensor_of_leaves(tensors, [array[layer] if stacked else array for array in arrays])
-            state_dict[_full_name(family, name)] = tensor
+            state_dict[name] = tensor
     return state_dict, config
 
 
@@ -98,10 +97,6 @@ def huggingface_layout(model: nn.Module, layout: Mapping[str, LeafLayout]) -> La
       (2, 128)
     """
     family = _family_with_checkpoints(model)
-    names = lambda path: [
-        _full_name(family, family.tensor_name(path, layer))
-        for layer in range(model.num_layers if family.is_of_layers(path) else 1)
-    ]
     by_name = {}
     for path, of_leaf in layout.items():
         tensor = family.huggingface.tensors[path]
@@ -111,10 +106,10 @@ def huggingface_layout(model: nn.Module, layout: Mapping[str, LeafLayout]) -> La
                 ' software reads low bits as (out, in) only'
             )
         rule = MatrixRule('.*', (), (1,), (0,))
-        for layer, name in enumerate(names(path)):
+        for layer, name in enumerate(_full_names(family, path, model)):
             indices = of_leaf.indices[layer] if family.is_of_layers(path) else of_leaf.indices
             by_name[name] = dataclasses.replace(of_leaf, rule=rule, indices=indices)
-    return Layout(by_name, kept=(name for path in kept_leaves(layout) for name in names(path)))
+    return Layout(by_name, kept=(name for path in kept_leaves(layout) for name in _full_names(family, path, model)))
 
 
 def fused_modules(model: nn.Module) -> dict[str, str]:
@@ -127,15 +122,12 @@ def fused_modules(model: nn.Module) -> dict[str, str]:
       ('1.up', '1.up')
     """
     family = _family_with_checkpoints(model)
-    kernels = {
-        path: path.removeprefix(f'{family.layers}/').removesuffix('/kernel') for path in family.huggingface.tensors
-    }
     return {
-        _full_name(family, family.tensor_name(path, layer)).removesuffix('.weight'): f'{layer}.{part}'
-        for path, kernel in kernels.items()
-        for part, regex in family.parts.items()
-        if path.endswith('/kernel') and re.fullmatch(regex, kernel)
-        for layer in range(model.num_layers)
+        name.removesuffix('.weight'): f'{layer}.{part}'
+        for part, regex in zip(family.parts, fused_paths(model))
+        for path in family.huggingface.tensors
+        if re.fullmatch(regex, path)
+        for layer, name in enumerate(_full_names(family, path, model))
     }
 
 
@@ -158,5 +150,7 @@ def _family_with_checkpoints(model: nn.Module) -> ModelFamily:
     return family
 
 
-def _full_name(family: ModelFamily, name: str) -> str:
-    return name if name == HEAD else family.huggingface.prefix + name
+def _full_names(family: ModelFamily, path: str, model: Any) -> list[str]:
+    """The tensors of a leaf, one a layer if it is one of theirs."""
+    names = family.tensor_names(path, model.num_layers)
+    return [name if name == HEAD else family.huggingface.prefix + name for name in names]

@@ -13,6 +13,7 @@ from gaussq_jax.models.rope import rope_frequencies
 from gaussq_jax.models.to_huggingface import check_params
 from gaussq_jax.packed import Layout, scale_codes
 from gaussq_jax.serving.matrices import Module, modules
+from gaussq_jax.serving.tensors import e8m0_scales
 
 BLOCK = 32  # weights that share a scale
 ARCHITECTURES = {models.Llama: 'llama', models.Mistral: 'llama', models.Qwen2: 'qwen2', models.Qwen3: 'qwen3'}
@@ -213,7 +214,7 @@ def _matrices(params: Any, layout: Layout) -> Iterator[tuple[str, int, str, np.n
             if module.storage is None:
                 yield f'{name}.kernel', int(layer), 'BF16', module.weights()
             else:
-                scales = scale_codes.encode(module.scales()[0], 'mx')
+                scales = e8m0_scales(module)
                 yield f'{name}.kernel', int(layer), 'MXFP4', mxfp4_blocks(module.codes(), scales)
             continue
         name, stack = module
