@@ -54,6 +54,7 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     Raises:
       ValueError: there is something, before, or at the end, written by another meanwhile.
+      OSError: it can't be made there; names it.
 
     Example:
       with new_directory(pathlib.Path('exported')) as directory:
@@ -62,7 +63,8 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     path = path.absolute()
     check_is_free(path)
     partial = _partial(path)
-    partial.mkdir(parents=True)
+    with named_errors(path, partial):
+        partial.mkdir(parents=True)
     try:
         yield partial
         check_is_free(path)

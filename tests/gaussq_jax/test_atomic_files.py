@@ -39,6 +39,13 @@ def test_a_link_is_not_written_through(tmp_path):
     assert list((tmp_path / 'elsewhere').iterdir()) == []
 
 
+def test_a_directory_where_none_can_be_is_named(tmp_path):
+    """As it was given, not as it is called while it is written."""
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError, match=r"file/new'$"), new_directory(tmp_path / 'file' / 'new'):
+        pass
+
+
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError('no space')])
 def test_nothing_is_left_after_an_error(tmp_path, error):
     with (
