@@ -82,12 +82,16 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 **of_bitwidths,
                 **METHODS[argument.method].own_settings,
             ),
-            # Data: a TFDS text dataset and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file.
+            # Data: text and a tokenizer, 'bytes' or a SentencePiece .model or tokenizers .json file. The text is a TFDS
+            # dataset; PATH/*.parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt; a folder of Hugging Face `datasets`, or of
+            # `experiments.prepare`; token files, PATH/*.bin; or several, '0.7 web=DATASET; 0.3 code=DATASET'.
             dataset='python_stdlib',
-            train_split='train',
+            train_split='train',  # what {split} is in a path
             validation_split='validation',
-            text_feature='text',
+            held_out=0.005,  # the share of documents that are for validation, where a dataset has no splits
+            text_feature='text',  # or 'messages', or 'prompt+completion': chats, of which the answers are learned
             invalid_text='error',  # documents that are not UTF-8; or 'replace', or 'skip'
+            packing='',  # of text 'concatenated', or 'segmented', no attention across documents; of chats 'whole'
             data_dir='',  # where TFDS keeps it; '' is TFDS's own default
             cache_dir='',  # for token arrays; '' is $GAUSSQ_CACHE or ~/.cache/gaussq_jax
             tokenizer='bytes',

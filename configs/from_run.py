@@ -20,7 +20,10 @@ from experiments.files import json_files, paths
 ARGUMENTS = {name: default for name, default in common.ARGUMENTS.items() if name != 'smoke'}
 # What is that run's.
 MODEL = ('model', 'dtype', 'tokenizer', 'special_tokens', 'vocab_size', 'sequence_length')
-TEXT = ('dataset', 'train_split', 'validation_split', 'text_feature', 'invalid_text', 'data_dir', 'cache_dir')
+TEXT = (
+    *('dataset', 'train_split', 'validation_split', 'held_out', 'text_feature', 'invalid_text', 'packing'),
+    *('data_dir', 'cache_dir'),
+)
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

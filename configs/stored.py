@@ -16,7 +16,11 @@ MEANT_BEFORE = {
         'invalid_text': 'error',
         'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},
     },
-    3: {'quantization': {'optimizer': 'adamw', 'start': 0.0, 'price': 0.0, 'fall': 0.0}},
+    3: {
+        'quantization': {'optimizer': 'adamw', 'start': 0.0, 'price': 0.0, 'fall': 0.0},
+        'held_out': 0.005,
+        'packing': '',
+    },
 }
 
 

@@ -19,9 +19,16 @@ from experiments.training.experiment import Experiment
 # Every field of a config is in one of these three.
 LEARNED_FROM = (  # what has to be the same for a run to go on
     *('seed', 'method', 'quantization', 'model', 'vocab_size', 'dtype', 'gradient_reduction', 'optimizer'),
-    *('batch_size', 'sequence_length', 'total_steps', 'init_from'),
+    *('batch_size', 'sequence_length', 'total_steps', 'packing', 'init_from'),
 )
-TEXT = ('dataset', 'train_split', 'text_feature', 'invalid_text', 'special_tokens')  # for which its digest stands
+TEXT = (
+    'dataset',
+    'train_split',
+    'held_out',
+    'text_feature',
+    'invalid_text',
+    'special_tokens',
+)  # for which its digest stands
 FREE_FIELDS = (  # change nothing of what is learned, unless it diverges; but for `microbatches` the rounding of sums
     *('name', 'validation_split'),
     *('mesh', 'microbatches', 'remat_policy', 'scan_unroll', 'resample_weights', 'deterministic', 'stall_timeout'),

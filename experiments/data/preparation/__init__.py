@@ -1,0 +1,1 @@
+"""From a source's documents to shards of tokens on disk."""

@@ -1,0 +1,1 @@
+"""Token files that other programs wrote, one kind a file."""
