@@ -15,8 +15,8 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     In epoch e, positions e * size + i, i = 0 .. size - 1, hold a permutation of the numbers below `size`: four rounds
     of the Simon block cipher on ceil(log2(size - 1)) bits, at least 16, made even, repeated until the result is below
     `size`. Their keys are those of C++'s seed_seq of seed + e. It is what `grain.MapDataset.range(size).shuffle(seed)`
-    has there, to the number. Like it, it reads number 0's place twice and number size - 1 never, if size is
-    2^16 + 1, 2^18 + 1, 2^20 + 1, ...
+    has there, to the number. As there, if size is 2^16 + 1, 2^18 + 1, 2^20 + 1, ..., the last position of an epoch
+    holds the same number as its first, and the number size - 1 is left out.
 
     Args:
       positions: (n,) int64, not negative.
@@ -28,7 +28,7 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
 
     Example:
       >>> shuffled(np.arange(6), 3, seed=1).tolist()
-      [2, 1, 0, 1, 2, 0]
+      [1, 2, 0, 0, 2, 1]
 
     Source: Beaulieu et al., The Simon and Speck Families of Lightweight Block Ciphers, https://eprint.iacr.org/2013/404;
       Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, for the repetition.
@@ -63,8 +63,7 @@ def _encrypted(numbers: np.ndarray, keys: np.ndarray, word: np.uint64) -> np.nda
 @functools.lru_cache(4096)
 def _keys(seed: int) -> tuple[int, ...]:
     """ROUNDS 32-bit numbers, as std::seed_seq{seed}.generate makes them (ISO C++, [rand.util.seedseq])."""
-    n, ones = ROUNDS, 2**32 - 1
-    p, q = (n - 3) // 2, (n - 3) // 2 + 3  # t = 3 where n is below 7: p = (n - t) / 2, q = p + t
+    n, ones, p, q = ROUNDS, 2**32 - 1, 1, 2  # p and q of n = 4
     keys = [0x8B8B8B8B] * n
     spread = lambda x: x ^ x >> 27
     for k in range(n):
