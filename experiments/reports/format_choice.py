@@ -101,7 +101,9 @@ def squared_gradients(experiment: Experiment, state: TrainState, data: Data) -> 
 
     @jax.jit
     def square(total, weights, batch):
-        mean_loss = lambda weights: jnp.mean(token_losses(experiment.model, weights, batch['tokens']))
+        def mean_loss(weights):
+            return jnp.sum(batch['mask'] * token_losses(experiment.model, weights, batch)) / jnp.sum(batch['mask'])
+
         gradients = jax.grad(mean_loss)(weights)
         return jax.tree.map(lambda sum_, g: sum_ + jnp.square(g.astype(jnp.float32)), total, gradients)
 

@@ -67,7 +67,7 @@ def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
 
     @jax.jit
     def sum_losses(weights, batch):
-        losses = token_losses(experiment.model, weights, batch['tokens']) * batch['mask']
+        losses = token_losses(experiment.model, weights, batch) * batch['mask']
         return jnp.sum(losses), jnp.sum(batch['mask'])
 
     def evaluate(state: TrainState, batches: Iterable[dict], *, noise: bool = False) -> dict[str, float]:

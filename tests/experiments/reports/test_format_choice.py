@@ -76,7 +76,9 @@ def test_squared_gradients():
     for n in range(3):
         rows = [(n * config.batch_size + i) * config.sequence_length for i in range(config.batch_size)]
         batch = np.stack([tokens[row : row + config.sequence_length + 1] for row in rows])
-        loss = lambda weights, batch=batch: jnp.mean(token_losses(experiment.model, weights, jnp.asarray(batch)))
+        loss = lambda weights, batch=batch: jnp.mean(
+            token_losses(experiment.model, weights, {'tokens': jnp.asarray(batch)})
+        )
         squares.append(jax.tree.map(lambda g: np.square(np.asarray(g, np.float64)), jax.grad(loss)(weights)))
     expected = jax.tree.map(lambda *of_batches: np.mean(of_batches, axis=0), *squares)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-9), got, expected)
