@@ -96,8 +96,8 @@ def _item(part: str, text: str) -> Item:
     found = ITEM.fullmatch(part)
     if not found:
         raise ValueError(
-            f'dataset={text!r}: {part!r} is no item of a mixture; allowed: a weight, a name of letters, digits, _, - and'
-            " ., '=', a dataset, as in '0.7 web=DATASET; 0.3 code=DATASET'"
+            f'dataset={text!r}: {part!r} is no item of a mixture; allowed: a weight, a name of letters, digits, '
+            "'_', '-' and '.', then '=' and a dataset, as in '0.7 web=DATASET; 0.3 code=DATASET'"
         )
     try:
         weight = Fraction(found['weight']) if len(found['weight']) <= 30 and 'e' not in found['weight'].lower() else 0

@@ -1,4 +1,4 @@
-"""A random order of any number of things, of which each place can be asked for: the shuffle of Grain, for whole arrays."""
+"""Random orders in which any place can be asked for: the shuffle of Grain, for many places at once."""
 
 import functools
 import math
