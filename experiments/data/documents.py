@@ -86,10 +86,10 @@ def read_documents(
             if not isinstance(text, bytes | str):
                 kind = type(text).__name__
                 raise ValueError(f'text_feature={text_feature!r}: {name} has {kind} there; allowed: text.')
-            yield _decode(text, invalid, lambda index=index: _place(builder, split, index))
+            yield decode(text, invalid, lambda index=index: _place(builder, split, index))
 
 
-def _decode(text: bytes | str, invalid: str, place: Callable[[], str]) -> tuple[str | None, bool]:
+def decode(text: bytes | str, invalid: str, place: Callable[[], str]) -> tuple[str | None, bool]:
     if isinstance(text, str):
         return text, True
     try:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.files import paths
-from gaussq_jax.atomic_files import replace_file
 
 MOST_BYTES = 2**26  # the largest tokenizers have half of it
 MOST_CONTAINERS = 2**22  # objects and arrays, which take much more memory than text
@@ -54,6 +53,8 @@ def write(path: pathlib.Path, contents: Mapping[str, Any]) -> None:
         text = json.dumps(contents, indent=2, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"{path} can't be written: {error}") from None
+    from gaussq_jax.atomic_files import replace_file  # imports JAX, which processes that only read do without
+
     replace_file(path, text + '\n')
 
 

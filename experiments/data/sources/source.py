@@ -16,7 +16,12 @@ class Block(Protocol):
 
     About 4 MB of text; a document that is longer is a block of its own. Where a file is cut into blocks is a function
     of its contents alone.
+
+    Attributes:
+      file_bytes: of the file, how many had been read when the block was made: for people, who want to know how far it is.
     """
+
+    file_bytes: int
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Of each document the values of the source's features: bytes or text; of chats, lists of messages.

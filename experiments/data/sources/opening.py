@@ -1,0 +1,2 @@
+def open_source(*a, **k):
+    raise NotImplementedError
