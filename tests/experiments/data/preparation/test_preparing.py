@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from small_sources import SmallSource
+from small_blocks import SmallSource
 
 from experiments.data.preparation import encoding, manifest, preparing, shards
 from experiments.data.preparation.encoding import Settings

@@ -9,7 +9,7 @@ import textwrap
 import time
 
 import pytest
-from small_sources import SmallBlock
+from small_blocks import SmallBlock
 
 from experiments.data.preparation import workers
 from experiments.data.preparation.encoding import BlockEncoder, Settings
@@ -73,7 +73,7 @@ def test_a_worker_that_dies_is_one_error():
 
 PROGRAM = """
     import itertools, sys, time
-    from small_sources import SmallBlock
+    from small_blocks import SmallBlock
     from experiments.data.preparation.encoding import BlockEncoder, Settings
     from experiments.data.preparation.workers import Placed, encoded_blocks
     from experiments.data.tokenizers import Tokenizer
