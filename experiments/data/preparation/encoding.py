@@ -11,11 +11,10 @@ import numpy as np
 
 from experiments.data import documents
 from experiments.data.preparation.manifest import Counts
-from experiments.data.sources.source import Block
+from experiments.data.sources.source import CHATS, Block
 from experiments.data.tokenizers import Tokenizer
 
 SPLITS = ('train', 'validation')
-CHATS = ('messages', 'prompt+completion')  # the text_features that are chats
 MOST_TEXT = 2**23  # characters that are encoded at once: a longer document is encoded in parts
 BATCH_TEXT = 2**19  # characters of the documents that are encoded together
 
@@ -44,12 +43,13 @@ class Settings:
 
     @property
     def is_chats(self) -> bool:
-        return self.text_feature in CHATS
+        return self.features in CHATS
 
     @property
     def features(self) -> tuple[str, ...]:
         """The features that a source is read for."""
-        return tuple(self.text_feature.split('+')) if self.is_chats else (self.text_feature,)
+        parts = tuple(self.text_feature.split('+'))
+        return parts if parts in CHATS else (self.text_feature,)
 
     def made_of(self) -> dict[str, Any]:
         """As manifests have them: without data_dir, which each machine may have elsewhere."""
@@ -123,7 +123,8 @@ class _Texts:
 
     def read(self, values: tuple[Any], place: Callable[[], str]) -> Document:
         text, is_valid = documents.decode(values[0], self._invalid, place)
-        return Document(values[0] if text is None else text.encode(), text, is_valid)
+        key = _text(values[0]).encode(errors='surrogatepass') if text is None else text.encode()
+        return Document(key, text, is_valid)
 
     def pack(self, texts: Sequence[str]) -> Encoded:
         parts = [_parts(text) for text in texts]

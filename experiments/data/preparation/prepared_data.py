@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
@@ -12,7 +13,8 @@ from absl import logging
 from experiments.data.preparation import manifest as manifests
 from experiments.data.preparation import preparing
 from experiments.data.preparation.encoding import Settings
-from experiments.data.sources.source import SourceFile
+from experiments.data.sources.source import Source
+from experiments.data.sources.tfds_dataset import TfdsDataset
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import paths
 
@@ -54,23 +56,17 @@ def prepared_data(
     """
     cache_dir = cache_folder(cache_dir)
     passes = preparing.open_passes(settings, cache_dir=cache_dir)
-    made_of = [settings.made_of(), tokenizer.fingerprint, tokenizer.framing, *map(_identity, preparing.files_of(passes))]
+    identities = [identity for one in passes for identity in _identities(one.source)]
+    made_of = [settings.made_of(), tokenizer.fingerprint, tokenizer.framing, *identities]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r'[^\w.+=-]+', '-', passes[0].source.name)[-80:].strip('-.')
     folder = cache_dir / 'tokens' / f'{name}-{digest}'
     if not anew and _is_complete(folder):
         return folder
-    workers = workers or len(os.sched_getaffinity(0))
     logging.info('Preparing %s', folder)
-    preparing.prepare(
-        folder,
-        settings,
-        tokenizer,
-        passes=passes,
-        workers=workers,
-        waits=True,
-        start_over=lambda folder: anew or _is_damaged(folder),
-    )
+    workers = workers or len(os.sched_getaffinity(0))
+    options = dict(passes=passes, workers=workers, is_cache=True, anew=anew)
+    preparing.prepare(folder, settings, tokenizer, **options)
     return folder
 
 
@@ -82,21 +78,14 @@ def _is_complete(folder: pathlib.Path) -> bool:
     return True
 
 
-def _is_damaged(folder: pathlib.Path) -> bool:
-    """Whether there is something that can't be gone on with; what it is, is logged."""
-    if not os.path.lexists(folder / manifests.NAME):
-        return False
-    try:
-        manifests.check_sizes(folder, manifests.read_manifest(folder, complete=False))
-    except ValueError as error:
-        logging.warning('%s is damaged (%s) and will be written anew', folder, error)
-        return True
-    return False
-
-
-def _identity(file: SourceFile) -> list[Any]:
-    """Of a file on this machine, also when it was changed."""
-    try:
-        return [*file, pathlib.Path(file.path).stat().st_mtime_ns]
-    except OSError:
-        return [*file]
+def _identities(source: Source) -> Iterator[list[Any]]:
+    """What changes when the texts do: of TFDS its dataset_info.json, which knows sizes; else each file, as it is."""
+    if isinstance(source, TfdsDataset):
+        info = pathlib.Path(source.builder.data_path, 'dataset_info.json').read_bytes()
+        yield [source.name, hashlib.sha256(info).hexdigest()]
+        return
+    for file in source.files:
+        try:
+            yield [*file, pathlib.Path(file.path).stat().st_mtime_ns]
+        except OSError:  # it is elsewhere
+            yield [*file]

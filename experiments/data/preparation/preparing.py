@@ -10,8 +10,10 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from absl import logging
 
 from experiments.data.preparation import manifest as manifests
 from experiments.data.preparation.encoding import SPLITS, BlockEncoder, Encoded, Settings, token_dtype
@@ -68,7 +70,9 @@ def open_passes(settings: Settings, part: Part = Part(), cache_dir: pathlib.Path
     else:
         sources = {None: source}
     if (count := len(source.files)) < part.count:
-        raise ValueError(f'--shard={part.index}/{part.count}: {source.name} has {count} files; allowed: at most /{count}')
+        raise ValueError(
+            f'--shard={part.index}/{part.count}: {source.name} has {count} files; allowed: at most /{count}'
+        )
     return [Pass(split, of, range(part.index, len(of.files), part.count)) for split, of in sources.items()]
 
 
@@ -85,8 +89,8 @@ def prepare(
     part: Part = Part(),
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
-    waits: bool = False,
-    start_over: Callable[[pathlib.Path], bool] = lambda folder: False,
+    is_cache: bool = False,
+    anew: bool = False,
 ) -> Prepared:
     """Prepares a folder, or goes on where an earlier call has ended; does nothing if it is complete.
 
@@ -100,8 +104,9 @@ def prepare(
       part: which files to read.
       workers: how many processes; one, this process, where the sources are small.
       shard_bytes: of tokens; shards end at the first block after so many.
-      waits: whether to wait for a process that prepares the folder; else it is an error.
-      start_over: of a folder, once it is locked: whether to remove what is there first.
+      is_cache: whether to wait for another process that prepares the folder, and to write anew what is damaged or was
+        prepared otherwise; else these are errors.
+      anew: whether to write anew what is there.
 
     Raises:
       ValueError: the folder was prepared with other settings, or from other sources; there is something else in it; a
@@ -111,20 +116,11 @@ def prepare(
     folder = output if part.count == 1 else output / f'{part.index:05}-of-{part.count:05}'
     _check_place(output, part)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, waits):
-        if start_over(folder):
-            (folder / manifests.NAME).unlink(missing_ok=True)
-        new = _new_manifest(settings, tokenizer, passes)
-        if (folder / manifests.NAME).exists():
-            manifest = manifests.read_manifest(folder, complete=False)
-            _check_same(folder, manifest, new)
-        else:
-            manifest = new
-            manifests.write_manifest(folder, manifest)
+    with _locked(folder, waits=is_cache):
+        manifest = _manifest_to_go_on_with(folder, _new_manifest(settings, tokenizer, passes), is_cache, anew)
         if manifest.is_complete:
             return Prepared(folder, manifest, 0)
         remove_leftovers(folder, manifest)
-        manifests.check_sizes(folder, manifest)
         if sum(file.size for file in manifest.sources) < SMALL_BYTES:
             workers = 1
         with _Writer(folder, manifest, settings.is_chats, shard_bytes) as writer:
@@ -132,13 +128,30 @@ def prepare(
             blocks = _blocks(passes, start)
             encoder = BlockEncoder(settings, tokenizer)
             total, before = sum(file.size for file in manifest.sources), _bytes_before(passes, start)
-            with Progress(total, before) as progress, contextlib.closing(
-                encoded_blocks(encoder, blocks, workers)
-            ) as encoded:
+            with (
+                Progress(total, before) as progress,
+                contextlib.closing(encoded_blocks(encoder, blocks, workers)) as encoded,
+            ):
                 for placed, parts in encoded:
                     writer.add(parts, placed.ends)
                     progress.update(placed.read, writer.new.num_documents, writer.new.num_tokens)
             return Prepared(folder, writer.complete(settings, allows_empty=part.count > 1), writer.new.num_tokens)
+
+
+def _manifest_to_go_on_with(folder: pathlib.Path, new: Manifest, is_cache: bool, anew: bool) -> Manifest:
+    """That of the folder, if it is of the same; or `new`, which is written there."""
+    if os.path.lexists(folder / manifests.NAME) and not anew:
+        try:
+            manifest = manifests.read_manifest(folder, complete=False)
+            _check_same(folder, manifest, new)
+            manifests.check_sizes(folder, manifest)
+            return manifest
+        except ValueError as error:
+            if not is_cache:
+                raise
+            logging.warning('%s is damaged (%s) and will be written anew', folder, error)
+    manifests.write_manifest(folder, new)
+    return new
 
 
 class _Writer(contextlib.AbstractContextManager):

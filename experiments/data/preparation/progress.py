@@ -23,7 +23,6 @@ class Progress(contextlib.AbstractContextManager):
     def __init__(self, total: int, initial: int = 0, stream: TextIO | None = None):
         self._stream = sys.stdout if stream is None else stream
         self._total, self._initial, self._start = total, initial, time.monotonic()
-        self._next = self._start + SECONDS_BAR
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm.tqdm(
@@ -35,13 +34,14 @@ class Progress(contextlib.AbstractContextManager):
                 mininterval=0,
                 miniters=1,
             )
+        self._next = self._start + self._pause
 
     def update(self, read: int, num_documents: int, num_tokens: int) -> None:
         """Shows, at times, how much there is: bytes of sources in all; documents and tokens since it began."""
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + (SECONDS_LINES if self._bar is None else SECONDS_BAR)
+        self._next = now + self._pause
         rate = tqdm.tqdm.format_sizeof(num_tokens / (now - self._start))
         if self._bar is not None:
             self._bar.ncols = self._columns()
@@ -56,6 +56,10 @@ class Progress(contextlib.AbstractContextManager):
             file=self._stream,
             flush=True,
         )
+
+    @property
+    def _pause(self) -> float:
+        return SECONDS_LINES if self._bar is None else SECONDS_BAR
 
     def _columns(self) -> int:
         """Of the terminal, which may have changed; but its last, after which some go to the next line."""

@@ -1,7 +1,7 @@
 """Documents in columns: Parquet, and Arrow streams as Hugging Face's `datasets` writes them."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow
@@ -22,6 +22,7 @@ class ColumnBlock(NamedTuple):
     path: str
     first_row: int
     stream: bytes
+    file_bytes: int
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         with ipc.open_stream(self.stream) as batches:
@@ -46,7 +47,7 @@ def cut_parquet(path: str, features: tuple[str, ...]) -> Iterator[ColumnBlock]:
     with open_file(path) as stream:
         file = parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES)
         _check(path, features, file.schema_arrow)
-        yield from _cut(path, features, file.iter_batches(ROWS, columns=list(features)))
+        yield from _cut(path, features, file.iter_batches(ROWS, columns=list(features)), stream.tell)
 
 
 def cut_arrow(path: str, features: tuple[str, ...]) -> Iterator[ColumnBlock]:
@@ -57,9 +58,8 @@ def cut_arrow(path: str, features: tuple[str, ...]) -> Iterator[ColumnBlock]:
             raise ValueError(f'{path} is cut off, or no Arrow stream')
         with ipc.open_stream(file) as reader:
             _check(path, features, reader.schema)
-            yield from _cut(
-                path, features, (batch.slice(i, ROWS) for batch in reader for i in range(0, batch.num_rows, ROWS))
-            )
+            batches = (batch.slice(i, ROWS) for batch in reader for i in range(0, batch.num_rows, ROWS))
+            yield from _cut(path, features, batches, file.tell)
         if file.tell() != file.size():
             raise ValueError(f'{path} has something after the end of its Arrow stream')
 
@@ -91,20 +91,22 @@ TEXTS = (
 )
 
 
-def _cut(path: str, features: tuple[str, ...], batches: Iterator[pyarrow.RecordBatch]) -> Iterator[ColumnBlock]:
+def _cut(
+    path: str, features: tuple[str, ...], batches: Iterator[pyarrow.RecordBatch], tell: Callable[[], int]
+) -> Iterator[ColumnBlock]:
     """As many whole rows a block as BLOCK_BYTES hold, or a larger one."""
     pieces, size, row, first_row = [], 0, 0, 0
     for batch in batches:
         for piece in _halves(_plain(path, row, features, batch)):
             if pieces and size + piece.nbytes > BLOCK_BYTES:
-                yield _block(path, first_row, pieces)
+                yield _block(path, first_row, pieces, tell())
                 pieces, size, first_row = [], 0, row
             if piece.nbytes > MOST_BYTES:
                 raise ValueError(f'{path}, row {row}: a document of {piece.nbytes:,} bytes; allowed are {MOST_BYTES:,}')
             pieces.append(piece)
             size, row = size + piece.nbytes, row + piece.num_rows
     if pieces:
-        yield _block(path, first_row, pieces)
+        yield _block(path, first_row, pieces, tell())
 
 
 def _plain(path: str, row: int, features: tuple[str, ...], batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
@@ -135,9 +137,9 @@ def _halves(batch: pyarrow.RecordBatch) -> Iterator[pyarrow.RecordBatch]:
         yield from _halves(batch.slice(half))
 
 
-def _block(path: str, first_row: int, pieces: list[pyarrow.RecordBatch]) -> ColumnBlock:
+def _block(path: str, first_row: int, pieces: list[pyarrow.RecordBatch], file_bytes: int) -> ColumnBlock:
     sink = pyarrow.BufferOutputStream()
     with ipc.new_stream(sink, pieces[0].schema) as writer:
         for piece in pieces:
             writer.write_batch(piece)
-    return ColumnBlock(path, first_row, sink.getvalue().to_pybytes())
+    return ColumnBlock(path, first_row, sink.getvalue().to_pybytes(), file_bytes)

@@ -23,6 +23,7 @@ class LineBlock(NamedTuple):
     features: tuple[str, ...]
     first_row: int
     lines: bytes
+    file_bytes: int
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for row, line in self._documents():
@@ -65,8 +66,10 @@ def cut(path: str, features: tuple[str, ...]) -> Iterator[LineBlock]:
     first_row = 0
     with open_file(path) as file, _decompressed(path, file) as stream:
         for lines in _cut_lines(path, stream.read):
-            yield LineBlock(path, features, first_row, lines if first_row else lines.removeprefix(BYTE_ORDER_MARK))
-            first_row += lines.count(b'\n')
+            num_lines = lines.count(b'\n')
+            lines = lines if first_row else lines.removeprefix(BYTE_ORDER_MARK)
+            yield LineBlock(path, features, first_row, lines, file.tell())
+            first_row += num_lines
 
 
 def _decompressed(path: str, file) -> pyarrow.NativeFile:

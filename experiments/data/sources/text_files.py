@@ -14,6 +14,7 @@ class TextBlock(NamedTuple):
 
     path: str
     text: bytes
+    file_bytes: int
 
     def rows(self) -> Iterator[tuple[bytes]]:
         yield (self.text,)
@@ -37,4 +38,4 @@ def cut(path: str, features: tuple[str, ...]) -> Iterator[TextBlock]:
             f'{path} is a document of more than {MOST_BYTES:,} bytes, which are allowed; '
             'cut it into several files, or write its documents as lines of a .jsonl file'
         )
-    yield TextBlock(path, text.removeprefix(BYTE_ORDER_MARK))
+    yield TextBlock(path, text.removeprefix(BYTE_ORDER_MARK), len(text))

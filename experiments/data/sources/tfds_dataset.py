@@ -36,7 +36,7 @@ class TfdsDataset:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, features: tuple[str, ...]):
         self.builder, self._split, self._features = builder, split, features
-        self.name = builder.info.full_name
+        self.name = folder_name(builder)
         check_names(features, builder.info.features, f'{self.name} in {builder.data_path}')
         try:
             builder.as_data_source(split)
@@ -63,7 +63,9 @@ class TfdsDataset:
         part, directory = self._parts[file], str(self.builder.data_path)
         for row in range(0, part.take, self._rows_of_block):
             count = min(self._rows_of_block, part.take - row)
-            yield TfdsBlock(part.filename, part.skip + row, directory, self._split, start + row, count, self._features)
+            read = self.files[file].size * (row + count) // part.take
+            place = (part.filename, part.skip + row, directory, self._split, start + row, count)
+            yield TfdsBlock(*place, self._features, read)
 
 
 class TfdsBlock(NamedTuple):
@@ -76,6 +78,7 @@ class TfdsBlock(NamedTuple):
     start: int  # in the split
     count: int
     features: tuple[str, ...]
+    file_bytes: int
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         documents = tfds.builder_from_directory(self.directory).as_data_source(self.split)
@@ -126,7 +129,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike | None, cache_dir: pa
 
 
 def folder_name(builder: tfds.core.DatasetBuilder) -> str:
-    """Of its tokens, which its dataset_info.json must not put elsewhere."""
+    """Its name, by which its dataset_info.json must not put its tokens elsewhere."""
     name = builder.info.full_name
     if not all(re.fullmatch(r'[\w.+=-]+', part) and part.strip('.') for part in name.split('/')):
         raise ValueError(f'{builder.data_path}: dataset_info.json names the dataset {name!r:.80}, which is no name')

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -82,7 +81,9 @@ def test_what_is_prepared_are_the_documents_in_order(tmp_path):
 
 def test_how_it_is_cut_into_shards_changes_no_digest(tmp_path):
     several, one = (prepare(tmp_path / str(size), shard_bytes=size).manifest.splits for size in (500, 10**6))
-    assert {name: split.sha256 for name, split in several.items()} == {name: split.sha256 for name, split in one.items()}
+    assert {name: split.sha256 for name, split in several.items()} == {
+        name: split.sha256 for name, split in one.items()
+    }
     assert [len(split.shards) for split in one.values()] == [1, 1]
 
 
@@ -146,8 +147,7 @@ def test_what_is_written_is_not_encoded_again(tmp_path):
     with pytest.raises(Killed):
         prepare(tmp_path / 'a', tokenizer=Tokenizer(counting))
     written = sum(
-        split.counts.num_documents
-        for split in manifest.read_manifest(tmp_path / 'a', complete=False).splits.values()
+        split.counts.num_documents for split in manifest.read_manifest(tmp_path / 'a', complete=False).splits.values()
     )
     assert 30 < written <= 50
     limit, counting.texts, passes = None, 0, passes_of()
@@ -236,8 +236,9 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     prepare(tmp_path / 'a')
-    with preparing._locked(tmp_path / 'a', waits=False), pytest.raises(
-        OSError, match=rf'another process \(process {os.getpid()} on .*\) prepares'
+    with (
+        preparing._locked(tmp_path / 'a', waits=False),
+        pytest.raises(OSError, match=rf'another process \(process {os.getpid()} on .*\) prepares'),
     ):
         prepare(tmp_path / 'a')
 

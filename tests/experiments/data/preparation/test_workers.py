@@ -67,7 +67,9 @@ def test_the_first_error_is_told(fails):
 
 
 def test_a_worker_that_dies_is_one_error():
-    with pytest.raises(OSError, match=r'a worker process died \(.*SIGKILL.*\); if memory ran out, give fewer --workers'):
+    with pytest.raises(
+        OSError, match=r'a worker process died \(.*SIGKILL.*\); if memory ran out, give fewer --workers'
+    ):
         list(encoded_blocks(ENCODER, blocks(['one', 'KILL', *map(str, range(20))]), 2))
 
 
