@@ -55,7 +55,10 @@ class Part(NamedTuple):
     count: int = 1
 
 
-def open_passes(settings: Settings, part: Part = Part(), cache_dir: pathlib.Path | None = None) -> list[Pass]:
+WHOLE = Part()
+
+
+def open_passes(settings: Settings, part: Part = WHOLE, cache_dir: pathlib.Path | None = None) -> list[Pass]:
     """The passes over a dataset that give both splits.
 
     Raises:
@@ -86,7 +89,7 @@ def prepare(
     tokenizer: Tokenizer,
     *,
     passes: Sequence[Pass],
-    part: Part = Part(),
+    part: Part = WHOLE,
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
     is_cache: bool = False,
@@ -302,8 +305,10 @@ def _locked(folder: pathlib.Path, waits: bool) -> Iterator[None]:
 def _no_text(folder: pathlib.Path, settings: Settings, split: str, splits: Mapping[str, Split]) -> str:
     asked = {'train': settings.train_split, 'validation': settings.validation_split}[split]
     num_documents = sum(of.counts.num_documents for of in splits.values())
-    remedy = f'allowed: splits with text; where a dataset has none, held_out={settings.held_out} of {num_documents:,} documents'
-    return f'{folder}: there is no text in this split, {asked!r}; {remedy} are for validation.'
+    return (
+        f'{folder}: there is no text in this split, {asked!r}; allowed: splits with text. Where a dataset has no splits,'
+        f' held_out={settings.held_out} of {num_documents:,} documents are for validation.'
+    )
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

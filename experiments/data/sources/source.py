@@ -23,7 +23,8 @@ class Block(Protocol):
     of its contents alone.
 
     Attributes:
-      file_bytes: of the file, how many had been read when the block was made: for people, who want to know how far it is.
+      file_bytes: how many bytes of the file had been read when the block was made: for people, who want to know how
+        far it is.
     """
 
     file_bytes: int

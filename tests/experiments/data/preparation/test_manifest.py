@@ -110,7 +110,7 @@ def test_parts(tmp_path):
         read_manifest(tmp_path)
     (tmp_path / '00001-of-00003').mkdir()
     write_manifest(tmp_path / '00001-of-00003', other)
-    with pytest.raises(ValueError, match="00001-of-00003 was prepared with made_of={'dataset': 'others'}, 00000"):
+    with pytest.raises(ValueError, match=r"00001-of-00003 was prepared with made_of=\{'dataset': 'others'\}, 00000"):
         read_manifest(tmp_path)
     write_manifest(tmp_path / '00001-of-00003', dataclasses.replace(TEXT, is_complete=False))
     with pytest.raises(ValueError, match='00001-of-00003 is not complete: run the same command again'):

@@ -10,7 +10,7 @@ from small_blocks import SmallSource
 
 from experiments.data.preparation import encoding, manifest, preparing, shards
 from experiments.data.preparation.encoding import Settings
-from experiments.data.preparation.preparing import Part, Pass
+from experiments.data.preparation.preparing import WHOLE, Part, Pass
 from experiments.data.tokenizers import Tokenizer
 from experiments.data.vocabularies import Bytes
 
@@ -19,7 +19,7 @@ TEXTS = [[f'file {i}, text {j}: {"naïve 日本 " * (j % 5)}' for j in range(20 
 ALL = [text for of_file in TEXTS for text in of_file]
 
 
-def passes_of(texts=TEXTS, part=Part(), **options):
+def passes_of(texts=TEXTS, part=WHOLE, **options):
     source = SmallSource(texts, **options)
     return [Pass(None, source, range(part.index, len(source.files), part.count))]
 
@@ -171,7 +171,7 @@ def test_parts(tmp_path):
     """Of n parts, each reads the files i, i + n, …; together they are one folder."""
     for index in (2, 0, 1):
         part = Part(index, 3)
-        with pytest.raises(ValueError, match="lacks the part|can't be read: No such file"):
+        with pytest.raises(ValueError, match=r"lacks the part|can't be read: No such file"):
             manifest.read_manifest(tmp_path / 'a')
         prepare(tmp_path / 'a', passes=passes_of(part=part), part=part)
     assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == [f'0000{i}-of-00003' for i in range(3)]
