@@ -15,6 +15,7 @@ import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
+import small_datasets
 import small_tokenizers
 from ml_collections import ConfigDict
 from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_paths, of_tensors
@@ -26,7 +27,7 @@ from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
-from experiments.data import token_cache, tokenizers
+from experiments.data import tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
@@ -298,9 +299,10 @@ def write_tokens(folder: pathlib.Path):
 
 def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
     bytes_tokenizer, where = tokenizers.load_tokenizer('bytes'), dict(data_dir=folder / 'texts', cache_dir=folder)
-    data = token_cache.load_tokens('documents', 'validation', bytes_tokenizer, **where)
-    counts = {name: getattr(data, name) for name in (*token_cache.COUNTS, *token_cache.UNUSUAL, 'sha256')}
-    return {'arrays': {'tokens': np.array(data.tokens)}, 'settings': counts}
+    data = small_datasets.load_tokens('documents', 'validation', bytes_tokenizer, **where)
+    names = ('num_bytes', 'num_documents', 'num_empty', 'num_invalid', 'sha256')
+    counts = {name: getattr(data, name) for name in names}
+    return {'arrays': {'tokens': np.concatenate(data.shards)}, 'settings': counts}
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -306,8 +306,8 @@ def _no_text(folder: pathlib.Path, settings: Settings, split: str, splits: Mappi
     asked = {'train': settings.train_split, 'validation': settings.validation_split}[split]
     num_documents = sum(of.counts.num_documents for of in splits.values())
     return (
-        f'{folder}: there is no text in this split, {asked!r}; allowed: splits with text. Where a dataset has no splits,'
-        f' held_out={settings.held_out} of {num_documents:,} documents are for validation.'
+        f'{folder}: there is no text in this split, {asked!r}; allowed: splits with text. Where a dataset has no'
+        f' splits, held_out={settings.held_out} of {num_documents:,} documents are for validation.'
     )
 
 

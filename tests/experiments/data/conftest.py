@@ -4,10 +4,9 @@ import json
 
 import pytest
 import tokenizers
-from small_datasets import TinyText
+from small_datasets import TinyText, load_tokens
 from small_tokenizers import NAMES, write_huggingface, write_sentencepiece
 
-from experiments.data.token_cache import load_tokens
 from experiments.data.tokenizers import Tokenizer
 from experiments.data.vocabularies import Bytes
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
-from small_datasets import TinyText, byte_tokens
+from small_datasets import TinyText, byte_tokens, load_tokens
 
 from experiments.data.datasets import feature_classes, python_stdlib
-from experiments.data.token_cache import load_tokens
 from experiments.data.tokenizers import Tokenizer
 from experiments.data.vocabularies import Bytes
 
@@ -71,7 +70,7 @@ def test_what_becomes_of_documents_that_are_not_utf8(latin1, tmp_path, invalid, 
         'latin1/plain', 'train', Tokenizer(Bytes()), invalid_text=invalid, data_dir=latin1, cache_dir=tmp_path
     )
     for data in load(), load():
-        assert data.tokens.tolist() == byte_tokens(texts)
+        assert data.shards[0].tolist() == byte_tokens(texts)
         assert (data.num_documents, data.num_empty, data.num_invalid) == (len(texts), 1, 2)
     with pytest.raises(ValueError, match='invalid_text=replace'):
         load_tokens('latin1/plain', 'train', Tokenizer(Bytes()), data_dir=latin1, cache_dir=tmp_path)
@@ -96,7 +95,7 @@ def test_python_stdlib_is_written_when_missing(tmp_path, monkeypatch, data_dir_g
     }
     assert sum(data.num_documents for data in splits.values()) == 40
     for split, data in splits.items():
-        documents = bytes(data.tokens[data.tokens != 256].astype(np.uint8)).decode().splitlines()
+        documents = bytes(data.shards[0][data.shards[0] != 256].astype(np.uint8)).decode().splitlines()
         names = [f'module{line.removeprefix("answer = ")}.py' for line in documents]
         assert {python_stdlib.split_of(name) for name in names} == {split}
     assert (tmp_path / 'cache' / 'tokens' / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
