@@ -290,14 +290,15 @@ def _check_place(output: pathlib.Path, part: Part) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, waits: bool) -> Iterator[None]:
-    with open_own(folder / LOCK, 'r+') as file:
-        if not locks.lock(file):
+    path = folder / LOCK
+    with open_own(path, 'r+') as file:
+        if not locks.lock(file, path):
             holder = file.read().strip()
             by = f'{holder and f" ({holder})"}'
             if not waits:
                 raise OSError(f'another process{by} prepares {folder}; wait for its end, or give another folder')
             print(f'waiting for another process{by}, which prepares {folder}', flush=True)
-            locks.lock(file, waits=True)
+            locks.lock(file, path, waits=True)
         locks.sign(file)
         yield
 

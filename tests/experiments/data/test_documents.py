@@ -54,7 +54,7 @@ def latin1(tmp_path_factory):
 def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, split, place):
     with pytest.raises(ValueError, match=f'{place}.*--config.invalid_text=replace'):
         load_tokens('latin1/plain', split, Tokenizer(Bytes()), data_dir=latin1, cache_dir=tmp_path)
-    assert not list(tmp_path.rglob('*.json')), 'nothing half written is left'
+    assert not list(tmp_path.rglob('*.tokens*')), 'nothing half written is left'
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_python_stdlib_is_written_when_missing(tmp_path, monkeypatch, data_dir_g
         documents = bytes(data.shards[0][data.shards[0] != 256].astype(np.uint8)).decode().splitlines()
         names = [f'module{line.removeprefix("answer = ")}.py' for line in documents]
         assert {python_stdlib.split_of(name) for name in names} == {split}
-    assert (tmp_path / 'cache' / 'tokens' / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
+    assert len(list((tmp_path / 'cache' / 'tokens').glob(f'python_stdlib-{python_stdlib.CONFIG}-*'))) == 2
     where = data_dir or tmp_path / 'cache' / 'tensorflow_datasets'
     assert (where / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
 
