@@ -45,7 +45,7 @@ def cut_parquet(path: str, features: tuple[str, ...]) -> Iterator[ColumnBlock]:
         that is no text; a document of more than MOST_BYTES.
     """
     with open_file(path) as stream:
-        file = parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES)
+        file = parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
         _check(path, features, file.schema_arrow)
         yield from _cut(path, features, file.iter_batches(ROWS, columns=list(features)), stream.tell)
 
