@@ -1,10 +1,18 @@
-"""Tokenizers, and what the files beside them say."""
+"""A small dataset on disk; tokenizers, and what the files beside them say."""
 
 import json
 
 import pytest
 import tokenizers
+from small_datasets import TinyText
 from small_tokenizers import NAMES, write_huggingface, write_sentencepiece
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tensorflow_datasets')
+    TinyText(data_dir=folder, file_format='array_record').download_and_prepare()
+    return folder
 
 
 @pytest.fixture(scope='module')
