@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
 import small_datasets
+import small_sources
 import small_tokenizers
 from ml_collections import ConfigDict
 from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_paths, of_tensors
@@ -305,6 +306,19 @@ def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
     return {'arrays': {'tokens': np.concatenate(data.shards)}, 'settings': counts}
 
 
+def write_sources(folder: pathlib.Path):
+    small_sources.write_files(
+        folder, [f'document {i} naïve' for i in range(9)], 9 * [[{'role': 'user', 'content': 'x'}]]
+    )
+
+
+def read_source(name: str) -> Callable[[pathlib.Path], dict[str, Any]]:
+    def read(folder):
+        return {'settings': {'num_rows': len(small_sources.read_source(folder / name))}}
+
+    return read
+
+
 def arrays(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in gq.leaves_by_path(tree).items()}
 
@@ -357,6 +371,14 @@ KINDS = {
         {'tokens/**/*.json': JSON_OR_DAMAGE, 'tokens/**/*.tokens': (of_bytes,)},
         exact=('*',),
         is_cache=True,
+    ),
+    'source, lines': Kind(write_sources, read_source('a.jsonl'), {'a.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
+    **{
+        f'source, {name}': Kind(write_sources, read_source(name), {name: (of_bytes,)})
+        for name in ('a.jsonl.gz', 'a.jsonl.zst', 'a.txt', 'a.parquet')
+    },
+    'source, Hugging Face': Kind(
+        write_sources, read_source('saved'), {'saved/*.arrow': (of_bytes,), 'saved/*.json': JSON_OR_DAMAGE}
     ),
     'texts': Kind(
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}

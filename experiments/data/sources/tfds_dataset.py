@@ -36,7 +36,7 @@ class TfdsDataset:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, features: tuple[str, ...]):
         self.builder, self._split, self._features = builder, split, features
-        self.name = folder_name(builder)
+        self.name = _name(builder)
         check_names(features, builder.info.features, f'{self.name} in {builder.data_path}')
         try:
             builder.as_data_source(split)
@@ -128,7 +128,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike | None, cache_dir: pa
     raise ValueError(f'dataset={dataset!r} is not prepared in data_dir={str(data_dir)!r}{reason}. {remedy}')
 
 
-def folder_name(builder: tfds.core.DatasetBuilder) -> str:
+def _name(builder: tfds.core.DatasetBuilder) -> str:
     """Its name, by which its dataset_info.json must not put its tokens elsewhere."""
     name = builder.info.full_name
     if not all(re.fullmatch(r'[\w.+=-]+', part) and part.strip('.') for part in name.split('/')):

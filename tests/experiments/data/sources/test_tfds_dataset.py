@@ -31,9 +31,9 @@ def open_tiny(data_dir, tmp_path):
     ('split', 'rows'),
     [('train', slice(None)), ('train[10:]', slice(10, None)), ('train[7:9]', slice(7, 9)), ('test', slice(3))],
 )
-@pytest.mark.parametrize('block_bytes', [1, 500, 2**22])
+@pytest.mark.parametrize('block_bytes', [500, 2**22])
 def test_documents_of_a_split_and_its_slices(open_tiny, monkeypatch, split, rows, block_bytes):
-    """In blocks that are, on the average, so large; of one document at least."""
+    """In blocks that are, on the average, so large."""
     monkeypatch.setattr(tfds_dataset, 'BLOCK_BYTES', block_bytes)
     source = open_tiny(split)
     documents = DOCUMENTS[split.split('[')[0]]
@@ -41,8 +41,7 @@ def test_documents_of_a_split_and_its_slices(open_tiny, monkeypatch, split, rows
     (file,) = source.files
     assert file.path.endswith('.array_record-00000-of-00001') and source.has_splits
     assert places_of(source) == [f'{file.path}, row {row}' for row in range(len(documents))[rows]]
-    count = len(documents[rows])
-    assert len(blocks_of(source)) == count if block_bytes == 1 else 1 <= len(blocks_of(source)) < max(2, count / 2)
+    assert (len(blocks_of(source)) > 1) == (block_bytes == 500 and len(documents[rows]) > 5)
 
 
 class Latin1(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -168,9 +167,7 @@ def test_a_damaged_file_is_named(data_dir, open_tiny, tmp_path):
     (path,) = (tmp_path / 'data').rglob('*train.array_record*')
     contents = path.read_bytes()
     path.write_bytes(contents[:500] + bytes(500) + contents[1000:])
-    with pytest.raises(
-        ValueError, match=r'tiny_text-train\.array_record-00000-of-00001, row \d+ and after it: damaged'
-    ):
+    with pytest.raises(ValueError, match=r'tiny_text-train\.array_record-00000-of-00001, row \d+ and after.*: damaged'):
         rows_of(open_tiny(data_dir=tmp_path / 'data'))
 
 
@@ -229,6 +226,5 @@ def test_a_dataset_chooses_no_folder(data_dir, tmp_path, name):
     (path,) = (tmp_path / 'data').rglob('dataset_info.json')
     path.write_text(json.dumps(json.loads(path.read_text()) | {'name': name}))
     dataset = path.parent.relative_to(tmp_path / 'data').parts[0]
-    source = open_source(f'{dataset}/plain', 'train', ('document',), data_dir=tmp_path / 'data', cache_dir=tmp_path)
     with pytest.raises(ValueError, match='which is no name'):
-        tfds_dataset.folder_name(source.builder)
+        open_source(f'{dataset}/plain', 'train', ('document',), data_dir=tmp_path / 'data', cache_dir=tmp_path)
