@@ -28,7 +28,7 @@ from experiments.files import locks
 from gaussq_jax.atomic_files import open_own
 
 SHARD_BYTES = 512 * 10**6  # of tokens
-SMALL_BYTES = 32 * 10**6  # of sources that one process encodes sooner than several start
+SMALL_BYTES = 8 * 10**6  # of sources, maybe compressed, that one process encodes sooner than several start
 LOCK = '.lock'
 
 
