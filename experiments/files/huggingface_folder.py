@@ -23,12 +23,12 @@ from gaussq_jax.packed import save_tensors
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 GENERATION, TOKENIZER_CONFIG, NAMES = 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json'
-ADDED_TOKENS = 'added_tokens.json'
+ADDED_TOKENS, CHAT_TEMPLATE = 'added_tokens.json', 'chat_template.jinja'
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model')  # the first that is there is what we read text with
 TOKENIZER_FILES = (
     *TOKENIZERS,
     *(TOKENIZER_CONFIG, NAMES, ADDED_TOKENS, 'vocab.json', 'merges.txt'),
-    *('chat_template.jinja', GENERATION),
+    *(CHAT_TEMPLATE, GENERATION),
 )
 # Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
 IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
