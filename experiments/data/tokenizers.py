@@ -21,7 +21,7 @@ class Tokenizer:
       vocabulary: as its file has it.
       special: these.
       remarks: on what files say of them that can't be.
-      folder: of its file, where a chat template may be; None of bytes.
+      folder: of the model's files, where a chat template may be; None if there is none.
       vocab_size: ids are in [0, vocab_size).
       fingerprint: names the file, the same on every machine; not the special tokens.
     """
@@ -148,4 +148,4 @@ def load_tokenizer(
     if folder is None and path.name in TOKENIZERS:
         folder = path.parent
     found = special_tokens.resolve(vocabulary, special, folder=folder, vocab_size=vocab_size, is_given=is_given)
-    return Tokenizer(vocabulary, *found, None if spec == 'bytes' else path.parent)
+    return Tokenizer(vocabulary, *found, folder)
