@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.data.bounded_jinja import BEGIN, END, Environment, RefusedError
 from experiments.files import json_files, paths
-from experiments.files.huggingface_folder import CHAT_TEMPLATE, NAMES, TOKENIZER_CONFIG
+from experiments.files.huggingface_names import CHAT_TEMPLATE, NAMES, TOKENIZER_CONFIG
 
 MOST_BYTES = 2**18  # of a template
 ROLE = 'assistant'  # who answers

@@ -17,7 +17,7 @@ from experiments.data.bounded_jinja import BEGIN, END
 from experiments.data.chat_templates import ROLE, InvalidChatError, Message, Span, TemplateError
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import json_files
-from experiments.files.huggingface_folder import CHAT_TEMPLATE, TOKENIZER_CONFIG
+from experiments.files.huggingface_names import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
 FEATURES = ('messages', 'prompt+completion')  # what `text_feature` is of chats
 NO_CHARACTERS = re.compile(f'[{BEGIN}{END}\ud800-\udfff]')

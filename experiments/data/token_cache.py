@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from absl import logging
 
-from experiments.data.documents import INVALID, folder_name, open_dataset, read_documents
+from experiments.data.documents import INVALID, read_texts
+from experiments.data.sources.tfds_dataset import TfdsDataset, folder_name, open_dataset
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import json_files, paths
 from gaussq_jax.atomic_files import new_file
@@ -90,11 +92,7 @@ def load_tokens(
     cache_dir = cache_dir or os.environ.get('GAUSSQ_CACHE') or '~/.cache/gaussq_jax'
     cache_dir = paths.parse(cache_dir, 'cache_dir')
     builder = open_dataset(dataset, data_dir, cache_dir)
-    if text_feature not in builder.info.features:
-        raise ValueError(
-            f'text_feature={text_feature!r}: {builder.info.full_name} has no such feature in {builder.data_path}; '
-            f'it has {sorted(builder.info.features)}.'
-        )
+    source = TfdsDataset(builder, split, (text_feature,))
     # Two data_dirs may hold different data under one name and version: the sizes, kept in this file, differ.
     info = pathlib.Path(builder.data_path, 'dataset_info.json').read_bytes()
     fields = (split, text_feature, tokenizer.fingerprint, hashlib.sha256(info).hexdigest()[:12])
@@ -105,7 +103,9 @@ def load_tokens(
     dtype = np.dtype('<u2' if tokenizer.num_document_ids <= 2**16 else '<u4')
     data = _read_tokens(folder, stem, dtype)
     if data is None:
-        _write_tokens(folder, stem, dtype, read_documents(builder, split, text_feature, invalid_text), tokenizer)
+        blocks = itertools.chain.from_iterable(map(source.blocks, range(len(source.files))))
+        texts = itertools.chain.from_iterable(read_texts(block, invalid_text) for block in blocks)
+        _write_tokens(folder, stem, dtype, texts, tokenizer)
         data = _read_tokens(folder, stem, dtype)
     if data is None:
         raise OSError(f'{folder / stem}.tokens was damaged while it was written; is the disk failing?')

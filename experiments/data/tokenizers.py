@@ -11,7 +11,7 @@ from experiments.data.special_tokens import SpecialTokens
 from experiments.data.vocabularies import Vocabulary, load_vocabulary
 from experiments.files import paths
 from experiments.files.foreign_text import printable
-from experiments.files.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
+from experiments.files.huggingface_names import TOKENIZER_CONFIG, TOKENIZERS
 
 
 class Tokenizer:

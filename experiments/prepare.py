@@ -1,0 +1,147 @@
+"""Prepare a text for training: tokenise it, by several processes, into a folder that --config.dataset can name.
+
+    python -m experiments.prepare --dataset='texts/*.jsonl.zst' --tokenizer=tokenizer.json --output=tokens
+    python -m experiments.prepare --dataset='texts/*.parquet' --tokenizer=tokenizer.json --output=tokens --shard=3/8
+    python -m experiments.train --config.dataset=tokens --config.tokenizer=tokenizer.json
+
+The same command again goes on where it was interrupted, however that was, and comes to the same files. With --shard,
+several machines prepare one part each; the folder with all parts is what training reads.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+from absl import flags
+
+from experiments import cli
+from experiments.data import tokenizers
+from experiments.data.preparation import preparing
+from experiments.data.preparation.encoding import Settings
+from experiments.data.preparation.prepared_data import cache_folder
+from experiments.data.preparation.preparing import Part
+from experiments.files import paths
+from experiments.processes import exit_codes
+
+DEFAULTS = Settings('')
+DATASET = flags.DEFINE_string('dataset', None, 'What to prepare, as --config.dataset names it, but for a mixture.')
+TOKENIZER = flags.DEFINE_string('tokenizer', None, "'bytes', a SentencePiece .model or a Hugging Face .json file.")
+OUTPUT = flags.DEFINE_string('output', None, 'The folder that is written.')
+WORKERS = flags.DEFINE_integer('workers', None, 'How many processes; one for each core if not given.', lower_bound=1)
+TEXT_FEATURE = flags.DEFINE_string(
+    'text_feature', DEFAULTS.text_feature, "The feature that holds the text; 'messages', 'prompt+completion': chats."
+)
+INVALID_TEXT = flags.DEFINE_string(
+    'invalid_text', DEFAULTS.invalid_text, 'What becomes of documents that are not UTF-8: error, replace, skip.'
+)
+HELD_OUT = flags.DEFINE_float(
+    'held_out', DEFAULTS.held_out, 'The share of documents that are for validation, where a dataset has no splits.'
+)
+TRAIN_SPLIT = flags.DEFINE_string('train_split', DEFAULTS.train_split, 'The split to train on.')
+VALIDATION_SPLIT = flags.DEFINE_string('validation_split', DEFAULTS.validation_split, 'The split for validation.')
+DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS keeps its datasets.')
+CACHE_DIR = flags.DEFINE_string('cache_dir', '', 'Where python_stdlib is written; else $GAUSSQ_CACHE.')
+BOS_TOKEN_ID = flags.DEFINE_string('bos_token_id', '', 'As --config.special_tokens.bos_token_id.')
+EOS_TOKEN_ID = flags.DEFINE_string('eos_token_id', '', 'As --config.special_tokens.eos_token_id.')
+ADD_BOS_TOKEN = flags.DEFINE_string('add_bos_token', '', 'As --config.special_tokens.add_bos_token.')
+VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 0, "As --config.vocab_size: the model's; 0 is the tokenizer's.")
+SHARD = flags.DEFINE_string('shard', '0/1', 'I/N: read the files I, I + N, … alone, to be the part I of N.')
+SHARD_SIZE = flags.DEFINE_integer('shard_size', 512, 'MB of tokens in a file.', lower_bound=1)
+
+
+def main(argv):
+    del argv
+    with cli.user_errors():
+        for flag in (DATASET, TOKENIZER, OUTPUT):
+            if not flag.value:
+                raise ValueError(f'--{flag.name} must be given')
+        output = paths.parse(OUTPUT.value, '--output')
+        part = parse_part(SHARD.value)
+        settings = Settings(
+            **{
+                flag.name: flag.value
+                for flag in (DATASET, TEXT_FEATURE, INVALID_TEXT, HELD_OUT, TRAIN_SPLIT, VALIDATION_SPLIT)
+            },
+            data_dir=DATA_DIR.value or None,
+        )
+        special = special_tokens()
+        tokenizer = tokenizers.load_tokenizer(TOKENIZER.value, special, vocab_size=VOCAB_SIZE.value)
+        print(tokenizer.describe(), *tokenizer.remarks, sep='\n', flush=True)
+        with told_how_to_resume():
+            run(output, settings, tokenizer, part)
+
+
+def run(output: pathlib.Path, settings: Settings, tokenizer: tokenizers.Tokenizer, part: Part):
+    """Prepares, and prints what came of it."""
+    begin = time.monotonic()
+    prepared = preparing.prepare(
+        output,
+        settings,
+        tokenizer,
+        passes=preparing.open_passes(settings, part, cache_folder(CACHE_DIR.value)),
+        part=part,
+        workers=WORKERS.value or len(os.sched_getaffinity(0)),
+        shard_bytes=SHARD_SIZE.value * 10**6,
+    )
+    seconds = time.monotonic() - begin
+    for name, split in prepared.manifest.splits.items():
+        counts = split.counts
+        unusual = {'empty': counts.num_empty, 'not UTF-8': counts.num_invalid, 'encoded in parts': counts.num_cut}
+        told = ''.join(f', {number:,} {what}' for what, number in unusual.items() if number)
+        print(f'{name}: {counts.num_tokens:,} tokens of {counts.num_documents:,} documents{told}')
+    num_shards = sum(len(split.shards) for split in prepared.manifest.splits.values())
+    if prepared.num_new:
+        print(f'{num_shards} shards in {prepared.folder}, {prepared.num_new / seconds:,.0f} tokens/s')
+    else:
+        print(f'{prepared.folder} is complete already, with {num_shards} shards')
+    command = ['python', '-m', 'experiments.train', f'--config.dataset={output}']
+    command += [f'--config.tokenizer={TOKENIZER.value}']
+    command += [f'--config.special_tokens.{name}={value}' for name, value in special_tokens().items() if value]
+    command += [f'--config.text_feature={settings.text_feature}'] * settings.is_chats
+    print(f'{"train on it" if part.count == 1 else "train on all parts"} with: {shlex.join(command)}')
+
+
+def special_tokens() -> dict[str, str]:
+    """What is asked for, as `config.special_tokens` has it."""
+    return {flag.name: flag.value for flag in (BOS_TOKEN_ID, EOS_TOKEN_ID, ADD_BOS_TOKEN)}
+
+
+def parse_part(text: str) -> Part:
+    """'3/8', the part 3 of 8, which are counted from 0."""
+    found = re.fullmatch(r'(\d{1,5})/(\d{1,5})', text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError(f'--shard={text!r} must be I/N, I of 0 to N - 1')
+    return Part(int(found[1]), int(found[2]))
+
+
+class Terminated(BaseException):
+    """SIGTERM."""
+
+
+@contextlib.contextmanager
+def told_how_to_resume() -> Iterator[None]:
+    """An interrupt and SIGTERM end the program with one line; as those of `train`, with the same exit codes."""
+
+    def terminate(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    told = 'the same command goes on after the last shard that is written'
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f'\ninterrupted; {told}')
+    except Terminated:
+        print(f'preempted; {told}', file=sys.stderr)
+        sys.exit(exit_codes.PREEMPTED)
+
+
+if __name__ == '__main__':
+    cli.start(main)
