@@ -210,18 +210,6 @@ def check_takes_segments(family: models.ModelFamily):
         )
 
 
-def _check_packing(config: ConfigDict):
-    is_chats = config.text_feature in chats.FEATURES
-    allowed = ('whole',) if is_chats else ('concatenated', 'segmented')
-    if config.packing not in ('', *allowed):
-        raise ValueError(
-            f'config.packing={config.packing!r}: of config.text_feature={config.text_feature!r}, allowed are'
-            f' {", ".join(map(repr, allowed))}'
-        )
-    if is_chats or config.packing == 'segmented':
-        check_takes_segments(models.find_family(config.model.family))
-
-
 def _check_config(config: ConfigDict):
     methods.check_settings(config)
     dtypes = ('bfloat16', 'float32')
@@ -237,7 +225,8 @@ def _check_config(config: ConfigDict):
             f'config.resample_weights=True with config.remat_policy={config.remat_policy!r} would keep all weights for'
             " the backward pass; 'full' is what saves most"
         )
-    _check_packing(config)
+    if config.text_feature in chats.FEATURES or config.packing == 'segmented':
+        check_takes_segments(models.find_family(config.model.family))
     DivergenceDetector(config.divergence)  # which refuses what it can't be
     if not 0 <= config.seed < SEEDS:
         raise ValueError(f'config.seed={config.seed} must be of 0 to {SEEDS - 1}: JAX takes a seed by its last 32 bits')
