@@ -136,10 +136,19 @@ class ChatEncoder:
             raise InvalidChatError(f'there is nothing to learn in it: no message of the role {ROLE!r}')
         return ids, mask, sum(len(part.encode()) for part in learned), text, offsets
 
-    def render_prompt(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
-        """The text of messages up to where the assistant answers, and its tokens; ValueErrors as of `encode`."""
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of messages up to where the assistant answers; ValueErrors as of `encode`."""
         text = self._template().render(self._messages('messages', messages), add_generation_prompt=True)
-        return text, self._tokenizer.vocabulary.encode_with_offsets(text, special=True)[0].tolist()
+        return self._tokenizer.vocabulary.encode_with_offsets(text, special=True)[0].tolist()
+
+    def answering_tokenizer(self) -> Tokenizer:
+        """The tokenizer, to which the special token with which the template ends an answer is an end of texts, too."""
+        ids, mask, _ = self.encode(([{'role': 'user', 'content': 'x'}, {'role': ROLE, 'content': 'x'}],))
+        of, special = self._tokenizer, self._tokenizer.special
+        specials = {of.vocabulary.find(name) for name in of.vocabulary.special_names}
+        ends = [token for token in ids[mask == 1].tolist() if token in specials][:1]
+        special = special._replace(eos=tuple(dict.fromkeys((*special.eos, *ends))))
+        return Tokenizer(of.vocabulary, special, of.remarks, of.folder)
 
     def _text(self, values: tuple[Any, ...]) -> tuple[str, list[Span], bool]:
         """The text, where in it is what is learned, and whether a template has rendered it."""

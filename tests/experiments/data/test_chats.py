@@ -39,6 +39,14 @@ def test_answers_are_learned_and_what_ends_them(tmp_path):
     assert unpickled.settings() == encoder.settings() and unpickled.show((CHATS[0],)) == encoder.show((CHATS[0],))
 
 
+def test_an_answer_ends_where_the_template_ends_it(tmp_path):
+    """Whatever else ends a document."""
+    encoder = make_encoder(tmp_path, end='</s>')
+    find = encoder._tokenizer.vocabulary.find
+    assert encoder.answering_tokenizer().special.eos == (find('</s>'), find('<|im_end|>'))
+    assert encoder.encode_prompt(CHATS[0][:1])[-1] == find('Ċ')
+
+
 def test_a_template_says_what_the_answers_are(tmp_path):
     """Also one that renders them otherwise once others follow; without the blocks that is an error with what to do."""
     assert make_encoder(tmp_path, MARKED).show((CHATS[2],)) == (
@@ -145,9 +153,8 @@ def test_tokens_are_those_of_transformers(tmp_path, name):
         assert ids.tolist() == expected['input_ids']
         if name == 'marked':
             assert mask.tolist() == expected['assistant_masks']
-        text, prompt = encoder.render_prompt(chat[:1])
-        assert text == theirs.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
-        assert prompt == theirs(text, add_special_tokens=False)['input_ids']
+        prompt = theirs.apply_chat_template(chat[:1], add_generation_prompt=True)['input_ids']
+        assert encoder.encode_prompt(chat[:1]) == prompt
 
 
 @pytest.mark.parametrize('name', ['chatml', 'llama-3'])
