@@ -2,13 +2,16 @@
 
     python -m experiments.prepare --dataset='texts/*.jsonl.zst' --tokenizer=tokenizer.json --output=tokens
     python -m experiments.prepare --dataset='texts/*.parquet' --tokenizer=tokenizer.json --output=tokens --shard=3/8
+    python -m experiments.prepare --dataset=chats.jsonl --text_feature=messages --tokenizer=tokenizer.json --show=3
     python -m experiments.train --config.dataset=tokens --config.tokenizer=tokenizer.json
 
 The same command again goes on where it was interrupted, however that was, and comes to the same files. With --shard,
-several machines prepare one part each; the folder with all parts is what training reads.
+several machines prepare one part each; the folder with all parts is what training reads. With --show, the first chats
+are printed as a model reads them, what it learns between ⟦ and ⟧, and nothing is written.
 """
 
 import contextlib
+import itertools
 import pathlib
 import re
 import shlex
@@ -21,14 +24,14 @@ import loky
 from absl import flags
 
 from experiments import cli
-from experiments.data import mixtures, tokenizers
+from experiments.data import chats, mixtures, tokenizers
 from experiments.data.preparation import preparing
 from experiments.data.preparation.encoding import Settings
 from experiments.data.preparation.manifest import is_prepared
 from experiments.data.preparation.prepared_data import cache_folder
 from experiments.data.preparation.preparing import Part
 from experiments.data.token_files.opening import is_token_files
-from experiments.files import paths
+from experiments.files import foreign_text, json_files, paths
 from experiments.processes import exit_codes
 
 DEFAULTS = Settings('')
@@ -56,14 +59,16 @@ VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 0, "As --config.vocab_size: the 
 SHARD = flags.DEFINE_string('shard', '0/1', 'I/N: read the files I, I + N, … alone, to be the part I of N.')
 SHARD_SIZE = flags.DEFINE_integer('shard_size', 512, 'MB of tokens in a file.', lower_bound=1)
 
+SHOW = flags.DEFINE_integer('show', 0, 'So many chats are printed, with what is learned of them.', lower_bound=0)
+
 
 def main(argv):
     del argv
     with cli.user_errors():
         for flag in (DATASET, TOKENIZER, OUTPUT):
-            if not flag.value:
+            if not flag.value and not (flag is OUTPUT and SHOW.value):
                 raise ValueError(f'--{flag.name} must be given')
-        output = paths.parse(OUTPUT.value, '--output')
+        output = None if SHOW.value else paths.parse(OUTPUT.value, '--output')
         part = parse_part(SHARD.value)
         check_is_text(DATASET.value)
         settings = Settings(
@@ -76,6 +81,9 @@ def main(argv):
         special = special_tokens()
         tokenizer = tokenizers.load_tokenizer(TOKENIZER.value, special, vocab_size=VOCAB_SIZE.value)
         print(tokenizer.describe(), *tokenizer.remarks, sep='\n', flush=True)
+        if SHOW.value:
+            show(settings, tokenizer, part, SHOW.value)
+            return
         with told_how_to_resume():
             run(output, settings, tokenizer, part)
 
@@ -116,6 +124,22 @@ def check_is_text(dataset: str):
         raise ValueError(f'--dataset={dataset!r} is a mixture: prepare each of its datasets, in a folder of its own')
     if is_token_files(dataset) or is_prepared(pathlib.Path(dataset)):
         raise ValueError(f'--dataset={dataset!r} has tokens already: train with --config.dataset={dataset}')
+
+
+def show(settings: Settings, tokenizer: tokenizers.Tokenizer, part: Part, number: int):
+    """Prints the first documents of chats; ValueError for texts, of which all is learned."""
+    if not settings.is_chats:
+        raise ValueError(f'--show is of chats: --text_feature={" or ".join(chats.FEATURES)}')
+    encoder = chats.ChatEncoder(tokenizer)
+    passes = preparing.open_passes(settings, part, cache_folder(CACHE_DIR.value))
+    blocks = (block for one in passes for file in one.files for block in one.source.blocks(file))
+    rows = ((block.place(row), values) for block in blocks for row, values in enumerate(block.rows()))
+    for place, values in itertools.islice(rows, number):
+        with json_files.naming(place):
+            text = foreign_text.escaped(encoder.show(values, *'⟦⟧'))
+        if sys.stdout.isatty():
+            text = text.replace('⟦', '\033[32m⟦').replace('⟧', '⟧\033[0m')
+        print(f'=== {place} ===\n{text}')
 
 
 def special_tokens() -> dict[str, str]:

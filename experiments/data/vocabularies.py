@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -14,6 +15,7 @@ from experiments.data import replacements
 from experiments.files import json_files, paths
 from experiments.files.huggingface_names import TOKENIZERS
 
+CHATS = 'their tokenizer is a tokenizer.json of Hugging Face'
 USUAL_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
 MOST_HOLES = 2**16  # between ids, beside one a token
 ALLOWED = "allowed: 'bytes', a SentencePiece '.model' file, a Hugging Face tokenizers '.json' file"
@@ -57,6 +59,24 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: list[int]) -> str:
         """Ids to text."""
+
+    def encode_with_offsets(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Text to int32 ids (n,), and where in the text each token begins and ends, (n, 2) indices of characters.
+
+        Args:
+          text: any.
+          special: whether special tokens of the vocabulary are recognised in it, as those of a chat template; none is
+            added. Else as `encode`.
+
+        Raises:
+          ValueError: a vocabulary that isn't of `tokenizers`.
+        """
+        raise ValueError(f'tokenizer {self.fingerprint} has no places of tokens in texts, which chats need: {CHATS}')
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """The texts that are special tokens where these are recognised."""
+        return ()
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         """A tokenizer.json that puts these tokens before every text, by its name; {} if none has to be written."""
@@ -174,9 +194,10 @@ class HuggingFace(Vocabulary):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
+        self._recognising = None  # one to which it is its end, made when it is needed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_tokenizer': self._tokenizer.to_str()}
+        return {**self.__dict__, '_tokenizer': self._tokenizer.to_str(), '_recognising': None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -200,6 +221,19 @@ class HuggingFace(Vocabulary):
     def decode(self, ids: list[int]) -> str:
         with _library_errors(self._where):
             return self._tokenizer.decode(ids)
+
+    def encode_with_offsets(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        if special and self._recognising is None:
+            self._recognising = copy.deepcopy(self._tokenizer)
+            self._recognising.encode_special_tokens = False
+        with _library_errors(self._where):
+            tokenizer = self._recognising if special else self._tokenizer
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         if tokens == self.leading or not all(map(self.name, tokens)):

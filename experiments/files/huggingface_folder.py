@@ -18,6 +18,7 @@ import safetensors
 from experiments.files import json_files, paths, quantization_config
 from experiments.files.huggingface_names import (
     ADDED_TOKENS,
+    CHAT_TEMPLATE,
     CONFIG,
     GENERATION,
     INDEX,
@@ -34,7 +35,7 @@ from gaussq_jax.packed import save_tensors
 TOKENIZER_FILES = (
     *TOKENIZERS,
     *(TOKENIZER_CONFIG, NAMES, ADDED_TOKENS, 'vocab.json', 'merges.txt'),
-    *('chat_template.jinja', GENERATION),
+    *(CHAT_TEMPLATE, GENERATION),
 )
 # Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
 IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')

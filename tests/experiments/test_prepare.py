@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
 
 def run(output, dataset, **flags):
-    defaults = dict(TEXT_FEATURE='text', INVALID_TEXT='error', HELD_OUT=0.05, TRAIN_SPLIT='train', SHARD='0/1')
+    defaults = dict(SHOW=0, TEXT_FEATURE='text', INVALID_TEXT='error', HELD_OUT=0.05, TRAIN_SPLIT='train', SHARD='0/1')
     defaults |= dict(VALIDATION_SPLIT='validation', SHARD_SIZE=512, VOCAB_SIZE=0, WORKERS=1, TOKENIZER='bytes')
     defaults |= dict.fromkeys(('BOS_TOKEN_ID', 'EOS_TOKEN_ID', 'ADD_BOS_TOKEN', 'DATA_DIR', 'CACHE_DIR'), '')
     run_program(prepare, DATASET=str(dataset), OUTPUT=str(output), **defaults | flags)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import documents
+from experiments.data import chats, documents
 from experiments.data.preparation.manifest import Counts
 from experiments.data.sources.source import CHATS, Block
 from experiments.data.tokenizers import Tokenizer
@@ -51,9 +51,10 @@ class Settings:
         parts = tuple(self.text_feature.split('+'))
         return parts if parts in CHATS else (self.text_feature,)
 
-    def made_of(self) -> dict[str, Any]:
-        """As manifests have them: without data_dir, which each machine may have elsewhere."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != 'data_dir'}
+    def made_of(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """As manifests have them: without data_dir, which each machine may have elsewhere; with a chat template."""
+        settings = {name: value for name, value in dataclasses.asdict(self).items() if name != 'data_dir'}
+        return settings | (chats.ChatEncoder(tokenizer).settings() if self.is_chats else {})
 
 
 class Encoded(NamedTuple):
@@ -162,25 +163,23 @@ class _Chats:
     """Conversations, of which the answers are learned."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer):
-        from experiments.data.chats import ChatEncoder  # which asks for Jinja
-
         self._invalid, self._dtype = settings.invalid_text, token_dtype(tokenizer)
-        self._encoder = ChatEncoder(tokenizer)
+        self._encoder = chats.ChatEncoder(tokenizer)
 
     def read(self, values: tuple[Any, ...], place: Callable[[], str]) -> Document:
         key = json.dumps(values, sort_keys=True, default=_text).encode()
         try:
             return Document(key, self._encoder.encode(values), True)
-        except ValueError as error:
+        except chats.InvalidChatError as error:
             if self._invalid == 'error':
                 raise ValueError(f'{place()}: {error}; --config.invalid_text=skip leaves it out') from None
             return Document(key, None, False)
 
-    def pack(self, chats: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Encoded:
-        tokens = np.concatenate([np.empty(0, self._dtype), *(ids.astype(self._dtype) for ids, _, _ in chats)])
-        mask = np.concatenate([np.empty(0, np.uint8), *(mask for _, mask, _ in chats)])
-        lengths = np.array([len(ids) for ids, _, _ in chats], '<u4')
-        num_bytes = sum(num_bytes for _, _, num_bytes in chats)
+    def pack(self, encoded: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Encoded:
+        tokens = np.concatenate([np.empty(0, self._dtype), *(ids.astype(self._dtype) for ids, _, _ in encoded)])
+        mask = np.concatenate([np.empty(0, np.uint8), *(mask for _, mask, _ in encoded)])
+        lengths = np.array([len(ids) for ids, _, _ in encoded], '<u4')
+        num_bytes = sum(num_bytes for _, _, num_bytes in encoded)
         counts = Counts(num_tokens=len(tokens), num_bytes=num_bytes, num_learned=int(mask.sum(dtype=np.int64)))
         return Encoded(counts, tokens, mask, lengths)
 

@@ -58,7 +58,7 @@ def prepared_data(
     cache_dir = cache_folder(cache_dir)
     passes = preparing.open_passes(settings, cache_dir=cache_dir)
     identities = [identity for one in passes for identity in _identities(one.source)]
-    made_of = [settings.made_of(), tokenizer.fingerprint, tokenizer.framing, *identities]
+    made_of = [settings.made_of(tokenizer), tokenizer.fingerprint, tokenizer.framing, *identities]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r'[^\w.+=-]+', '-', passes[0].source.name)[-80:].strip('-.')
     folder = cache_dir / 'tokens' / f'{name}-{digest}'

@@ -241,7 +241,7 @@ def _bytes_before(passes: Sequence[Pass], place: tuple[int, int, int]) -> int:
 
 
 def _new_manifest(settings: Settings, tokenizer: Tokenizer, passes: Sequence[Pass]) -> Manifest:
-    made_of = settings.made_of() | {'num_files': sum(len(one.source.files) for one in passes)}
+    made_of = settings.made_of(tokenizer) | {'num_files': sum(len(one.source.files) for one in passes)}
     return Manifest(
         tokenizer=tokenizer.fingerprint,
         framing=tokenizer.framing,
