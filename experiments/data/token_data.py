@@ -12,7 +12,7 @@ class TokenData:
     """The tokens of one split, documents one after the other, each with what the tokenizer begins and ends it with.
 
     Attributes:
-      shards: 1-D arrays of uint16, uint32 or int32, memory-mapped from files: the tokens are theirs, one after the other.
+      shards: 1-D arrays of uint16, uint32 or int32, memory-mapped from files: the tokens are theirs, in order.
       num_bytes: UTF-8 bytes of the text that is learned, ends of documents not counted.
       num_documents: how many documents it holds; None where the files don't say.
       sha256: names what it holds, as hexadecimal digits: of the tokens and the counts.

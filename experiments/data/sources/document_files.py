@@ -84,7 +84,7 @@ def open_file(path: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Any error while a file is read becomes a ValueError or an OSError that names it: file systems raise others, too."""
+    """Any error while a file is read becomes a ValueError or an OSError that names it; file systems raise others."""
     try:
         yield
     except Exception as error:
