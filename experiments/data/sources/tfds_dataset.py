@@ -22,11 +22,11 @@ class TfdsDataset:
     Args:
       builder: of the dataset, as from `open_dataset`.
       split: TFDS split, slices allowed.
-      features: of the dataset, that hold text.
+      features: names of features that hold text.
 
     Attributes:
       builder: that it was made with.
-      files: of the split, those that are read in part among them.
+      files: that hold the split; of a slice, the first and the last may be read in part.
 
     Raises:
       ValueError: another file format than array_record; a split or a feature that isn't there.
@@ -69,7 +69,7 @@ class TfdsDataset:
 
 
 class TfdsBlock(NamedTuple):
-    """Some rows of a file, which are read where they are parsed; on the average those of BLOCK_BYTES."""
+    """Some rows of a file, which are read where they are parsed: as many as have BLOCK_BYTES on average."""
 
     path: str
     first_row: int
