@@ -7,16 +7,19 @@ import pathlib
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from experiments.data import mixtures, token_cache, tokenizers
+from experiments.data import mixtures, tokenizers
 from experiments.data.packing import PackedRows
 from experiments.data.preparation import fetching
+from experiments.data.preparation.encoding import Settings
 from experiments.data.preparation.manifest import is_prepared
+from experiments.data.preparation.prepared_data import cache_folder, prepared_data
+from experiments.data.preparation.verification import DamagedFile
 from experiments.data.rows import Rows, TextRows
-from experiments.data.token_data import TokenData, document_start, open_prepared
+from experiments.data.token_data import TokenData, open_prepared
 from experiments.data.token_files.opening import is_token_files, open_token_files
-from experiments.files import paths
 
 PACKINGS = {False: ('concatenated', 'segmented'), True: ('whole',)}  # of text, and of chats; the first is the default
 
@@ -78,7 +81,7 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
     """The data of a config, prepared, fetched and verified as far as it has to be before the first step.
 
     Raises:
-      ValueError: as `mixtures.parse`, `token_cache.load_tokens`, `open_prepared`, `open_token_files` and
+      ValueError: as `mixtures.parse`, `prepared_data`, `open_prepared`, `open_token_files` and
         `fetching.fetch_prepared`; a mixture of text and chats.
       OSError: tokens that are damaged, or can't be read or kept.
     """
@@ -94,6 +97,24 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
             f'dataset={config.dataset!r}: {", ".join(chats)} is of chats, others are of text; mix one kind'
         )
     return Data(tuple(sources))
+
+
+def prepared_splits(
+    settings: Settings, tokenizer: tokenizers.Tokenizer, cache_dir: pathlib.Path
+) -> tuple[TokenData, TokenData]:
+    """Both splits of a text, prepared in the cache at its first use, and anew where it is damaged there.
+
+    Raises:
+      ValueError, OSError: as `prepared_data` and `open_prepared`.
+    """
+    open_splits = lambda folder: tuple(
+        open_prepared(folder, split, tokenizer, cache_dir) for split in ('train', 'validation')
+    )
+    try:
+        return open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir))
+    except DamagedFile as error:
+        logging.warning('%s, and will be written anew', error)
+    return open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir, anew=True))
 
 
 def make_rows(data: TokenData, config: ConfigDict) -> Rows:
@@ -120,8 +141,7 @@ def train_rows(data: Data, config: ConfigDict) -> tuple[dict[str, Rows], dict[st
 
 def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> tuple[TokenData, TokenData]:
     """Both splits of one dataset."""
-    cache_dir = config.cache_dir or os.environ.get('GAUSSQ_CACHE') or '~/.cache/gaussq_jax'
-    cache_dir = paths.parse(cache_dir, 'cache_dir')
+    cache_dir = cache_folder(config.cache_dir)
     splits = dict(train_split=config.train_split, validation_split=config.validation_split)
     if is_token_files(dataset):
         return open_token_files(dataset, tokenizer, **splits, held_out=config.held_out, cache_dir=cache_dir)
@@ -130,24 +150,7 @@ def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> 
     else:
         folder = pathlib.Path(os.path.expanduser(dataset))
     if folder is None or not is_prepared(folder):
-        return _tokenised(dataset, config, tokenizer, cache_dir)
+        fields = ('text_feature', 'invalid_text', 'held_out', 'train_split', 'validation_split')
+        settings = Settings(dataset, **{field: config[field] for field in fields}, data_dir=config.data_dir or None)
+        return prepared_splits(settings, tokenizer, cache_dir)
     return tuple(open_prepared(folder, split, tokenizer, cache_dir) for split in ('train', 'validation'))
-
-
-def _tokenised(dataset, config, tokenizer, cache_dir):
-    """Both splits of a dataset of text, which `experiments.data.preparation` is to prepare in place of the cache."""
-    found = []
-    for split in (config.train_split, config.validation_split):
-        data = token_cache.load_tokens(
-            dataset,
-            split,
-            tokenizer,
-            text_feature=config.text_feature,
-            invalid_text=config.invalid_text,
-            data_dir=config.data_dir or None,
-            cache_dir=cache_dir,
-        )
-        counts = (data.num_bytes, data.num_documents, data.sha256)
-        unusual = (data.num_empty, data.num_invalid)
-        found.append(TokenData((data.tokens,), *counts, document_start(tokenizer), *unusual, source=dataset))
-    return found

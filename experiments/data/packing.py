@@ -1,4 +1,4 @@
-"""Documents to rows: whole ones side by side, as many as fit, each with a number that keeps it apart from the others."""
+"""Documents to rows: whole ones side by side, as many as fit, each with a number that tells it from the others."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ class PackedRows:
     """All rows of the documents of a split, each of `sequence_length + 1` tokens, to be read in any order.
 
     A document that is longer than a row is cut there; one of which then nothing is learned is left out. The others are
-    packed by best fit decreasing: from the longest to the shortest, each goes into the fullest row that has room for it.
+    packed by best fit decreasing: from the longest to the shortest, each goes into the fullest row with room for it.
     What remains of a row is padding. No row is without a token to learn, and the rows are a function of the documents'
     lengths and masks alone.
 
@@ -54,7 +54,9 @@ class PackedRows:
         kept = np.minimum(lengths, sequence_length + 1)
         packed = np.flatnonzero(self._teach(starts, kept))
         if not len(packed):
-            raise ValueError(f'no document has a token to learn in its first sequence_length + 1 = {sequence_length + 1}')
+            raise ValueError(
+                f'no document has a token to learn in its first sequence_length + 1 = {sequence_length + 1}'
+            )
         rows = best_fit_decreasing(kept[packed], sequence_length + 1)
         order = np.argsort(rows, kind='stable')
         self._starts, self._lengths = starts[packed][order], kept[packed][order]
@@ -70,11 +72,7 @@ class PackedRows:
         """The rows of these indices: 'tokens' (n, T + 1) int32, 'mask' (n, T) float32, 'segments' (n, T) int32.
 
         mask is 1 where the next token is learned: none of padding, and not the first one of a document.
-
-        Raises:
-          OSError: as of `TokenData.raise_if_damaged`.
         """
-        self._data.raise_if_damaged()
         shape = len(indices), self.sequence_length + 1
         tokens, mask, segments = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
         for row, index in enumerate(indices):

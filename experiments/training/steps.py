@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
 from experiments.training import bitwidth_metrics, meshes, optimizers
-from experiments.training.experiment import Experiment, TrainState, make_model
+from experiments.training.experiment import Experiment, TrainState, check_takes_segments, make_model
 from gaussq_jax import models
 
 
@@ -112,15 +112,6 @@ def token_losses(model, weights, batch, rngs=None):
         segments = {'segment_ids': batch['segments']}
     logits = model.apply({'params': weights}, tokens[:, :-1], rngs=rngs, **segments)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-
-
-def check_takes_segments(family: models.ModelFamily):
-    """ValueError for a family whose model sees beyond a document of a row."""
-    if not family.takes_segments:
-        raise ValueError(
-            f'config.model.family={family.name!r}: its model takes no segment_ids, without which the documents of a row'
-            ' see each other; config.packing=concatenated of text needs none'
-        )
 
 
 def _mean_over_microbatches(value_and_grad, weights, batch, keys, mesh, shardings):

@@ -260,10 +260,9 @@ def scan_layers(
       The last layer's output, of x's shape.
     """
 
+    of_tokens = () if positions is None else (positions,)
     if segment_ids is not None:
         of_tokens = (positions, segment_ids)
-    else:
-        of_tokens = () if positions is None else (positions,)
 
     def apply_layer(layer, x, layer_index):
         if layer_transform is None or layer.is_initializing():

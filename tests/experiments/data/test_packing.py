@@ -28,7 +28,7 @@ def slow_best_fit_decreasing(lengths, capacity):
         if not fitting:
             rooms.append(capacity)
             fitting = [(capacity, len(rooms) - 1)]
-        room, row = min(fitting)
+        _, row = min(fitting)
         rooms[row] -= lengths[document]
         rows[document] = row
     return rows, rooms
