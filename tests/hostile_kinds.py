@@ -30,8 +30,6 @@ from experiments import workdirs
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
 from experiments.data import tokenizers
-from experiments.data.rows import TextRows
-from experiments.data.token_files.opening import open_token_files
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
@@ -322,24 +320,6 @@ def read_source(name: str) -> Callable[[pathlib.Path], dict[str, Any]]:
     return read
 
 
-def write_token_files(folder: pathlib.Path):
-    for kind, write in token_folders.WRITERS.items():
-        (folder / kind).mkdir()
-        write(folder / kind / 'a.bin', [np.arange(97, 123), [256]] * 9)
-
-
-def read_token_files(kind: str) -> Callable[[pathlib.Path], dict[str, Any]]:
-    def read(folder):
-        splits = dict(train_split='', validation_split='', held_out=0.2)
-        pattern = f'{folder}/{kind}/*.bin'
-        data = open_token_files(pattern, tokenizers.load_tokenizer('bytes'), **splits, cache_dir=folder)
-        rows = [TextRows(of_split, 1) for of_split in data]
-        tokens = [of_split.read(np.arange(len(of_split)))['tokens'] for of_split in rows]
-        return {'arrays': dict(zip(('train', 'validation'), tokens)), 'settings': {'bytes': data[0].num_bytes}}
-
-    return read
-
-
 def arrays(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in gq.leaves_by_path(tree).items()}
 
@@ -405,7 +385,7 @@ KINDS = {
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}
     ),
     **{
-        f'tokens, {kind}': Kind(write_token_files, read_token_files(kind), {f'{kind}/*': (of_bytes,)})
+        f'tokens, {kind}': Kind(token_folders.write_all, token_folders.reader(kind), {f'{kind}/*': (of_bytes,)})
         for kind in token_folders.WRITERS
     },
 }
