@@ -7,6 +7,7 @@ import numpy as np
 
 ROUNDS = 4
 LEAST_BITS = 16
+MOST_IN_A_TABLE = 2**14
 
 
 def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -34,22 +35,36 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
       Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, for the repetition.
     """
     epochs, places = np.divmod(np.asarray(positions, np.int64), size)
-    if size == 1:
+    seeds, which = np.unique((seed + epochs) % 2**32, return_inverse=True)
+    if size <= MOST_IN_A_TABLE:
+        for i, of_epoch in enumerate(seeds.tolist()):
+            places[which == i] = _permutation(size, of_epoch)[places[which == i]]
         return places
-    bits = max(LEAST_BITS, math.ceil(math.log2(size - 1)))
-    word = np.uint64((bits + bits % 2) // 2)
-    numbers, epochs_there = places.astype(np.uint64), np.unique(epochs)
-    keys = np.array([_keys((seed + int(epoch)) % 2**32) for epoch in epochs_there], np.uint64).reshape(-1, ROUNDS)
-    keys = keys[np.searchsorted(epochs_there, epochs)].T
-    left = np.arange(len(numbers))  # those that are not below `size` yet
+    keys = np.array([_keys(of_epoch) for of_epoch in seeds.tolist()], np.uint64)[which].T
+    numbers, left = places.astype(np.uint64), np.arange(len(places))  # those that are not below `size` yet
     while len(left):
-        numbers[left] = _encrypted(numbers[left], keys[:, left], word)
+        numbers[left] = _encrypted(numbers[left], keys[:, left], size)
         left = left[numbers[left] >= size]
     return numbers.astype(np.int64)
 
 
-def _encrypted(numbers: np.ndarray, keys: np.ndarray, word: np.uint64) -> np.ndarray:
-    """Numbers of two words each -> others, one to one."""
+@functools.lru_cache(16)
+def _permutation(size: int, seed: int) -> np.ndarray:
+    """Of a size that is so far below the cipher's 2^16 numbers that one is seldom reached from another: all at once."""
+    if size == 1:
+        return np.zeros(1, np.int64)
+    everything = np.arange(2**LEAST_BITS)
+    following = _encrypted(everything.astype(np.uint64), np.array(_keys(seed), np.uint64), size).astype(np.int64)
+    reached = np.where(everything < size, everything, following)
+    for _ in range(LEAST_BITS):  # after as many times twice as many repetitions
+        reached = reached[reached]
+    return reached[following[:size]]
+
+
+def _encrypted(numbers: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+    """Numbers of two words each -> others, one to one; ROUNDS keys."""
+    bits = max(LEAST_BITS, math.ceil(math.log2(size - 1)))
+    word = np.uint64((bits + bits % 2) // 2)
     mask = np.uint64(2 ** int(word) - 1)
     turned = lambda x, by: (x << np.uint64(by) | x >> word - np.uint64(by)) & mask
     mixed = lambda x: turned(x, 1) & turned(x, 8) ^ turned(x, 2)

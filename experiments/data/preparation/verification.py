@@ -132,7 +132,7 @@ def _state(claim: Claim) -> dict[str, Any]:
     status = claim.path.stat()
     dtype = '' if claim.dtype is None else claim.dtype.str
     return {
-        **dict(path=os.path.abspath(claim.path), size=status.st_size, mtime_ns=status.st_mtime_ns),
+        **dict(file=os.path.abspath(claim.path), size=status.st_size, mtime_ns=status.st_mtime_ns),
         **dict(inode=status.st_ino, dtype=dtype, offset=claim.offset),
     }
 
