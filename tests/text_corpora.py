@@ -3,23 +3,23 @@
 import inspect
 import json
 import pathlib
+import random
+import re
 import typing
 
 import pyarrow
 import zstandard
 from pyarrow import parquet
 
-PIECES = tuple(piece for piece in inspect.getsource(typing).split('\n\n') if len(piece) > 200)
+WORDS = tuple(re.findall(r'\s*\S+', inspect.getsource(typing)))
 ROWS = 1000  # of a batch
 
 
 def texts(number, size):
-    """Documents of so many bytes in all, each another one."""
-    done = row = 0
+    """Documents of so many bytes in all, of words in no order: they compress as text does, not as what is repeated."""
+    chosen, done, row = random.Random(number), 0, 0
     while done < size:
-        length = 1 + (row * 7919 + number) % 9
-        start = row * 31 + number * 7
-        body = '\n\n'.join(PIECES[(start + i) % len(PIECES)] for i in range(length))
+        body = ''.join(chosen.choices(WORDS, k=chosen.randrange(20, 1000)))
         text = f'# document {row} of {number}\n{body}\n'
         yield text
         done, row = done + len(text), row + 1

@@ -126,7 +126,7 @@ def prepare(
         remove_leftovers(folder, manifest)
         if sum(file.size for file in manifest.sources) < SMALL_BYTES:
             workers = 1
-        with _Writer(folder, manifest, settings.is_chats, shard_bytes) as writer:
+        with _Writer(folder, manifest, shard_bytes) as writer:
             start = writer.ends
             blocks = _blocks(passes, start)
             encoder = BlockEncoder(settings, tokenizer)
@@ -165,7 +165,7 @@ class _Writer(contextlib.AbstractContextManager):
       new: what was added since it was opened.
     """
 
-    def __init__(self, folder: pathlib.Path, manifest: Manifest, is_chats: bool, shard_bytes: int):
+    def __init__(self, folder: pathlib.Path, manifest: Manifest, shard_bytes: int):
         self._folder, self._manifest, self._shard_bytes = folder, manifest, shard_bytes
         self._itemsize = 2 if manifest.dtype == 'uint16' else 4
         self._open: dict[str, ShardFiles] = {}
@@ -223,14 +223,15 @@ class _Writer(contextlib.AbstractContextManager):
 
 def _blocks(passes: Sequence[Pass], start: tuple[int, int, int]) -> Iterator[Placed]:
     """All blocks after a place; those of the same file before it are read, as only that tells where they end."""
+    before = _bytes_before(passes, start)
     for number, (split, source, files) in enumerate(passes[start[0] :], start[0]):
         first_file = start[1] if number == start[0] else 0
         for place, file in enumerate(files[first_file:], first_file):
-            before = _bytes_before(passes, (number, place, 0))
             skipped = start[2] if (number, place) == start[:2] else 0
             blocks = itertools.islice(source.blocks(file), skipped, None)
             for block_number, block in enumerate(blocks, skipped + 1):
                 yield Placed(block, split, (number, place, block_number), before + block.file_bytes)
+            before += source.files[file].size
 
 
 def _bytes_before(passes: Sequence[Pass], place: tuple[int, int, int]) -> int:
