@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
+import small_chats
 import small_checkpoints
 import small_tokenizers
 from ml_collections import ConfigDict
@@ -27,6 +28,8 @@ from experiments import workdirs
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
 from experiments.data import token_cache, tokenizers
+from experiments.data.preparation import preparing
+from experiments.data.preparation.encoding import BlockEncoder, Settings
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
@@ -303,6 +306,27 @@ def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
     return {'arrays': {'tokens': np.array(data.tokens)}, 'settings': counts}
 
 
+def write_chats(folder: pathlib.Path):
+    (folder / 'tokenizer').mkdir()
+    small_chats.write_tokenizer(folder / 'tokenizer', small_chats.MARKED)
+    small_checkpoints.change_json(folder / 'tokenizer/tokenizer_config.json', chat_template=small_chats.CHATML)
+    lines = [json.dumps({'messages': chat, 'prompt': 'a', 'completion': 'b'}) for chat in 8 * small_chats.CHATS]
+    (folder / 'chats.jsonl').write_text(''.join(f'{line}\n' for line in lines))
+
+
+def read_chats(folder: pathlib.Path) -> dict[str, Any]:
+    tokenizer = tokenizers.load_tokenizer(str(folder / 'tokenizer/tokenizer.json'))
+    of_features = {}
+    for text_feature in ('messages', 'prompt+completion'):
+        settings = Settings(str(folder / 'chats.jsonl'), text_feature)
+        (one,) = preparing.open_passes(settings, cache_dir=folder)
+        encoder = BlockEncoder(settings, tokenizer)
+        parts = [part for block in one.source.blocks(0) for part in encoder.encode(block, 'train').values()]
+        assert all(part.mask.any() for part in parts if len(part.mask)), 'a chat of which nothing is learned'
+        of_features[text_feature] = np.concatenate([np.empty(0, np.uint16), *(part.tokens for part in parts)])
+    return {'arrays': of_features}
+
+
 def arrays(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in gq.leaves_by_path(tree).items()}
 
@@ -355,6 +379,15 @@ KINDS = {
         {'tokens/**/*.json': JSON_OR_DAMAGE, 'tokens/**/*.tokens': (of_bytes,)},
         exact=('*',),
         is_cache=True,
+    ),
+    'chats': Kind(
+        write_chats,
+        read_chats,
+        {
+            'tokenizer/chat_template.jinja': (of_bytes,),
+            'tokenizer/tokenizer_config.json': JSON_OR_DAMAGE,
+            'chats.jsonl': (of_json_lines, of_bytes),
+        },
     ),
     'texts': Kind(
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}
