@@ -12,7 +12,6 @@ are printed as a model reads them, what it learns between ⟦ and ⟧, and nothi
 
 import contextlib
 import itertools
-import os
 import pathlib
 import re
 import shlex
@@ -21,14 +20,17 @@ import sys
 import time
 from collections.abc import Iterator
 
+import loky
 from absl import flags
 
 from experiments import cli
-from experiments.data import chats, tokenizers
+from experiments.data import chats, mixtures, tokenizers
 from experiments.data.preparation import preparing
 from experiments.data.preparation.encoding import Settings
+from experiments.data.preparation.manifest import is_prepared
 from experiments.data.preparation.prepared_data import cache_folder
 from experiments.data.preparation.preparing import Part
+from experiments.data.token_files.opening import is_token_files
 from experiments.files import foreign_text, json_files, paths
 from experiments.processes import exit_codes
 
@@ -68,6 +70,7 @@ def main(argv):
                 raise ValueError(f'--{flag.name} must be given')
         output = None if SHOW.value else paths.parse(OUTPUT.value, '--output')
         part = parse_part(SHARD.value)
+        check_is_text(DATASET.value)
         settings = Settings(
             **{
                 flag.name: flag.value
@@ -94,7 +97,7 @@ def run(output: pathlib.Path, settings: Settings, tokenizer: tokenizers.Tokenize
         tokenizer,
         passes=preparing.open_passes(settings, part, cache_folder(CACHE_DIR.value)),
         part=part,
-        workers=WORKERS.value or len(os.sched_getaffinity(0)),
+        workers=WORKERS.value or loky.cpu_count(),
         shard_bytes=SHARD_SIZE.value * 10**6,
     )
     seconds = time.monotonic() - begin
@@ -113,6 +116,14 @@ def run(output: pathlib.Path, settings: Settings, tokenizer: tokenizers.Tokenize
     command += [f'--config.special_tokens.{name}={value}' for name, value in special_tokens().items() if value]
     command += [f'--config.text_feature={settings.text_feature}'] * settings.is_chats
     print(f'{"train on it" if part.count == 1 else "train on all parts"} with: {shlex.join(command)}')
+
+
+def check_is_text(dataset: str):
+    """ValueError for what `train` takes, too, and has tokens already."""
+    if mixtures.parse(dataset)[0].name:
+        raise ValueError(f'--dataset={dataset!r} is a mixture: prepare each of its datasets, in a folder of its own')
+    if is_token_files(dataset) or is_prepared(pathlib.Path(dataset)):
+        raise ValueError(f'--dataset={dataset!r} has tokens already: train with --config.dataset={dataset}')
 
 
 def show(settings: Settings, tokenizer: tokenizers.Tokenizer, part: Part, number: int):

@@ -11,11 +11,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import hostile_chats
 import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
-import small_chats
 import small_checkpoints
+import small_datasets
+import small_sources
 import small_tokenizers
 from ml_collections import ConfigDict
 from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_paths, of_tensors
@@ -27,9 +29,7 @@ from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
-from experiments.data import token_cache, tokenizers
-from experiments.data.preparation import preparing
-from experiments.data.preparation.encoding import BlockEncoder, Settings
+from experiments.data import tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
@@ -301,30 +301,23 @@ def write_tokens(folder: pathlib.Path):
 
 def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
     bytes_tokenizer, where = tokenizers.load_tokenizer('bytes'), dict(data_dir=folder / 'texts', cache_dir=folder)
-    data = token_cache.load_tokens('documents', 'validation', bytes_tokenizer, **where)
-    counts = {name: getattr(data, name) for name in (*token_cache.COUNTS, *token_cache.UNUSUAL, 'sha256')}
-    return {'arrays': {'tokens': np.array(data.tokens)}, 'settings': counts}
+    data = small_datasets.load_tokens('documents', 'validation', bytes_tokenizer, **where)
+    names = ('num_bytes', 'num_documents', 'num_empty', 'num_invalid', 'sha256')
+    counts = {name: getattr(data, name) for name in names}
+    return {'arrays': {'tokens': np.concatenate(data.shards)}, 'settings': counts}
 
 
-def write_chats(folder: pathlib.Path):
-    (folder / 'tokenizer').mkdir()
-    small_chats.write_tokenizer(folder / 'tokenizer', small_chats.MARKED)
-    small_checkpoints.change_json(folder / 'tokenizer/tokenizer_config.json', chat_template=small_chats.CHATML)
-    lines = [json.dumps({'messages': chat, 'prompt': 'a', 'completion': 'b'}) for chat in 8 * small_chats.CHATS]
-    (folder / 'chats.jsonl').write_text(''.join(f'{line}\n' for line in lines))
+def write_sources(folder: pathlib.Path):
+    small_sources.write_files(
+        folder, [f'document {i} naïve' for i in range(9)], 9 * [[{'role': 'user', 'content': 'x'}]]
+    )
 
 
-def read_chats(folder: pathlib.Path) -> dict[str, Any]:
-    tokenizer = tokenizers.load_tokenizer(str(folder / 'tokenizer/tokenizer.json'))
-    of_features = {}
-    for text_feature in ('messages', 'prompt+completion'):
-        settings = Settings(str(folder / 'chats.jsonl'), text_feature)
-        (one,) = preparing.open_passes(settings, cache_dir=folder)
-        encoder = BlockEncoder(settings, tokenizer)
-        parts = [part for block in one.source.blocks(0) for part in encoder.encode(block, 'train').values()]
-        assert all(part.mask.any() for part in parts if len(part.mask)), 'a chat of which nothing is learned'
-        of_features[text_feature] = np.concatenate([np.empty(0, np.uint16), *(part.tokens for part in parts)])
-    return {'arrays': of_features}
+def read_source(name: str) -> Callable[[pathlib.Path], dict[str, Any]]:
+    def read(folder):
+        return {'settings': {'num_rows': len(small_sources.read_source(folder / name))}}
+
+    return read
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -380,14 +373,14 @@ KINDS = {
         exact=('*',),
         is_cache=True,
     ),
-    'chats': Kind(
-        write_chats,
-        read_chats,
-        {
-            'tokenizer/chat_template.jinja': (of_bytes,),
-            'tokenizer/tokenizer_config.json': JSON_OR_DAMAGE,
-            'chats.jsonl': (of_json_lines, of_bytes),
-        },
+    'chats': Kind(hostile_chats.write, hostile_chats.read, hostile_chats.TARGETS),
+    'source, lines': Kind(write_sources, read_source('a.jsonl'), {'a.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
+    **{
+        f'source, {name}': Kind(write_sources, read_source(name), {name: (of_bytes,)})
+        for name in ('a.jsonl.gz', 'a.jsonl.zst', 'a.txt', 'a.parquet')
+    },
+    'source, Hugging Face': Kind(
+        write_sources, read_source('saved'), {'saved/*.arrow': (of_bytes,), 'saved/*.json': JSON_OR_DAMAGE}
     ),
     'texts': Kind(
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}

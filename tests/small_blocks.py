@@ -36,13 +36,15 @@ class SmallSource:
     def __init__(self, files, block=3, has_splits=False, name='small'):
         self.name, self.has_splits, self._block = name, has_splits, block
         self._texts = list(map(tuple, files))
-        self.files = [SourceFile(f'file{i}', sum(map(len, texts))) for i, texts in enumerate(self._texts)]
+        self.files = [
+            SourceFile(f'file{i}', sum(len(str(text)) for text in texts)) for i, texts in enumerate(self._texts)
+        ]
         self.num_read = 0
 
     def blocks(self, file):
         texts, read = self._texts[file], 0
         for start in range(0, len(texts), self._block):
             of_block = texts[start : start + self._block]
-            read += sum(map(len, of_block))
+            read += sum(len(str(text)) for text in of_block)
             self.num_read += 1
             yield SmallBlock(self.files[file].path, start, of_block, read)

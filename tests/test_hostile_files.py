@@ -20,6 +20,8 @@ KINDS = dict.fromkeys(  # how many mutations of each
         *('packed', 'packed, sealed', 'packed run, sealed', 'Hugging Face', 'Hugging Face, low-bit', 'tokenizers'),
         *('checkpoint', 'checkpoint, sealed', 'config of a run', 'metrics', 'result', 'comparison', 'casts'),
         *('table, CSV', 'table, JSONL', 'table, Parquet', 'law', 'tokens', 'texts', 'chats'),
+        *('source, lines', 'source, a.jsonl.gz', 'source, a.jsonl.zst', 'source, a.txt', 'source, a.parquet'),
+        'source, Hugging Face',
     ),
     1000,
 )

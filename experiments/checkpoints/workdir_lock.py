@@ -28,7 +28,7 @@ def acquire(workdir: pathlib.Path) -> TextIO:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / '.lock'
     file = _inherited(path) or open_own(path, 'r+')
-    if not locks.lock(file):
+    if not locks.lock(file, path):
         with file:
             holder = file.read().strip()
         raise WorkdirLocked(

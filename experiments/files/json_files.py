@@ -59,7 +59,10 @@ def write(path: pathlib.Path, contents: Mapping[str, Any]) -> None:
 
 
 def parse(text: str | bytes, where: Any, *, allow_half_surrogates: bool = False) -> Any:
-    """The value of a JSON text; ValueErrors as `read` raises them begin with `where`."""
+    """The value of a JSON text; ValueErrors as `read` raises them begin with `where`.
+
+    With allow_half_surrogates, strings may hold halves of surrogate pairs, which can't be encoded in UTF-8.
+    """
     try:
         if len(text) > MOST_BYTES:
             raise ValueError(f'more than {MOST_BYTES:,} bytes')

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pathlib
 import socket
 import warnings
 from typing import TextIO
@@ -10,13 +11,14 @@ from typing import TextIO
 CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def lock(file: TextIO, *, waits: bool = False) -> bool:
+def lock(file: TextIO, path: pathlib.Path, *, waits: bool = False) -> bool:
     """Locks an open file, as long as it is open in some process; False if another process holds the lock.
 
     On a file system that can't lock, a warning says so.
 
     Args:
       file: as `open_own(path, 'r+')` gives it.
+      path: of the file.
       waits: whether to wait for the process that holds the lock.
 
     Raises:
@@ -30,7 +32,7 @@ def lock(file: TextIO, *, waits: bool = False) -> bool:
         if error.errno not in CANNOT_LOCK:
             file.close()
             raise
-        told = f"{file.name} can't be locked ({error.strerror}): start no second process there"
+        told = f"{path} can't be locked ({error.strerror}): start no second process there"
         warnings.warn(told, stacklevel=3)
     return True
 

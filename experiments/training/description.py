@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import gaussq_jax as gq
 from experiments import methods
-from experiments.data.loading import Data
-from experiments.data.token_cache import TokenData
+from experiments.data.loading import Data, SourceData
+from experiments.data.token_data import TokenData
 from experiments.data.tokenizers import Tokenizer
 from experiments.training.experiment import Experiment
 
@@ -36,9 +36,7 @@ def beginning(
         f' N = {experiment.num_linear_params:,} in linear layers',
         f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}',
         f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}',
-        f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on{_unusual(data.train)};'
-        f' tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
-        f' D = {experiment.num_tokens:,} tokens in all steps',
+        *_data(experiment, data),
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
         f'devices   {devices(experiment)}: {sizes}',
         *_unlabelled(*exact),
@@ -71,6 +69,31 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
 
 def _unlabelled(*lines: str) -> list[str]:
     return [f'          {line}' for line in lines]
+
+
+def _data(experiment: Experiment, data: Data) -> list[str]:
+    """What is trained on, each source on a line of its own if there are several."""
+    config = experiment.config
+    about = (
+        f'tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
+        f' D = {experiment.num_tokens:,} tokens in all steps'
+    )
+    if len(data.sources) == 1:
+        train = data.sources[0].train
+        return [f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}']
+    return [
+        f'data      {len(data.sources)} sources; {about}',
+        *_unlabelled(*(_source(experiment, s) for s in data.sources)),
+    ]
+
+
+def _source(experiment: Experiment, source: SourceData) -> str:
+    train, share = source.train, float(source.weight)
+    times = share * experiment.num_tokens / train.num_tokens
+    return (
+        f'{share:.2%} {source.name}: {source.dataset}, {train.num_tokens:,} tokens{_unusual(train)}, each seen'
+        f' {times:.2g} times; {source.validation.num_tokens:,} tokens of validation'
+    )
 
 
 def _unusual(tokens: TokenData) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import loky
 from absl import logging
 
 from experiments.data.preparation import manifest as manifests
@@ -64,7 +65,7 @@ def prepared_data(
     if not anew and _is_complete(folder):
         return folder
     logging.info('Preparing %s', folder)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or loky.cpu_count()
     options = dict(passes=passes, workers=workers, is_cache=True, anew=anew)
     preparing.prepare(folder, settings, tokenizer, **options)
     return folder

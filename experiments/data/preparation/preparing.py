@@ -28,7 +28,7 @@ from experiments.files import locks
 from gaussq_jax.atomic_files import open_own
 
 SHARD_BYTES = 512 * 10**6  # of tokens
-SMALL_BYTES = 32 * 10**6  # of sources that one process encodes sooner than several start
+SMALL_BYTES = 8 * 10**6  # of sources, maybe compressed, that one process encodes sooner than several start
 LOCK = '.lock'
 
 
@@ -126,7 +126,7 @@ def prepare(
         remove_leftovers(folder, manifest)
         if sum(file.size for file in manifest.sources) < SMALL_BYTES:
             workers = 1
-        with _Writer(folder, manifest, settings.is_chats, shard_bytes) as writer:
+        with _Writer(folder, manifest, shard_bytes) as writer:
             start = writer.ends
             blocks = _blocks(passes, start)
             encoder = BlockEncoder(settings, tokenizer)
@@ -165,7 +165,7 @@ class _Writer(contextlib.AbstractContextManager):
       new: what was added since it was opened.
     """
 
-    def __init__(self, folder: pathlib.Path, manifest: Manifest, is_chats: bool, shard_bytes: int):
+    def __init__(self, folder: pathlib.Path, manifest: Manifest, shard_bytes: int):
         self._folder, self._manifest, self._shard_bytes = folder, manifest, shard_bytes
         self._itemsize = 2 if manifest.dtype == 'uint16' else 4
         self._open: dict[str, ShardFiles] = {}
@@ -223,14 +223,15 @@ class _Writer(contextlib.AbstractContextManager):
 
 def _blocks(passes: Sequence[Pass], start: tuple[int, int, int]) -> Iterator[Placed]:
     """All blocks after a place; those of the same file before it are read, as only that tells where they end."""
+    before = _bytes_before(passes, start)
     for number, (split, source, files) in enumerate(passes[start[0] :], start[0]):
         first_file = start[1] if number == start[0] else 0
         for place, file in enumerate(files[first_file:], first_file):
-            before = _bytes_before(passes, (number, place, 0))
             skipped = start[2] if (number, place) == start[:2] else 0
             blocks = itertools.islice(source.blocks(file), skipped, None)
             for block_number, block in enumerate(blocks, skipped + 1):
                 yield Placed(block, split, (number, place, block_number), before + block.file_bytes)
+            before += source.files[file].size
 
 
 def _bytes_before(passes: Sequence[Pass], place: tuple[int, int, int]) -> int:
@@ -290,14 +291,15 @@ def _check_place(output: pathlib.Path, part: Part) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, waits: bool) -> Iterator[None]:
-    with open_own(folder / LOCK, 'r+') as file:
-        if not locks.lock(file):
+    path = folder / LOCK
+    with open_own(path, 'r+') as file:
+        if not locks.lock(file, path):
             holder = file.read().strip()
             by = f'{holder and f" ({holder})"}'
             if not waits:
                 raise OSError(f'another process{by} prepares {folder}; wait for its end, or give another folder')
             print(f'waiting for another process{by}, which prepares {folder}', flush=True)
-            locks.lock(file, waits=True)
+            locks.lock(file, path, waits=True)
         locks.sign(file)
         yield
 
@@ -306,8 +308,8 @@ def _no_text(folder: pathlib.Path, settings: Settings, split: str, splits: Mappi
     asked = {'train': settings.train_split, 'validation': settings.validation_split}[split]
     num_documents = sum(of.counts.num_documents for of in splits.values())
     return (
-        f'{folder}: there is no text in this split, {asked!r}; allowed: splits with text. Where a dataset has no splits,'
-        f' held_out={settings.held_out} of {num_documents:,} documents are for validation.'
+        f'{folder}: there is no text in this split, {asked!r}; allowed: splits with text. Where a dataset has no'
+        f' splits, held_out={settings.held_out} of {num_documents:,} documents are for validation.'
     )
 
 

@@ -18,7 +18,10 @@ from experiments.data.preparation.encoding import BlockEncoder, Encoded
 from experiments.data.sources.source import Block
 
 BLOCKS_AHEAD = 2  # that are read before a worker can have them; of each worker, as many are encoded or on the way
-ENVIRONMENT = {'TOKENIZERS_PARALLELISM': 'false', 'OMP_NUM_THREADS': '1'}
+ENVIRONMENT = {
+    **{'TOKENIZERS_PARALLELISM': 'false', 'OMP_NUM_THREADS': '1'},
+    'LOKY_MAX_MEMORY_LEAK_SIZE': '1e15',  # blocks of large documents take more than what loky takes for a leak
+}
 
 
 class Placed(NamedTuple):

@@ -45,7 +45,7 @@ def cut_parquet(path: str, features: tuple[str, ...]) -> Iterator[ColumnBlock]:
         that is no text; a document of more than MOST_BYTES.
     """
     with open_file(path) as stream:
-        file = parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES)
+        file = parquet.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
         _check(path, features, file.schema_arrow)
         yield from _cut(path, features, file.iter_batches(ROWS, columns=list(features)), stream.tell)
 
@@ -58,8 +58,8 @@ def cut_arrow(path: str, features: tuple[str, ...]) -> Iterator[ColumnBlock]:
             raise ValueError(f'{path} is cut off, or no Arrow stream')
         with ipc.open_stream(file) as reader:
             _check(path, features, reader.schema)
-            batches = (batch.slice(i, ROWS) for batch in reader for i in range(0, batch.num_rows, ROWS))
-            yield from _cut(path, features, batches, file.tell)
+            slices = (batch.slice(row, ROWS) for batch in reader for row in range(0, batch.num_rows, ROWS))
+            yield from _cut(path, features, slices, file.tell)
         if file.tell() != file.size():
             raise ValueError(f'{path} has something after the end of its Arrow stream')
 

@@ -84,7 +84,7 @@ def open_file(path: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Whatever is raised of a file is a ValueError or an OSError that names it; file systems and Arrow raise others."""
+    """Any error while a file is read becomes a ValueError or an OSError that names it; file systems raise others."""
     try:
         yield
     except Exception as error:
@@ -100,4 +100,4 @@ def _file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = getattr(error.__cause__ or error, 'name', None) or url.split('://')[0]
-        raise ValueError(f'{url} is read with a package that is not installed: pip install {package}') from None
+        raise ValueError(f'{url} needs a package that is not installed: pip install {package}') from None

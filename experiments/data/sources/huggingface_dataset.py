@@ -44,6 +44,6 @@ def open_folder(folder: pathlib.Path, split: str, features: tuple[str, ...], has
 
 def _check_name(name: str, where: pathlib.Path) -> str:
     """The name of something in the folder itself."""
-    if pathlib.PurePath(name).name != name or '\0' in name:
+    if pathlib.PurePath(name).name != name or name == '..' or '\0' in name:
         raise ValueError(f'{where} names {name!r:.80}, which is not in its folder')
     return name

@@ -90,13 +90,15 @@ def _cut_lines(path: str, read: Callable[[int], bytes]) -> Iterator[bytes]:
         while not end:
             rest = _fill(read, rest, size)
             is_end = len(rest) < size
+            if len(rest) < BLOCK_BYTES:
+                end = len(rest)
+                break
             end = rest.rfind(b'\n', 0, BLOCK_BYTES) + 1 or rest.find(b'\n', BLOCK_BYTES) + 1 or is_end * len(rest)
-            if is_end and not rest:
-                return
             if not end and size >= MOST_LINE_BYTES:
                 raise ValueError(f'{path} has a line of more than {MOST_LINE_BYTES:,} bytes, which are allowed')
             size *= 2
-        yield rest[:end]
+        if end:
+            yield rest[:end]
         rest = rest[end:]
 
 

@@ -35,8 +35,9 @@ def open_source(
     A folder that is there and of a kind that is read comes before a TFDS dataset of the same name.
 
     Args:
-      dataset: PATH/*.parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt, a path or a pattern or a URL that fsspec reads,
-        in which {split} stands for the split; a folder of `datasets.save_to_disk`; or else the name of a TFDS dataset.
+      dataset: PATH/*.parquet, .jsonl, .jsonl.gz, .jsonl.zst (or .json for .jsonl) or .txt: a path, a pattern or a URL
+        that fsspec reads, in which {split} stands for the split; a folder of `datasets.save_to_disk`; or else the name
+        of a TFDS dataset.
       split: of a dataset that has splits; of TFDS, slices too.
       features: ('text',), or another one that holds text; of chats ('messages',) or ('prompt', 'completion').
       data_dir: of TFDS datasets. None: where TFDS keeps them; for `python_stdlib`, below cache_dir.

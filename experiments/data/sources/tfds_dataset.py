@@ -22,11 +22,11 @@ class TfdsDataset:
     Args:
       builder: of the dataset, as from `open_dataset`.
       split: TFDS split, slices allowed.
-      features: of the dataset, that hold text.
+      features: names of features that hold text.
 
     Attributes:
       builder: that it was made with.
-      files: of the split, those that are read in part among them.
+      files: that hold the split; of a slice, the first and the last may be read in part.
 
     Raises:
       ValueError: another file format than array_record; a split or a feature that isn't there.
@@ -36,7 +36,7 @@ class TfdsDataset:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, features: tuple[str, ...]):
         self.builder, self._split, self._features = builder, split, features
-        self.name = folder_name(builder)
+        self.name = _name(builder)
         check_names(features, builder.info.features, f'{self.name} in {builder.data_path}')
         try:
             builder.as_data_source(split)
@@ -69,7 +69,7 @@ class TfdsDataset:
 
 
 class TfdsBlock(NamedTuple):
-    """Some rows of a file, which are read where they are parsed; on the average those of BLOCK_BYTES."""
+    """Some rows of a file, which are read where they are parsed: as many as have BLOCK_BYTES on average."""
 
     path: str
     first_row: int
@@ -128,7 +128,7 @@ def open_dataset(dataset: str, data_dir: str | os.PathLike | None, cache_dir: pa
     raise ValueError(f'dataset={dataset!r} is not prepared in data_dir={str(data_dir)!r}{reason}. {remedy}')
 
 
-def folder_name(builder: tfds.core.DatasetBuilder) -> str:
+def _name(builder: tfds.core.DatasetBuilder) -> str:
     """Its name, by which its dataset_info.json must not put its tokens elsewhere."""
     name = builder.info.full_name
     if not all(re.fullmatch(r'[\w.+=-]+', part) and part.strip('.') for part in name.split('/')):

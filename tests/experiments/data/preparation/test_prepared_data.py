@@ -154,19 +154,6 @@ def test_another_dataset_of_the_same_name_has_its_own_tokens(tmp_path, monkeypat
     assert tokens(prepare(tmp_path / 'c'), 'validation') == byte_tokens(['other'])
 
 
-@pytest.mark.parametrize('name', ['../../../x', '/tmp/x', 'a/../../b', '..'])
-def test_a_dataset_chooses_no_folder(tmp_path, name):
-    """By the name that its dataset_info.json gives it."""
-    TinyText(data_dir=tmp_path / 'data', file_format='array_record').download_and_prepare()
-    (path,) = (tmp_path / 'data').rglob('dataset_info.json')
-    path.write_text(json.dumps(json.loads(path.read_text()) | {'name': name}))
-    dataset = path.parent.relative_to(tmp_path / 'data').parts[0]
-    settings = Settings(f'{dataset}/plain', 'document', validation_split='test', data_dir=tmp_path / 'data')
-    with pytest.raises(ValueError, match='which is no name'):
-        prepared_data(settings, Tokenizer(Bytes()), cache_dir=tmp_path / 'a/b/c/d')
-    assert {path.name for path in tmp_path.iterdir()} <= {'data', 'a'}
-
-
 def test_the_environment_says_where(tmp_path, monkeypatch, text):
     monkeypatch.setenv('GAUSSQ_CACHE', str(tmp_path / 'elsewhere'))
     folder = prepared_data(Settings(str(text.path), held_out=0.3), Tokenizer(Bytes()))

@@ -102,7 +102,10 @@ def is_running(process):
         return False
 
 
-@pytest.mark.parametrize('signal_number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize('signal_number', [signal.SIGKILL, *SLOW])
 def test_workers_end_with_their_parent(tmp_path, signal_number):
     program = tmp_path / 'program.py'
     program.write_text(textwrap.dedent(PROGRAM))
