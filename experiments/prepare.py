@@ -103,7 +103,11 @@ def run(output: pathlib.Path, settings: Settings, tokenizer: tokenizers.Tokenize
     seconds = time.monotonic() - begin
     for name, split in prepared.manifest.splits.items():
         counts = split.counts
-        unusual = {'empty': counts.num_empty, 'not UTF-8': counts.num_invalid, 'encoded in parts': counts.num_cut}
+        unusual = {
+            'empty': counts.num_empty,
+            'left out' if settings.is_chats else 'not UTF-8': counts.num_invalid,
+            'encoded in parts': counts.num_cut,
+        }
         told = ''.join(f', {number:,} {what}' for what, number in unusual.items() if number)
         print(f'{name}: {counts.num_tokens:,} tokens of {counts.num_documents:,} documents{told}')
     num_shards = sum(len(split.shards) for split in prepared.manifest.splits.values())

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import hostile_chats
 import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
@@ -373,6 +374,7 @@ KINDS = {
         exact=('*',),
         is_cache=True,
     ),
+    'chats': Kind(hostile_chats.write, hostile_chats.read, hostile_chats.TARGETS),
     'source, lines': Kind(write_sources, read_source('a.jsonl'), {'a.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
     **{
         f'source, {name}': Kind(write_sources, read_source(name), {name: (of_bytes,)})

@@ -72,6 +72,9 @@ class PackedRows:
         """The rows of these indices: 'tokens' (n, T + 1) int32, 'mask' (n, T) float32, 'segments' (n, T) int32.
 
         mask is 1 where the next token is learned: none of padding, and not the first one of a document.
+
+        Raises:
+          OSError: as of `TokenData.check_ids`.
         """
         shape = len(indices), self.sequence_length + 1
         tokens, mask, segments = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
@@ -84,6 +87,7 @@ class PackedRows:
                 mask[row, at + 1 : end] = self._slice(self._data.masks, start, length)[1:]
                 segments[row, at:end] = number
                 at = end
+        self._data.check_ids(tokens)
         return {'tokens': tokens, 'mask': mask[:, 1:], 'segments': segments[:, :-1]}
 
     def describe(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import gaussq_jax as gq
 from experiments import methods
+from experiments.data import chats, loading
 from experiments.data.loading import Data, SourceData
 from experiments.data.token_data import TokenData
 from experiments.data.tokenizers import Tokenizer
@@ -37,6 +38,7 @@ def beginning(
         f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}',
         f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}',
         *_data(experiment, data),
+        *_unlabelled(*(_packed(experiment, source) for source in data.sources if source.train.masks is not None)),
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
         f'devices   {devices(experiment)}: {sizes}',
         *_unlabelled(*exact),
@@ -63,7 +65,8 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
             f' 80 % of the blocks are between {summary["bits/p10"]:.2f} and {summary["bits/p90"]:.2f}',
             f'the formats of these bitwidths have {summary["bits/stored"]:.2f} bits a weight, mean of the blocks',
         )
-    lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} --prompt="def "')
+    prompt = '--chat --prompt="Hi"' if experiment.config.text_feature in chats.FEATURES else '--prompt="def "'
+    lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} {prompt}')
     return '\n'.join(lines)
 
 
@@ -96,8 +99,15 @@ def _source(experiment: Experiment, source: SourceData) -> str:
     )
 
 
+def _packed(experiment: Experiment, source: SourceData) -> str:
+    """How the chats of a source lie in rows."""
+    config, rows = experiment.config, loading.make_rows(source.train, experiment.config)
+    times = float(source.weight) * config.total_steps * config.batch_size / len(rows)
+    return f'{source.name + ": " if source.name else ""}{rows.describe()}; each is seen {times:.2g} times'
+
+
 def _unusual(tokens: TokenData) -> str:
-    """How many documents are empty, or are not UTF-8."""
-    counts = {'empty': tokens.num_empty, 'not UTF-8': tokens.num_invalid}
+    """How many documents are empty, or are not UTF-8; of chats, are no conversations to learn from."""
+    counts = {'empty': tokens.num_empty, 'not UTF-8' if tokens.masks is None else 'left out': tokens.num_invalid}
     told = ' and '.join(f'{count:,} {what}' for what, count in counts.items() if count)
     return f' ({told}, of {tokens.num_documents:,} documents)' if told else ''
