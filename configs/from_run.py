@@ -3,11 +3,13 @@
     python -m experiments.import_hf --checkpoint=DIR --workdir=runs/imported
     python -m experiments.train --config=configs/from_run.py:run=runs/imported,method=gaussws
 
-Model, tokenizer, text and sequence length are that run's, as its config.json says; method and schedule are not:
+Model, tokenizer, text and sequence length are that run's, as its config.json says (for chats there is
+configs/chats.py, whose text is none of that run's); method and schedule are not:
 batches of 32 sequences, AdamW, and a learning rate of 1e-4 that falls to 1e-5 after 50 steps of warm-up: common choices
 for fine-tuning, ours. With `bitwidths=decay`, b_i = exp(-0.004 step), of which 2 % are left at the end. The text of an
 imported model is by default that of every machine, the Python standard library: say by `--config.dataset` what it shall
-learn. For less memory there are `--config.microbatches=32`, `--config.remat_policy=full` and a shorter
+learn, and by --config.train_split and its like how that is read, where the run's own text was read in another way.
+For less memory there are `--config.microbatches=32`, `--config.remat_policy=full` and a shorter
 `--config.sequence_length`.
 """
 

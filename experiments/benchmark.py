@@ -10,6 +10,7 @@
     python -m experiments.benchmark cast --shape=1024x1024 --output=benchmarks/cast.json
     python -m experiments.benchmark export --config=configs/llama2.py:size=134m --vocab_size=32000   # packed files
     python -m experiments.benchmark generate --config=configs/tiny.py     # a token, with and without a cache
+    python -m experiments.benchmark data --tokens=prepared                # batches beside copies, cold and warm
 
 What is compared takes turns, one call each, so that whatever else the machine does falls on all alike; a ratio is
 the median over the turns of the ratio to the base (bf16's step; a float32 copy) in the same turn. On a GPU, kernels
@@ -45,6 +46,7 @@ BENCHMARKS = {  # the module, and the flags that its `benchmark` takes
     'cast': ('cast_times', 'shape', 'turns'),
     'export': ('export_times', 'config', 'vocab_size'),
     'generate': ('generation_times', 'config', 'turns', 'vocab_size'),
+    'data': ('data_times', 'tokens', 'turns'),
 }
 OUR_PACKAGES = ('experiments', 'gaussq_jax', 'kernels_pallas', 'configs')
 DEFAULT_CONFIG = 'configs/tiny.py'
@@ -60,6 +62,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
 flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
+flags.DEFINE_string('tokens', 'prepared', 'data: a folder with files *.tokens of uint16.')
 flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
 flags.DEFINE_integer(
     'turns', None, f'Calls of each that are timed; else {timing.DEFAULT_TURNS}, depth: 5.', lower_bound=1

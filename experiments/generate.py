@@ -3,7 +3,9 @@
     python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def '
     python -m experiments.generate --weights=runs/tiny-gaussws/learned.safetensors --prompt='def '
     python -m experiments.generate --workdir=runs/tiny-gaussws --prompt='def ' --prompt='class ' --top_p=0.9
+    python -m experiments.generate --workdir=runs/chats --chat --prompt='What is JAX?'
 
+With --chat each prompt is what a user says, rendered by the tokenizer's chat template, and the answer is written.
 Several prompts are continued at the same time, each as if it were alone; but with fqt, activations whose scales span
 tokens (block_size=tensor, tiles of several rows, NVFP4) depend on all texts. One text appears on a terminal as it is
 written, and Ctrl-C ends it. A text ends where the model's window is full, or goes on with --slide. A seed gives other
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments import cli, methods, workdirs
+from experiments.data import chats
 from experiments.files import foreign_text
 from experiments.training import generation
 from experiments.training.token_choice import Sampling
@@ -34,6 +37,7 @@ TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many of the likeliest token
 TOP_P = flags.DEFINE_float(
     'top_p', None, 'Only the fewest of the likeliest tokens that have this probability together are drawn from.'
 )
+CHAT = flags.DEFINE_boolean('chat', False, 'Prompts are what a user says in a chat; the answers to them are written.')
 SLIDE = flags.DEFINE_boolean(
     'slide', False, 'Go on beyond the window: the last tokens that fit are then seen anew for each token.'
 )
@@ -47,7 +51,12 @@ def main(argv):
         sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
         prompts = [cli.typed(prompt, '--prompt') for prompt in PROMPT.value]
         how = dict(num_tokens=NUM_TOKENS.value, sampling=sampling, seed=SEED.value, slides=SLIDE.value)
-        steps = generation.write_texts(run.experiment, run.state, run.tokenizer, prompts, **how)
+        tokenizer = run.tokenizer
+        if CHAT.value:
+            encoder = chats.ChatEncoder(tokenizer)
+            prompts = [encoder.encode_prompt([{'role': 'user', 'content': prompt}]) for prompt in prompts]
+            tokenizer, how['shows_prompts'] = encoder.answering_tokenizer(), False
+        steps = generation.write_texts(run.experiment, run.state, tokenizer, prompts, **how)
         try:
             texts = next(steps)
         except PromptTooLongError as error:

@@ -20,7 +20,10 @@ from gaussq_jax.packed import Packed, read_packed
 
 # What a packed file keeps of a config: what serving its weights takes, and what evaluating them as in training does.
 SERVED = ('model', 'vocab_size', 'dtype', 'sequence_length', 'tokenizer', 'special_tokens')
-EVALUATED = ('dataset', 'train_split', 'validation_split', 'text_feature', 'invalid_text', 'batch_size', 'microbatches')
+EVALUATED = (
+    *('dataset', 'train_split', 'validation_split', 'held_out', 'text_feature', 'invalid_text', 'packing'),
+    *('batch_size', 'microbatches'),
+)
 
 
 class Run(NamedTuple):

@@ -11,11 +11,15 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import hostile_chats
 import low_bit_checkpoints
 import matplotlib.pyplot as plt
 import numpy as np
 import small_checkpoints
+import small_datasets
+import small_sources
 import small_tokenizers
+import token_folders
 from ml_collections import ConfigDict
 from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_paths, of_tensors
 from programs import import_program
@@ -26,7 +30,7 @@ from configs import stored as stored_configs
 from experiments import workdirs
 from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
-from experiments.data import token_cache, tokenizers
+from experiments.data import tokenizers
 from experiments.files import huggingface_folder, json_files
 from experiments.laws import known_laws, run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
@@ -298,9 +302,23 @@ def write_tokens(folder: pathlib.Path):
 
 def read_tokens(folder: pathlib.Path) -> dict[str, Any]:
     bytes_tokenizer, where = tokenizers.load_tokenizer('bytes'), dict(data_dir=folder / 'texts', cache_dir=folder)
-    data = token_cache.load_tokens('documents', 'validation', bytes_tokenizer, **where)
-    counts = {name: getattr(data, name) for name in (*token_cache.COUNTS, *token_cache.UNUSUAL, 'sha256')}
-    return {'arrays': {'tokens': np.array(data.tokens)}, 'settings': counts}
+    data = small_datasets.load_tokens('documents', 'validation', bytes_tokenizer, **where)
+    names = ('num_bytes', 'num_documents', 'num_empty', 'num_invalid', 'sha256')
+    counts = {name: getattr(data, name) for name in names}
+    return {'arrays': {'tokens': np.concatenate(data.shards)}, 'settings': counts}
+
+
+def write_sources(folder: pathlib.Path):
+    small_sources.write_files(
+        folder, [f'document {i} naïve' for i in range(9)], 9 * [[{'role': 'user', 'content': 'x'}]]
+    )
+
+
+def read_source(name: str) -> Callable[[pathlib.Path], dict[str, Any]]:
+    def read(folder):
+        return {'settings': {'num_rows': len(small_sources.read_source(folder / name))}}
+
+    return read
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -356,7 +374,20 @@ KINDS = {
         exact=('*',),
         is_cache=True,
     ),
+    'chats': Kind(hostile_chats.write, hostile_chats.read, hostile_chats.TARGETS),
+    'source, lines': Kind(write_sources, read_source('a.jsonl'), {'a.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
+    **{
+        f'source, {name}': Kind(write_sources, read_source(name), {name: (of_bytes,)})
+        for name in ('a.jsonl.gz', 'a.jsonl.zst', 'a.txt', 'a.parquet')
+    },
+    'source, Hugging Face': Kind(
+        write_sources, read_source('saved'), {'saved/*.arrow': (of_bytes,), 'saved/*.json': JSON_OR_DAMAGE}
+    ),
     'texts': Kind(
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}
     ),
+    **{
+        f'tokens, {kind}': Kind(token_folders.write_all, token_folders.reader(kind), {f'{kind}/*': (of_bytes,)})
+        for kind in token_folders.WRITERS
+    },
 }

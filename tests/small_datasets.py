@@ -1,8 +1,12 @@
-"""A TFDS dataset of a few lines."""
+"""A TFDS dataset of a few lines, and the tokens of a dataset's split."""
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+
+from experiments.data.loading import prepared_splits
+from experiments.data.preparation.encoding import Settings
+from experiments.data.preparation.prepared_data import cache_folder
 
 DOCUMENTS = {
     'train': [f'document {i}: {"naïve 日本 " * (i % 7)}' for i in range(300)],
@@ -30,6 +34,12 @@ class TinyText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split):
         for i, text in enumerate(DOCUMENTS[split]):
             yield i, {'document': text, 'label': i}
+
+
+def load_tokens(dataset, split, tokenizer, *, cache_dir=None, **settings):
+    """The TokenData of one split, prepared in the cache."""
+    settings = Settings(dataset, train_split=split, validation_split=split, **settings)
+    return prepared_splits(settings, tokenizer, cache_folder(cache_dir))[0]
 
 
 def byte_tokens(documents: list[str]) -> list[int]:

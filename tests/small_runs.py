@@ -74,8 +74,9 @@ def run_stubbed(workdir):
 def read_batches(config, count):
     """The tokens of the first batches of a run, in order."""
     data = loading.load_data(config, tokenizers.load_tokenizer(config.tokenizer))
-    sizes = dict(global_batch_size=config.batch_size, sequence_length=config.sequence_length)
-    batches = batching.train_iterator(data.train.tokens, seed=config.seed, **sizes)
+    batches = batching.train_iterator(
+        *loading.train_rows(data, config), global_batch_size=config.batch_size, seed=config.seed
+    )
     tokens = [next(batches)['tokens'].copy() for _ in range(count)]
     batches.close()
     return tokens

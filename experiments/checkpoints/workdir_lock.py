@@ -4,18 +4,14 @@ Reading takes no lock. A program that starts a training, as a sweep does, takes 
 inherits the descriptor, and finds its number in the environment. On a file system that can't lock, a warning says so.
 """
 
-import errno
-import fcntl
 import os
 import pathlib
-import socket
-import warnings
 from typing import TextIO
 
+from experiments.files import locks
 from gaussq_jax.atomic_files import open_own
 
 INHERITED = 'GAUSSQ_WORKDIR_LOCK'  # the environment variable with the number of an inherited descriptor
-CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class WorkdirLocked(OSError):
@@ -32,29 +28,19 @@ def acquire(workdir: pathlib.Path) -> TextIO:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / '.lock'
     file = _inherited(path) or open_own(path, 'r+')
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not locks.lock(file, path):
         with file:
             holder = file.read().strip()
         raise WorkdirLocked(
             f'{workdir} is in use by another training{holder and f", {holder}"}; wait for its end, or give another'
             ' --workdir'
-        ) from None
-    except OSError as error:
-        if error.errno not in CANNOT_LOCK:
-            file.close()
-            raise
-        warnings.warn(f"{path} can't be locked ({error.strerror}): start no second training there", stacklevel=2)
+        )
     return file
 
 
 def sign(lock: TextIO) -> None:
     """Tells others who holds the lock."""
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-    lock.flush()
+    locks.sign(lock)
 
 
 def _inherited(path: pathlib.Path) -> TextIO | None:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from experiments.cost import collectives
+from experiments.data import chats
 from experiments.devices import described_h100
 from experiments.training import flops, meshes, steps
 from experiments.training.experiment import Experiment
@@ -105,12 +106,15 @@ def step_costs(experiment: Experiment, *, compile_for: str = 'cpu') -> StepCosts
 def trace(experiment: Experiment) -> jax.stages.Traced:
     """The training step for arrays that aren't there; `.lower().compile()` compiles it."""
     config = experiment.config
-    tokens = jax.ShapeDtypeStruct(
-        (config.batch_size, config.sequence_length + 1),
-        jnp.int32,
-        sharding=meshes.batch_sharding(experiment.mesh),
+    of = lambda length, dtype: jax.ShapeDtypeStruct(
+        (config.batch_size, length), dtype, sharding=meshes.batch_sharding(experiment.mesh)
     )
-    return steps.make_train_step(experiment).trace(experiment.abstract_state, {'tokens': tokens})
+    batch = {'tokens': of(config.sequence_length + 1, jnp.int32)}
+    if is_chats := config.text_feature in chats.FEATURES:
+        batch['mask'] = of(config.sequence_length, jnp.float32)
+    if is_chats or config.packing == 'segmented':
+        batch['segments'] = of(config.sequence_length, jnp.int32)
+    return steps.make_train_step(experiment).trace(experiment.abstract_state, batch)
 
 
 def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -> Memory:

@@ -1,18 +1,75 @@
 """The text and the tokenizer that a config names."""
 
+import hashlib
+import json
+import os
+import pathlib
+from fractions import Fraction
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from experiments.data import token_cache, tokenizers
+from experiments.data import mixtures, tokenizers
+from experiments.data.packing import PackedRows
+from experiments.data.preparation import fetching
+from experiments.data.preparation.encoding import Settings
+from experiments.data.preparation.manifest import is_prepared
+from experiments.data.preparation.prepared_data import cache_folder, prepared_data
+from experiments.data.preparation.verification import DamagedFile
+from experiments.data.rows import Rows, TextRows
+from experiments.data.token_data import TokenData, open_prepared
+from experiments.data.token_files.opening import is_token_files, open_token_files
+
+PACKINGS = {False: ('concatenated', 'segmented'), True: ('whole',)}  # of text, and of chats; the first is the default
+
+
+class SourceData(NamedTuple):
+    """One of the datasets that are trained on.
+
+    name: '' of a dataset alone.
+    weight: its share of the sequences.
+    dataset: what the config says.
+    """
+
+    name: str
+    weight: Fraction
+    train: TokenData
+    validation: TokenData
+    dataset: str = ''
 
 
 class Data(NamedTuple):
-    """Both splits as token arrays, and where the weights come from that training starts from, if not at random."""
+    """All sources, and where the weights come from that training starts from, if not at random."""
 
-    train: token_cache.TokenData
-    validation: token_cache.TokenData
+    sources: tuple[SourceData, ...]
     initial_weights: dict[str, Any] | None = None  # as initial_weights.find gives
+
+    @property
+    def sha256(self) -> str:
+        """Names what is trained on: of one source its own, of several of names, weights and theirs."""
+        return self._sha256('train')
+
+    @property
+    def validation_sha256(self) -> str:
+        return self._sha256('validation')
+
+    def raise_if_damaged(self) -> None:
+        """OSError, naming a file, once one is known to be damaged."""
+        for source in self.sources:
+            source.train.raise_if_damaged()
+            source.validation.raise_if_damaged()
+
+    def _sha256(self, split: str) -> str:
+        if len(self.sources) == 1:
+            return getattr(self.sources[0], split).sha256
+        named = [(source.name, str(source.weight), getattr(source, split).sha256) for source in self.sources]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def one_source(train: TokenData, validation: TokenData) -> Data:
+    """The data of one dataset alone."""
+    return Data((SourceData('', Fraction(1), train, validation),))
 
 
 def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
@@ -21,17 +78,79 @@ def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
 
 
 def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
-    """The data of a config, prepared and tokenised at its first use; ValueError as `token_cache.load_tokens`."""
-    splits = (
-        token_cache.load_tokens(
-            config.dataset,
-            split,
-            tokenizer,
-            text_feature=config.text_feature,
-            invalid_text=config.invalid_text,
-            data_dir=config.data_dir or None,
-            cache_dir=config.cache_dir or None,
+    """The data of a config, prepared, fetched and verified as far as it has to be before the first step.
+
+    Raises:
+      ValueError: as `mixtures.parse`, `prepared_data`, `open_prepared`, `open_token_files` and
+        `fetching.fetch_prepared`; a mixture of text and chats.
+      OSError: tokens that are damaged, or can't be read or kept.
+    """
+    sources = []
+    for name, weight, dataset in mixtures.parse(config.dataset):
+        try:
+            sources.append(SourceData(name, weight, *_load(dataset, config, tokenizer), dataset))
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}' if name else str(error)) from None
+    if len({source.train.masks is None for source in sources}) > 1:
+        chats = [source.name for source in sources if source.train.masks is not None]
+        raise ValueError(
+            f'dataset={config.dataset!r}: {", ".join(chats)} is of chats, others are of text; mix one kind'
         )
-        for split in (config.train_split, config.validation_split)
+    return Data(tuple(sources))
+
+
+def prepared_splits(
+    settings: Settings, tokenizer: tokenizers.Tokenizer, cache_dir: pathlib.Path
+) -> tuple[TokenData, TokenData]:
+    """Both splits of a text, prepared in the cache at its first use, and anew where it is damaged there.
+
+    Raises:
+      ValueError, OSError: as `prepared_data` and `open_prepared`.
+    """
+    open_splits = lambda folder: tuple(
+        open_prepared(folder, split, tokenizer, cache_dir) for split in ('train', 'validation')
     )
-    return Data(*splits)
+    try:
+        return open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir))
+    except DamagedFile as error:
+        logging.warning('%s, and will be written anew', error)
+    return open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir, anew=True))
+
+
+def make_rows(data: TokenData, config: ConfigDict) -> Rows:
+    """The sequences of `config.sequence_length` that tokens are cut into, as `config.packing` says.
+
+    Raises:
+      ValueError: another packing; as `TextRows` and `PackedRows`.
+    """
+    is_chats = data.masks is not None
+    packing = config.packing or PACKINGS[is_chats][0]
+    if packing not in PACKINGS[is_chats]:
+        allowed = f'{", ".join(PACKINGS[is_chats])} of {"chats" if is_chats else "text"}'
+        raise ValueError(f'packing={config.packing!r}; allowed: {allowed}')
+    if is_chats:
+        return PackedRows(data, config.sequence_length)
+    return TextRows(data, config.sequence_length, segmented=packing == 'segmented')
+
+
+def train_rows(data: Data, config: ConfigDict) -> tuple[dict[str, Rows], dict[str, Fraction]]:
+    """Of each source the sequences to train on, and its weight."""
+    weights = {source.name: source.weight for source in data.sources}
+    return {source.name: make_rows(source.train, config) for source in data.sources}, weights
+
+
+def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> tuple[TokenData, TokenData]:
+    """Both splits of one dataset."""
+    cache_dir = cache_folder(config.cache_dir)
+    splits = dict(train_split=config.train_split, validation_split=config.validation_split)
+    if is_token_files(dataset):
+        return open_token_files(dataset, tokenizer, **splits, held_out=config.held_out, cache_dir=cache_dir)
+    if fetching.is_remote(dataset):
+        folder = fetching.fetch_prepared(dataset, cache_dir)
+    else:
+        folder = pathlib.Path(os.path.expanduser(dataset))
+    if folder is None or not is_prepared(folder):
+        fields = ('text_feature', 'invalid_text', 'held_out', 'train_split', 'validation_split')
+        settings = Settings(dataset, **{field: config[field] for field in fields}, data_dir=config.data_dir or None)
+        return prepared_splits(settings, tokenizer, cache_dir)
+    return tuple(open_prepared(folder, split, tokenizer, cache_dir) for split in ('train', 'validation'))

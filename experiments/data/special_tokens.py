@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments.data.vocabularies import USUAL_ENDS, Vocabulary
 from experiments.files import json_files
-from experiments.files.huggingface_folder import ADDED_TOKENS, CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG
+from experiments.files.huggingface_names import ADDED_TOKENS, CONFIG, GENERATION, NAMES, TOKENIZER_CONFIG
 
 ASK = {'bos_token_id': '', 'eos_token_id': '', 'add_bos_token': ''}  # '': as the files say
 NAMELESS = ('PreTrainedTokenizerFast', 'TokenizersBackend')  # classes without special tokens that aren't given

@@ -1,10 +1,16 @@
-"""The tokens of one split, in one file or in many."""
+"""The tokens of one split, in one file or in many, and how those of a prepared folder are opened."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from experiments.data.preparation import verification
+from experiments.data.preparation.manifest import DOCUMENTS, MASK, TOKENS, check_sizes, read_manifest
+from experiments.data.preparation.verification import Claim
+from experiments.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -12,7 +18,7 @@ class TokenData:
     """The tokens of one split, documents one after the other, each with what the tokenizer begins and ends it with.
 
     Attributes:
-      shards: 1-D arrays of uint16, uint32 or int32, memory-mapped from files: the tokens are theirs, one after the other.
+      shards: 1-D arrays of uint16, uint32 or int32, memory-mapped from files: their tokens, one after the other.
       num_bytes: UTF-8 bytes of the text that is learned, ends of documents not counted.
       num_documents: how many documents it holds; None where the files don't say.
       sha256: names what it holds, as hexadecimal digits: of the tokens and the counts.
@@ -20,6 +26,10 @@ class TokenData:
       num_empty, num_invalid: how many of the split's documents are empty, and how many are not UTF-8; None if unknown.
       masks: of chats, for each shard an array of as many uint8: 1 where a token is learned; None where all are.
       document_lengths: of chats, how many tokens each document has, in their order; None of text.
+      num_learned: of chats, how many tokens are learned; None where all are.
+      num_ids: of files that others wrote, in which a token may be that the vocabulary doesn't have: one more than the
+        largest that it has. None where tokens are known to be right.
+      source: where the tokens come from, for errors.
       raise_if_damaged: raises OSError, naming the file, once a shard is known to be another than the manifest says.
     """
 
@@ -33,6 +43,8 @@ class TokenData:
     masks: tuple[np.ndarray, ...] | None = None
     document_lengths: np.ndarray | None = None
     num_learned: int | None = None
+    num_ids: int | None = None
+    source: str = ''
     raise_if_damaged: Callable[[], Any] = lambda: None
 
     @property
@@ -43,3 +55,96 @@ class TokenData:
     def bytes_per_token(self) -> float:
         """num_bytes by learned tokens: nats per token divided by it are nats per byte."""
         return self.num_bytes / (self.num_tokens if self.num_learned is None else self.num_learned)
+
+    def check_ids(self, tokens: np.ndarray) -> None:
+        """OSError if one of these tokens (int32) is not below num_ids, or is negative."""
+        if self.num_ids is not None and tokens.size and (largest := tokens.view(np.uint32).max()) >= self.num_ids:
+            raise OSError(
+                f'{self.source} holds the token {largest}; the vocabulary has 0 to {self.num_ids - 1}: these tokens are'
+                ' of another tokenizer, or the file is damaged'
+            )
+
+
+def in_memory(tokens: np.ndarray, **fields: Any) -> TokenData:
+    """The TokenData of an array of tokens: a document of as many bytes; `fields` replace others.
+
+    Example:
+      >>> in_memory(np.arange(100, dtype=np.uint16)).num_tokens
+      100
+    """
+    return TokenData(
+        **{
+            **dict(shards=(tokens,), num_bytes=len(tokens), num_documents=1, sha256='', document_start=0),
+            **fields,
+        }
+    )
+
+
+def document_start(tokenizer: Tokenizer) -> int:
+    """The token that every document begins with; where none leads them, the end of the one before."""
+    return (*tokenizer.special.before_document, tokenizer.end_of_document)[0]
+
+
+def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_dir: pathlib.Path) -> TokenData:
+    """One split of a folder that `experiments.prepare` wrote, memory-mapped.
+
+    Up to `verification.MOST_AT_ONCE` bytes are compared with the manifest's SHA-256 at once, more in the background.
+
+    Args:
+      folder: as `manifest.read_manifest` takes it.
+      split: 'train' or 'validation'.
+      tokenizer: that it was prepared with.
+      cache_dir: where it is remembered which files were verified.
+
+    Raises:
+      ValueError: another tokenizer, other special tokens, a split that it lacks or without tokens; as
+        `manifest.read_manifest` and `manifest.check_sizes`.
+      OSError: a shard is damaged.
+
+    Example:
+      data = open_prepared(pathlib.Path('prepared'), 'train', tokenizer, pathlib.Path('cache'))
+    """
+    manifest = read_manifest(folder)
+    for what, prepared, present in (
+        ('the tokenizer', manifest.tokenizer, tokenizer.fingerprint),
+        ('documents that begin and end with', manifest.framing, tokenizer.framing),
+    ):
+        if prepared != present:
+            raise ValueError(
+                f"{folder} was prepared with {what} {prepared or 'of version 0.1'!r:.200}; the config's is"
+                f' {present or "of version 0.1"!r:.200}: give the same tokenizer and special tokens, or prepare it anew'
+            )
+    if split not in manifest.splits or not manifest.splits[split].counts.num_tokens:
+        there = [name for name, other in manifest.splits.items() if other.counts.num_tokens]
+        raise ValueError(f'{folder} has no tokens of the split {split!r}; it has {", ".join(there) or "none"}')
+    check_sizes(folder, manifest)
+    of_split = manifest.splits[split]
+    counts, dtypes = of_split.counts, {TOKENS: np.dtype(manifest.dtype), MASK: np.uint8, DOCUMENTS: np.uint32}
+    paths = {ending: [folder / f'{shard.name}.{ending}' for shard in of_split.shards] for ending in dtypes}
+    arrays = {
+        ending: tuple(_mapped(path, np.dtype(dtypes[ending]).newbyteorder('<')) for path in paths[ending])
+        for ending in (dtypes if manifest.is_chats else (TOKENS,))
+    }
+    claims = [
+        Claim(folder / f'{shard.name}.{ending}', sha256)
+        for shard in of_split.shards
+        for ending, sha256 in shard.sha256.items()
+    ]
+    return TokenData(
+        arrays[TOKENS],
+        counts.num_bytes,
+        counts.num_documents,
+        of_split.sha256,
+        document_start(tokenizer),
+        counts.num_empty,
+        counts.num_invalid,
+        masks=arrays.get(MASK),
+        document_lengths=np.concatenate(arrays[DOCUMENTS]) if DOCUMENTS in arrays else None,
+        num_learned=counts.num_learned,
+        source=str(folder),
+        raise_if_damaged=verification.verify(claims, cache_dir),
+    )
+
+
+def _mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(path, dtype, mode='r') if path.stat().st_size else np.empty(0, dtype)

@@ -11,7 +11,7 @@ from experiments.data.special_tokens import SpecialTokens
 from experiments.data.vocabularies import Vocabulary, load_vocabulary
 from experiments.files import paths
 from experiments.files.foreign_text import printable
-from experiments.files.huggingface_folder import TOKENIZER_CONFIG, TOKENIZERS
+from experiments.files.huggingface_names import TOKENIZER_CONFIG, TOKENIZERS
 
 
 class Tokenizer:
@@ -21,14 +21,21 @@ class Tokenizer:
       vocabulary: as its file has it.
       special: these.
       remarks: on what files say of them that can't be.
+      folder: of the model's files, where a chat template may be; None if there is none.
       vocab_size: ids are in [0, vocab_size).
       fingerprint: names the file, the same on every machine; not the special tokens.
     """
 
-    def __init__(self, vocabulary: Vocabulary, special: SpecialTokens | None = None, remarks: Iterable[str] = ()):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        special: SpecialTokens | None = None,
+        remarks: Iterable[str] = (),
+        folder: pathlib.Path | None = None,
+    ):
         self.vocabulary = vocabulary
         self.special = special or special_tokens.resolve(vocabulary)[0]
-        self.remarks = tuple(remarks)
+        self.remarks, self.folder = tuple(remarks), folder
         bos = () if self.special.bos is None else (self.special.bos,)
         self.vocab_size = max(vocabulary.vocab_size, *(token + 1 for token in (*self.special.eos, *bos)))
         self.fingerprint = vocabulary.fingerprint
@@ -141,4 +148,4 @@ def load_tokenizer(
     if folder is None and path.name in TOKENIZERS:
         folder = path.parent
     found = special_tokens.resolve(vocabulary, special, folder=folder, vocab_size=vocab_size, is_given=is_given)
-    return Tokenizer(vocabulary, *found)
+    return Tokenizer(vocabulary, *found, folder)

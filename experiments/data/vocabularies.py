@@ -2,18 +2,20 @@
 
 import abc
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.data import replacements
 from experiments.files import json_files, paths
-from experiments.files.huggingface_folder import TOKENIZERS
+from experiments.files.huggingface_names import TOKENIZERS
 
+CHATS = 'their tokenizer is a tokenizer.json of Hugging Face'
 USUAL_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
 MOST_HOLES = 2**16  # between ids, beside one a token
 ALLOWED = "allowed: 'bytes', a SentencePiece '.model' file, a Hugging Face tokenizers '.json' file"
@@ -50,9 +52,31 @@ class Vocabulary(abc.ABC):
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids, no special tokens added or recognised."""
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text, faster."""
+        return [self.encode(text) for text in texts]
+
     @abc.abstractmethod
     def decode(self, ids: list[int]) -> str:
         """Ids to text."""
+
+    def encode_with_offsets(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Text to int32 ids (n,), and where in the text each token begins and ends, (n, 2) indices of characters.
+
+        Args:
+          text: any.
+          special: whether special tokens of the vocabulary are recognised in it, as those of a chat template; none is
+            added. Else as `encode`.
+
+        Raises:
+          ValueError: a vocabulary that isn't of `tokenizers`.
+        """
+        raise ValueError(f'tokenizer {self.fingerprint} has no places of tokens in texts, which chats need: {CHATS}')
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """The texts that are special tokens where these are recognised."""
+        return ()
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         """A tokenizer.json that puts these tokens before every text, by its name; {} if none has to be written."""
@@ -134,6 +158,11 @@ class SentencePiece(Vocabulary):
         with _library_errors(self._where):
             return np.asarray(self._processor.encode(text, add_bos=False, add_eos=False), np.int32)
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        with _library_errors(self._where):
+            encoded = self._processor.encode(list(texts), add_bos=False, add_eos=False, num_threads=1)
+        return [np.asarray(ids, np.int32) for ids in encoded]
+
     def decode(self, ids: list[int]) -> str:
         """Tokens that only another file has are left out."""
         with _library_errors(self._where):
@@ -144,15 +173,10 @@ class HuggingFace(Vocabulary):
     """A `tokenizers` file."""
 
     def __init__(self, contents: bytes, where: str = 'the tokenizer'):
-        import tokenizers
-
         self._where = where
         self.contents = json_files.parse(contents, 'it')  # its errors say more than those of `tokenizers`
         replacements.check(self.contents)
-        self._tokenizer = tokenizers.Tokenizer.from_str(contents.decode())
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
+        self._open(contents.decode())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have holes
         if not 0 < self.vocab_size <= 2 * len(vocabulary) + MOST_HOLES:
@@ -162,6 +186,22 @@ class HuggingFace(Vocabulary):
         if foreign := [token for token in self.leading if not self.name(token)]:
             raise ValueError(f'its post-processor puts {foreign[0]!r} before a text, which is no token')
         self.fingerprint = f'huggingface-{hashlib.sha256(contents).hexdigest()[:16]}'
+
+    def _open(self, text: str) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
+        self._recognising = None  # one to which it is its end, made when it is needed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_tokenizer': self._tokenizer.to_str(), '_recognising': None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open(state['_tokenizer'])  # whose own pickle forgets `encode_special_tokens`
 
     def find(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -173,9 +213,27 @@ class HuggingFace(Vocabulary):
         with _library_errors(self._where):
             return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        with _library_errors(self._where):
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
+
     def decode(self, ids: list[int]) -> str:
         with _library_errors(self._where):
             return self._tokenizer.decode(ids)
+
+    def encode_with_offsets(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        if special and self._recognising is None:
+            self._recognising = copy.deepcopy(self._tokenizer)
+            self._recognising.encode_special_tokens = False
+        with _library_errors(self._where):
+            tokenizer = self._recognising if special else self._tokenizer
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         if tokens == self.leading or not all(map(self.name, tokens)):

@@ -16,19 +16,26 @@ import numpy as np
 import safetensors
 
 from experiments.files import json_files, paths, quantization_config
+from experiments.files.huggingface_names import (
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    NAMES,
+    TOKENIZER_CONFIG,
+    TOKENIZERS,
+    WEIGHTS,
+)
 from experiments.files.low_bit_tensors import LowBitTensors
 from gaussq_jax import models
 from gaussq_jax.atomic_files import new_directory, new_file
 from gaussq_jax.packed import save_tensors
 
-CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
-GENERATION, TOKENIZER_CONFIG, NAMES = 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json'
-ADDED_TOKENS = 'added_tokens.json'
-TOKENIZERS = ('tokenizer.json', 'tokenizer.model')  # the first that is there is what we read text with
 TOKENIZER_FILES = (
     *TOKENIZERS,
     *(TOKENIZER_CONFIG, NAMES, ADDED_TOKENS, 'vocab.json', 'merges.txt'),
-    *('chat_template.jinja', GENERATION),
+    *(CHAT_TEMPLATE, GENERATION),
 )
 # Fields that our models don't have, which are kept beside the tokenizer's files, in a CONFIG of their own.
 IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')

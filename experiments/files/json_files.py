@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.files import paths
-from gaussq_jax.atomic_files import replace_file
 
 MOST_BYTES = 2**26  # the largest tokenizers have half of it
 MOST_CONTAINERS = 2**22  # objects and arrays, which take much more memory than text
@@ -54,11 +53,16 @@ def write(path: pathlib.Path, contents: Mapping[str, Any]) -> None:
         text = json.dumps(contents, indent=2, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"{path} can't be written: {error}") from None
+    from gaussq_jax.atomic_files import replace_file  # imports JAX, which processes that only read do without
+
     replace_file(path, text + '\n')
 
 
-def parse(text: str | bytes, where: Any) -> Any:
-    """The value of a JSON text; ValueErrors as `read` raises them begin with `where`."""
+def parse(text: str | bytes, where: Any, *, allow_half_surrogates: bool = False) -> Any:
+    """The value of a JSON text; ValueErrors as `read` raises them begin with `where`.
+
+    With allow_half_surrogates, strings may hold halves of surrogate pairs, which can't be encoded in UTF-8.
+    """
     try:
         if len(text) > MOST_BYTES:
             raise ValueError(f'more than {MOST_BYTES:,} bytes')
@@ -67,7 +71,7 @@ def parse(text: str | bytes, where: Any) -> Any:
             raise ValueError(f'more than {MOST_CONTAINERS:,} objects and arrays')
         value = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_float=_number)
         _check_levels(value)
-        if re.search(r'\\u[dD][89a-fA-F]', text):
+        if not allow_half_surrogates and re.search(r'\\u[dD][89a-fA-F]', text):
             json.dumps(value, ensure_ascii=False).encode()
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f'{where} is no JSON: {error}') from None
@@ -137,6 +141,8 @@ def _number(text):
 def _check_levels(value):
     level = [value]
     for _ in range(MOST_LEVELS):
+        if not level:
+            return
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
     if any(isinstance(inner, dict | list) for inner in level):
         raise ValueError(f'more than {MOST_LEVELS} levels')

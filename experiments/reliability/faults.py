@@ -33,12 +33,18 @@ atexit.register(lambda: print('jumps', len(seen)))
 {RUN_TRAIN}
 """
 POISONED_DATA = f"""
+import numpy as np
 from experiments.data import batching
 clean = batching.train_iterator
-def poisoned(tokens, **sizes):
-    tokens = tokens.copy()
-    tokens[::20_000] = 60_000
-    return clean(tokens, **sizes)
+def poisoned(sources, *others, **sizes):
+    for of in sources.values():
+        of.read = lambda indices, read=of.read: spoilt(indices, read(indices))
+    return clean(sources, *others, **sizes)
+def spoilt(indices, found):
+    tokens = found['tokens']
+    length = tokens.shape[1] - 1
+    places = indices[:, None] * length + np.arange(length + 1)
+    return found | dict(tokens=np.where(places % 20_000, tokens, 60_000).astype(tokens.dtype))
 batching.train_iterator = poisoned
 {RUN_TRAIN}
 """

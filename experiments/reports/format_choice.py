@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gaussq_jax as gq
-from experiments.data import batching
+from experiments.data import batching, loading
 from experiments.data.loading import Data
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, TrainState
@@ -89,28 +89,35 @@ def within_budget(
 
 
 def squared_gradients(experiment: Experiment, state: TrainState, data: Data) -> Any:
-    """The mean over batches of the training split of the squared gradient of the loss, noise off; like the params."""
+    """The mean over batches of the training split of the squared gradient of the loss, noise off; like the params.
+
+    Of several sources, each has its share of BATCHES, at least one, and its weight in the mean.
+    """
     config = experiment.config
     weights = experiment.transform.apply(None, state.params, state.transform_state)
-    batches = batching.validation_batches(
-        data.train.tokens,
-        global_batch_size=config.batch_size // config.microbatches,
-        sequence_length=config.sequence_length,
-        max_batches=BATCHES,
-    )
+    rows, source_weights = loading.train_rows(data, config)
 
     @jax.jit
     def square(total, weights, batch):
-        mean_loss = lambda weights: jnp.mean(token_losses(experiment.model, weights, batch['tokens']))
+        def mean_loss(weights):
+            return jnp.sum(batch['mask'] * token_losses(experiment.model, weights, batch)) / jnp.sum(batch['mask'])
+
         gradients = jax.grad(mean_loss)(weights)
         return jax.tree.map(lambda sum_, g: sum_ + jnp.square(g.astype(jnp.float32)), total, gradients)
 
-    total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    number = 0
-    for batch in batches:
-        total = square(total, weights, meshes.to_devices(batch, experiment.mesh))
-        number += 1
-    return jax.tree.map(lambda sum_: sum_ / number, total)
+    def mean_of(source: str):
+        total = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+        number = 0
+        for batch in batching.validation_batches(
+            rows[source],
+            global_batch_size=config.batch_size // config.microbatches,
+            max_batches=max(1, round(source_weights[source] * BATCHES)),
+        ):
+            total = square(total, weights, meshes.to_devices(batch, experiment.mesh))
+            number += 1
+        return jax.tree.map(lambda sum_: float(source_weights[source]) * (sum_ / number), total)
+
+    return jax.tree.map(lambda *means: sum(means[1:], start=means[0]), *map(mean_of, rows))
 
 
 def _sum_of_blocks(values: np.ndarray, block_size: int) -> np.ndarray:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import gaussq_jax as gq
 from experiments import methods
-from experiments.data.loading import Data
-from experiments.data.token_cache import TokenData
+from experiments.data import chats, loading
+from experiments.data.loading import Data, SourceData
+from experiments.data.token_data import TokenData
 from experiments.data.tokenizers import Tokenizer
 from experiments.training.experiment import Experiment
 
@@ -36,9 +37,8 @@ def beginning(
         f' N = {experiment.num_linear_params:,} in linear layers',
         f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}',
         f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}',
-        f'data      {config.dataset}, {data.train.num_tokens:,} tokens to train on{_unusual(data.train)};'
-        f' tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
-        f' D = {experiment.num_tokens:,} tokens in all steps',
+        *_data(experiment, data),
+        *_unlabelled(*(_packed(experiment, source) for source in data.sources if source.train.masks is not None)),
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
         f'devices   {devices(experiment)}: {sizes}',
         *_unlabelled(*exact),
@@ -65,7 +65,8 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
             f' 80 % of the blocks are between {summary["bits/p10"]:.2f} and {summary["bits/p90"]:.2f}',
             f'the formats of these bitwidths have {summary["bits/stored"]:.2f} bits a weight, mean of the blocks',
         )
-    lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} --prompt="def "')
+    prompt = '--chat --prompt="Hi"' if experiment.config.text_feature in chats.FEATURES else '--prompt="def "'
+    lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} {prompt}')
     return '\n'.join(lines)
 
 
@@ -73,8 +74,40 @@ def _unlabelled(*lines: str) -> list[str]:
     return [f'          {line}' for line in lines]
 
 
+def _data(experiment: Experiment, data: Data) -> list[str]:
+    """What is trained on, each source on a line of its own if there are several."""
+    config = experiment.config
+    about = (
+        f'tokenizer {config.tokenizer}, vocabulary {experiment.vocab_size};'
+        f' D = {experiment.num_tokens:,} tokens in all steps'
+    )
+    if len(data.sources) == 1:
+        train = data.sources[0].train
+        return [f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}']
+    return [
+        f'data      {len(data.sources)} sources; {about}',
+        *_unlabelled(*(_source(experiment, s) for s in data.sources)),
+    ]
+
+
+def _source(experiment: Experiment, source: SourceData) -> str:
+    train, share = source.train, float(source.weight)
+    times = share * experiment.num_tokens / train.num_tokens
+    return (
+        f'{share:.2%} {source.name}: {source.dataset}, {train.num_tokens:,} tokens{_unusual(train)}, each seen'
+        f' {times:.2g} times; {source.validation.num_tokens:,} tokens of validation'
+    )
+
+
+def _packed(experiment: Experiment, source: SourceData) -> str:
+    """How the chats of a source lie in rows."""
+    config, rows = experiment.config, loading.make_rows(source.train, experiment.config)
+    times = float(source.weight) * config.total_steps * config.batch_size / len(rows)
+    return f'{source.name + ": " if source.name else ""}{rows.describe()}; each is seen {times:.2g} times'
+
+
 def _unusual(tokens: TokenData) -> str:
-    """How many documents are empty, or are not UTF-8."""
-    counts = {'empty': tokens.num_empty, 'not UTF-8': tokens.num_invalid}
+    """How many documents are empty, or are not UTF-8; of chats, are no conversations to learn from."""
+    counts = {'empty': tokens.num_empty, 'not UTF-8' if tokens.masks is None else 'left out': tokens.num_invalid}
     told = ' and '.join(f'{count:,} {what}' for what, count in counts.items() if count)
     return f' ({told}, of {tokens.num_documents:,} documents)' if told else ''

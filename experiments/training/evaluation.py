@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from experiments.data import batching
-from experiments.data.loading import Data
+from experiments.data import batching, loading
+from experiments.data.loading import Data, SourceData
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, TrainState
 from experiments.training.steps import noise_key, token_losses
@@ -20,34 +20,45 @@ def make_validation(
     """A function state -> metrics on the validation split: `eval_batches` batches of it, -1 for all.
 
     'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
-    'validation/loss_with_noise' where the method has noise. The batches are processed in the parts of training;
+    'validation/loss_with_noise' where the method has noise. Of several sources, as many batches of each are read, and
+    these are the means by the sources' weights, of tokens as training draws them; 'validation/NAME/loss' and
+    'validation/NAME/bits_per_byte' are of the source NAME. The batches are processed in the parts of training;
     `at_batch` is called before each.
     """
     config = experiment.config
     evaluate = make_evaluation(experiment)
     part = meshes.part_of_batch(experiment.mesh)
-    batches = batching.validation_batches(
-        data.validation.tokens,
-        global_batch_size=config.batch_size // config.microbatches,
-        sequence_length=config.sequence_length,
-        max_batches=None if config.eval_batches == -1 else config.eval_batches * config.microbatches,
-        process_index=part.index,
-        process_count=part.count,
-    )
+    batches = {
+        source: batching.validation_batches(
+            loading.make_rows(source.validation, config),
+            global_batch_size=config.batch_size // config.microbatches,
+            max_batches=None if config.eval_batches == -1 else config.eval_batches * config.microbatches,
+            process_index=part.index,
+            process_count=part.count,
+        )
+        for source in data.sources
+    }
 
-    def read_batches():
-        for batch in batches:
-            at_batch()
-            yield batch
+    def losses(state: TrainState, **options) -> dict[SourceData, float]:
+        def read(of_source):
+            for batch in of_source:
+                at_batch()
+                yield batch
+
+        return {source: evaluate(state, read(of), **options)['loss'] for source, of in batches.items()}
+
+    def mean(values: dict[SourceData, float]) -> float:
+        return math.fsum(float(source.weight) * value for source, value in values.items())
 
     def validate(state: TrainState) -> dict[str, float]:
-        loss = evaluate(state, read_batches())['loss']
-        metrics = {
-            'validation/loss': loss,
-            'validation/bits_per_byte': bits_per_byte(loss, data.validation.bytes_per_token),
-        }
+        by_source = losses(state)
+        loss, bytes_per_token = mean(by_source), mean({s: s.validation.bytes_per_token for s in data.sources})
+        metrics = {'validation/loss': loss, 'validation/bits_per_byte': bits_per_byte(loss, bytes_per_token)}
+        for source, of_source in by_source.items() if len(data.sources) > 1 else ():
+            in_bits = bits_per_byte(of_source, source.validation.bytes_per_token)
+            metrics |= {f'validation/{source.name}/loss': of_source, f'validation/{source.name}/bits_per_byte': in_bits}
         if experiment.num_blocks:
-            metrics['validation/loss_with_noise'] = evaluate(state, read_batches(), noise=True)['loss']
+            metrics['validation/loss_with_noise'] = mean(losses(state, noise=True))
         return metrics
 
     return validate
@@ -67,7 +78,7 @@ def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
 
     @jax.jit
     def sum_losses(weights, batch):
-        losses = token_losses(experiment.model, weights, batch['tokens']) * batch['mask']
+        losses = token_losses(experiment.model, weights, batch) * batch['mask']
         return jnp.sum(losses), jnp.sum(batch['mask'])
 
     def evaluate(state: TrainState, batches: Iterable[dict], *, noise: bool = False) -> dict[str, float]:

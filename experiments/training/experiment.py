@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import gaussq_jax as gq
 from experiments import methods
+from experiments.data import chats
 from experiments.files import json_files
 from experiments.training import meshes, optimizers
 from experiments.training.divergence import DivergenceDetector
@@ -200,6 +201,15 @@ def _check_model(family: models.ModelFamily, fields: dict[str, Any]):
         raise ValueError(f'config.model lacks {", ".join(lacking)}')
 
 
+def check_takes_segments(family: models.ModelFamily):
+    """ValueError for a family whose model sees beyond a document of a row."""
+    if not family.takes_segments:
+        raise ValueError(
+            f'config.model.family={family.name!r}: its model takes no segment_ids, without which the documents of a row'
+            ' see each other; config.packing=concatenated of text needs none'
+        )
+
+
 def _check_config(config: ConfigDict):
     methods.check_settings(config)
     dtypes = ('bfloat16', 'float32')
@@ -215,6 +225,8 @@ def _check_config(config: ConfigDict):
             f'config.resample_weights=True with config.remat_policy={config.remat_policy!r} would keep all weights for'
             " the backward pass; 'full' is what saves most"
         )
+    if config.text_feature in chats.FEATURES or config.packing == 'segmented':
+        check_takes_segments(models.find_family(config.model.family))
     DivergenceDetector(config.divergence)  # which refuses what it can't be
     if not 0 <= config.seed < SEEDS:
         raise ValueError(f'config.seed={config.seed} must be of 0 to {SEEDS - 1}: JAX takes a seed by its last 32 bits')

@@ -16,7 +16,7 @@ class Text:
     """A prompt, and what has been written after it so far.
 
     Attributes:
-      prompt: its tokens.
+      prompt: its tokens; none where it is not shown.
       room: how many tokens can follow before the model's window is full.
       tokens: those that follow, without one that ends the text.
       has_ended: whether such a token was written.
@@ -71,21 +71,23 @@ def write_texts(
     experiment: Experiment,
     state: TrainState,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     num_tokens: int,
     sampling: Sampling,
     seed: int,
     slides: bool = False,
+    shows_prompts: bool = True,
 ) -> Iterator[list[Text]]:
     """What the weights, rounded, without noise, write after prompts, all of them at a time: up to an end of document.
 
     Args:
       experiment, state: of the model.
       tokenizer: of both.
-      prompts: how the texts begin.
+      prompts: how the texts begin; or the tokens of that.
       num_tokens, sampling, slides: as for `TokenWriter.write`.
       seed: another seed, other texts. A text depends on its place among the prompts, and on none of the others.
+      shows_prompts: whether the texts are shown from their beginning on, or from what is written.
 
     Yields:
       The texts, the same ones after each step: at first the prompts alone.
@@ -101,9 +103,9 @@ def write_texts(
         ends=tokenizer.special.eos,
         mesh=experiment.mesh,
     )
-    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    ids = [tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     steps = writer.write(ids, num_tokens=num_tokens, sampling=sampling, key=jax.random.key(seed), slides=slides)
-    texts = [Text(tokenizer, prompt, writer.room(prompt)) for prompt in ids]
+    texts = [Text(tokenizer, prompt if shows_prompts else (), writer.room(prompt)) for prompt in ids]
     yield texts
     for step in steps:
         for i, token in step.items():

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
-from experiments.data import batching
+from experiments.data import batching, loading
 from experiments.data.loading import Data
 from experiments.processes.preemption import Preempted, Preemption
 from experiments.processes.watchdog import Watchdog
@@ -71,9 +71,8 @@ class Training:
         )
         part = meshes.part_of_batch(experiment.mesh)
         self._batches = batching.train_iterator(
-            data.train.tokens,
+            *loading.train_rows(data, config),
             global_batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
             seed=config.seed,
             process_index=part.index,
             process_count=part.count,
@@ -98,7 +97,7 @@ class Training:
           Diverged: after as many rollbacks as the config allows.
           RollbackError: before that.
           Preempted: with the last step saved.
-          OSError: a checkpoint, or another of the run's files, could not be written.
+          OSError: a checkpoint, or another of the run's files, could not be written; a file of tokens is damaged.
         """
         config = self._experiment.config
         with self._watchdog:
@@ -111,6 +110,7 @@ class Training:
                 try:
                     self._check(all_of_them=any(due))
                     self._checkpointer.raise_if_failed()
+                    self._data.raise_if_damaged()
                 except Diverged as diverged:
                     if not self._detector.may_roll_back:
                         raise

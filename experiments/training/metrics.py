@@ -23,7 +23,8 @@ from experiments.files import json_files, paths
 from gaussq_jax.atomic_files import named_errors, open_own, replace_file
 
 RECORDED_ONLY = re.compile(  # not in lines
-    'bits/(min|max|p10|p90|stored|gradient_norm|signal_to_noise|matrix/.*)|(step_seconds|seconds|device_memory)/.*'
+    'bits/(min|max|p10|p90|stored|gradient_norm|signal_to_noise|matrix/.*)|(step_seconds|seconds|device_memory)/.*|'
+    'validation/.+/bits_per_byte'
 )
 WAITS = ('data', 'checkpoint', 'metrics')  # what is shown, if it is so much of the time since the last log
 LEAST_WAIT = 0.03

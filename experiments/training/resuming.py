@@ -41,14 +41,14 @@ FILES = ('data_dir', 'cache_dir', 'tokenizer')  # fields that say where files ar
 
 def stored_config(config: ConfigDict, data: Data) -> dict[str, Any]:
     """The resolved config as checkpoints keep it, with what identifies the text and the initial weights."""
-    stored = {**stored_configs.write(config.to_dict()), 'corpus': data.train.sha256}
+    stored = {**stored_configs.write(config.to_dict()), 'corpus': data.sha256}
     return stored | ({'initial_weights': data.initial_weights} if data.initial_weights else {})
 
 
 def in_all_processes(config: ConfigDict, data: Data) -> str:
     """What has to be the same in all processes of a training: the config, and the text."""
     fields = {name: value for name, value in stored_config(config, data).items() if name not in FILES}
-    return json.dumps({**fields, 'validation corpus': data.validation.sha256})
+    return json.dumps({**fields, 'validation corpus': data.validation_sha256})
 
 
 def restore(

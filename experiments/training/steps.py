@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import gaussq_jax as gq
 from experiments.training import bitwidth_metrics, meshes, optimizers
-from experiments.training.experiment import Experiment, TrainState, make_model
+from experiments.training.experiment import Experiment, TrainState, check_takes_segments, make_model
+from gaussq_jax import models
 
 
 def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -24,8 +25,16 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     is dW, since every transform is straight-through, and pulling it back once gives db. Over devices, the dW_hat of a
     linear layer is summed in `config.gradient_reduction`.
 
-    The batch holds 'tokens' (batch_size, sequence_length + 1), int32. The metrics are scalars: 'train/loss' in nats
-    a token, 'train/gradient_norm', 'learning_rate', and where bitwidths are learned 'bits/gradient_norm'.
+    The batch holds 'tokens' (batch_size, sequence_length + 1), int32; where not all of them are learned also 'mask'
+    (batch_size, sequence_length), float32, the weight of each predicted token; where a row has several documents
+    'segments', of the same shape, int32, which one each input is of. The loss is the mean over all predicted tokens,
+
+        sum(mask * loss) / sum(mask)
+
+    of the whole batch, over all devices and microbatches; not a number where sum(mask) is 0.
+
+    The metrics are scalars: 'train/loss' in nats a token, 'train/gradient_norm', 'learning_rate', and where bitwidths
+    are learned 'bits/gradient_norm'.
     """
     config, transform, optimizer = experiment.config, experiment.transform, experiment.optimizer
     schedule = optimizers.learning_rate_schedule(config)
@@ -49,13 +58,17 @@ def make_train_step(experiment: Experiment) -> Callable[[TrainState, dict], tupl
     def train_step(state: TrainState, batch):
         model, weights, pull_back = sampled(noise_key(config.seed, state.step), state)
 
-        def loss_fn(weights, tokens, key):
+        # What makes the mean over microbatches of the sums of their losses the mean over the batch's learned tokens.
+        scale = config.microbatches / jnp.sum(batch['mask']) if 'mask' in batch else None
+
+        def loss_fn(weights, part, key):
             weights = meshes.with_whole_rows(weights, experiment.mesh, experiment.family)
-            return jnp.mean(token_losses(model, weights, tokens, rngs={'quantization': key}))
+            losses = token_losses(model, weights, part, rngs={'quantization': key})
+            return jnp.mean(losses) if scale is None else jnp.sum(part['mask'] * losses) * scale
 
         rounding_keys = jax.random.split(_rounding_key(config.seed, state.step), config.microbatches)
         loss, d_params = _mean_over_microbatches(
-            jax.value_and_grad(loss_fn), weights, batch['tokens'], rounding_keys, experiment.mesh, param_shardings
+            jax.value_and_grad(loss_fn), weights, batch, rounding_keys, experiment.mesh, param_shardings
         )
         (d_bitwidths,) = pull_back(jax.tree.map(lambda d, w: d.astype(w.dtype), d_params, weights))
         if config.quantization.penalty:
@@ -87,12 +100,21 @@ def _rounding_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), step)
 
 
-def token_losses(model, weights, tokens, rngs=None):
-    logits = model.apply({'params': weights}, tokens[:, :-1], rngs=rngs)
+def token_losses(model, weights, batch, rngs=None):
+    """The loss of each predicted token of a batch, masked or not: (batch_size, sequence_length), float32.
+
+    Raises:
+      ValueError: a batch with segments, of a model that can't keep them apart.
+    """
+    tokens, segments = batch['tokens'], {}
+    if 'segments' in batch:
+        check_takes_segments(models.family_of(model))
+        segments = {'segment_ids': batch['segments']}
+    logits = model.apply({'params': weights}, tokens[:, :-1], rngs=rngs, **segments)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
 
 
-def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh, shardings):
+def _mean_over_microbatches(value_and_grad, weights, batch, keys, mesh, shardings):
     """Mean loss, and the mean gradient, summed in float32 over equal parts of the batch, one for each key."""
 
     def on_shards(loss, gradients):
@@ -100,15 +122,17 @@ def _mean_over_microbatches(value_and_grad, weights, tokens, keys, mesh, shardin
 
     microbatches = keys.size
     if microbatches == 1:
-        return on_shards(*value_and_grad(weights, tokens, keys[0]))
+        return on_shards(*value_and_grad(weights, batch, keys[0]))
 
     def add_part(total, part):
         value = on_shards(*value_and_grad(weights, *part))
         return on_shards(*jax.tree.map(lambda sum_, x: sum_ + x.astype(jnp.float32), total, value)), None
 
-    parts = tokens.reshape(-1, microbatches, tokens.shape[-1]).swapaxes(0, 1)  # each device keeps its own rows
     parts = jax.lax.with_sharding_constraint(
-        parts, NamedSharding(mesh, PartitionSpec(None, *meshes.batch_sharding(mesh).spec))
+        jax.tree.map(  # each device keeps its own rows
+            lambda rows: rows.reshape(-1, microbatches, rows.shape[-1]).swapaxes(0, 1), batch
+        ),
+        NamedSharding(mesh, PartitionSpec(None, *meshes.batch_sharding(mesh).spec)),
     )
     zeros = on_shards(jnp.float32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
     total, _ = jax.lax.scan(add_part, zeros, (parts, keys))

@@ -34,7 +34,8 @@ class ModelFamily:
     layers are scanned: each of their parameters has them along its first axis. A model writes text with a cache (see
     `key_value_cache`) if its `__call__` takes two more arguments: `positions`, which it hands to `layers.scan_layers`
     and each layer's `layers.Attention`, and `logits_at`, which tokens it returns logits of (`layers.take_tokens`). Any
-    other sees all of the text anew for each token.
+    other sees all of the text anew for each token. It trains on rows of several documents if its `__call__` takes
+    `segment_ids`, which go to `layers.scan_layers` and `layers.Attention`, too.
 
     Attributes:
       name: of the family, in configs and as Hugging Face's `model_type`.
@@ -92,6 +93,11 @@ class ModelFamily:
         """Of these, the ones without a default."""
         fields = dataclasses.fields(inspect.unwrap(self.module))
         return {field.name for field in fields if field.default is dataclasses.MISSING} & self.settings.keys()
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether its model tells the documents of a row from each other."""
+        return 'segment_ids' in inspect.signature(inspect.unwrap(self.module).__call__).parameters
 
     def is_of_layers(self, path: str) -> bool:
         """Whether a leaf has the layers along its first axis."""

@@ -74,12 +74,14 @@ class GPT2(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens, positions=None, logits_at=None):
+    def __call__(self, tokens, positions=None, logits_at=None, segment_ids=None):
         """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32.
 
         With a cache (see `key_value_cache.read_next`), positions (batch, length) are where the tokens stand.
         With logits_at (batch, number), indices along the length, the logits (batch, number, vocab_size) are of those
         tokens alone.
+        With segment_ids (batch, length), integers, a row holds several documents, the tokens of each side by side with
+        a number of their own: each has the logits of the document alone. A cache holds no segments.
         """
         layers.check_tokens(tokens)
         length = tokens.shape[1]
@@ -91,7 +93,9 @@ class GPT2(nn.Module):
         embed = embedding(self.vocab_size, name='embed')
         position_embed = embedding(self.max_length, name='position_embed')
         x = layers.look_up(embed, tokens)
-        if positions is None:
+        if segment_ids is not None:
+            x = x + layers.look_up(position_embed, layers.positions_in_segments(segment_ids))
+        elif positions is None:
             x = x + layers.look_up(position_embed, jnp.arange(length, dtype=jnp.int32))[None]
         else:
             x = x + layers.look_up(position_embed, positions)
@@ -113,6 +117,7 @@ class GPT2(nn.Module):
             remat_policy=self.remat_policy,
             scan_unroll=self.scan_unroll,
             positions=positions,
+            segment_ids=segment_ids,
         )
         x = layers.normalize(_layer_norm(self, 'final_norm'), layers.take_tokens(x, logits_at))
         return self.constrain(layers.tied_logits(x, embed.embedding), layers.LOGITS)
@@ -130,8 +135,8 @@ class GPT2Layer(nn.Module):
     constrain: layers.Constrain
 
     @nn.compact
-    def __call__(self, x, positions=None):
-        """x (batch, length, hidden_size) -> the same shape; positions: see `layers.Attention`."""
+    def __call__(self, x, positions=None, segment_ids=None):
+        """x (batch, length, hidden_size) -> the same shape; positions, segment_ids: see `layers.Attention`."""
         attention = layers.Attention(
             num_heads=self.num_heads,
             num_kv_heads=self.num_heads,
@@ -153,7 +158,7 @@ class GPT2Layer(nn.Module):
             constrain=self.constrain,
             name='mlp',
         )
-        attended = attention(layers.normalize(_layer_norm(self, 'attention_norm'), x), positions)
+        attended = attention(layers.normalize(_layer_norm(self, 'attention_norm'), x), positions, segment_ids)
         x = self.constrain(x + attended, layers.RESIDUAL)
         return self.constrain(x + mlp(layers.normalize(_layer_norm(self, 'mlp_norm'), x)), layers.RESIDUAL)
 

@@ -82,8 +82,11 @@ class Attention(nn.Module):
     head_norm_epsilon: float | None = None
 
     @nn.compact
-    def __call__(self, x, positions=None):
-        """x (batch, length, hidden_size) -> the same shape; positions (batch, length) with a cache, which x follows."""
+    def __call__(self, x, positions=None, segment_ids=None):
+        """x (batch, length, hidden_size) -> the same shape; positions (batch, length) with a cache, which x follows.
+
+        With segment_ids (batch, length) a token attends to those of its own segment.
+        """
         batch, length, hidden_size = x.shape
         head_dim = self.head_dim or hidden_size // self.num_heads
 
@@ -104,12 +107,12 @@ class Attention(nn.Module):
             query = rotary_position_embedding(query, self.rope_theta, self.rope_scaling, positions)
             key = rotary_position_embedding(key, self.rope_theta, self.rope_scaling, positions)
         key, value = key_value_cache.seen(self, key, value, positions)
-        attended = self.constrain(causal_attention(query, key, value, positions), HEADS)
+        attended = self.constrain(causal_attention(query, key, value, positions, segment_ids), HEADS)
         out = linear(hidden_size, use_bias=self.out_bias, kernel_init=self.out_init, name='out')
         return out(attended.reshape(batch, length, -1))
 
 
-def causal_attention(query, key, value, positions=None):
+def causal_attention(query, key, value, positions=None, segment_ids=None):
     """softmax(Q K^T / sqrt(head_dim) + causal mask) V, the softmax in float32.
 
     The bits are those of `jax.nn.dot_product_attention(query, key, value, is_causal=True)`, whose gradient can't be
@@ -120,9 +123,14 @@ def causal_attention(query, key, value, positions=None):
       key, value: (batch, length, kv_heads, head_dim), of query's dtype; kv_heads divides heads.
       positions: (batch, length) of the queries among the keys, of which there may then be more: a query sees those up
         to its position. None for 0, 1, 2, ...
+      segment_ids: (batch, length) integers, of queries and keys: a query sees those of its own segment. None: all are
+        of one.
 
     Returns:
       An array of query's shape and dtype.
+
+    Raises:
+      ValueError: both positions and segment_ids.
 
     Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
 
@@ -131,11 +139,13 @@ def causal_attention(query, key, value, positions=None):
       >>> causal_attention(x, x[:, :, :2], x[:, :, :2]).shape
       (1, 2, 4, 8)
     """
+    if positions is not None and segment_ids is not None:
+        raise ValueError('positions and segment_ids are both given: what a cache holds has no segments')
     batch, length, _, head_dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
     scores = _scores(grouped, key)
     scores = scores * jnp.asarray(head_dim**-0.5, scores.dtype)
-    return jax.vmap(_attend, (3, None, None), 3)(scores, value, positions).reshape(query.shape)
+    return jax.vmap(_attend, (3, None, None, None), 3)(scores, value, positions, segment_ids).reshape(query.shape)
 
 
 @jax.custom_vjp
@@ -171,12 +181,14 @@ def _scores_backward(residuals, d_scores):
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _attend(scores, value, positions):
+def _attend(scores, value, positions, segment_ids):
     """(batch, heads, length, keys) and (batch, keys, heads, head_dim) -> (batch, length, heads, head_dim)."""
     if positions is None:
         mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
     else:
         mask = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None, None] <= positions[:, None, :, None]
+    if segment_ids is not None:
+        mask = mask & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     masked = jnp.where(mask, scores, -0.7 * float(jnp.finfo(jnp.float32).max))
     weights = jax.nn.softmax(masked.astype(jnp.float32)).astype(value.dtype)
     return jnp.einsum('BNTS,BSNH->BTNH', weights, value)
@@ -216,7 +228,17 @@ def rotary_position_embedding(x, theta, scaling=None, positions=None):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None, scan_unroll=1, positions=None):
+def scan_layers(
+    layer,
+    x,
+    *,
+    num_layers,
+    layer_transform=None,
+    remat_policy=None,
+    scan_unroll=1,
+    positions=None,
+    segment_ids=None,
+):
     """Runs x through `num_layers` copies of `layer`, whose parameters are stacked along a new first axis.
 
         x = layer_i(x) with parameters layer_transform(params[i], i),    i = 0, ..., num_layers - 1
@@ -225,28 +247,31 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
     again in the backward pass instead of being kept. It is not applied while the parameters are initialised.
 
     Args:
-      layer: a bound linen module, x -> x, or with positions x, positions -> x.
+      layer: a bound linen module, x -> x; with positions x, positions -> x; with segments x, None, segment_ids -> x.
       x: (batch, length, hidden_size).
       num_layers: number of copies.
       layer_transform: see `Llama`; None leaves the parameters alone.
       remat_policy: None (keep all) or a name in REMAT_POLICIES.
       scan_unroll: see `Llama`.
       positions: (batch, length), where a cache holds what comes before x; else None.
+      segment_ids: (batch, length), where rows hold several documents; else None.
 
     Returns:
       The last layer's output, of x's shape.
     """
 
-    of_positions = () if positions is None else (positions,)
+    of_tokens = () if positions is None else (positions,)
+    if segment_ids is not None:
+        of_tokens = (positions, segment_ids)
 
     def apply_layer(layer, x, layer_index):
         if layer_transform is None or layer.is_initializing():
-            return layer(x, *of_positions), None
+            return layer(x, *of_tokens), None
 
         def transform(variables):
             return {'params': layer_transform(variables['params'], layer_index)}
 
-        return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x, *of_positions), None
+        return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x, *of_tokens), None
 
     if remat_policy is not None:
         # The scan keeps the backward pass apart from the forward one: no barrier is needed between them.
@@ -260,6 +285,18 @@ def scan_layers(layer, x, *, num_layers, layer_transform=None, remat_policy=None
         check_constancy_invariants=False,  # layers share no variable, and the check traces them a second time
     )
     return scan(layer, x, jnp.arange(num_layers, dtype=jnp.int32))[0]
+
+
+def positions_in_segments(segment_ids):
+    """How many tokens of its segment stand before each token: (batch, length) -> the same, int32.
+
+    Example:
+      >>> positions_in_segments(jnp.array([[1, 1, 1, 2, 2, 0]]))
+      Array([[0, 1, 2, 0, 1, 0]], dtype=int32)
+    """
+    indices = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+    return indices - jax.lax.cummax(jnp.where(begins, indices, 0), axis=1)
 
 
 def take_tokens(x, at):

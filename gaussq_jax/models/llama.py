@@ -143,12 +143,14 @@ class Llama(nn.Module):
         return None if self.rope_factor == 1 else RopeScaling(*factors, self.rope_original_length)
 
     @nn.compact
-    def __call__(self, tokens, positions=None, logits_at=None):
+    def __call__(self, tokens, positions=None, logits_at=None, segment_ids=None):
         """tokens (batch, length), integers -> logits (batch, length, vocab_size), float32.
 
         With a cache (see `key_value_cache.read_next`), positions (batch, length) are where the tokens stand.
         With logits_at (batch, number), indices along the length, the logits (batch, number, vocab_size) are of those
         tokens alone.
+        With segment_ids (batch, length), integers, a row holds several documents, the tokens of each side by side with
+        a number of their own: each has the logits of the document alone. A cache holds no segments.
         """
         layers.check_tokens(tokens)
         embed = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, embedding_init=_initializer, name='embed')
@@ -177,6 +179,7 @@ class Llama(nn.Module):
             remat_policy=self.remat_policy,
             scan_unroll=self.scan_unroll,
             positions=positions,
+            segment_ids=segment_ids,
         )
         final_norm = nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='final_norm')
         x = layers.normalize(final_norm, layers.take_tokens(x, logits_at))
@@ -213,8 +216,8 @@ class LlamaLayer(nn.Module):
     mlp_bias: bool
 
     @nn.compact
-    def __call__(self, x, positions=None):
-        """x (batch, length, hidden_size) -> the same shape; positions: see `layers.Attention`."""
+    def __call__(self, x, positions=None, segment_ids=None):
+        """x (batch, length, hidden_size) -> the same shape; positions, segment_ids: see `layers.Attention`."""
         attention = layers.Attention(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
@@ -240,7 +243,7 @@ class LlamaLayer(nn.Module):
             name='mlp',
         )
         norm = functools.partial(nn.RMSNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        attended = attention(layers.normalize(norm(name='attention_norm'), x), positions)
+        attended = attention(layers.normalize(norm(name='attention_norm'), x), positions, segment_ids)
         x = self.constrain(x + attended, layers.RESIDUAL)
         return self.constrain(x + mlp(layers.normalize(norm(name='mlp_norm'), x)), layers.RESIDUAL)
 

@@ -14,7 +14,7 @@ from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 import gaussq_jax as gq
 from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
-from experiments.data import loading, token_cache
+from experiments.data import loading, token_data
 from experiments.reports import cast_losses
 from experiments.reports.cast_losses import Cast
 from experiments.training import evaluation
@@ -79,8 +79,8 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
-    data = token_cache.TokenData(TOKENS, len(TOKENS), 1, '')
-    monkeypatch.setattr(loading, 'load_data', lambda *_: loading.Data(data, data))
+    data = token_data.in_memory(TOKENS)
+    monkeypatch.setattr(loading, 'load_data', lambda *_: loading.one_source(data, data))
     with on_mesh(ONE_DEVICE):
         yield
 
@@ -90,9 +90,9 @@ def casts(sweep):
     """All casts of the sweep, and how many evaluations were made for them."""
     made = []
     with pytest.MonkeyPatch.context() as monkeypatch, on_mesh(ONE_DEVICE):
-        data = token_cache.TokenData(TOKENS, len(TOKENS), 1, '')
+        data = token_data.in_memory(TOKENS)
         make_validation = evaluation.make_validation
-        monkeypatch.setattr(loading, 'load_data', lambda *_: loading.Data(data, data))
+        monkeypatch.setattr(loading, 'load_data', lambda *_: loading.one_source(data, data))
         monkeypatch.setattr(evaluation, 'make_validation', lambda *_: made.append(1) or make_validation(*_))
         return cast_down.cast_runs(sweep, list(METHODS), FORMATS, 2), len(made)
 

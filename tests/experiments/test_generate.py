@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 from exported_runs import make_run
 from programs import import_program, run_program
+from small_chats import write_tokenizer
 
 from experiments import methods, workdirs
+from experiments.data.tokenizers import load_tokenizer
 from experiments.training import generation
 from experiments.training.token_choice import Sampling
 
@@ -153,3 +155,28 @@ def test_a_real_text():
     )
     assert write(0).startswith('def ') and len(write(0)) > 4
     assert write(0) == write(0) != write(1)
+
+
+def test_a_chat_s_prompts_are_what_its_template_makes_of_them(monkeypatch, tmp_path, capsys):
+    """What is shown is the answer, which ends where the template ends it."""
+    tokenizer = load_tokenizer(str(write_tokenizer(tmp_path, end='</s>')), is_given=True)
+    opened = make_run('method=bf16')._replace(tokenizer=tokenizer)
+    find = tokenizer.vocabulary.find
+
+    def write_texts(experiment, state, tokenizer, prompts, *, shows_prompts, **how):
+        write_texts.prompts = prompts
+        texts = [generation.Text(tokenizer, prompt if shows_prompts else (), 99) for prompt in prompts]
+        yield texts
+        for token in (find('x'), find('<|im_end|>')):
+            texts[0].add(token)
+            yield texts
+
+    monkeypatch.setattr(workdirs, 'open_either', lambda *_: opened)
+    monkeypatch.setattr(generation, 'write_texts', write_texts)
+    run_program(generate, **DEFAULTS | {'CHAT': True, 'PROMPT': ['Hi']})
+    expected = '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
+    assert write_texts.prompts == [tokenizer.vocabulary.encode_with_offsets(expected, special=True)[0].tolist()]
+    assert capsys.readouterr().out == 'x\n'
+    monkeypatch.setattr(workdirs, 'open_either', lambda *_: make_run('method=bf16'))
+    with pytest.raises(SystemExit, match='tokenizer bytes has no places of tokens in texts, which chats need'):
+        run_program(generate, **DEFAULTS | {'CHAT': True})

@@ -2,12 +2,19 @@
 
 import json
 import threading
+from fractions import Fraction
 
 import grain
 import numpy as np
 import pytest
 
-from experiments.data.batching import train_iterator, validation_batches
+from experiments.data.batching import READ_OPTIONS, train_iterator, validation_batches
+from experiments.data.rows import TextRows
+from experiments.data.token_data import in_memory
+
+
+def rows_of(tokens, sequence_length=8):
+    return TextRows(in_memory(tokens), sequence_length)
 
 
 def take(iterator, count: int) -> np.ndarray:
@@ -15,10 +22,45 @@ def take(iterator, count: int) -> np.ndarray:
 
 
 def iterator_of(num_sequences=37, *, global_batch_size=4, sequence_length=8, seed=0, **options):
+    rows = rows_of(np.arange(num_sequences * sequence_length + 1, dtype=np.uint16), sequence_length)
+    return train_iterator(rows, global_batch_size=global_batch_size, seed=seed, **options)
+
+
+def version_0_1(num_sequences, global_batch_size=4, sequence_length=8, seed=0, rows=slice(None)):
+    """The batches that Grain alone makes, as in earlier versions."""
     tokens = np.arange(num_sequences * sequence_length + 1, dtype=np.uint16)
-    return train_iterator(
-        tokens, global_batch_size=global_batch_size, sequence_length=sequence_length, seed=seed, **options
-    )
+    sequences = np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1)[::sequence_length]
+    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    dataset = grain.MapDataset.range(len(sequences)).shuffle(shuffle_seed).repeat()
+    dataset = dataset.batch(global_batch_size, drop_remainder=True)
+    dataset = dataset.map(lambda indices: {'tokens': sequences[indices[rows]].astype(np.int32)})
+    return iter(dataset.to_iter_dataset(READ_OPTIONS))
+
+
+@pytest.mark.parametrize('seed', [0, 3, 2**40 + 1])
+@pytest.mark.parametrize(('num_sequences', 'global_batch_size'), [(1, 4), (2, 1), (37, 4), (64, 100), (1000, 8)])
+def test_batches_are_those_of_earlier_versions(num_sequences, global_batch_size, seed):
+    before = version_0_1(num_sequences, global_batch_size, seed=seed)
+    now = iterator_of(num_sequences, global_batch_size=global_batch_size, seed=seed)
+    np.testing.assert_array_equal(take(now, 30), take(before, 30))
+    assert now.get_state() == before.get_state()
+
+
+def test_state_of_an_earlier_version_is_taken():
+    before = version_0_1(37)
+    take(before, 11)
+    state = json.loads(json.dumps(before.get_state()))
+    now = iterator_of()
+    now.set_state(state)
+    np.testing.assert_array_equal(take(now, 20), take(before, 20))
+
+
+def test_only_this_processes_rows_are_read(monkeypatch):
+    asked = []
+    read = TextRows.read
+    monkeypatch.setattr(TextRows, 'read', lambda self, indices: asked.append(len(indices)) or read(self, indices))
+    take(iterator_of(global_batch_size=8, process_index=1, process_count=4), 3)
+    assert set(asked) == {2}
 
 
 def test_rows_are_the_sequences():
@@ -53,7 +95,7 @@ def test_batches_go_on_over_the_end_of_an_epoch():
 
 def test_tokens_that_fill_no_sequence_are_left_out():
     tokens = np.arange(8 * 5 + 8)
-    batches = train_iterator(tokens, global_batch_size=5, sequence_length=8, seed=0)
+    batches = train_iterator(rows_of(tokens), global_batch_size=5, seed=0)
     assert sorted(next(batches)['tokens'][:, 0]) == [0, 8, 16, 24, 32]
 
 
@@ -121,14 +163,14 @@ def test_close_ends_the_thread():
     ],
 )
 def test_wrong_sizes(options, message):
-    options = {'global_batch_size': 4, 'sequence_length': 8, **options}
-    tokens = np.arange(100)
+    options = {'global_batch_size': 4, **options}
+    sequence_length, tokens = options.pop('sequence_length', 8), np.arange(100)
     if 'max_batches' not in options:
         with pytest.raises(ValueError, match=message):
-            train_iterator(tokens, **{'seed': 0, **options})
+            train_iterator(rows_of(tokens, sequence_length), **{'seed': 0, **options})
     if 'seed' not in options:
         with pytest.raises(ValueError, match=message):
-            validation_batches(tokens, **options)
+            validation_batches(rows_of(tokens, sequence_length), **options)
 
 
 # Validation batches
@@ -139,11 +181,7 @@ def test_wrong_sizes(options, message):
 def test_validation_covers_every_sequence_once(num_tokens, process_count):
     tokens = np.arange(num_tokens, dtype=np.uint16)
     parts = [
-        list(
-            validation_batches(
-                tokens, global_batch_size=4, sequence_length=8, process_index=i, process_count=process_count
-            )
-        )
+        list(validation_batches(rows_of(tokens), global_batch_size=4, process_index=i, process_count=process_count))
         for i in range(process_count)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -164,7 +202,7 @@ def test_validation_covers_every_sequence_once(num_tokens, process_count):
 
 
 def test_validation_is_the_same_at_each_pass():
-    batches = validation_batches(np.arange(100), global_batch_size=4, sequence_length=8)
+    batches = validation_batches(rows_of(np.arange(100)), global_batch_size=4)
     first, second = ([batch['tokens'] for batch in batches] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
@@ -180,6 +218,86 @@ def test_validation_is_the_same_at_each_pass():
     ],
 )
 def test_max_batches_spreads_evenly_over_the_split(max_batches, first_tokens):
-    batches = validation_batches(np.arange(100), global_batch_size=4, sequence_length=8, max_batches=max_batches)
+    batches = validation_batches(rows_of(np.arange(100)), global_batch_size=4, max_batches=max_batches)
     rows = np.concatenate([batch['tokens'] for batch in batches])
     np.testing.assert_array_equal(rows[:, 0], first_tokens)
+
+
+class Masked:
+    """Rows with all that rows can have: the first token says which they are."""
+
+    def __len__(self):
+        return 6
+
+    def read(self, indices):
+        tokens = np.repeat(indices[:, None], 9, axis=1).astype(np.int32)
+        return {'tokens': tokens, 'mask': tokens[:, 1:] % 2 + np.float32(0), 'segments': tokens[:, 1:] + 1}
+
+
+def test_rows_keep_their_masks_and_segments():
+    batch = next(train_iterator(Masked(), global_batch_size=6, seed=0))
+    np.testing.assert_array_equal(batch['mask'], batch['tokens'][:, 1:] % 2)
+    np.testing.assert_array_equal(batch['segments'], batch['tokens'][:, 1:] + 1)
+    _, last = validation_batches(Masked(), global_batch_size=4)
+    np.testing.assert_array_equal(last['mask'][:, 0], [0, 1, 0, 0])
+    np.testing.assert_array_equal(last['segments'][:, 0], [5, 6, 0, 0])
+
+
+# Mixtures
+
+WEIGHTS = {'a': Fraction(7, 10), 'b': Fraction(3, 10)}
+
+
+def mixture_of(seed=0, names='ab', sizes=(37, 11), **options):
+    """Tokens of b are 1000 and more."""
+    rows = {
+        name: rows_of(1000 * place + np.arange(8 * size + 1, dtype=np.uint16))
+        for place, (name, size) in enumerate(zip(names, sizes))
+    }
+    weights = dict(zip(names, WEIGHTS.values()))
+    return train_iterator(rows, weights, **{'global_batch_size': 8, 'seed': seed, **options})
+
+
+def test_sources_have_their_weights_and_epochs():
+    """Each is seen whole before any of its sequences is seen again, each time in another order."""
+    firsts = take(mixture_of(global_batch_size=10), 40)[..., 0]
+    np.testing.assert_array_equal(np.sum(firsts >= 1000, axis=1), 3)
+    for of_source, size in ((firsts[firsts < 1000] // 8, 37), ((firsts[firsts >= 1000] - 1000) // 8, 11)):
+        epochs = of_source[: len(of_source) // size * size].reshape(-1, size)
+        np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(size), (len(epochs), 1)))
+        assert len({epoch.tobytes() for epoch in epochs}) == len(epochs) > 5
+
+
+def test_a_mixture_of_one_is_that_one():
+    rows = rows_of(np.arange(37 * 8 + 1, dtype=np.uint16))
+    alone = train_iterator({'web': rows}, {'web': Fraction(1)}, global_batch_size=4, seed=0)
+    np.testing.assert_array_equal(take(alone, 20), take(iterator_of(), 20))
+
+
+def test_orders_of_sources_depend_on_their_names_and_the_seed():
+    first, second = (take(mixture_of(names=names, sizes=(37, 37)), 20)[..., 0] for names in ('ab', 'ac'))
+    np.testing.assert_array_equal(first[first < 1000], second[second < 1000])
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, take(mixture_of(seed=1, sizes=(37, 37)), 20)[..., 0])
+    of_both = first[first >= 1000] - 1000, first[first < 1000]
+    assert not np.array_equal(of_both[0][:37], of_both[1][:37])
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+def test_a_mixture_goes_on_with_another_number_of_processes(process_count):
+    whole = take(mixture_of(), 30)
+    stopped = mixture_of(process_index=1, process_count=2)
+    take(stopped, 13)
+    state = json.loads(json.dumps(stopped.get_state()))
+    parts = []
+    for index in range(process_count):
+        part = mixture_of(process_index=index, process_count=process_count)
+        part.set_state(state)
+        parts.append(take(part, 17))
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole[13:])
+
+
+def test_weights_of_other_sources():
+    rows = rows_of(np.arange(100))
+    with pytest.raises(ValueError, match=r"weights are of \['a', 'b'\]; allowed: of the sources, \['a'\]"):
+        train_iterator({'a': rows}, WEIGHTS, global_batch_size=4, seed=0)

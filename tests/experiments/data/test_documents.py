@@ -1,210 +1,35 @@
-"""The documents of a dataset: all of a split, in order; what can't be read is told, what could run code is refused."""
+"""The text of a document, and what becomes of one that is not UTF-8."""
 
-import json
-import shutil
-import sys
-import sysconfig
-
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from etils import epath
-from small_datasets import TinyText, byte_tokens
 
-from experiments.data.datasets import feature_classes, python_stdlib
-from experiments.data.token_cache import load_tokens
-from experiments.data.tokenizers import Tokenizer
-from experiments.data.vocabularies import Bytes
+from experiments.data.documents import decode
 
 
-class Latin1(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS dataset of texts of which some are not UTF-8, in two files, and one is empty."""
-
-    VERSION = tfds.core.Version('1.0.0')
-    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name='plain'),)
-    code_path = epath.Path(__file__)
-    texts = (b'one', b'', b'na\xefve', b'four', b'five', b'\xff\xfe', b'seven')
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        return {'train': self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, text in enumerate(self.texts):
-            yield i, {'text': text}
-
-
-@pytest.fixture(scope='module')
-def latin1(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('latin1')
-    config = tfds.download.DownloadConfig(num_shards=2)
-    Latin1(data_dir=folder, file_format='array_record').download_and_prepare(download_config=config)
-    return folder
+@pytest.mark.parametrize('invalid', ['error', 'replace', 'skip'])
+@pytest.mark.parametrize('text', ['', 'naïve 日本 \U0001f600', '\0\r\n\ufffd\ufeff'])
+def test_utf8_is_what_it_is(text, invalid):
+    assert decode(text, invalid, str) == decode(text.encode(), invalid, str) == (text, True)
 
 
 @pytest.mark.parametrize(
-    ('split', 'place'),
+    ('value', 'reason', 'replaced'),
     [
-        ('train', r'latin1-train.array_record-00000-of-00002, row 2: .* byte 2 is 0xef'),
-        ('train[3:]', r'latin1-train.array_record-00001-of-00002, row [12]: .* byte 0 is 0xff'),
+        (b'na\xefve', 'not UTF-8, byte 2 is 0xef', 'na\ufffdve'),
+        (b'\xff\xfe', 'not UTF-8, byte 0 is 0xff', '\ufffd\ufffd'),
+        (b'x\xe6\x97', 'not UTF-8, byte 1 is 0xe6', 'x\ufffd'),
+        ('a\ud83d b', r'not UTF-8, character 1 is half a surrogate pair, U\+D83D', 'a\ufffd b'),
+        ('\udcff', r'not UTF-8, character 0 is half a surrogate pair, U\+DCFF', '\ufffd'),
     ],
 )
-def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, split, place):
-    with pytest.raises(ValueError, match=f'{place}.*--config.invalid_text=replace'):
-        load_tokens('latin1/plain', split, Tokenizer(Bytes()), data_dir=latin1, cache_dir=tmp_path)
-    assert not list(tmp_path.rglob('*.json')), 'nothing half written is left'
+def test_what_is_not_utf8(value, reason, replaced):
+    assert decode(value, 'skip', str) == (None, False)
+    assert decode(value, 'replace', str) == (replaced, False)
+    with pytest.raises(ValueError, match=f'a, row 7: the document is {reason}; --config.invalid_text=replace puts'):
+        decode(value, 'error', lambda: 'a, row 7')
 
 
-@pytest.mark.parametrize(
-    ('invalid', 'texts'),
-    [
-        ('replace', ['one', '', 'na\ufffdve', 'four', 'five', '\ufffd\ufffd', 'seven']),
-        ('skip', ['one', '', 'four', 'five', 'seven']),
-    ],
-)
-def test_what_becomes_of_documents_that_are_not_utf8(latin1, tmp_path, invalid, texts):
-    """Counted, as empty ones are; each choice has tokens of its own."""
-    load = lambda: load_tokens(
-        'latin1/plain', 'train', Tokenizer(Bytes()), invalid_text=invalid, data_dir=latin1, cache_dir=tmp_path
-    )
-    for data in load(), load():
-        assert data.tokens.tolist() == byte_tokens(texts)
-        assert (data.num_documents, data.num_empty, data.num_invalid) == (len(texts), 1, 2)
-    with pytest.raises(ValueError, match='invalid_text=replace'):
-        load_tokens('latin1/plain', 'train', Tokenizer(Bytes()), data_dir=latin1, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="invalid_text='ignore'; allowed: error, replace, skip"):
-        load_tokens(
-            'latin1/plain', 'train', Tokenizer(Bytes()), invalid_text='ignore', data_dir=latin1, cache_dir=tmp_path
-        )
-
-
-@pytest.mark.parametrize('data_dir_given', [True, False])
-def test_python_stdlib_is_written_when_missing(tmp_path, monkeypatch, data_dir_given):
-    root = tmp_path / 'stdlib'
-    root.mkdir()
-    for i in range(40):
-        (root / f'module{i}.py').write_text(f'answer = {i}\n')
-    monkeypatch.setattr(sysconfig, 'get_path', lambda name: str(root))
-    monkeypatch.setenv('GAUSSQ_CACHE', str(tmp_path / 'cache'))
-    data_dir = tmp_path / 'data' if data_dir_given else None
-    splits = {
-        split: load_tokens('python_stdlib', split, Tokenizer(Bytes()), data_dir=data_dir)
-        for split in ('train', 'validation')
-    }
-    assert sum(data.num_documents for data in splits.values()) == 40
-    for split, data in splits.items():
-        documents = bytes(data.tokens[data.tokens != 256].astype(np.uint8)).decode().splitlines()
-        names = [f'module{line.removeprefix("answer = ")}.py' for line in documents]
-        assert {python_stdlib.split_of(name) for name in names} == {split}
-    assert (tmp_path / 'cache' / 'tokens' / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
-    where = data_dir or tmp_path / 'cache' / 'tensorflow_datasets'
-    assert (where / 'python_stdlib' / python_stdlib.CONFIG).is_dir()
-
-
-@pytest.mark.parametrize(
-    ('dataset', 'remedy'),
-    [
-        ('nonsense', "'tfds build nonsense --data_dir=.* --file_format=array_record'"),
-        ('wikipedia/20230601.simple', "'tfds build wikipedia/20230601.simple --data_dir="),
-        ('ag_news_subset', "'tfds build ag_news_subset --data_dir="),
-        ('tiny_text/unknown', "'tfds build tiny_text/unknown --data_dir="),
-        ('not a name!', 'tfds build'),
-        ('python_stdlib/cpython-2.7.18', f'writes python_stdlib/{python_stdlib.CONFIG} and no other'),
-    ],
-)
-def test_missing_dataset_is_one_error(data_dir, tmp_path, dataset, remedy):
-    with pytest.raises(ValueError, match=remedy) as error:
-        load_tokens(dataset, 'train', Tokenizer(Bytes()), data_dir=data_dir, cache_dir=tmp_path)
-    assert str(error.value).startswith(f"dataset='{dataset}' is not prepared in data_dir='{data_dir}'")
-    assert len(str(error.value)) < 600
-    assert '\n' not in str(error.value)
-    assert error.value.__context__ is None
-
-
-def test_unknown_feature_and_split(load):
-    with pytest.raises(ValueError, match=r"text_feature='text': .*it has \['document', 'label'\]"):
-        load(text_feature='text')
-    with pytest.raises(ValueError, match=r"text_feature='label': tiny_text/plain/2.0.1 has int"):
-        load(text_feature='label')
-    with pytest.raises(ValueError, match=r"split='validation': .* has \['empty', 'test', 'train'\]"):
-        load('validation')
-    with pytest.raises(ValueError, match='there is no text in this split'):
-        load('empty')
-
-
-def test_dataset_in_another_file_format(load, tmp_path):
-    TinyText(data_dir=tmp_path / 'data', file_format='array_record').download_and_prepare()
-    (info,) = (tmp_path / 'data').rglob('dataset_info.json')
-    info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-    with pytest.raises(ValueError, match='is written as tfrecord; allowed: array_record'):
-        load(data_dir=tmp_path / 'data')
-
-
-JSON_IN_JSON = {
-    'JSON in JSON': '{{"type": {}}}',
-    'with a number beyond all': '{{"type": {}, "x": 1e999}}',
-    'with a key twice': '{{"x": 1, "x": 2, "type": {}}}',
-}
-
-
-def named(name, spelling):
-    """A features.json with a feature of this class."""
-    of_dict, of_text = (f'tensorflow_datasets.core.features.{kind}' for kind in ('FeaturesDict', 'Text'))
-    if spelling == 'before 4.6':
-        return {'type': of_dict, 'content': {'document': {'type': name}}}
-    feature = {spelling: name, 'text': {}}
-    if spelling in JSON_IN_JSON:
-        text = JSON_IN_JSON[spelling].format(json.dumps(name))
-        feature = {'pythonClassName': of_text, 'jsonFeature': {'json': text}}
-    return {'pythonClassName': of_dict, 'featuresDict': {'features': {'document': feature}}}
-
-
-@pytest.mark.parametrize('is_linked', [False, True])
-@pytest.mark.parametrize('spelling', ['pythonClassName', 'python_class_name', 'before 4.6', *JSON_IN_JSON])
-def test_a_dataset_runs_no_code(data_dir, tmp_path, monkeypatch, spelling, is_linked):
-    """The module of a class that features.json names is not imported, even if it is there."""
-    shutil.copytree(data_dir, tmp_path / 'data')
-    (path,) = (tmp_path / 'data').rglob('features.json')
-    path.write_text(json.dumps(named('stranger.Feature', spelling)))
-    if is_linked:  # the folder of a version
-        path.parent.rename(tmp_path / 'elsewhere')
-        path.parent.symlink_to(tmp_path / 'elsewhere')
-    (tmp_path / 'stranger.py').write_text(f'open({str(tmp_path / "ran")!r}, "w").close()\n')
-    monkeypatch.syspath_prepend(tmp_path)
-    how = dict(data_dir=tmp_path / 'data', cache_dir=tmp_path / 'cache', text_feature='document')
-    with pytest.raises(ValueError, match=r"features\.json names the class 'stranger\.Feature', which TFDS"):
-        load_tokens('tiny_text/plain', 'train', Tokenizer(Bytes()), **how)
-    assert not (tmp_path / 'ran').exists() and 'stranger' not in sys.modules
-
-
-def test_a_shard_that_is_not_there_hides_no_other_version(data_dir, tmp_path):
-    """As in a checkout of git-annex: what is read is another version; and links that lead in circles end."""
-    shutil.copytree(data_dir, tmp_path / 'data')
-    (features,) = (tmp_path / 'data').rglob('features.json')
-    version = features.parent.parent / '0.0.1'
-    version.mkdir()
-    (version / 'shard').symlink_to('gone')
-    (version / 'circle').symlink_to('..')
-    feature_classes.check(features.parent.parent)
-
-
-@pytest.mark.parametrize('name', ['../../../x', '/tmp/x', 'a/../../b', '..'])
-def test_a_dataset_chooses_no_folder(data_dir, tmp_path, name):
-    """By the name that its dataset_info.json gives it."""
-    shutil.copytree(data_dir, tmp_path / 'data')
-    (path,) = (tmp_path / 'data').rglob('dataset_info.json')
-    path.write_text(json.dumps(json.loads(path.read_text()) | {'name': name}))
-    dataset = path.parent.relative_to(tmp_path / 'data').parts[0]
-    with pytest.raises(ValueError, match='which is no name'):
-        load_tokens(
-            f'{dataset}/plain',
-            'train',
-            Tokenizer(Bytes()),
-            text_feature='document',
-            data_dir=tmp_path / 'data',
-            cache_dir=tmp_path / 'a/b/c/d',
-        )
-    assert {path.name for path in tmp_path.iterdir()} <= {'data', 'a'}
+def test_a_null_is_left_out_or_an_error():
+    assert decode(None, 'skip', str) == (None, False)
+    for invalid in 'error', 'replace':
+        with pytest.raises(ValueError, match=r'a, row 7: the document is null.*; --config.invalid_text=skip leaves it'):
+            decode(None, invalid, lambda: 'a, row 7')

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from programs import import_program, run_program
 from small_checkpoints import write_checkpoint
+from small_datasets import load_tokens
 from small_experiments import ONE_DEVICE, on_mesh, random_state, small_config
 from small_tokenizers import IDS
 
@@ -12,7 +13,6 @@ from configs import from_run
 from configs.stored import MEANT_BEFORE
 from experiments import workdirs
 from experiments.data.special_tokens import ASK, SpecialTokens
-from experiments.data.token_cache import load_tokens
 from experiments.data.tokenizers import load_tokenizer
 from experiments.serving import folders
 from experiments.serving.targets import TRANSFORMERS
@@ -125,10 +125,10 @@ def test_a_sweep_compares_what_texts_begin_and_end_with(folder):
 def test_documents_of_a_training_begin_with_bos(folder):
     new, old = (load_tokenizer(folder('leading', IDS), settings) for settings in (ASK, BEFORE))
     ours, before = (load_tokens('python_stdlib', 'validation', tokenizer) for tokenizer in (new, old))
-    tokens = np.asarray(ours.tokens)
+    tokens = np.asarray(ours.shards[0])
     assert tokens[0] == 1 and tokens[-1] == 2
     np.testing.assert_array_equal(np.flatnonzero(tokens == 1)[1:], np.flatnonzero(tokens == 2)[:-1] + 1)
-    np.testing.assert_array_equal(tokens[tokens != 1], before.tokens)
+    np.testing.assert_array_equal(tokens[tokens != 1], before.shards[0])
     assert ours.num_bytes == before.num_bytes and ours.num_tokens == before.num_tokens + ours.num_documents
 
 

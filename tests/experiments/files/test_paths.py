@@ -7,10 +7,10 @@ import signal
 
 import pytest
 from programs import import_program, run_program
+from small_datasets import load_tokens
 
 from experiments.checkpoints import manifests
 from experiments.data import tokenizers, vocabularies
-from experiments.data.token_cache import load_tokens
 from experiments.files import csv_files, huggingface_folder, json_files, paths
 from experiments.laws import known_laws, run_tables
 from experiments.training import metrics

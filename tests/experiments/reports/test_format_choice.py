@@ -9,7 +9,7 @@ import pytest
 from small_experiments import make_experiment, random_state, small_config
 
 import gaussq_jax as gq
-from experiments.data import loading, token_cache
+from experiments.data import loading, token_data
 from experiments.reports import format_choice
 from experiments.training.steps import token_losses
 
@@ -69,14 +69,16 @@ def test_squared_gradients():
     experiment = make_experiment(small_config('method=bf16,smoke'))
     state, config = random_state(experiment), experiment.config
     tokens = np.random.default_rng(0).integers(0, 61, 3 * config.batch_size * config.sequence_length + 1)
-    data = token_cache.TokenData(tokens.astype(np.uint16), len(tokens), 1, '')
-    got = format_choice.squared_gradients(experiment, state, loading.Data(data, data))
+    data = token_data.in_memory(tokens.astype(np.uint16))
+    got = format_choice.squared_gradients(experiment, state, loading.one_source(data, data))
     weights = experiment.transform.apply(None, state.params, {})
     squares = []
     for n in range(3):
         rows = [(n * config.batch_size + i) * config.sequence_length for i in range(config.batch_size)]
         batch = np.stack([tokens[row : row + config.sequence_length + 1] for row in rows])
-        loss = lambda weights, batch=batch: jnp.mean(token_losses(experiment.model, weights, jnp.asarray(batch)))
+        loss = lambda weights, batch=batch: jnp.mean(
+            token_losses(experiment.model, weights, {'tokens': jnp.asarray(batch)})
+        )
         squares.append(jax.tree.map(lambda g: np.square(np.asarray(g, np.float64)), jax.grad(loss)(weights)))
     expected = jax.tree.map(lambda *of_batches: np.mean(of_batches, axis=0), *squares)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-9), got, expected)

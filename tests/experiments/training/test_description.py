@@ -9,8 +9,8 @@ from small_experiments import ONE_DEVICE, on_mesh
 from small_runs import run_config
 
 from experiments.data import tokenizers
-from experiments.data.loading import Data
-from experiments.data.token_cache import TokenData
+from experiments.data.loading import one_source
+from experiments.data.token_data import in_memory
 from experiments.training import description
 from experiments.training.experiment import make_experiment
 
@@ -18,11 +18,11 @@ WORKDIR = pathlib.Path('/runs/with space')
 
 
 def beginning(config=None, *, start=None, remarks=(), initial_weights=None, **counts):
-    tokens = TokenData(np.zeros(5000, np.uint16), 4900, 100, '', **counts)
+    tokens = in_memory(np.zeros(5000, np.uint16), num_documents=100, **counts)
     tokenizer = tokenizers.load_tokenizer('bytes')
     with on_mesh(ONE_DEVICE):
         experiment = make_experiment(config or run_config(), tokenizer.vocab_size)
-    data = Data(tokens, tokens, initial_weights)
+    data = one_source(tokens, tokens)._replace(initial_weights=initial_weights)
     return description.beginning(experiment, data, tokenizer, WORKDIR, start=start, remarks=remarks).splitlines()
 
 

@@ -92,3 +92,13 @@ def test_spaces_between_prompt_and_continuation_are_kept():
     for at in range(len(ids)):
         prompt = [tokenizer.end_of_document, *ids[:at]]
         assert generation.whole_text(tokenizer, prompt, ids[at:]) == text
+
+
+def test_prompts_may_be_tokens_and_need_not_be_shown():
+    """The same is written after them."""
+    run = make_run('method=bf16')
+    experiment, state, tokenizer = run.experiment, run.state, run.tokenizer
+    how = dict(num_tokens=3, sampling=Sampling(0), seed=0)
+    write = lambda prompts, **more: list(generation.write_texts(experiment, state, tokenizer, prompts, **how, **more))
+    (shown,), (hidden,) = write(['def '])[-1], write([tokenizer.encode_prompt('def ')], shows_prompts=False)[-1]
+    assert hidden.tokens == shown.tokens and str(shown) == f'def {hidden}'

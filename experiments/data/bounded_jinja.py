@@ -1,0 +1,235 @@
+"""Jinja for chat templates that somebody else has written: as transformers has it, with an end to what one may cost.
+
+Jinja's sandbox keeps a template from everything but its arguments, and no more than that. Here each turn of a loop,
+each call and each character that is made counts, and so does the clock; what makes much of little is refused before.
+"""
+
+import datetime
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jinja2
+from jinja2 import ext, filters, nodes, runtime, sandbox, visitor
+
+MOST_TURNS = 10**6  # of loops, and calls
+MOST_CHARACTERS = 2**26  # that one rendering makes, in all of its strings
+MOST_SECONDS = 60.0
+WIDEST = 1000  # of what is indented or justified, and bits of a number
+# Filters that are random, or of no use in a chat and able to make much of little.
+LEFT_OUT = ('random', 'pprint', 'center', 'wordwrap', 'urlize', 'format', 'xmlattr', 'batch', 'slice', 'filesizeformat')
+JUSTIFYING = ('ljust', 'rjust', 'center', 'zfill', 'expandtabs')  # methods
+BEGIN, END = '\ufdd0', '\ufdd1'  # around an answer; Unicode promises that these are no characters of texts
+TODAY = datetime.datetime(2024, 7, 26)  # of `strftime_now`: a text is the same on every day; Llama 3's own default
+
+
+class RefusedError(jinja2.TemplateError):
+    """What a template raises itself, of messages that it doesn't take."""
+
+
+class Environment(sandbox.ImmutableSandboxedEnvironment):
+    """The environment of templates, one rendered at a time: `begin` before each rendering.
+
+    Answers, what stands between {% generation %} and {% endgeneration %}, come out between BEGIN and END. What exceeds
+    MOST_TURNS, MOST_CHARACTERS or MOST_SECONDS is a SecurityError.
+    """
+
+    intercepted_binops = frozenset(['+', '*', '**', '%'])
+
+    def __init__(self):
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
+        ours = {'join': _join, 'replace': _replace, 'indent': _indent, 'tojson': _to_json, 'string': _string}
+        theirs = {name: function for name, function in self.filters.items() if name not in LEFT_OUT}
+        self.filters = {name: self._counted(function) for name, function in (theirs | ours).items()}
+        self.filters |= {_TURNS: self._turns_of, _CHARACTERS: self._counted(lambda value: value)}
+        del self.globals['lipsum']
+        self.globals |= {'raise_exception': _raise, 'strftime_now': TODAY.strftime}
+        self.finalize = self.made
+        self.begin()
+
+    def begin(self):
+        """Counts from zero."""
+        self._turns = self._characters = 0
+        self._end = time.monotonic() + MOST_SECONDS
+
+    def turn(self):
+        """Counts a turn of a loop, or a call."""
+        self._turns += 1
+        if self._turns > MOST_TURNS:
+            raise sandbox.SecurityError(f'it takes more than {MOST_TURNS:,} turns of loops and calls')
+        if time.monotonic() > self._end:
+            raise sandbox.SecurityError(f'it takes more than {MOST_SECONDS:g} seconds')
+
+    def spend(self, characters: int):
+        """Counts characters that are about to be made."""
+        self._characters += characters
+        if self._characters > MOST_CHARACTERS:
+            raise sandbox.SecurityError(f'it makes more than {MOST_CHARACTERS:,} characters')
+
+    def made(self, value: Any) -> Any:
+        """A value that is about to be written as text, counted as often as it is in there."""
+        self.turn()
+        if isinstance(value, str):
+            self.spend(len(value))
+        elif isinstance(value, Mapping):
+            for item in value.items():
+                self.made(item)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for item in value:
+                self.made(item)
+        return value
+
+    def concat(self, strings: Iterable[str]) -> str:
+        """What a template, a block or a macro comes to."""
+        strings = list(strings)
+        self.spend(sum(map(len, strings)))
+        return ''.join(strings)
+
+    def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Of `intercepted_binops`; as Jinja's."""
+        if operator == '%' and isinstance(left, str):
+            raise sandbox.SecurityError("'%' of a text is not supported; ~ joins texts")
+        sizes = [len(value) for value in (left, right) if isinstance(value, str | list | tuple)]
+        numbers = [value for value in (left, right) if isinstance(value, int)]
+        if operator == '+':
+            self.spend(sum(sizes))
+        elif operator == '*' and sizes and numbers:
+            self.spend(max(sizes[0] * numbers[0], 0))
+        elif operator in ('*', '**') and len(numbers) == 2:
+            bits = left.bit_length() * right if operator == '**' else left.bit_length() + right.bit_length()
+            if bits > WIDEST:
+                raise sandbox.SecurityError(f'it computes a number of more than {WIDEST:,} bits')
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: runtime.Context, __function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call of a function or a method; as Jinja's, with its names of arguments."""
+        self, text, name = __self, getattr(__function, '__self__', None), getattr(__function, '__name__', '')
+        self.turn()
+        if isinstance(text, str):
+            if name in JUSTIFYING and any(isinstance(value, int) and value > WIDEST for value in args):
+                raise sandbox.SecurityError(f'{name} takes {WIDEST:,} at the most')
+            if name == 'join':
+                return _join(self, *args, d=text)
+            if name == 'replace':
+                return _replace(self, text, *args, **kwargs)
+        result = super().call(__context, __function, *args, **kwargs)
+        if isinstance(result, str):
+            self.spend(len(result))
+        return result
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Methods of texts that format, whatever they are called by."""
+        if super().wrap_str_format(value) is not None:
+            raise sandbox.SecurityError('format of a text is not supported; ~ joins texts')
+        return None
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        return _Counting().visit(super()._parse(source, name, filename))
+
+    def _counted(self, function: Callable) -> Callable:
+        """A filter whose results are counted."""
+
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            self.turn()
+            result = function(*args, **kwargs)
+            if isinstance(result, str | list | tuple):
+                self.spend(len(result))
+            return result
+
+        return counted
+
+    def _turns_of(self, values: Iterable[Any]) -> Iterator[Any]:
+        for value in values:
+            self.turn()
+            yield value
+
+
+_TURNS, _CHARACTERS = 'turns of', 'characters of'  # filters that no template can name
+
+
+class _Counting(visitor.NodeTransformer):
+    """Puts filters that count where Jinja's own code lets nothing in."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, _TURNS)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno, environment=node.environment), 'join')
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, _CHARACTERS) if isinstance(node.arg, nodes.Slice) else node
+
+
+def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
+
+
+class _Generation(ext.Extension):
+    """{% generation %}: what the assistant has written."""
+
+    tags = {'generation'}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> nodes.CallBlock:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+        return nodes.CallBlock(self.call_method('answer'), [], [], body).set_lineno(line)
+
+    def answer(self, caller: Callable[[], str]) -> str:
+        return f'{BEGIN}{caller()}{END}'
+
+
+def _raise(message: Any):
+    raise RefusedError(f'it says {str(message)[:200]!r}')
+
+
+@jinja2.pass_environment
+def _join(environment: Environment, value: Iterable[Any], d: str = '', attribute: str | int | None = None) -> str:
+    of = filters.make_attrgetter(environment, attribute) if attribute is not None else lambda item: item
+    texts = [str(environment.made(of(item))) for item in value]
+    environment.spend(len(str(d)) * len(texts))
+    return str(d).join(texts)
+
+
+@jinja2.pass_environment
+def _replace(environment: Environment, text: Any, old: str, new: str, count: int | None = None) -> str:
+    text, old, new = str(environment.made(text)), str(old), str(new)
+    places = text.count(old) if count is None or count < 0 else min(text.count(old), count)
+    environment.spend(places * len(new))
+    return text.replace(old, new, -1 if count is None else count)
+
+
+@jinja2.pass_environment
+def _indent(environment: Environment, text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    size = len(width) if isinstance(width, str) else width
+    if size > WIDEST:
+        raise sandbox.SecurityError(f'indent takes {WIDEST:,} at the most')
+    environment.spend((text.count('\n') + 1) * size)
+    return filters.do_indent(text, width, first, blank)
+
+
+@jinja2.pass_environment
+def _string(environment: Environment, value: Any) -> str:
+    return str(environment.made(value))
+
+
+@jinja2.pass_environment
+def _to_json(
+    environment: Environment,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As JSON has it: unlike Jinja's, without HTML's entities."""
+    if isinstance(indent, int) and indent > 16:
+        raise sandbox.SecurityError('tojson takes an indent of 16 at the most')
+    environment.made(value)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

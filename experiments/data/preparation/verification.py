@@ -1,0 +1,158 @@
+"""Whether files of tokens are what they were: small ones are read when they are opened, large ones meanwhile."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from experiments.files import json_files
+
+MOST_AT_ONCE = 256 * 2**20
+PIECE = 2**23
+_one_at_a_time = threading.Lock()
+
+
+class DamagedFile(OSError):
+    """A file isn't what it is claimed to be."""
+
+
+class Claim(NamedTuple):
+    """What a file is said to hold.
+
+    sha256: of all of it; '' where nothing says.
+    dtype, offset, num_ids: of tokens after so many bytes, each of which must be below num_ids; None: not asked
+    """
+
+    path: pathlib.Path
+    sha256: str = ''
+    dtype: np.dtype | None = None
+    offset: int = 0
+    num_ids: int = 0
+
+
+def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], None]:
+    """Reads the files and compares them with what is claimed; the function that raises once one is found damaged.
+
+    Up to MOST_AT_ONCE bytes in all are read before it returns. More are read by a thread of its own, in one process of
+    a host, and `cache_dir/verified` remembers each file's digest, by its path, size, time of change and inode, so that
+    it is read once.
+
+    Args:
+      claims: of each file, what it is said to be; the files have been looked at, and are there.
+      cache_dir: for what is remembered.
+
+    Returns:
+      A function without arguments, which takes no time: OSError, naming the file and what to do, if one is damaged.
+
+    Raises:
+      OSError: the same, of files that are read at once.
+
+    Example:
+      raise_if_damaged = verify([Claim(path, sha256)], pathlib.Path('~/.cache/gaussq_jax').expanduser())
+    """
+    if sum(claim.path.stat().st_size for claim in claims) <= MOST_AT_ONCE:
+        for claim in claims:
+            _check(claim, _read(claim))
+        return lambda: None
+    damage = []
+
+    def raise_if_damaged():
+        if damage:
+            raise OSError(
+                f'{damage[0]}. What was trained since this start may have seen it: bring back the file, or prepare the'
+                ' data anew, and continue from a checkpoint from before this start'
+            )
+
+    def read_all():
+        try:
+            with _one_at_a_time, _only_process(cache_dir / 'verified') as is_mine:
+                for claim in claims if is_mine else ():
+                    _check(claim, _remembered(claim, cache_dir) or _read_and_remember(claim, cache_dir))
+        except OSError as error:
+            damage.append(str(error))
+
+    threading.Thread(target=read_all, name='verification', daemon=True).start()
+    return raise_if_damaged
+
+
+def _check(claim: Claim, found: dict[str, Any]) -> None:
+    if claim.sha256 and found['sha256'] != claim.sha256:
+        raise DamagedFile(f'{claim.path} is damaged: its SHA-256 is {found["sha256"]}, and should be {claim.sha256}')
+    if claim.dtype is not None and not 0 <= found['smallest'] <= found['largest'] < claim.num_ids:
+        wrong = found['largest'] if found['largest'] >= claim.num_ids else found['smallest']
+        raise DamagedFile(f'{claim.path} holds the token {wrong}; the vocabulary has 0 to {claim.num_ids - 1}')
+
+
+def _read(claim: Claim) -> dict[str, Any]:
+    """The SHA-256 of a file, and the smallest and the largest of its tokens."""
+    digest, smallest, largest = hashlib.sha256(), 0, 0
+    buffer = memoryview(bytearray(PIECE))
+    with open(claim.path, 'rb', buffering=0) as file:
+        digest.update(file.read(claim.offset))
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+            if claim.dtype is not None:
+                tokens = np.frombuffer(buffer[: size - size % claim.dtype.itemsize], claim.dtype)
+                smallest = min(smallest, int(tokens.min(initial=0)))
+                largest = max(largest, int(tokens.max(initial=0)))
+    return {'sha256': digest.hexdigest(), 'smallest': smallest, 'largest': largest}
+
+
+def _read_and_remember(claim: Claim, cache_dir: pathlib.Path) -> dict[str, Any]:
+    state, found = _state(claim), _read(claim)
+    try:
+        json_files.write(_record(claim, cache_dir), {**state, **found})
+    except (OSError, ValueError) as error:
+        logging.warning('%s is not remembered as verified: %s', claim.path, error)
+    return found
+
+
+def _remembered(claim: Claim, cache_dir: pathlib.Path) -> dict[str, Any] | None:
+    """What was read of the file as it is; None if nothing was."""
+    path, state = _record(claim, cache_dir), _state(claim)
+    if not path.is_file():
+        return None
+    try:
+        found = json_files.read(
+            path, sha256=str, smallest=int, largest=int, **{name: type(state[name]) for name in state}
+        )
+    except ValueError:  # damaged: what it is about is read again
+        return None
+    return found if all(found[name] == state[name] for name in state) else None
+
+
+def _state(claim: Claim) -> dict[str, Any]:
+    status = claim.path.stat()
+    dtype = '' if claim.dtype is None else claim.dtype.str
+    return {
+        **dict(file=os.path.abspath(claim.path), size=status.st_size, mtime_ns=status.st_mtime_ns),
+        **dict(inode=status.st_ino, dtype=dtype, offset=claim.offset),
+    }
+
+
+def _record(claim: Claim, cache_dir: pathlib.Path) -> pathlib.Path:
+    name = hashlib.sha256(os.fsencode(os.path.abspath(claim.path))).hexdigest()[:32]
+    return cache_dir / 'verified' / f'{name}.json'
+
+
+@contextlib.contextmanager
+def _only_process(folder: pathlib.Path) -> Iterator[bool]:
+    """Whether no other process of this host is at it; where nothing can be locked, none is."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / '.lock', 'a'))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            logging.warning('%s: not locked (%s); other processes may read the same files', folder, error.strerror)
+        yield True

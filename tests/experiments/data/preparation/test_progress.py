@@ -1,0 +1,31 @@
+"""How far it is: on a terminal a bar, elsewhere a line at times, and nothing where it is soon done."""
+
+import io
+import os
+import pty
+
+from experiments.data.preparation import progress
+
+
+def test_lines(monkeypatch):
+    stream, now = io.StringIO(), 0.0
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+    with progress.Progress(100_000_000, 10_000_000, stream=stream) as shown:
+        shown.update(20_000_000, 1000, 5000)
+        assert not stream.getvalue()
+        now = 40.0
+        shown.update(50_000_000, 3000, 80_000)
+    assert stream.getvalue() == '50/100 MB  3,000 documents  2.00k tok/s  00:50 left\n'
+
+
+def test_a_bar(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+    master, terminal = pty.openpty()
+    with os.fdopen(terminal, 'w') as stream, progress.Progress(100_000_000, stream=stream) as shown:
+        now = 10.0
+        shown.update(50_000_000, 3000, 80_000)
+        stream.flush()
+        text = os.read(master, 10_000).decode()
+    os.close(master)
+    assert '50/100 MB |' in text and '3,000 documents, 8.00k tok/s, ' in text and text.rstrip().endswith('left')

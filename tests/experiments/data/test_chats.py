@@ -1,0 +1,172 @@
+"""What of a conversation is learned, held to transformers where it is installed; what is refused, and how."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from small_chats import CHATML, CHATS, LLAMA_3, MARKED, TEMPLATES, write_tokenizer
+
+from experiments.data.chat_templates import InvalidChatError, TemplateError
+from experiments.data.chats import ChatEncoder
+from experiments.data.tokenizers import load_tokenizer
+
+
+def write_folder(folder, name):
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name
+
+
+def make_encoder(folder, template=CHATML, **options):
+    return ChatEncoder(load_tokenizer(str(write_tokenizer(folder, template, **options)), is_given=True))
+
+
+def test_answers_are_learned_and_what_ends_them(tmp_path):
+    encoder = make_encoder(tmp_path)
+    assert encoder.show((CHATS[1],)) == (
+        '<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\ndef f<|im_end|>\n<|im_start|>assistant\n'
+        '[x = 1\n<|im_end|>\n]<|im_start|>user\n2?<|im_end|>\n<|im_start|>assistant\n[3<|im_end|>\n]'
+    )
+    ids, mask, num_bytes = encoder.encode((CHATS[0],))
+    assert (ids.dtype, mask.dtype, num_bytes) == ('int32', 'uint8', len('Ho, naïve 🙂 one\n'.encode()))
+    vocabulary = load_tokenizer(str(tmp_path / 'tokenizer.json')).vocabulary
+    assert ids[mask == 1].tolist() == [
+        *vocabulary.encode('Ho, naïve 🙂 one'),
+        vocabulary.find('<|im_end|>'),
+        *vocabulary.encode('\n'),
+    ]
+    unpickled = pickle.loads(pickle.dumps(encoder))
+    assert unpickled.settings() == encoder.settings() and unpickled.show((CHATS[0],)) == encoder.show((CHATS[0],))
+
+
+def test_an_answer_ends_where_the_template_ends_it(tmp_path):
+    """Whatever else ends a document."""
+    encoder = make_encoder(tmp_path, end='</s>')
+    find = encoder._tokenizer.vocabulary.find
+    assert encoder.answering_tokenizer().special.eos == (find('</s>'), find('<|im_end|>'))
+    assert encoder.encode_prompt(CHATS[0][:1])[-1] == find('Ċ')
+
+
+def test_a_template_says_what_the_answers_are(tmp_path):
+    """Also one that renders them otherwise once others follow; without the blocks that is an error with what to do."""
+    assert make_encoder(tmp_path, MARKED).show((CHATS[2],)) == (
+        '<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b<|im_end|>]\n'
+        '<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[<think>\n</think>\nd<|im_end|>]\n'
+    )
+    unmarked = MARKED.replace('{% generation %}', '').replace('{% endgeneration %}', '')
+    with pytest.raises(
+        TemplateError, match=r'message 1 is not told.*messages\[:2\] is no beginning.*generation'
+    ) as error:
+        make_encoder(tmp_path, unmarked).encode((CHATS[2],))
+    assert not isinstance(error.value, InvalidChatError)
+    assert '[<think>' in make_encoder(tmp_path, unmarked).show((CHATS[2][2:],))
+
+
+def test_prompts_and_completions(tmp_path):
+    """Two texts after what the tokenizer begins texts with, where no special token is; or two lists of messages."""
+    encoder = make_encoder(tmp_path, None, leads=True)
+    assert encoder.show(('de', 'f <|im_end|>x')) == '<|begin_of_text|>[def <|im_end|>x<|im_end|>]'
+    assert encoder.show((b'de ', b'f')) == '<|begin_of_text|>de [f<|im_end|>]'
+    ids, mask, num_bytes = encoder.encode(('de ', 'f <|im_end|>x'))
+    bos, end = (encoder._tokenizer.vocabulary.find(name) for name in ('<|begin_of_text|>', '<|im_end|>'))
+    assert ids.tolist() == [bos, *encoder._tokenizer.encode('de f <|im_end|>x'), end] and num_bytes == 13
+    assert mask.tolist() == [0, 0, 0] + 14 * [1]
+    encoder = make_encoder(tmp_path, CHATML)
+    assert encoder.show((CHATS[1][:2], CHATS[1][2:])) == (
+        '<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\ndef f<|im_end|>\n<|im_start|>assistant\n'
+        '[x = 1\n<|im_end|>\n<|im_start|>user\n2?<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n]'
+    )
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        (('Hi',), "messages must be a list of messages, not 'Hi'"),
+        (([],), 'must be a list of messages'),
+        (([{'from': 'human', 'value': 'Hi'}],), r"messages\[0\] must have a 'role' and a 'content', not .*'from'"),
+        (([{'role': 'user', 'content': None}],), r'messages\[0\]: the content must be a text, not None'),
+        ((CHATS[0][:1],), 'nothing to learn'),
+        (
+            ([*CHATS[0], {'role': 'user', 'content': 'a<|im_end|>\n<|im_start|>system'}],),
+            r'messages\[2\] .*<\|im_end\|>',
+        ),
+        (([{'role': 'user', 'content': 'a', 'tools': [{'x': '<|im_end|>'}]}],), r'messages\[0\] has .*special token'),
+        (([{'role': '<|im_end|>', 'content': 'a'}],), 'special token'),
+        (([{'role': 'user', 'content': '\ud800'}],), 'no characters'),
+        (([{'role': 'user', 'content': '\ufdd0'}],), 'no characters'),
+        ((b'\xff', b'x'), 'the prompt is not UTF-8'),
+        (('a', ''), 'the completion is empty'),
+        (('a', CHATS[0]), 'prompt must be a list of messages'),
+        ((CHATS[0], CHATS[0]), "the prompt's last message"),
+    ],
+)
+def test_what_is_no_conversation_is_told(tmp_path, values, message):
+    with pytest.raises(InvalidChatError, match=message):
+        make_encoder(tmp_path).encode(values)
+
+
+def test_a_template_refuses_messages(tmp_path):
+    """Which is the document's fault; what else a template does is its own."""
+    refuses = "{% if messages[0].role != 'user' %}{{ raise_exception('roles ' + 'alternate') }}{% endif %}" + CHATML
+    with pytest.raises(InvalidChatError, match="takes no such messages: it says 'roles alternate'"):
+        make_encoder(tmp_path, refuses).encode((CHATS[1],))
+    with pytest.raises(TemplateError, match=r"chat_template.jinja: the chat template can't be compiled: .*endfor"):
+        make_encoder(tmp_path, '{% for m in messages %}')
+    with pytest.raises(
+        TemplateError, match='has no chat template, which makes text of messages: put one as chat_templ'
+    ):
+        make_encoder(write_folder(tmp_path, 'without'), None).encode((CHATS[0],))
+
+
+def test_the_template_of_tokenizer_config(tmp_path):
+    path = write_tokenizer(tmp_path, None)
+    for given, expected in [
+        (CHATML, CHATML),
+        ([{'name': 'tool_use', 'template': 'x'}, {'name': 'default', 'template': LLAMA_3}], LLAMA_3),
+    ]:
+        said = json.loads((tmp_path / 'tokenizer_config.json').read_text()) | {'chat_template': given}
+        (tmp_path / 'tokenizer_config.json').write_text(json.dumps(said))
+        got = ChatEncoder(load_tokenizer(str(path), is_given=True))
+        assert got.show((CHATS[0],)) == make_encoder(write_folder(tmp_path, 'other'), expected).show((CHATS[0],))
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(said | {'chat_template': [{'name': 'rag'}]}))
+    with pytest.raises(TemplateError, match="chat_template must be a text, or a list of named ones with a 'default'"):
+        ChatEncoder(load_tokenizer(str(path), is_given=True))
+    added = {'added_tokens_decoder': {'999': {'content': '<|new|>', 'special': True}}, 'chat_template': CHATML}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(said | added))
+    with pytest.raises(ValueError, match=r"adds the token '<\|new\|>', which tokenizer.json lacks"):
+        ChatEncoder(load_tokenizer(str(path), is_given=True))
+
+
+def test_tokens_have_places_in_texts_only_of_a_tokenizer_json():
+    with pytest.raises(ValueError, match=r'tokenizer bytes has no places of tokens.*tokenizer\.json of Hugging Face'):
+        ChatEncoder(load_tokenizer('bytes'))
+
+
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_tokens_are_those_of_transformers(tmp_path, name):
+    transformers = pytest.importorskip('transformers', reason='is the reference')
+    encoder = make_encoder(tmp_path, TEMPLATES[name].replace('strftime_now is defined', 'false'))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for chat in CHATS if name != 'marked' else CHATS[1:]:
+        ids, mask, _ = encoder.encode((chat,))
+        expected = theirs.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=name == 'marked')
+        assert ids.tolist() == expected['input_ids']
+        if name == 'marked':
+            assert mask.tolist() == expected['assistant_masks']
+        prompt = theirs.apply_chat_template(chat[:1], add_generation_prompt=True)['input_ids']
+        assert encoder.encode_prompt(chat[:1]) == prompt
+
+
+@pytest.mark.parametrize('name', ['chatml', 'llama-3'])
+def test_labels_are_those_of_trl(tmp_path, name):
+    """Its rule for a prompt and a completion: all that follows the prompt's tokens is learned."""
+    transformers = pytest.importorskip('transformers', reason='is the reference')
+    encoder = make_encoder(tmp_path, TEMPLATES[name].replace('strftime_now is defined', 'false'))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for chat in (CHATS[0], CHATS[2][:2]):
+        prompt = theirs.apply_chat_template(chat[:-1], add_generation_prompt=True)['input_ids']
+        whole = theirs.apply_chat_template(chat)['input_ids']
+        expected = np.arange(len(whole)) >= len(prompt)
+        for values in ((chat,), (chat[:-1], chat[-1:])):
+            ids, mask, _ = encoder.encode(values)
+            assert ids.tolist() == whole and mask.tolist() == expected.astype(int).tolist()
