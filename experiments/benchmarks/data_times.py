@@ -1,4 +1,4 @@
-"""How long batches take to be read, beside a plain copy of the same bytes out of a memory map, and how long data opens."""
+"""How long batches take to be read, beside a plain copy of as many tokens out of a memory map."""
 
 import mmap
 import os
@@ -31,19 +31,17 @@ def benchmark(tokens: str, turns: int | None) -> Iterator[tuple[dict[str, Any], 
         for name, row in ways.items()
     ]
     title = f'{BATCH_SIZE} x {LENGTH + 1} tokens of {results["bytes"] / 1e9:.1f} GB in {tokens}'
-    peak = (
-        f'peak memory {results["peak_bytes"] / 1e6:,.0f} MB, of which {results["opened_bytes"] / 1e6:,.0f} MB at first'
-    )
-    table = text_table([('a batch', 'median', 'to a copy', 'tokens/s'), *cells])
-    yield results, f'{title}\n{table}\nopened in {results["open_seconds"]:.2g} s; {peak}'
+    table = text_table([('a batch', 'seconds', 'a copy to it', 'tokens/s'), *cells])
+    opened, peak = (f'{results[name] / 1e6:,.0f} MB' for name in ('opened_bytes', 'peak_bytes'))
+    told = f'opened in {results["open_seconds"]:.2g} s, with {opened} of memory; at most {peak}, with what is mapped'
+    yield results, f'{title}\n{table}\n{told}'
 
 
 def time_batches(folder: pathlib.Path, turns: int) -> dict[str, Any]:
     """Reads batches of shuffled sequences: by copies in a loop, by TextRows, and as training does, by its iterator.
 
-    Cold, the files' pages are dropped from the page cache before each batch; warm, each way reads a batch that was read
-    just before. Ratios are of medians. The iterator reads ahead, which is no help here: it is asked for one batch after
-    the other.
+    Each way reads `turns` batches, one after the other. Cold, the files' pages are dropped from the page cache before;
+    warm, the same batches have been read just before.
 
     Args:
       folder: with files *.tokens, of uint16.
@@ -51,7 +49,7 @@ def time_batches(folder: pathlib.Path, turns: int) -> dict[str, Any]:
 
     Returns:
       What `timing.provenance` says, 'bytes', 'open_seconds', the resident 'opened_bytes' and 'peak_bytes', and
-      'caches': {'cold' or 'warm': {way: 'seconds', the median, 'ratio' and 'tokens_per_second'}}.
+      'caches': {'cold' or 'warm': {way: 'seconds' a batch, the 'ratio' of a copy's to it, 'tokens_per_second'}}.
 
     Raises:
       ValueError: no such files, or too few tokens for a sequence.
@@ -65,29 +63,33 @@ def time_batches(folder: pathlib.Path, turns: int) -> dict[str, Any]:
     rows = TextRows(data, LENGTH)
     batches = train_iterator(rows, global_batch_size=BATCH_SIZE, seed=0)
     open_seconds, opened_bytes = time.perf_counter() - start, _resident_bytes()
-    ways = dict(zip(WAYS, (_plain_copy(data), rows.read, lambda indices: next(batches)), strict=True))
-    next(batches)
+    positions = np.arange(BATCH_SIZE * turns).reshape(turns, -1)
     caches = {}
-    for cache, before in {'cold': lambda: _drop(files, mapped), 'warm': lambda: None}.items():
-        seconds = {name: [] for name in ways}
-        for turn in range(turns):
-            for place, (name, read) in enumerate(ways.items()):
-                positions = np.arange(BATCH_SIZE) + BATCH_SIZE * (turn * len(ways) + place)
-                indices = shuffled(positions, len(rows), 1)
-                if cache == 'warm':
+    for cache in ('cold', 'warm'):
+        seconds = {}
+        for name, read in zip(WAYS, (_plain_copy(data), rows.read, lambda indices: next(batches)), strict=True):
+            of_turns = [shuffled(of_turn, len(rows), len(seconds)) for of_turn in positions]
+            if cache == 'cold':
+                _drop(files, mapped)
+            elif name == WAYS[-1]:  # what it is about to read
+                state = batches.get_state()
+                for _ in of_turns:
+                    next(batches)
+                batches.set_state(state)
+            else:
+                for indices in of_turns:
                     rows.read(indices)
-                before()
-                start = time.perf_counter()
+            start = time.perf_counter()
+            for indices in of_turns:
                 read(indices)
-                seconds[name].append(time.perf_counter() - start)
-        medians = {name: float(np.median(of)) for name, of in seconds.items()}
+            seconds[name] = (time.perf_counter() - start) / turns
         caches[cache] = {
             name: {
-                'seconds': median,
-                'ratio': medians[WAYS[0]] / median,
-                'tokens_per_second': BATCH_SIZE * (LENGTH + 1) / median,
+                'seconds': of,
+                'ratio': seconds[WAYS[0]] / of,
+                'tokens_per_second': BATCH_SIZE * (LENGTH + 1) / of,
             }
-            for name, median in medians.items()
+            for name, of in seconds.items()
         }
     batches.close()
     return {
