@@ -19,6 +19,7 @@ import small_checkpoints
 import small_datasets
 import small_sources
 import small_tokenizers
+import token_folders
 from ml_collections import ConfigDict
 from mutations import Mutator, of_bytes, of_csv, of_json, of_json_lines, of_packed, of_paths, of_tensors
 from programs import import_program
@@ -385,4 +386,8 @@ KINDS = {
     'texts': Kind(
         write_texts, read_tokens, {'**/*.json': (*JSON_OR_DAMAGE, of_paths), '**/*.array_record*': (of_bytes,)}
     ),
+    **{
+        f'tokens, {kind}': Kind(token_folders.write_all, token_folders.reader(kind), {f'{kind}/*': (of_bytes,)})
+        for kind in token_folders.WRITERS
+    },
 }

@@ -36,9 +36,8 @@ class SmallSource:
     def __init__(self, files, block=3, has_splits=False, name='small'):
         self.name, self.has_splits, self._block = name, has_splits, block
         self._texts = list(map(tuple, files))
-        self.files = [
-            SourceFile(f'file{i}', sum(len(str(text)) for text in texts)) for i, texts in enumerate(self._texts)
-        ]
+        sizes = [sum(len(str(text)) for text in texts) for texts in self._texts]
+        self.files = [SourceFile(f'file{i}', size) for i, size in enumerate(sizes)]
         self.num_read = 0
 
     def blocks(self, file):

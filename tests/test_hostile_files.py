@@ -22,6 +22,7 @@ KINDS = dict.fromkeys(  # how many mutations of each
         *('table, CSV', 'table, JSONL', 'table, Parquet', 'law', 'tokens', 'texts', 'chats'),
         *('source, lines', 'source, a.jsonl.gz', 'source, a.jsonl.zst', 'source, a.txt', 'source, a.parquet'),
         'source, Hugging Face',
+        *('tokens, nanogpt', 'tokens, llmc', 'tokens, llmc of Llama 3', 'tokens, megatron', 'tokens, megatron, int32'),
     ),
     1000,
 )

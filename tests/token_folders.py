@@ -1,5 +1,6 @@
 """Folders and files of tokens, written in a few lines each: prepared ones, and those of nanoGPT, llm.c and Megatron."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -8,6 +9,8 @@ import struct
 import numpy as np
 
 from experiments.data.preparation.manifest import Counts, Manifest, Shard, Split, write_manifest
+from experiments.data.rows import TextRows
+from experiments.data.token_files.opening import open_token_files
 from experiments.data.tokenizers import Tokenizer
 from experiments.data.vocabularies import Bytes
 
@@ -69,3 +72,23 @@ WRITERS = {
     'megatron': write_megatron,
     'megatron, int32': lambda path, documents: write_megatron(path, documents, 4),
 }
+
+
+def write_all(folder: pathlib.Path):
+    """A folder of each kind, with a file of nine documents."""
+    for kind, write in WRITERS.items():
+        (folder / kind).mkdir()
+        write(folder / kind / 'a.bin', [np.arange(97, 123), [256]] * 9)
+
+
+def reader(kind: str):
+    """A function that reads all of a folder of `write_all`."""
+    return functools.partial(_read, kind)
+
+
+def _read(kind, folder):
+    options = dict(train_split='', validation_split='', held_out=0.2, cache_dir=folder)
+    data = open_token_files(f'{folder}/{kind}/*.bin', Tokenizer(Bytes()), **options)
+    rows = [TextRows(of_split, 1) for of_split in data]
+    tokens = [of_split.read(np.arange(len(of_split)))['tokens'] for of_split in rows]
+    return {'arrays': dict(zip(('train', 'validation'), tokens)), 'settings': {'num_bytes': data[0].num_bytes}}

@@ -1,10 +1,14 @@
 """Sequences of a fixed length out of tokens that lie one after the other, in one file or in many."""
 
+import mmap
+import time
 from typing import Protocol
 
 import numpy as np
 
 from experiments.data.token_data import TokenData
+
+SLOW_ROW = 1e-5  # seconds, above which rows come from a disk
 
 
 class Rows(Protocol):
@@ -22,7 +26,9 @@ class Rows(Protocol):
 class TextRows:
     """All sequences of T + 1 tokens that begin at multiples of T, so that each token but the first is predicted once.
 
-    Sequence i is tokens[i * T : i * T + T + 1]. Tokens that don't fill a last sequence are left out.
+    Sequence i is tokens[i * T : i * T + T + 1]. Tokens that don't fill a last sequence are left out. Where a `read` has
+    taken long, the next one asks the system for all its sequences before it copies the first, so that a disk reads
+    them at the same time, not one after the other.
 
     Args:
       data: the tokens; sequences may begin in one shard and end in another.
@@ -47,6 +53,8 @@ class TextRows:
         self._data, self._length, self._is_segmented = data, sequence_length, segmented
         self._shards = [np.asarray(shard) for shard in data.shards]  # slices of a memmap take much longer
         self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._mappings = [_mapping(shard) for shard in self._shards]
+        self._is_slow = True  # the last `read`; of the first nothing is known
 
     def __len__(self) -> int:
         return (int(self._ends[-1]) - 1) // self._length
@@ -58,10 +66,14 @@ class TextRows:
           OSError: naming the files, for an id that the vocabulary doesn't have, where `data.num_ids` says which it has.
         """
         starts = np.asarray(indices, np.int64) * self._length
-        first_shards = np.searchsorted(self._ends, starts, side='right')
+        shards = np.searchsorted(self._ends, starts, side='right')
+        starts -= (self._ends - [len(shard) for shard in self._shards])[shards]
         tokens = np.empty((len(starts), self._length + 1), np.int32)
-        for row, start, shard in zip(tokens, starts.tolist(), first_shards.tolist()):
-            start -= int(self._ends[shard]) - len(self._shards[shard])
+        began = time.perf_counter()
+        places = list(zip(shards.tolist(), starts.tolist(), strict=True))
+        if self._is_slow:
+            self._ask_for(places)
+        for row, (shard, start) in zip(tokens, places, strict=True):
             piece = self._shards[shard][start : start + len(row)]
             row[: len(piece)] = piece
             filled = len(piece)
@@ -70,9 +82,31 @@ class TextRows:
                 piece = self._shards[shard][: len(row) - filled]
                 row[filled : filled + len(piece)] = piece
                 filled += len(piece)
+        self._is_slow = time.perf_counter() - began > SLOW_ROW * len(tokens)
         self._data.check_ids(tokens)
         if not self._is_segmented:
             return {'tokens': tokens}
         begins = tokens[:, :-1] == self._data.document_start
         begins[:, 0] = True
         return {'tokens': tokens, 'segments': np.cumsum(begins, axis=1, dtype=np.int32)}
+
+    def _ask_for(self, places: list[tuple[int, int]]) -> None:
+        """Lets the system read sequences, of which the shards and the first tokens there are given."""
+        for shard, start in places:
+            if self._mappings[shard] is not None:
+                mapping, offset = self._mappings[shard]
+                size = self._shards[shard].itemsize
+                begin = offset + start * size
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                end = min(begin + (self._length + 1) * size, len(mapping))
+                mapping.madvise(mmap.MADV_WILLNEED, page, end - page)
+
+
+def _mapping(array: np.ndarray) -> tuple[mmap.mmap, int] | None:
+    """The memory map that an array lies in, and where; None if it lies elsewhere."""
+    base = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if not isinstance(base, mmap.mmap):
+        return None
+    return base, array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data

@@ -118,8 +118,8 @@ def wait_for(condition, process, seconds=600):
 def test_asked_to_end(tmp_path, signal_number):
     """It says how to go on, and leaves nothing half written."""
     (tmp_path / 'texts').mkdir()
-    dataset = write_lines(tmp_path / 'texts', 1, 40_000_000)
-    with started(tmp_path / 'tokens', dataset, 'bytes', '--shard_size=2') as process:
+    dataset, tokenizer = write_lines(tmp_path / 'texts', 1, 6_000_000), write_huggingface(tmp_path / 'tokenizer.json')
+    with started(tmp_path / 'tokens', dataset, tokenizer, '--shard_size=1') as process:
         wait_for((tmp_path / 'tokens' / 'train-00001.tokens').exists, process)
         process.send_signal(signal_number)
         _, errors = process.communicate()

@@ -119,8 +119,7 @@ def _find(dataset: str, split: str) -> list[TokenFile]:
     files = []
     for name in names:
         path = pathlib.Path(name)
-        with json_files.naming(path):
-            files.append(KINDS[kind_of(path)](path))
+        files.append(KINDS[kind_of(path)](path))
     if foreign := [file for file in files if file.kind != files[0].kind]:
         raise ValueError(
             f'dataset={dataset!r}: {files[0].path} is of {files[0].kind}, {foreign[0].path} of {foreign[0].kind};'
