@@ -46,9 +46,7 @@ from experiments.checkpoints.process_shares import early_files, gather_digests
 from experiments.checkpoints.step_directories import LAST_STEP, WRITING, all_steps, first_whole_step
 from gaussq_jax.param_tree import leaves_by_path
 
-DATA_FILE_BYTES = (
-    64 * 2**20
-)  # of the files that Orbax writes, or those of a larger array: hashed while the next is written
+DATA_FILE_BYTES = 64 * 2**20  # of a file that Orbax writes, about: it is hashed while the next ones are written
 
 
 class SaveError(OSError):
@@ -203,7 +201,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         if jax.process_index() == 0:
             for newer in all_steps(self._directory):
                 if newer > step:
-                    shutil.rmtree(self._directory / str(newer))
+                    self._delete(newer)
 
     def _newest_whole_step(self, at_most: int | None) -> int | None:
         """As that of step_directories; each process reads its share of the files, and process 0 warns."""
@@ -220,6 +218,10 @@ class Checkpointer(contextlib.AbstractContextManager):
         for leftover in self._directory.glob(f'*{WRITING}'):
             shutil.rmtree(leftover)
         return self._verified.find_damage(self._directory / str(step)) is None
+
+    def _delete(self, step: int) -> None:
+        self._verified.forget(self._directory / str(step))
+        shutil.rmtree(self._directory / str(step))
 
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Gives back the room that a failed save has taken; what to raise."""
@@ -248,14 +250,14 @@ class Checkpointer(contextlib.AbstractContextManager):
             return
         write_manifest(writing, {name: file.sha256 for name, file in files.items()})
         if directory.exists():  # damaged, or `save` would have left it alone
-            shutil.rmtree(directory)
+            self._delete(step)
         writing.rename(directory)
         self._verified.add(directory, {name: file.stat for name, file in files.items()})
         whole = 0
         for older in all_steps(self._directory):
             if whole == self._keep:
                 if older != protected:
-                    shutil.rmtree(self._directory / str(older))
+                    self._delete(older)
             elif self._verified.find_damage(self._directory / str(older)) is None:
                 whole += 1
 

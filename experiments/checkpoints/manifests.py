@@ -81,6 +81,10 @@ class Verified:
         """What was written there with these stats is whole."""
         self._seen[directory] = Seen(sha256_of_manifest(directory), stats)
 
+    def forget(self, directory: pathlib.Path) -> None:
+        """What is there next is another one."""
+        self._seen.pop(directory, None)
+
 
 def write_manifest(directory: pathlib.Path, digests: Mapping[str, str] | None = None) -> None:
     """Writes the manifest of all files in the directory; it is on the disk when it returns.
