@@ -1,4 +1,4 @@
-"""Measure what weight sampling, simulated casts and generation cost, as ratios within one process.
+"""Measure what weight sampling, simulated casts, checkpoints and generation cost, as ratios within one process.
 
     python -m experiments.benchmark kernel                        # each kernel beside a copy, on real shapes
     python -m experiments.benchmark kernel --shapes=llama2-1b --output=benchmarks/kernel.json
@@ -9,6 +9,7 @@
     python -m experiments.benchmark cast                          # casts to float8_e4m3fn, ours and others'
     python -m experiments.benchmark cast --shape=1024x1024 --output=benchmarks/cast.json
     python -m experiments.benchmark export --config=configs/llama2.py:size=134m --vocab_size=32000   # packed files
+    python -m experiments.benchmark checkpoint --config=configs/llama2.py:size=134m --vocab_size=32000   # beside Orbax
     python -m experiments.benchmark generate --config=configs/tiny.py     # a token, with and without a cache
     python -m experiments.benchmark data --tokens=prepared                # batches beside copies, cold and warm
 
@@ -45,6 +46,7 @@ BENCHMARKS = {  # the module, and the flags that its `benchmark` takes
     'depth': ('depth_times', 'config', 'turns', 'vocab_size'),
     'cast': ('cast_times', 'shape', 'turns'),
     'export': ('export_times', 'config', 'vocab_size'),
+    'checkpoint': ('checkpoint_times', 'config', 'turns', 'vocab_size'),
     'generate': ('generation_times', 'config', 'turns', 'vocab_size'),
     'data': ('data_times', 'tokens', 'turns'),
 }
@@ -53,7 +55,7 @@ DEFAULT_CONFIG = 'configs/tiny.py'
 NOT_INSTALLED = "needs the package {}, which is not installed: pip install -e '.[experiments]'"
 if config_flags:
     config_flags.DEFINE_config_file(
-        'config', None, f'step, depth, export, generate: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
+        'config', None, f'step, depth, export, checkpoint, generate: whose; file.py:name=value,…; else {DEFAULT_CONFIG}'
     )
 flags.DEFINE_list(
     'methods',
@@ -65,7 +67,7 @@ flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; e
 flags.DEFINE_string('tokens', 'prepared', 'data: a folder with files *.tokens of uint16.')
 flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
 flags.DEFINE_integer(
-    'turns', None, f'Calls of each that are timed; else {timing.DEFAULT_TURNS}, depth: 5.', lower_bound=1
+    'turns', None, f'Calls of each that are timed; else {timing.DEFAULT_TURNS}, depth and checkpoint: 5.', lower_bound=1
 )
 flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
 OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results, rewritten after each one.')

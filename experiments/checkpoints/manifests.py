@@ -3,14 +3,31 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+from experiments.checkpoints.file_digests import FileStat, file_stat, sha256, sha256_of_each
+from experiments.checkpoints.process_shares import Share, files_of
 from experiments.files import paths
 
 MANIFEST = 'manifest.sha256'
+ALL = Share()
 
 
-def find_damage(directory: pathlib.Path) -> str | None:
-    """Reads every file: None if all are what the manifest says, else what is wrong, in words."""
+class Seen(NamedTuple):
+    """A directory as it was: the SHA-256 of its manifest, and the stat of each other file."""
+
+    manifest: str
+    stats: Mapping[str, FileStat]
+
+
+def find_damage(directory: pathlib.Path, share: Share = ALL) -> str | None:
+    """Reads every file: None if all are what the manifest says, else what is wrong, in words.
+
+    Args:
+      directory: of a checkpoint.
+      share: of several processes each reads its share of the files, and all look at their names.
+    """
     try:
         lines = paths.check_file(directory / MANIFEST).read_text(encoding='utf-8').splitlines()
         digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
@@ -23,8 +40,9 @@ def find_damage(directory: pathlib.Path) -> str | None:
             return f'{unlisted[0]} is not in {MANIFEST}'
         if not files:
             return f'there is nothing beside {MANIFEST}'
-        for name, path in files.items():
-            if _sha256(path) != digests[name]:
+        names = share.of(sorted(files))
+        for name, found in zip(names, sha256_of_each(files[name] for name in names), strict=True):
+            if found != digests[name]:
                 return f'{name} is not what was written (its SHA-256 differs)'
     except FileNotFoundError as error:
         return f'{pathlib.Path(error.filename).name} is missing'
@@ -35,28 +53,70 @@ def find_damage(directory: pathlib.Path) -> str | None:
     return None
 
 
-def write_manifest(directory: pathlib.Path) -> None:
-    """Writes the manifest of all files in the directory; they, and it, are on the disk when it returns."""
-    lines = [f'{_sha256(path, flush=True)}  {name}\n' for name, path in sorted(_files(directory).items())]
+class Verified:
+    """Directories that were whole, each as it was then: what is the same since needs no second reading.
+
+    Example:
+      verified = Verified()
+      verified.find_damage(directory)   # reads every file
+      verified.find_damage(directory)   # reads the manifest alone, if all was whole and nothing was touched
+    """
+
+    def __init__(self):
+        self._seen: dict[pathlib.Path, Seen] = {}
+
+    def find_damage(
+        self, directory: pathlib.Path, find: Callable[[pathlib.Path], str | None] = find_damage, *, again: bool = False
+    ) -> str | None:
+        """What `find` says; it is not asked about what was whole and is untouched, unless `again`."""
+        now = _look(directory)
+        if not again and now and self._seen.get(directory) == now:
+            return None
+        damage = find(directory)
+        if damage is None and now:
+            self._seen[directory] = now
+        return damage
+
+    def add(self, directory: pathlib.Path, stats: Mapping[str, FileStat]) -> None:
+        """What was written there with these stats is whole."""
+        self._seen[directory] = Seen(sha256_of_manifest(directory), stats)
+
+    def forget(self, directory: pathlib.Path) -> None:
+        """What is there next is another one."""
+        self._seen.pop(directory, None)
+
+
+def write_manifest(directory: pathlib.Path, digests: Mapping[str, str] | None = None) -> None:
+    """Writes the manifest of all files in the directory; it is on the disk when it returns.
+
+    Args:
+      directory: of a checkpoint.
+      digests: the SHA-256 by name of all its files, which are on the disk. None: they are read and flushed here.
+    """
+    if digests is None:
+        digests = {name: sha256(path, flush=True) for name, path in _files(directory).items()}
     with open(directory / MANIFEST, 'w') as file:
-        file.writelines(lines)
+        file.writelines(f'{digest}  {name}\n' for name, digest in sorted(digests.items()))
         file.flush()
         os.fsync(file.fileno())
 
 
 def sha256_of_manifest(directory: pathlib.Path) -> str:
     """What names all that is in the directory; OSError if there is no manifest."""
-    return _sha256(directory / MANIFEST)
+    return sha256(directory / MANIFEST)
 
 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob('*') if path.is_file()}
-    files.pop(MANIFEST, None)
-    return files
+    return {name: path for name, path in files_of(directory).items() if name != MANIFEST}
 
 
-def _sha256(path: pathlib.Path, *, flush: bool = False) -> str:
-    with open(path, 'rb') as file:
-        if flush:  # a step is renamed, and older ones deleted, only when the disk has it
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+def _look(directory: pathlib.Path) -> Seen | None:
+    """What is there now; None if there is no manifest, or something is lost meanwhile."""
+    try:
+        manifest = paths.check_file(directory / MANIFEST).read_bytes()
+        entries = (path for path in directory.rglob('*') if path.is_symlink() or not path.is_dir())
+        stats = {path.relative_to(directory).as_posix(): file_stat(path) for path in entries}
+    except (OSError, ValueError):
+        return None
+    del stats[MANIFEST]
+    return Seen(hashlib.sha256(manifest).hexdigest(), stats)

@@ -2,6 +2,7 @@
 
 import pathlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from experiments.checkpoints.contents import read_contents
@@ -12,11 +13,12 @@ LAST_STEP = 2**31 - 1  # of a state, whose step is an int32
 WRITING = '.writing'  # after the name of a step that isn't whole yet
 
 
-def all_steps(directory: pathlib.Path) -> list[int]:
-    """The steps in `directory`, of at most LAST_STEP, newest first, whole or not."""
+def all_steps(directory: pathlib.Path, at_most: int | None = None) -> list[int]:
+    """The steps in `directory`, of at most this number and LAST_STEP, newest first, whole or not."""
     names = [path.name for path in directory.glob('*')]
     steps = (int(name) for name in names if name.isdecimal() and len(name) <= len(str(LAST_STEP)))
-    return sorted((step for step in steps if step <= LAST_STEP), reverse=True)
+    last = LAST_STEP if at_most is None else min(at_most, LAST_STEP)
+    return sorted((step for step in steps if step <= last), reverse=True)
 
 
 def newest_step(directory: pathlib.Path) -> int | None:
@@ -32,20 +34,28 @@ def newest_whole_step(directory: pathlib.Path, at_most: int | None = None) -> in
     Raises:
       ValueError: there are some, but none is whole.
     """
-    steps = [step for step in all_steps(directory) if at_most is None or step <= at_most]
+    return first_whole_step(directory, all_steps(directory, at_most), find_damage, warnings.warn)
+
+
+def first_whole_step(
+    directory: pathlib.Path,
+    steps: list[int],
+    find: Callable[[pathlib.Path], str | None],
+    tell: Callable[[str], None],
+) -> int | None:
+    """The first of these steps in which `find` finds no damage; as `newest_whole_step`, with `tell` for warnings."""
     for step in steps:
-        damage = find_damage(directory / str(step))
+        damage = find(directory / str(step))
         if damage is None:
             return step
-        told = foreign_text.printable(f'skipping the damaged checkpoint {directory / str(step)}: {damage}')
-        warnings.warn(told, stacklevel=2)
+        tell(foreign_text.printable(f'skipping the damaged checkpoint {directory / str(step)}: {damage}'))
     if steps:
         raise ValueError(
             f'{directory} holds {len(steps)} checkpoint(s), but none is whole (each was named in a warning). '
             'Restore one from a copy, or start again in another --workdir.'
         )
     for leftover in directory.glob(f'*{WRITING}'):
-        warnings.warn(f'{leftover} was never finished, and there is no checkpoint before it', stacklevel=2)
+        tell(f'{leftover} was never finished, and there is no checkpoint before it')
     return None
 
 

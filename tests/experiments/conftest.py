@@ -1,8 +1,10 @@
-"""What the tests of the programs share: caches, gone when they are done, and a described H100."""
+"""What the tests of the programs share: caches, gone when they are done, programs in several processes, and
+a described H100."""
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from launched_processes import launcher
 
 from experiments.devices import described_h100
 
@@ -32,3 +34,10 @@ def h100():
         return described_h100.devices()[0]
     except described_h100.CannotCompile as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch(arguments, number of processes) -> Processes, which are killed after the test."""
+    with launcher(tmp_path) as launch:
+        yield launch

@@ -12,7 +12,9 @@ from configs import tiny
 from experiments.benchmarks import cast_times, kernel_times
 
 benchmark = import_program('benchmark')
-WHAT = 'error: say what to measure: kernel or compile or step or depth or cast or export or generate or data'
+WHAT = (
+    'error: say what to measure: kernel or compile or step or depth or cast or export or checkpoint or generate or data'
+)
 
 
 @pytest.fixture

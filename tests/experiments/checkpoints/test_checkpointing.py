@@ -220,7 +220,7 @@ def test_a_failed_save_is_told_without_waiting(tmp_path, monkeypatch):
     """By the first question after it failed, once; before, and after a good one, there is nothing to tell."""
     release, write_manifest = threading.Event(), checkpointing.write_manifest
 
-    def fail(directory):
+    def fail(*_):
         assert release.wait(30)
         raise OSError(errno.ENOSPC, 'full')
 

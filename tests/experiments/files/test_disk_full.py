@@ -84,7 +84,8 @@ print(json.dumps(codes))
 
 def test_in_the_middle_of_a_save(expected, make_disk):
     """At its beginning or at its end: the checkpoints before are whole, and with room again the run continues."""
-    disks = [make_disk(f'{size}k') for size in (60, 90, 120, 160, 200, 240)]
+    one = sum(path.stat().st_size for path in (expected / 'checkpoints' / '12').rglob('*') if path.is_file()) / 1024
+    disks = [make_disk(f'{round(share * one)}k') for share in (0.3, 0.7, 1.2, 1.6, 2.2, 2.6)]
     process = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', START, *(str(disk.path / 'run') for disk in disks)],
         cwd=REPOSITORY,

@@ -1,17 +1,10 @@
 """One training in several processes on this machine: the same losses as in one, and nothing waits when one is lost."""
 
-import dataclasses
-import os
 import pathlib
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
-from compilation import xla_flags
 from small_runs import records, start, without_seconds
 
 from configs import tiny
@@ -22,57 +15,6 @@ SMALL = {'total_steps': 30, 'log_every': 5, 'eval_every': 15, 'eval_batches': 1,
 SMALL |= {'quantization.parts': 'down'}
 MESH = {'mesh.data': 2, 'mesh.fsdp': 2}
 WITHIN_A_MINUTE = 60
-
-
-@dataclasses.dataclass
-class Processes:
-    """Started processes, and the files of what they say."""
-
-    processes: list[subprocess.Popen]
-    outputs: list[pathlib.Path]
-
-    def text(self, process):
-        return self.outputs[process].read_text()
-
-    def wait_for(self, pattern, process=0):
-        """Until the process says it."""
-        while not re.search(pattern, self.text(process)):
-            assert self.processes[process].poll() is None, self.text(process)
-            time.sleep(0.01)
-
-    def exit_codes(self, timeout=None):
-        return [process.wait(timeout) for process in self.processes]
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """launch(arguments, number of processes) -> Processes; killed after the test, whatever they do."""
-    started = []
-
-    def launch(arguments, num_processes, *, devices=2, coordinator=None, **environment):
-        with socket.create_server(('', 0)) as server:
-            address = coordinator or f'localhost:{server.getsockname()[1]}'
-        outputs = [tmp_path / f'{len(started)}.{process}.txt' for process in range(num_processes)]
-        environment = {
-            **os.environ,
-            'XLA_FLAGS': xla_flags(devices),
-            **environment,
-        }
-        flags = [f'--coordinator_address={address}', f'--num_processes={num_processes}']
-        processes = []
-        for process, output in enumerate(outputs):
-            command = [sys.executable, *arguments, *flags, f'--process_id={process}']
-            with output.open('w') as file:
-                processes.append(
-                    subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT)
-                )
-        started.extend(processes)
-        return Processes(processes, outputs)
-
-    yield launch
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 def training(workdir, argument='smoke', **changes):
