@@ -80,7 +80,8 @@ def _data(experiment: Experiment, data: Data) -> list[str]:
     )
     if len(data.sources) == 1:
         train = data.sources[0].train
-        return [f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}']
+        told = f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}'
+        return [told, *_unlabelled(*_held_out(train))]
     return [
         f'data      {len(data.sources)} sources; {about}',
         *_unlabelled(*(_source(experiment, s) for s in data.sources)),
@@ -94,6 +95,12 @@ def _source(experiment: Experiment, source: SourceData) -> str:
         f'{share:.2%} {source.name}: {source.dataset}, {train.num_tokens:,} tokens{_unusual(train)}, each seen'
         f' {times:.2g} times; {source.validation.num_tokens:,} tokens of validation'
     )
+
+
+def _held_out(tokens: TokenData) -> list[str]:
+    if tokens.held_out is None:
+        return []
+    return [f'validation is {100 * tokens.held_out:g} % of the documents, by a hash of their text']
 
 
 def _unusual(tokens: TokenData) -> str:
