@@ -82,10 +82,8 @@ def _data(experiment: Experiment, data: Data) -> list[str]:
         train = data.sources[0].train
         told = f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}'
         return [told, *_unlabelled(*_held_out(train))]
-    return [
-        f'data      {len(data.sources)} sources; {about}',
-        *_unlabelled(*(_source(experiment, s) for s in data.sources)),
-    ]
+    lines = (line for source in data.sources for line in (_source(experiment, source), *_held_out(source.train)))
+    return [f'data      {len(data.sources)} sources; {about}', *_unlabelled(*lines)]
 
 
 def _source(experiment: Experiment, source: SourceData) -> str:
