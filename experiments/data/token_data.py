@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.preparation import verification
-from experiments.data.preparation.manifest import DOCUMENTS, MASK, TOKENS, check_sizes, read_manifest
+from experiments.data.preparation.manifest import DOCUMENTS, MASK, TOKENS, Manifest, check_sizes, read_manifest
 from experiments.data.preparation.verification import Claim
 from experiments.data.tokenizers import Tokenizer
 
@@ -27,6 +27,8 @@ class TokenData:
       masks: of chats, for each shard an array of as many uint8: 1 where a token is learned; None where all are.
       document_lengths: of chats, how many tokens each document has, in their order; None of text.
       num_learned: of chats, how many tokens are learned; None where all are.
+      held_out: the share of the documents that are for validation, by a hash of their text; None where the data has
+        splits of its own.
       num_ids: of files that others wrote, in which a token may be that the vocabulary doesn't have: one more than the
         largest that it has. None where tokens are known to be right.
       source: where the tokens come from, for errors.
@@ -43,6 +45,7 @@ class TokenData:
     masks: tuple[np.ndarray, ...] | None = None
     document_lengths: np.ndarray | None = None
     num_learned: int | None = None
+    held_out: float | None = None
     num_ids: int | None = None
     source: str = ''
     raise_if_damaged: Callable[[], Any] = lambda: None
@@ -141,9 +144,17 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
         masks=arrays.get(MASK),
         document_lengths=np.concatenate(arrays[DOCUMENTS]) if DOCUMENTS in arrays else None,
         num_learned=counts.num_learned,
+        held_out=_held_out(manifest),
         source=str(folder),
         raise_if_damaged=verification.verify(claims, cache_dir),
     )
+
+
+def _held_out(manifest: Manifest) -> float | None:
+    """As of TokenData: where both splits are of one pass over the sources."""
+    passes = {shard.ends[0] for split in manifest.splits.values() for shard in split.shards}
+    share = manifest.made_of.get('held_out')
+    return share if passes == {0} and isinstance(share, float) else None
 
 
 def _mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:

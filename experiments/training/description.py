@@ -83,11 +83,10 @@ def _data(experiment: Experiment, data: Data) -> list[str]:
     )
     if len(data.sources) == 1:
         train = data.sources[0].train
-        return [f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}']
-    return [
-        f'data      {len(data.sources)} sources; {about}',
-        *_unlabelled(*(_source(experiment, s) for s in data.sources)),
-    ]
+        told = f'data      {config.dataset}, {train.num_tokens:,} tokens to train on{_unusual(train)}; {about}'
+        return [told, *_unlabelled(*_held_out(train))]
+    lines = (line for source in data.sources for line in (_source(experiment, source), *_held_out(source.train)))
+    return [f'data      {len(data.sources)} sources; {about}', *_unlabelled(*lines)]
 
 
 def _source(experiment: Experiment, source: SourceData) -> str:
@@ -104,6 +103,12 @@ def _packed(experiment: Experiment, source: SourceData) -> str:
     config, rows = experiment.config, loading.make_rows(source.train, experiment.config)
     times = float(source.weight) * config.total_steps * config.batch_size / len(rows)
     return f'{source.name + ": " if source.name else ""}{rows.describe()}; each is seen {times:.2g} times'
+
+
+def _held_out(tokens: TokenData) -> list[str]:
+    if tokens.held_out is None:
+        return []
+    return [f'validation is {100 * tokens.held_out:g} % of the documents, by a hash of their text']
 
 
 def _unusual(tokens: TokenData) -> str:

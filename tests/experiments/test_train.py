@@ -178,7 +178,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
         (dict(quantization__parts='layers/mlp/gates/kernel'), "'layers/mlp/gates/kernel'.* matches no leaf"),
         (dict(dataset='no_such_dataset'), "dataset='no_such_dataset' is not prepared in data_dir="),
         (dict(train_split='trian'), "split='trian': python_stdlib/.* has \\['train', 'validation'\\]"),
-        (dict(text_feature='txt'), "text_feature='txt': .* has no such feature in .*; it has \\['path', 'text'\\]"),
+        (dict(text_feature='txt'), "text_feature='txt': .* has no such feature; it has \\['path', 'text'\\]"),
         (dict(tokenizer='missing.model'), "tokenizer='missing.model' can't be read: No such file"),
         (dict(tokenizer='words'), "tokenizer='words' is unknown; allowed: 'bytes'"),
         (dict(batch_size=6, microbatches=4), 'config.batch_size=6 must be a multiple of config.microbatches=4'),

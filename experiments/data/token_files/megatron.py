@@ -15,8 +15,8 @@ from experiments.data.token_files.formats import TokenFile
 
 MAGIC = b'MMIDIDX\x00\x00'
 HEADER = struct.Struct('<9sQBQQ')
-DTYPES = {4: np.dtype('<i4'), 8: np.dtype('<u2')}  # the codes that Megatron's tokens have
-OTHER_CODES = {1: 'uint8', 2: 'int8', 3: 'int16', 5: 'int64', 6: 'float64', 7: 'float32'}
+DTYPES = {code: np.dtype(name) for code, name in {1: 'u1', 2: 'i1', 3: '<i2', 4: '<i4', 8: '<u2'}.items()}
+OTHER_CODES = {5: 'int64', 6: 'float64', 7: 'float32'}
 PIECE = 2**22  # sequences that are checked at a time
 
 
@@ -36,7 +36,8 @@ def open_megatron(path: pathlib.Path) -> TokenFile:
         raise ValueError(f'{index} has version {version}; allowed: 1')
     if code not in DTYPES:
         named = OTHER_CODES.get(code, 'none')
-        raise ValueError(f'{index}: tokens of the type {code} ({named}); allowed: 4 (int32) and 8 (uint16)')
+        allowed = ', '.join(f'{code} ({dtype.name})' for code, dtype in DTYPES.items())
+        raise ValueError(f'{index}: tokens of the type {code} ({named}); allowed: {allowed}')
     size, dtype = index.stat().st_size, DTYPES[code]
     expected = HEADER.size + 12 * num_sequences + 8 * num_boundaries
     if size not in (expected, expected + num_sequences) or not num_sequences or not num_boundaries:

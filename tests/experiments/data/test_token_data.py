@@ -1,10 +1,13 @@
 """Prepared folders: opened as they were written, or refused in a line."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from token_folders import write_prepared
 
 from experiments.data import special_tokens
+from experiments.data.preparation.manifest import read_manifest, write_manifest
 from experiments.data.token_data import open_prepared
 from experiments.data.tokenizers import Tokenizer
 from experiments.data.vocabularies import Bytes
@@ -71,3 +74,15 @@ def test_damaged_shards(tmp_path):
     with pytest.raises(OSError, match=r'train-00001.tokens is damaged: its SHA-256 is'):
         opened(folder)
     opened(folder, 'validation')
+
+
+def test_held_out_documents(tmp_path):
+    """Splits of one pass over the sources are by a hash; those of two are of the sources."""
+    folder = write_prepared(tmp_path / 'out', train=SHARDS[:1], validation=SHARDS[:1])
+    manifest = dataclasses.replace(read_manifest(folder), made_of={'held_out': 0.25})
+    write_manifest(folder, manifest)
+    assert opened(folder).held_out == 0.25
+    shards = tuple(dataclasses.replace(shard, ends=(1, 0, 0)) for shard in manifest.splits['validation'].shards)
+    validation = dataclasses.replace(manifest.splits['validation'], shards=shards)
+    write_manifest(folder, dataclasses.replace(manifest, splits={**manifest.splits, 'validation': validation}))
+    assert opened(folder).held_out is None

@@ -33,6 +33,7 @@ def test_before_the_first_step():
     ]
     assert lines[-2:] == ['run       /runs/with space, starting, 12 steps', '          something was not kept']
     assert any('5,000 tokens to train on; tokenizer bytes, vocabulary 257' in line for line in lines)
+    assert '          validation is 0.5 % of the documents, by a hash of their text' in beginning(held_out=0.005)
 
 
 def test_where_it_begins():
