@@ -22,9 +22,10 @@ PLACE = 8  # characters, for which a place in a list counts; one in a dictionary
 # Filters that are random, or of no use in a chat and able to make much of little.
 LEFT_OUT = (
     *('random', 'pprint', 'center', 'wordwrap', 'urlize', 'format', 'xmlattr', 'batch', 'slice', 'filesizeformat'),
-    *('sum', 'round'),
+    *('sum', 'round', 'striptags'),
 )
-METHODS_LEFT_OUT = ('encode', 'translate', 'maketrans', 'expandtabs')  # of texts, for the same reason
+METHODS_LEFT_OUT = ('encode', 'translate', 'maketrans', 'expandtabs', 'striptags')  # of texts, for the same reason
+COMPARING = ('sort', 'dictsort', 'groupby', 'unique', 'min', 'max')  # filters, which make a key of each value
 JUSTIFYING = ('ljust', 'rjust', 'center', 'zfill')  # methods
 BEGIN, END = '\ufdd0', '\ufdd1'  # around an answer; Unicode promises that these are no characters of texts
 TODAY = datetime.datetime(2024, 7, 26)  # of `strftime_now`: a text is the same on every day; Llama 3's own default
@@ -48,7 +49,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         ours = {'join': _join, 'replace': _replace, 'indent': _indent, 'tojson': _to_json}
         ours |= {'string': _string, 'int': _int}
         theirs = {name: function for name, function in self.filters.items() if name not in LEFT_OUT}
-        self.filters = {name: self._counted(function) for name, function in (theirs | ours).items()}
+        self.filters = {name: self._counted(function, name in COMPARING) for name, function in (theirs | ours).items()}
         self.filters |= {_TURNS: self._turns_of, _CHARACTERS: self._counted(lambda value: value), _KEPT: _kept}
         del self.globals['lipsum']
         self.globals |= {'raise_exception': _raise, 'strftime_now': TODAY.strftime}
@@ -154,12 +155,15 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         self._pieces += sum(len(node.nodes) for node in template.find_all(nodes.Output))
         return _Counting().visit(template)
 
-    def _counted(self, function: Callable) -> Callable:
-        """A filter whose results are counted."""
+    def _counted(self, function: Callable, makes_keys: bool = False) -> Callable:
+        """A filter whose results are counted, and as many keys as there are values."""
 
         @functools.wraps(function)
         def counted(*args, **kwargs):
             self.turn()
+            if makes_keys:
+                args = [list(value) if isinstance(value, Iterator) else value for value in args]
+                self.made([value for value in args if isinstance(value, list | tuple | Mapping | Set | ValuesView)])
             result = function(*args, **kwargs)
             self.spend(_weight(result))
             return result
