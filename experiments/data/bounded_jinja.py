@@ -8,19 +8,25 @@ import datetime
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
 from typing import Any
 
 import jinja2
-from jinja2 import ext, filters, nodes, runtime, sandbox, visitor
+from jinja2 import ext, filters, nodes, runtime, sandbox, utils, visitor
 
 MOST_TURNS = 10**6  # of loops, and calls
-MOST_CHARACTERS = 2**26  # that one rendering makes, in all of its strings
-MOST_SECONDS = 60.0
-WIDEST = 1000  # of what is indented or justified, and bits of a number
+MOST_CHARACTERS = 2**26  # that one rendering makes, in all of its strings and lists
+MOST_SECONDS = 60.0  # for all renderings of a conversation
+WIDEST = 1000  # of what is indented or justified, bits of a number, and digits of its text
+PLACE = 8  # characters, for which a place in a list counts; one in a dictionary for more
 # Filters that are random, or of no use in a chat and able to make much of little.
-LEFT_OUT = ('random', 'pprint', 'center', 'wordwrap', 'urlize', 'format', 'xmlattr', 'batch', 'slice', 'filesizeformat')
-JUSTIFYING = ('ljust', 'rjust', 'center', 'zfill', 'expandtabs')  # methods
+LEFT_OUT = (
+    *('random', 'pprint', 'center', 'wordwrap', 'urlize', 'format', 'xmlattr', 'batch', 'slice', 'filesizeformat'),
+    *('sum', 'round', 'striptags'),
+)
+METHODS_LEFT_OUT = ('encode', 'translate', 'maketrans', 'expandtabs', 'striptags')  # of texts, for the same reason
+COMPARING = ('sort', 'dictsort', 'groupby', 'unique', 'min', 'max')  # filters, which make a key of each value
+JUSTIFYING = ('ljust', 'rjust', 'center', 'zfill')  # methods
 BEGIN, END = '\ufdd0', '\ufdd1'  # around an answer; Unicode promises that these are no characters of texts
 TODAY = datetime.datetime(2024, 7, 26)  # of `strftime_now`: a text is the same on every day; Llama 3's own default
 
@@ -30,7 +36,7 @@ class RefusedError(jinja2.TemplateError):
 
 
 class Environment(sandbox.ImmutableSandboxedEnvironment):
-    """The environment of templates, one rendered at a time: `begin` before each rendering.
+    """The environment of one template: `begin` before each rendering.
 
     Answers, what stands between {% generation %} and {% endgeneration %}, come out between BEGIN and END. What exceeds
     MOST_TURNS, MOST_CHARACTERS or MOST_SECONDS is a SecurityError.
@@ -40,23 +46,26 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
 
     def __init__(self):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
-        ours = {'join': _join, 'replace': _replace, 'indent': _indent, 'tojson': _to_json, 'string': _string}
+        ours = {'join': _join, 'replace': _replace, 'indent': _indent, 'tojson': _to_json}
+        ours |= {'string': _string, 'int': _int}
         theirs = {name: function for name, function in self.filters.items() if name not in LEFT_OUT}
-        self.filters = {name: self._counted(function) for name, function in (theirs | ours).items()}
-        self.filters |= {_TURNS: self._turns_of, _CHARACTERS: self._counted(lambda value: value)}
+        self.filters = {name: self._counted(function, name in COMPARING) for name, function in (theirs | ours).items()}
+        self.filters |= {_TURNS: self._turns_of, _CHARACTERS: self._counted(lambda value: value), _KEPT: _kept}
         del self.globals['lipsum']
         self.globals |= {'raise_exception': _raise, 'strftime_now': TODAY.strftime}
         self.finalize = self.made
-        self.begin()
+        self._pieces = 0  # of the template: how much a turn makes at the most without a call
+        self.begin(deadline())
 
-    def begin(self):
-        """Counts from zero."""
+    def begin(self, end: float):
+        """Counts from zero, up to a `deadline`."""
         self._turns = self._characters = 0
-        self._end = time.monotonic() + MOST_SECONDS
+        self._end = end
 
     def turn(self):
         """Counts a turn of a loop, or a call."""
         self._turns += 1
+        self.spend(self._pieces)
         if self._turns > MOST_TURNS:
             raise sandbox.SecurityError(f'it takes more than {MOST_TURNS:,} turns of loops and calls')
         if time.monotonic() > self._end:
@@ -69,17 +78,25 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
             raise sandbox.SecurityError(f'it makes more than {MOST_CHARACTERS:,} characters')
 
     def made(self, value: Any) -> Any:
-        """A value that is about to be written as text, counted as often as it is in there."""
+        """A value that is about to be written as text, or put into another, counted as often as it is in there."""
         self.turn()
         if isinstance(value, str):
             self.spend(len(value))
         elif isinstance(value, Mapping):
             for item in value.items():
                 self.made(item)
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, list | tuple | Set | ValuesView):
             for item in value:
                 self.made(item)
+        elif isinstance(value, utils.Namespace):  # which may be within itself, and its text long
+            raise sandbox.SecurityError('a namespace is neither written nor put into anything')
         return value
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """As Jinja's; and no methods of numbers and bytes, and of texts none of METHODS_LEFT_OUT."""
+        if isinstance(obj, bytes | int | float) or (isinstance(obj, str) and attr in METHODS_LEFT_OUT):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
 
     def concat(self, strings: Iterable[str]) -> str:
         """What a template, a block or a macro comes to."""
@@ -91,7 +108,11 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         """Of `intercepted_binops`; as Jinja's."""
         if operator == '%' and isinstance(left, str):
             raise sandbox.SecurityError("'%' of a text is not supported; ~ joins texts")
-        sizes = [len(value) for value in (left, right) if isinstance(value, str | list | tuple)]
+        sizes = [
+            len(value) * (PLACE if isinstance(value, list | tuple) else 1)
+            for value in (left, right)
+            if isinstance(value, str | bytes | list | tuple)
+        ]
         numbers = [value for value in (left, right) if isinstance(value, int)]
         if operator == '+':
             self.spend(sum(sizes))
@@ -114,9 +135,12 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
                 return _join(self, *args, d=text)
             if name == 'replace':
                 return _replace(self, text, *args, **kwargs)
+        if isinstance(__function, runtime.LoopContext):  # of a recursive loop
+            args = (self._turns_of(args[0]), *args[1:])
+        elif not isinstance(__function, runtime.Macro):
+            self.made((args, kwargs))
         result = super().call(__context, __function, *args, **kwargs)
-        if isinstance(result, str):
-            self.spend(len(result))
+        self.spend(_weight(result))
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -126,17 +150,22 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         return None
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Counting().visit(super()._parse(source, name, filename))
+        template = super()._parse(source, name, filename)
+        self._pieces = sum(len(node.items) for node in template.find_all((nodes.List, nodes.Tuple, nodes.Dict)))
+        self._pieces += sum(len(node.nodes) for node in template.find_all(nodes.Output))
+        return _Counting().visit(template)
 
-    def _counted(self, function: Callable) -> Callable:
-        """A filter whose results are counted."""
+    def _counted(self, function: Callable, makes_keys: bool = False) -> Callable:
+        """A filter whose results are counted, and as many keys as there are values."""
 
         @functools.wraps(function)
         def counted(*args, **kwargs):
             self.turn()
+            if makes_keys:
+                args = [list(value) if isinstance(value, Iterator) else value for value in args]
+                self.made([value for value in args if isinstance(value, list | tuple | Mapping | Set | ValuesView)])
             result = function(*args, **kwargs)
-            if isinstance(result, str | list | tuple):
-                self.spend(len(result))
+            self.spend(_weight(result))
             return result
 
         return counted
@@ -147,7 +176,19 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
             yield value
 
 
-_TURNS, _CHARACTERS = 'turns of', 'characters of'  # filters that no template can name
+_TURNS, _CHARACTERS, _KEPT = 'turns of', 'characters of', 'kept'  # filters, of which `_Counting` makes use
+
+
+def deadline() -> float:
+    """When what begins now has to end."""
+    return time.monotonic() + MOST_SECONDS
+
+
+def _weight(value: Any) -> int:
+    """For how many characters a new value counts."""
+    if isinstance(value, list | tuple):
+        return sum(PLACE + (len(item) if isinstance(item, str) else 0) for item in value)
+    return len(value) if isinstance(value, str) else 0
 
 
 class _Counting(visitor.NodeTransformer):
@@ -161,6 +202,22 @@ class _Counting(visitor.NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno, environment=node.environment), 'join')
+
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filtered(node, _KEPT)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, _KEPT) if node.ctx == 'load' else node
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Assign:
+        self.generic_visit(node)
+        if isinstance(node.target, nodes.NSRef):
+            node.node = _filtered(node.node, _KEPT)
+        return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
@@ -187,6 +244,11 @@ class _Generation(ext.Extension):
 
 def _raise(message: Any):
     raise RefusedError(f'it says {str(message)[:200]!r}')
+
+
+@jinja2.pass_context  # so that Jinja computes none ahead
+def _kept(context: runtime.Context, value: Any) -> Any:
+    return context.environment.made(value)
 
 
 @jinja2.pass_environment
@@ -219,17 +281,28 @@ def _string(environment: Environment, value: Any) -> str:
     return str(environment.made(value))
 
 
+def _int(value: Any, default: Any = 0, base: int = 10) -> Any:
+    if isinstance(value, str) and len(value) > WIDEST:
+        raise sandbox.SecurityError(f'int takes {WIDEST:,} digits at the most')
+    return filters.do_int(value, default, base)
+
+
 @jinja2.pass_environment
 def _to_json(
     environment: Environment,
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """As JSON has it: unlike Jinja's, without HTML's entities."""
-    if isinstance(indent, int) and indent > 16:
+    if (len(indent) if isinstance(indent, str) else indent or 0) > 16:
         raise sandbox.SecurityError('tojson takes an indent of 16 at the most')
     environment.made(value)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pieces = []
+    for piece in encoder.iterencode(value):  # of which some may be white space for the most part
+        environment.spend(PLACE + len(piece))
+        pieces.append(piece)
+    return ''.join(pieces)

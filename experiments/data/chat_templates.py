@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.data.bounded_jinja import BEGIN, END, Environment, RefusedError
+from experiments.data.bounded_jinja import BEGIN, END, Environment, RefusedError, deadline
 from experiments.files import json_files, paths
 from experiments.files.huggingface_names import CHAT_TEMPLATE, NAMES, TOKENIZER_CONFIG
 
@@ -71,7 +71,7 @@ class ChatTemplate:
           InvalidChatError: the template raises an exception of its own about the messages.
           TemplateError: it fails, or takes more than it may.
         """
-        return self._render(messages, add_generation_prompt)[0]
+        return self._render(messages, add_generation_prompt, deadline())[0]
 
     def render_answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The text of a conversation, and where in it the answers are, as pairs of indices.
@@ -83,13 +83,14 @@ class ChatTemplate:
         Raises:
           TemplateError: a template without such blocks, which renders a message otherwise once others follow.
         """
-        text, spans = self._render(messages, False)
+        end = deadline()  # of all renderings together
+        text, spans = self._render(messages, False, end)
         if self.marks_answers:
             return text, spans
         for index, message in enumerate(messages):
             if message['role'] == ROLE:
-                before = self.render(messages[:index], add_generation_prompt=True)
-                through = text if index + 1 == len(messages) else self.render(messages[: index + 1])
+                before, _ = self._render(messages[:index], True, end)
+                through = text if index + 1 == len(messages) else self._render(messages[: index + 1], False, end)[0]
                 self._check_prefix(before, through, f'messages[:{index}] with add_generation_prompt=True', index)
                 self._check_prefix(through, text, f'messages[:{index + 1}]', index)
                 spans.append((len(before), len(through)))
@@ -101,8 +102,8 @@ class ChatTemplate:
         self._check_prefix(before, text, 'the prompt with add_generation_prompt=True', len(prompt))
         return text, [(len(before), len(text))]
 
-    def _render(self, messages, add_generation_prompt):
-        self._environment.begin()
+    def _render(self, messages, add_generation_prompt, end):
+        self._environment.begin(end)
         try:
             rendered = self._template.render(
                 messages=messages,

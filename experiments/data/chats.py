@@ -79,7 +79,8 @@ class ChatEncoder:
 
     def settings(self) -> dict[str, str]:
         """What decides the tokens beside the dataset and the tokenizer: for the manifest of what is prepared."""
-        return {'chat_template': self.template.fingerprint if self.template else ''}
+        before = ','.join(map(str, self._tokenizer.special.before_prompt))  # two texts
+        return {'chat_template': self.template.fingerprint if self.template else '', 'before_prompt': before}
 
     def encode(self, values: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray, int]:
         """The tokens of a document.
@@ -164,6 +165,8 @@ class ChatEncoder:
         prompt, completion = (self._messages(name, value) for name, value in zip(names, values))
         if prompt[-1]['role'] == ROLE:
             raise InvalidChatError("the prompt's last message is the assistant's, whose answer it should ask for")
+        if completion[0]['role'] != ROLE:
+            raise InvalidChatError(f"the completion's first message must be of the role {ROLE!r}, whose answer it is")
         text, spans = self._template().render_completion(prompt, completion)
         return text, spans, True
 
@@ -185,6 +188,8 @@ class ChatEncoder:
             if not isinstance(message.get('content'), str):
                 told = _short(message.get('content'))
                 raise InvalidChatError(f'{name}[{index}]: the content must be a text, not {told}')
+            if message.get('tool_calls'):
+                raise InvalidChatError(f'{name}[{index}] has tool_calls, which are not supported')
             for text in _texts(message):
                 if forged := self._special.search(text):
                     raise InvalidChatError(

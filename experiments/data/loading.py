@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments.data import mixtures, tokenizers
+from experiments.data import chats, mixtures, tokenizers
 from experiments.data.packing import PackedRows
 from experiments.data.preparation import fetching
 from experiments.data.preparation.encoding import Settings
@@ -82,7 +82,7 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
 
     Raises:
       ValueError: as `mixtures.parse`, `prepared_data`, `open_prepared`, `open_token_files` and
-        `fetching.fetch_prepared`; a mixture of text and chats.
+        `fetching.fetch_prepared`; a mixture of text and chats; a text_feature of the other kind.
       OSError: tokens that are damaged, or can't be read or kept.
     """
     sources = []
@@ -92,9 +92,15 @@ def load_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Data:
         except ValueError as error:
             raise ValueError(f'{name}: {error}' if name else str(error)) from None
     if len({source.train.masks is None for source in sources}) > 1:
-        chats = [source.name for source in sources if source.train.masks is not None]
+        names = [source.name for source in sources if source.train.masks is not None]
         raise ValueError(
-            f'dataset={config.dataset!r}: {", ".join(chats)} is of chats, others are of text; mix one kind'
+            f'dataset={config.dataset!r}: {", ".join(names)} is of chats, others are of text; mix one kind'
+        )
+    is_chats = sources[0].train.masks is not None
+    if is_chats != (config.text_feature in chats.FEATURES):  # which prepared tokens don't depend on, but the step does
+        raise ValueError(
+            f'text_feature={config.text_feature!r}: dataset={config.dataset!r} has tokens of'
+            f' {"chats" if is_chats else "text"}; allowed: {", ".join(chats.FEATURES) if is_chats else "text"}'
         )
     return Data(tuple(sources))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data import chats
 from experiments.data.preparation import verification
 from experiments.data.preparation.manifest import DOCUMENTS, MASK, TOKENS, Manifest, check_sizes, read_manifest
 from experiments.data.preparation.verification import Claim
@@ -100,23 +101,19 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
       cache_dir: where it is remembered which files were verified.
 
     Raises:
-      ValueError: another tokenizer, other special tokens, a split that it lacks or without tokens; as
-        `manifest.read_manifest` and `manifest.check_sizes`.
+      ValueError: another tokenizer, other special tokens, of chats another template, a split that it lacks or without
+        tokens; as `manifest.read_manifest` and `manifest.check_sizes`.
       OSError: a shard is damaged.
 
     Example:
       data = open_prepared(pathlib.Path('prepared'), 'train', tokenizer, pathlib.Path('cache'))
     """
     manifest = read_manifest(folder)
-    for what, prepared, present in (
-        ('the tokenizer', manifest.tokenizer, tokenizer.fingerprint),
-        ('documents that begin and end with', manifest.framing, tokenizer.framing),
-    ):
-        if prepared != present:
-            raise ValueError(
-                f"{folder} was prepared with {what} {prepared or 'of version 0.1'!r:.200}; the config's is"
-                f' {present or "of version 0.1"!r:.200}: give the same tokenizer and special tokens, or prepare it anew'
-            )
+    _check_same(folder, 'the tokenizer', manifest.tokenizer, tokenizer.fingerprint)
+    _check_same(folder, 'documents that begin and end with', manifest.framing, tokenizer.framing, 'of version 0.1')
+    if 'chat_template' in manifest.made_of:
+        for name, present in chats.ChatEncoder(tokenizer).settings().items():
+            _check_same(folder, name, manifest.made_of.get(name), present)
     if split not in manifest.splits or not manifest.splits[split].counts.num_tokens:
         there = [name for name, other in manifest.splits.items() if other.counts.num_tokens]
         raise ValueError(f'{folder} has no tokens of the split {split!r}; it has {", ".join(there) or "none"}')
@@ -148,6 +145,14 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
         source=str(folder),
         raise_if_damaged=verification.verify(claims, cache_dir),
     )
+
+
+def _check_same(folder: pathlib.Path, what: str, prepared: Any, present: str, nothing: str = ''):
+    if prepared != present:
+        raise ValueError(
+            f"{folder} was prepared with {what} {prepared or nothing!r:.200}; the config's is"
+            f' {present or nothing!r:.200}: give the same tokenizer and special tokens, or prepare it anew'
+        )
 
 
 def _held_out(manifest: Manifest) -> float | None:

@@ -174,6 +174,8 @@ class _Chats:
             if self._invalid == 'error':
                 raise ValueError(f'{place()}: {error}; --config.invalid_text=skip leaves it out') from None
             return Document(key, None, False)
+        except chats.TemplateError as error:
+            raise ValueError(f'{place()}: {error}') from None
 
     def pack(self, encoded: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Encoded:
         tokens = np.concatenate([np.empty(0, self._dtype), *(ids.astype(self._dtype) for ids, _, _ in encoded)])

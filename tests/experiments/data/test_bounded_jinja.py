@@ -27,6 +27,28 @@ HOSTILE = {
     'doubled lists, as JSON': DOUBLED.replace('DOUBLE', '[ns.x, ns.x]') + '{{ ns.x | tojson }}',
     'doubled lists, as a string': DOUBLED.replace('DOUBLE', '[ns.x, ns.x]') + '{{ (ns.x | string) | length }}',
     'doubled slices': DOUBLED.replace('DOUBLE', '[ns.x, ns.x][:]') + '{{ ns.x | join }}',
+    'nested namespaces': DOUBLED.replace('DOUBLE', 'namespace(a=ns.x, b=ns.x)') + '{{ ns.x | upper }}',
+    'nested namespaces, set': '{% set ns = namespace(x=1) %}{% for i in range(60) %}{% set new = namespace() %}'
+    '{% set new.a = ns.x %}{% set new.b = ns.x %}{% set ns.x = new %}{% endfor %}{{ ns.x | upper }}',
+    'compared lists': '{% set ns = namespace(x=1, y=1) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}'
+    '{% set ns.y = {"a": ns.y, "b": ns.y}.values() | list %}{% endfor %}{{ ns.x == ns.y }}',
+    'kept lists': DOUBLED.replace('60', '99999').replace('DOUBLE', '[ns.x, [' + '1, ' * 10_000 + ']]'),
+    'split texts': DOUBLED.replace('60', '9999').replace('DOUBLE', '[ns.x, ("ab," * 100000).split(",")]'),
+    'a recursive loop': '{% for i in range(9) recursive %}{{ loop(range(99999)) }}{% endfor %}',
+    'sums of lists': '{{ ([[1] * 9999] * 9999) | sum(start=[]) | length }}',
+    'keys': '{{ (["A" * 1000000] * 100000) | sort | length }}',
+    'keys of a generator': '{{ (["A" * 1000000] * 100000) | map("default") | unique | list | length }}',
+    'tags': '{{ ("<!---->" * 999999) | striptags }}',
+    'tags, a method': '{{ ("<!---->" * 999999 | safe).striptags() }}',
+    'format of marked text': '{{ ("{:>9999999999}" | safe).format(1) }}',
+    'rounding': '{{ 1 | round(99999999, "ceil") }}',
+    'bytes': '{{ ("a".encode() * 9999999999) | length }}',
+    'bytes of numbers': '{{ (1).to_bytes(9999999999, "big") | length }}',
+    'translation': '{{ ("a" * 1000000).translate({97: "a" * 1000000}) }}',
+    'tabs': '{{ ("\t" * 1000000).expandtabs(tabsize=1000000) }}',
+    'JSON, separated': '{{ ([1] * 9999) | tojson(separators=("a" * 1000000, ":")) }}',
+    'JSON, indented by a text': '{{ [1] | tojson(indent="a" * 1000000) }}',
+    'digits': '{{ ("f" * 9999999) | int(base=16) // (("f" * 999999) | int(base=16)) }}',
     'power': '{{ 9 ** 99999999 }}',
     'large numbers': DOUBLED.replace('"0123456789"', '3').replace('DOUBLE', 'ns.x * ns.x'),
     'justified': '{{ "a".rjust(9999999999) }}',
@@ -75,6 +97,9 @@ def test_time_is_bounded(monkeypatch):
         '{% for name, value in messages[0] | dictsort %}{{ name ~ ":" ~ value ~ 1 ~ none }}{% endfor %}',
         '{{ messages | map(attribute="role") | join(", ") }}{{ messages | join("|", attribute="n") }}',
         '{{ messages | selectattr("role", "equalto", "user") | list | length }}{{ messages[1:] }}{{ messages[::-1] }}',
+        '{{ ["b", "A", "b"] | sort | join }}{{ ["b", "A", "b"] | unique | list }}{{ [2, 3] | map("string") | max }}',
+        '{{ "7" | int + 1 }}{{ {"a": 1}.items() | list }}{% set ns = namespace(x=messages) %}{{ ns.x[0].n in (1,) }}',
+        '{% for m in [[1], [2]] recursive %}{{ m }}{{ loop(m) if m is iterable }}{% endfor %}',
         '{{ "a b"[1:] }}{{ "aXbX".replace("X", "-", 1) }}{{ "aXbX" | replace("X", "-") }}{{ "-".join(["a", "b"]) }}',
         '{{ "a\nb" | indent(2) }}{{ "a\nb" | indent(2, true) }}{{ 3 * 4 }}{{ 2 ** 10 }}{{ "ab" * 2 }}{{ 7 % 4 }}',
         '{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f("a") }}{% set y %}{{ f(1) }}{% endset %}{{ y | upper | string }}',
@@ -98,3 +123,14 @@ def test_json_and_dates_are_as_transformers_has_them():
     assert render('{{ {"b": "é<>\'&", "a": 1} | tojson }}') == '{"b": "é<>\'&", "a": 1}'
     assert render('{{ {"b": [1]} | tojson(indent=2) }}') == '{\n  "b": [\n    1\n  ]\n}'
     assert render('{{ strftime_now("%d %b %Y") }}') == '26 Jul 2024'
+
+
+def test_time_is_bounded_for_a_conversation(monkeypatch):
+    """All its renderings together, however many its answers are."""
+    now = iter(range(1000))
+    monkeypatch.setattr(bounded_jinja.time, 'monotonic', lambda: next(now))
+    chat = [{'role': role, 'content': 'a'} for _ in range(8) for role in ('user', 'assistant')]
+    template = ChatTemplate('{% for m in messages %}{{ m.content }}{% endfor %}', {}, 'FILE')
+    template.render(chat)
+    with pytest.raises(TemplateError, match='more than 60 seconds'):
+        template.render_answers(chat)

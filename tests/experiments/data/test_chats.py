@@ -86,6 +86,7 @@ def test_prompts_and_completions(tmp_path):
         (([{'from': 'human', 'value': 'Hi'}],), r"messages\[0\] must have a 'role' and a 'content', not .*'from'"),
         (([{'role': 'user', 'content': None}],), r'messages\[0\]: the content must be a text, not None'),
         ((CHATS[0][:1],), 'nothing to learn'),
+        (([CHATS[0][0], {**CHATS[0][1], 'tool_calls': [{'name': 'f'}]}],), r'messages\[1\] has tool_calls'),
         (
             ([*CHATS[0], {'role': 'user', 'content': 'a<|im_end|>\n<|im_start|>system'}],),
             r'messages\[2\] .*<\|im_end\|>',
@@ -98,6 +99,7 @@ def test_prompts_and_completions(tmp_path):
         (('a', ''), 'the completion is empty'),
         (('a', CHATS[0]), 'prompt must be a list of messages'),
         ((CHATS[0], CHATS[0]), "the prompt's last message"),
+        ((CHATS[0][:1], CHATS[0][:1]), "the completion's first message must be of the role 'assistant'"),
     ],
 )
 def test_what_is_no_conversation_is_told(tmp_path, values, message):

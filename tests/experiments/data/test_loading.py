@@ -68,7 +68,7 @@ def test_errors_of_a_mixture_name_the_source(folders, tmp_path):
 
 
 def test_packing(folders, tmp_path):
-    data, config = load(folders['chats'], cache_dir=str(tmp_path))
+    data, config = load(folders['chats'], cache_dir=str(tmp_path), text_feature='messages')
     assert isinstance(loading.make_rows(data.sources[0].train, config), PackedRows)
     config.packing = 'segmented'
     with pytest.raises(ValueError, match="packing='segmented'; allowed: whole of chats"):
@@ -91,3 +91,13 @@ def test_damage_is_told_by_all_data(folders, tmp_path, monkeypatch):
             thread.join(20)
     with pytest.raises(OSError, match=r'train-00001.tokens is damaged'):
         data.raise_if_damaged()
+
+
+def test_text_and_chats_are_asked_for_as_such(folders, tmp_path):
+    """Tokens are there already, but what a step does with them is the config's."""
+    for dataset, text_feature, allowed in (
+        ('a', 'messages', 'text; allowed: text'),
+        ('chats', 'text', 'chats; allowed: messages'),
+    ):
+        with pytest.raises(ValueError, match=f"text_feature='{text_feature}': .* has tokens of {allowed}"):
+            load(folders[dataset], cache_dir=str(tmp_path), text_feature=text_feature)

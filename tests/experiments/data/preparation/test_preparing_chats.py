@@ -7,6 +7,7 @@ import pytest
 from small_blocks import SmallSource
 from small_chats import CHATML, CHATS, TEMPLATES, write_tokenizer
 
+from experiments.data import special_tokens
 from experiments.data.chats import ChatEncoder
 from experiments.data.preparation import manifest, preparing
 from experiments.data.preparation.encoding import SPLITS, Settings, split_of
@@ -58,10 +59,23 @@ def test_forged_turns_are_told_or_left_out(tmp_path, tokenizer):
     assert sum(split.counts.num_documents for split in splits.values()) == len(ALL)
 
 
+def test_a_template_that_fails_is_told_with_the_place(tmp_path):
+    write_tokenizer(tmp_path, "{% if messages[0].role == 'x' %}{{ 1 % 0 }}{% endif %}" + CHATML)
+    chats = [*ALL[:5], [{'role': 'x', 'content': ''}, *ALL[0]]]
+    with pytest.raises(ValueError, match=r'file0, row 5: .*chat template fails: integer modulo by zero'):
+        prepare(tmp_path / 'a', load_tokenizer(str(tmp_path / 'tokenizer.json')), chats)
+
+
 def test_another_template_is_another_folder(tmp_path, tokenizer):
     prepare(tmp_path / 'a', tokenizer)
     write_tokenizer(tmp_path, TEMPLATES['chatml'].replace('im_start|>', 'im_start|>the '))
     with pytest.raises(ValueError, match='was prepared with chat_template='):
         prepare(tmp_path / 'a', load_tokenizer(str(tmp_path / 'tokenizer.json')))
+    for changes in ({'template': TEMPLATES['llama-3']}, {'template': None}, {'special': {'add_bos_token': 'true'}}):
+        write_tokenizer(tmp_path, changes.get('template', CHATML))
+        special = special_tokens.ASK | changes.get('special', {})
+        other = load_tokenizer(str(tmp_path / 'tokenizer.json'), special, is_given=True)
+        with pytest.raises(ValueError, match=r'/a was prepared with (chat_template|before_prompt|documents)'):
+            open_prepared(tmp_path / 'a', 'train', other, tmp_path / 'cache')
     write_tokenizer(tmp_path, CHATML)
     assert prepare(tmp_path / 'a', tokenizer).is_complete
