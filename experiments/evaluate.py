@@ -87,8 +87,11 @@ def evaluate(run: workdirs.Run):
     """Prints the metrics on the validation split as JSON; of packed weights, also what they take."""
     with cli.user_errors():
         data = loading.load_data(run.experiment.config, run.tokenizer)
-        validate = evaluation.make_validation(run.experiment, data)
-    metrics = validate(run.state)
+        validate = evaluation.make_validation(run.experiment, data, data.raise_if_damaged)
+    try:
+        metrics = validate(run.state)
+    except OSError as error:  # of the data
+        cli.fail(error)
     bitwidths = bitwidth_metrics.of_state(run.experiment.transform, run.state.transform_state)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
     if run.packed:
