@@ -87,7 +87,7 @@ def evaluate(run: workdirs.Run):
     """Prints the metrics on the validation split as JSON; of packed weights, also what they take."""
     with cli.user_errors():
         data = loading.load_data(run.experiment.config, run.tokenizer)
-        validate = evaluation.make_validation(run.experiment, data, data.raise_if_damaged)
+        validate = evaluation.make_validation(run.experiment, data)
     try:
         metrics = validate(run.state)
     except OSError as error:  # of the data
