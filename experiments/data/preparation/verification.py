@@ -20,7 +20,11 @@ _one_at_a_time = threading.Lock()
 
 
 class DamagedFile(OSError):
-    """A file isn't what it is claimed to be."""
+    """A file, `path`, isn't what it is claimed to be."""
+
+    def __init__(self, path: pathlib.Path, told: str):
+        super().__init__(f'{path} {told}')
+        self.path = path
 
 
 class Claim(NamedTuple):
@@ -88,10 +92,10 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
 
 def _check(claim: Claim, found: dict[str, Any]) -> None:
     if claim.sha256 and found['sha256'] != claim.sha256:
-        raise DamagedFile(f'{claim.path} is damaged: its SHA-256 is {found["sha256"]}, and should be {claim.sha256}')
+        raise DamagedFile(claim.path, f'is damaged: its SHA-256 is {found["sha256"]}, and should be {claim.sha256}')
     if claim.dtype is not None and not 0 <= found['smallest'] <= found['largest'] < claim.num_ids:
         wrong = found['largest'] if found['largest'] >= claim.num_ids else found['smallest']
-        raise DamagedFile(f'{claim.path} holds the token {wrong}; the vocabulary has 0 to {claim.num_ids - 1}')
+        raise DamagedFile(claim.path, f'holds the token {wrong}; the vocabulary has 0 to {claim.num_ids - 1}')
 
 
 def _read(claim: Claim) -> dict[str, Any]:
