@@ -25,7 +25,6 @@ EXPERIMENTS = [
     'tensorflow-datasets>=4.9.10,<5',
     'tokenizers>=0.22',
     'tqdm>=4.67',
-    'zstandard>=0.23',
 ]
 TEST = [
     'dm-haiku>=0.0.16',
@@ -38,6 +37,7 @@ TEST = [
     'pytest>=9',
     'pytest-xdist>=3.8',
     'ruff>=0.17,<0.18',
+    'zstandard>=0.23',
 ]
 
 setuptools.setup(

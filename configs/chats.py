@@ -5,7 +5,7 @@
     python -m experiments.generate --workdir=runs/imported-gaussws-chats --chat --prompt='What is JAX?'
 
 Each line of chats.jsonl is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]};
-with --config.text_feature=prompt+completion it is {"prompt": ..., "completion": ...}. docs/chats.md says more.
+with --config.text_feature=prompt+completion it is {"prompt": ..., "completion": ...}. docs/training.md says more.
 
 Model, tokenizer and sequence length are that run's; of how its own text was read nothing is taken over. A document in
 twenty is for validation, chosen by its contents. Batches are of 32 rows, and the learning rate is 2e-5, which falls to

@@ -55,7 +55,7 @@ def write_llmc(path: pathlib.Path, documents, magic=20240520):
 
 
 def write_megatron(path: pathlib.Path, documents, code=8):
-    dtype = {4: '<i4', 8: '<u2'}[code]
+    dtype = {1: 'u1', 2: 'i1', 3: '<i2', 4: '<i4', 8: '<u2'}[code]
     lengths = np.array([len(document) for document in documents])
     path.write_bytes(np.concatenate(documents).astype(dtype).tobytes())
     index = b'MMIDIDX\0\0' + struct.pack('<QBQQ', 1, code, len(lengths), len(lengths) + 1)
@@ -71,6 +71,7 @@ WRITERS = {
     'llmc of Llama 3': lambda path, documents: write_llmc(path, documents, 20240801),
     'megatron': write_megatron,
     'megatron, int32': lambda path, documents: write_megatron(path, documents, 4),
+    'megatron, int16': lambda path, documents: write_megatron(path, documents, 3),
 }
 
 

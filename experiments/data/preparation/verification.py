@@ -45,7 +45,7 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
     """Reads the files and compares them with what is claimed; the function that raises once one is found damaged.
 
     Up to MOST_AT_ONCE bytes in all are read before it returns. More are read by a thread of its own, and
-    `cache_dir/verified` remembers each file's digest, by its path, size, time of change and inode. Processes of a host
+    `cache_dir/verified` remembers each file's digest, by its path, size, times of change and inode. Processes of a host
     take turns, a file each time: a file is read by one of them, and all know what was found.
 
     Args:
@@ -141,7 +141,7 @@ def _state(claim: Claim) -> dict[str, Any]:
     dtype = '' if claim.dtype is None else claim.dtype.str
     return {
         **dict(file=os.path.abspath(claim.path), size=status.st_size, mtime_ns=status.st_mtime_ns),
-        **dict(inode=status.st_ino, dtype=dtype, offset=claim.offset),
+        **dict(ctime_ns=status.st_ctime_ns, inode=status.st_ino, dtype=dtype, offset=claim.offset),
     }
 
 
