@@ -40,7 +40,7 @@ WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --wor
 TOKENIZER = flags.DEFINE_string(
     'tokenizer', None, "With --weights, the tokenizer's file, if it isn't beside them or in the folder tokenizer there."
 )
-DATASET = flags.DEFINE_string('dataset', None, 'With --weights, a TFDS dataset like that of training.')
+DATASET = flags.DEFINE_string('dataset', None, 'With --weights, text like that of training, as config.dataset has it.')
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'With --weights, where TFDS keeps it, if not where it usually does.')
 EVAL_BATCHES = flags.DEFINE_integer('eval_batches', -1, 'Batches to evaluate; -1 is all.', lower_bound=-1)
 QUANTIZATION = flags.DEFINE_bool('quantization', False, 'Report on the quantization of the weights, not on the loss.')
@@ -88,7 +88,10 @@ def evaluate(run: workdirs.Run):
     with cli.user_errors():
         data = loading.load_data(run.experiment.config, run.tokenizer)
         validate = evaluation.make_validation(run.experiment, data)
-    metrics = validate(run.state)
+    try:
+        metrics = validate(run.state)
+    except OSError as error:  # of the data
+        cli.fail(error)
     bitwidths = bitwidth_metrics.of_state(run.experiment.transform, run.state.transform_state)
     metrics.update({name: float(value) for name, value in bitwidths.items()})
     if run.packed:

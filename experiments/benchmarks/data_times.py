@@ -15,7 +15,7 @@ from experiments.data.batching import train_iterator
 from experiments.data.rows import TextRows
 from experiments.data.shuffling import shuffled
 from experiments.data.token_data import TokenData, in_memory
-from experiments.files import paths
+from experiments.files import open_files, paths
 from gaussq_jax.text_table import text_table
 
 BATCH_SIZE, LENGTH = 512, 2048
@@ -58,6 +58,7 @@ def time_batches(folder: pathlib.Path, turns: int) -> dict[str, Any]:
     if not files:
         raise ValueError(f'{folder} has no files *.tokens')
     start = time.perf_counter()
+    open_files.allow_more(len(files))
     mapped = [_map(path) for path in files]
     data = in_memory(np.empty(0), shards=tuple(np.frombuffer(of, '<u2') for of in mapped))
     rows = TextRows(data, LENGTH)

@@ -127,13 +127,14 @@ class Checkpointer(contextlib.AbstractContextManager):
         if decided_by_first_process(lambda: self._make_room(step)):
             return False
         arguments = ocp.args.PyTreeSave(leaves, ocdbt_target_data_file_size=DATA_FILE_BYTES)
+        wait_for_all = new_barrier()  # before what may fail in this process alone: all have to count alike
         digests = DigestsWhileWritten(self._writing(step), early_files(jax.process_index()))
         try:
             self._orbax.save(self._writing(step) / 'state', args=arguments)
         except Exception as error:
             digests.close()
             raise self._failed(step, error) from error
-        self._pending = step, self._executor.submit(self._finish, step, contents, protected, digests, new_barrier())
+        self._pending = step, self._executor.submit(self._finish, step, contents, protected, digests, wait_for_all)
         return True
 
     def raise_if_failed(self) -> None:

@@ -26,22 +26,17 @@ def find_damage(directory: pathlib.Path, share: Share = ALL) -> str | None:
 
     Args:
       directory: of a checkpoint.
-      share: of several processes each reads its share of the files, and all look at their names.
+      share: of several processes each reads its share of the files, and the first looks at their names: lists of
+        directories that others have may be old ones, on network file systems.
     """
     try:
         lines = paths.check_file(directory / MANIFEST).read_text(encoding='utf-8').splitlines()
         digests = {name: digest for digest, name in (line.split('  ', 1) for line in lines)}
-        if links := [path for path in directory.rglob('*') if path.is_symlink()]:
-            return f'{links[0].relative_to(directory)} is a link, whose file may be any'
-        files = _files(directory)
-        if missing := sorted(digests.keys() - files.keys()):
-            return f'{missing[0]} is missing'
-        if unlisted := sorted(files.keys() - digests.keys()):
-            return f'{unlisted[0]} is not in {MANIFEST}'
-        if not files:
-            return f'there is nothing beside {MANIFEST}'
-        names = share.of(sorted(files))
-        for name, found in zip(names, sha256_of_each(files[name] for name in names), strict=True):
+        if share.process == 0 and (damage := _misnamed(directory, digests)):
+            return damage
+        names = share.of(sorted(digests))
+        files = [paths.check_file(directory / name) for name in names]
+        for name, found in zip(names, sha256_of_each(files), strict=True):
             if found != digests[name]:
                 return f'{name} is not what was written (its SHA-256 differs)'
     except FileNotFoundError as error:
@@ -104,6 +99,18 @@ def write_manifest(directory: pathlib.Path, digests: Mapping[str, str] | None = 
 def sha256_of_manifest(directory: pathlib.Path) -> str:
     """What names all that is in the directory; OSError if there is no manifest."""
     return sha256(directory / MANIFEST)
+
+
+def _misnamed(directory: pathlib.Path, digests: Mapping[str, str]) -> str | None:
+    """What files are missing, or are too many."""
+    if links := [path for path in directory.rglob('*') if path.is_symlink()]:
+        return f'{links[0].relative_to(directory)} is a link, whose file may be any'
+    files = _files(directory)
+    if missing := sorted(digests.keys() - files.keys()):
+        return f'{missing[0]} is missing'
+    if unlisted := sorted(files.keys() - digests.keys()):
+        return f'{unlisted[0]} is not in {MANIFEST}'
+    return None if files else f'there is nothing beside {MANIFEST}'
 
 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -113,14 +113,11 @@ def prepared_splits(
     Raises:
       ValueError, OSError: as `prepared_data` and `open_prepared`.
     """
-    open_splits = lambda folder: tuple(
-        open_prepared(folder, split, tokenizer, cache_dir) for split in ('train', 'validation')
-    )
     try:
-        return open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir))
+        return _open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir), tokenizer, cache_dir)
     except DamagedFile as error:
         logging.warning('%s, and will be written anew', error)
-    return open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir, anew=True))
+    return _open_splits(prepared_data(settings, tokenizer, cache_dir=cache_dir, anew=True), tokenizer, cache_dir)
 
 
 def make_rows(data: TokenData, config: ConfigDict) -> Rows:
@@ -151,12 +148,23 @@ def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> 
     splits = dict(train_split=config.train_split, validation_split=config.validation_split)
     if is_token_files(dataset):
         return open_token_files(dataset, tokenizer, **splits, held_out=config.held_out, cache_dir=cache_dir)
-    if fetching.is_remote(dataset):
-        folder = fetching.fetch_prepared(dataset, cache_dir)
-    else:
-        folder = pathlib.Path(os.path.expanduser(dataset))
+    is_remote = fetching.is_remote(dataset)
+    folder = fetching.fetch_prepared(dataset, cache_dir) if is_remote else pathlib.Path(os.path.expanduser(dataset))
     if folder is None or not is_prepared(folder):
         fields = ('text_feature', 'invalid_text', 'held_out', 'train_split', 'validation_split')
         settings = Settings(dataset, **{field: config[field] for field in fields}, data_dir=config.data_dir or None)
         return prepared_splits(settings, tokenizer, cache_dir)
+    try:
+        return _open_splits(folder, tokenizer, cache_dir)
+    except DamagedFile as error:
+        if not is_remote:
+            raise
+        logging.warning('%s, and will be fetched anew', error)
+        error.path.unlink(missing_ok=True)
+    return _open_splits(fetching.fetch_prepared(dataset, cache_dir), tokenizer, cache_dir)
+
+
+def _open_splits(
+    folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, cache_dir: pathlib.Path
+) -> tuple[TokenData, TokenData]:
     return tuple(open_prepared(folder, split, tokenizer, cache_dir) for split in ('train', 'validation'))

@@ -104,7 +104,10 @@ def _item(part: str, text: str) -> Item:
     except (ValueError, ZeroDivisionError):
         weight = 0
     if weight <= 0:
-        raise ValueError(f'dataset={text!r}: the weight of {found["name"]} is {found["weight"]!r}, no positive number')
+        raise ValueError(
+            f'dataset={text!r}: the weight of {found["name"]} is {found["weight"]!r}, no positive number'
+            ' such as 0.7, 70 or 7/10'
+        )
     return Item(found['name'], weight, found['dataset'].strip())
 
 

@@ -48,7 +48,8 @@ class TextRows:
     def __init__(self, data: TokenData, sequence_length: int, *, segmented: bool = False):
         if not 1 <= sequence_length < data.num_tokens:
             raise ValueError(
-                f'sequence_length={sequence_length}; allowed: 1 to {data.num_tokens - 1}, one less than the tokens.'
+                f'sequence_length={sequence_length}; allowed: 1 to {data.num_tokens - 1}, one less than the tokens'
+                f'{data.source and f" of {data.source}"}.'
             )
         self._data, self._length, self._is_segmented = data, sequence_length, segmented
         self._shards = [np.asarray(shard) for shard in data.shards]  # slices of a memmap take much longer

@@ -12,6 +12,7 @@ from experiments.data.preparation import verification
 from experiments.data.preparation.manifest import DOCUMENTS, MASK, TOKENS, Manifest, check_sizes, read_manifest
 from experiments.data.preparation.verification import Claim
 from experiments.data.tokenizers import Tokenizer
+from experiments.files import open_files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +122,7 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
     of_split = manifest.splits[split]
     counts, dtypes = of_split.counts, {TOKENS: np.dtype(manifest.dtype), MASK: np.uint8, DOCUMENTS: np.uint32}
     paths = {ending: [folder / f'{shard.name}.{ending}' for shard in of_split.shards] for ending in dtypes}
+    open_files.allow_more(len(dtypes) * len(of_split.shards))
     arrays = {
         ending: tuple(_mapped(path, np.dtype(dtypes[ending]).newbyteorder('<')) for path in paths[ending])
         for ending in (dtypes if manifest.is_chats else (TOKENS,))
@@ -142,7 +144,7 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
         document_lengths=np.concatenate(arrays[DOCUMENTS]) if DOCUMENTS in arrays else None,
         num_learned=counts.num_learned,
         held_out=_held_out(manifest),
-        source=str(folder),
+        source=f'{folder}, {split}',
         raise_if_damaged=verification.verify(claims, cache_dir),
     )
 

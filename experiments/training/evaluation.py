@@ -23,7 +23,7 @@ def make_validation(
     'validation/loss_with_noise' where the method has noise. Of several sources, as many batches of each are read, and
     these are the means by the sources' weights, of tokens as training draws them; 'validation/NAME/loss' and
     'validation/NAME/bits_per_byte' are of the source NAME. The batches are processed in the parts of training;
-    `at_batch` is called before each.
+    `at_batch` is called before each. The function raises OSError for tokens that are damaged.
     """
     config = experiment.config
     evaluate = make_evaluation(experiment)
@@ -43,6 +43,7 @@ def make_validation(
         def read(of_source):
             for batch in of_source:
                 at_batch()
+                data.raise_if_damaged()
                 yield batch
 
         return {source: evaluate(state, read(of), **options)['loss'] for source, of in batches.items()}

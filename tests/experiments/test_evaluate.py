@@ -60,6 +60,16 @@ def test_evaluation(file, monkeypatch, capsys):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_damaged_tokens_are_told_in_a_line(file, monkeypatch):
+    def damaged(state):
+        raise OSError('val.bin holds the token 7')
+
+    monkeypatch.setattr(loading, 'load_data', lambda config, tokenizer: None)
+    monkeypatch.setattr(evaluation, 'make_validation', lambda _, data: damaged)
+    with pytest.raises(SystemExit, match=r'^error: val.bin holds the token 7$'):
+        run_program(evaluate, WEIGHTS=str(file), EVAL_BATCHES=3)
+
+
 def test_quantization_without_texts(file, tmp_path, capsys):
     copy = tmp_path / 'a.b.safetensors'
     copy.write_bytes(file.read_bytes())

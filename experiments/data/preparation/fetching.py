@@ -12,7 +12,8 @@ import fsspec
 from absl import logging
 
 from experiments.data.preparation import manifest
-from gaussq_jax.atomic_files import new_file
+from experiments.files import locks
+from gaussq_jax.atomic_files import new_file, open_own
 
 PIECE = 2**23
 MOST_BYTES = 2**26  # of a manifest, as of all JSON
@@ -52,11 +53,19 @@ def fetch_prepared(url: str, cache_dir: pathlib.Path) -> pathlib.Path | None:
     digest = hashlib.sha256(b'\0'.join(contents.values())).hexdigest()
     readable = re.sub(r'[^\w.-]', '_', posixpath.basename(url.rstrip('/')))[:60]
     folder = cache_dir / 'fetched' / f'{readable}-{digest[:16]}'
-    for name, text in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as partial:
-            partial.write_bytes(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        for name, text in contents.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            with new_file(path) as partial:
+                partial.write_bytes(text)
+        _fetch_shards(system, root, folder, url)
+    return folder
+
+
+def _fetch_shards(system: Any, root: str, folder: pathlib.Path, url: str) -> None:
+    """All that the manifest says and the folder lacks."""
     of_all = manifest.read_manifest(folder)
     for split in of_all.splits.values():
         for shard in split.shards:
@@ -66,7 +75,15 @@ def fetch_prepared(url: str, cache_dir: pathlib.Path) -> pathlib.Path | None:
                 if not (path.is_file() and path.stat().st_size == size):
                     logging.info('Fetching %s/%s, %.0f MB, to %s', url, name, size / 1e6, folder)
                     _fetch(system, posixpath.join(root, name), path, shard.sha256[ending], f'{url}/{name}')
-    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """One process of several that want the same folder at the same time fetches it, and the others wait for that."""
+    path = folder.with_name(f'.{folder.name}.lock')
+    with open_own(path, 'r+') as file:
+        locks.lock(file, path, waits=True)
+        yield
 
 
 def _of_parts(system: Any, root: str) -> list[str]:
@@ -81,12 +98,18 @@ def _of_parts(system: Any, root: str) -> list[str]:
 def _fetch(system: Any, source: str, path: pathlib.Path, sha256: str, url: str) -> None:
     digest = hashlib.sha256()
     with new_file(path) as partial, open(partial, 'xb') as target:
-        with _naming(url), system.open(source, 'rb') as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
-                target.write(piece)
+        for piece in _pieces(system, source, url):
+            digest.update(piece)
+            target.write(piece)
         if digest.hexdigest() != sha256:
             raise OSError(f'{url} is damaged: its SHA-256 is {digest.hexdigest()}, and should be {sha256}')
+
+
+def _pieces(system: Any, source: str, url: str) -> Iterator[bytes]:
+    """What a file holds; errors of its file system name it, and those of whoever takes the pieces are their own."""
+    with _naming(url), system.open(source, 'rb') as file:
+        while piece := file.read(PIECE):
+            yield piece
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ BYTES_EACH = {MASK: 1, DOCUMENTS: 4}
 COUNTS = ('num_tokens', 'num_bytes', 'num_documents')  # that the SHA-256 of a split vouches for, as in version 0.1
 UNUSUAL = ('num_empty', 'num_invalid', 'num_cut')
 SHARD_FOLDER = re.compile(r'(\d{5})-of-(\d{5})')
-AGAIN = 'run the same command again, and it goes on'
+AGAIN = 'run the same command of experiments.prepare again, and it goes on'
 SEAL = 'manifest_sha256'
 
 

@@ -20,7 +20,11 @@ _one_at_a_time = threading.Lock()
 
 
 class DamagedFile(OSError):
-    """A file isn't what it is claimed to be."""
+    """A file, `path`, isn't what it is claimed to be."""
+
+    def __init__(self, path: pathlib.Path, told: str):
+        super().__init__(f'{path} {told}')
+        self.path = path
 
 
 class Claim(NamedTuple):
@@ -40,9 +44,9 @@ class Claim(NamedTuple):
 def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], None]:
     """Reads the files and compares them with what is claimed; the function that raises once one is found damaged.
 
-    Up to MOST_AT_ONCE bytes in all are read before it returns. More are read by a thread of its own, in one process of
-    a host, and `cache_dir/verified` remembers each file's digest, by its path, size, time of change and inode, so that
-    it is read once.
+    Up to MOST_AT_ONCE bytes in all are read before it returns. More are read by a thread of its own, and
+    `cache_dir/verified` remembers each file's digest, by its path, size, times of change and inode. Processes of a host
+    take turns, a file each time: a file is read by one of them, and all know what was found.
 
     Args:
       claims: of each file, what it is said to be; the files have been looked at, and are there.
@@ -52,7 +56,7 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
       A function without arguments, which takes no time: OSError, naming the file and what to do, if one is damaged.
 
     Raises:
-      OSError: the same, of files that are read at once.
+      OSError: the same, of files that are read at once, or were read by an earlier run.
 
     Example:
       raise_if_damaged = verify([Claim(path, sha256)], pathlib.Path('~/.cache/gaussq_jax').expanduser())
@@ -61,6 +65,9 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
         for claim in claims:
             _check(claim, _read(claim))
         return lambda: None
+    for claim in claims:
+        if found := _remembered(claim, cache_dir):
+            _check(claim, found)
     damage = []
 
     def raise_if_damaged():
@@ -72,11 +79,12 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
 
     def read_all():
         try:
-            with _one_at_a_time, _only_process(cache_dir / 'verified') as is_mine:
-                for claim in claims if is_mine else ():
-                    _check(claim, _remembered(claim, cache_dir) or _read_and_remember(claim, cache_dir))
-        except OSError as error:
-            damage.append(str(error))
+            for claim in claims:
+                with _one_at_a_time, _alone(cache_dir / 'verified'):
+                    found = _remembered(claim, cache_dir) or _read_and_remember(claim, cache_dir)
+                _check(claim, found)
+        except Exception as error:  # of whichever kind: a run doesn't go on unverified
+            damage.append(str(error) or repr(error))
 
     threading.Thread(target=read_all, name='verification', daemon=True).start()
     return raise_if_damaged
@@ -84,17 +92,17 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
 
 def _check(claim: Claim, found: dict[str, Any]) -> None:
     if claim.sha256 and found['sha256'] != claim.sha256:
-        raise DamagedFile(f'{claim.path} is damaged: its SHA-256 is {found["sha256"]}, and should be {claim.sha256}')
+        raise DamagedFile(claim.path, f'is damaged: its SHA-256 is {found["sha256"]}, and should be {claim.sha256}')
     if claim.dtype is not None and not 0 <= found['smallest'] <= found['largest'] < claim.num_ids:
         wrong = found['largest'] if found['largest'] >= claim.num_ids else found['smallest']
-        raise DamagedFile(f'{claim.path} holds the token {wrong}; the vocabulary has 0 to {claim.num_ids - 1}')
+        raise DamagedFile(claim.path, f'holds the token {wrong}; the vocabulary has 0 to {claim.num_ids - 1}')
 
 
 def _read(claim: Claim) -> dict[str, Any]:
     """The SHA-256 of a file, and the smallest and the largest of its tokens."""
     digest, smallest, largest = hashlib.sha256(), 0, 0
     buffer = memoryview(bytearray(PIECE))
-    with open(claim.path, 'rb', buffering=0) as file:
+    with open(claim.path, 'rb') as file:  # buffered: else a read may end within a token
         digest.update(file.read(claim.offset))
         while size := file.readinto(buffer):
             digest.update(buffer[:size])
@@ -133,7 +141,7 @@ def _state(claim: Claim) -> dict[str, Any]:
     dtype = '' if claim.dtype is None else claim.dtype.str
     return {
         **dict(file=os.path.abspath(claim.path), size=status.st_size, mtime_ns=status.st_mtime_ns),
-        **dict(inode=status.st_ino, dtype=dtype, offset=claim.offset),
+        **dict(ctime_ns=status.st_ctime_ns, inode=status.st_ino, dtype=dtype, offset=claim.offset),
     }
 
 
@@ -143,16 +151,14 @@ def _record(claim: Claim, cache_dir: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _only_process(folder: pathlib.Path) -> Iterator[bool]:
-    """Whether no other process of this host is at it; where nothing can be locked, none is."""
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process of this host is at it; where nothing can be locked, for none."""
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(folder / '.lock', 'a'))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            logging.warning('%s: not locked (%s); other processes may read the same files', folder, error.strerror)
-        yield True
+            told = '%s: not locked (%s); other processes may read the same files'
+            logging.log_first_n(logging.WARNING, told, 1, folder, error.strerror)
+        yield

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from experiments.data.token_files.llmc import has_magic, open_llmc
 from experiments.data.token_files.megatron import index_of, open_megatron
 from experiments.data.token_files.nanogpt import open_nanogpt
 from experiments.data.tokenizers import Tokenizer
-from experiments.files import json_files, paths
+from experiments.files import json_files, open_files, paths
 
 KINDS = {'nanogpt': open_nanogpt, 'llmc': open_llmc, 'megatron': open_megatron}
 SAMPLES, SAMPLE_BYTES = 4096, 4096  # of all files together, and each
@@ -76,24 +77,27 @@ def open_token_files(
         bounds = [(0, cut), (cut, total)]
     if min(end - start for start, end in bounds) < 2:
         raise ValueError(f'dataset={dataset!r}: {sum(end - start for start, end in bounds)} tokens are too few')
+    open_files.allow_more(sum(map(len, files)))
     shards = [_cut(of, *bound) for of, bound in zip(files, bounds)]
     measured, num_bytes = _measure(shards[1], tokenizer, files[1][0].path)
     claims = [[Claim(file.path, '', file.dtype, file.offset, tokenizer.vocab_size) for file in of] for of in files]
-    checks = [verification.verify(of, cache_dir) for of in (claims if '{split}' in dataset else claims[:1])]
+    distinct = slice(2 if '{split}' in dataset else 1)
+    checks = [verification.verify(of, cache_dir) for of in claims[distinct]]
+    digests = [_digest(of) for of in files[distinct]]
     counts = [[file.num_documents for file in of] for of in files]
     return tuple(
         TokenData(
             arrays,
             round(num_bytes * (end - start) / measured),
             sum(counted) if '{split}' in dataset and None not in counted else None,
-            _identity(of, (start, end)),
+            _identity(digest, (start, end)),
             document_start(tokenizer),
             num_ids=tokenizer.vocab_size,
             source=dataset,
             raise_if_damaged=raise_if_damaged,
         )
-        for arrays, (start, end), counted, of, raise_if_damaged in zip(
-            shards, bounds, counts, files, (checks * 2)[:2], strict=True
+        for arrays, (start, end), counted, digest, raise_if_damaged in zip(
+            shards, bounds, counts, (digests * 2)[:2], (checks * 2)[:2], strict=True
         )
     )
 
@@ -145,11 +149,17 @@ def _measure(shards: tuple[np.ndarray, ...], tokenizer: Tokenizer, path: pathlib
     ids = []
     for shard in shards:
         ids += shard[: DECODED - len(ids)].tolist()
+    if wrong := [of for of in (min(ids), max(ids)) if not 0 <= of < tokenizer.vocab_size]:
+        raise ValueError(
+            f'{path} holds the token {wrong[-1]}; the vocabulary has 0 to {tokenizer.vocab_size - 1}: these tokens are'
+            ' of another tokenizer than config.tokenizer, or the file is damaged'
+        )
     with json_files.naming(path):
         return len(ids), len(tokenizer.decode(ids).encode())
 
 
-def _identity(files: list[TokenFile], bound: tuple[int, int]) -> str:
+def _digest(files: list[TokenFile]) -> Any:
+    """The SHA-256 of what identifies these files, to which more can be added."""
     digest = hashlib.sha256()
     each = max(2, SAMPLES // len(files))
     for file in files:
@@ -159,5 +169,10 @@ def _identity(files: list[TokenFile], bound: tuple[int, int]) -> str:
             for i in range(each):
                 opened.seek(max(0, size - SAMPLE_BYTES) * i // (each - 1))
                 digest.update(opened.read(SAMPLE_BYTES))
+    return digest
+
+
+def _identity(digest: Any, bound: tuple[int, int]) -> str:
+    digest = digest.copy()
     digest.update(json.dumps(bound).encode())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from saved_states import flip_bit, largest_file
 
+from experiments.checkpoints import manifests
 from experiments.checkpoints.manifests import MANIFEST, Verified, find_damage, write_manifest
 from experiments.checkpoints.process_shares import Share, writer_of
 
@@ -110,3 +111,10 @@ def test_processes_together_find_what_one_finds(step):
     flip_bit(step / name)
     found = [find_damage(step, Share(process, 3)) for process in range(3)]
     assert found.count(None) == 2 and find_damage(step) in found
+
+
+def test_an_old_list_of_files_is_no_damage(step, monkeypatch):
+    """As network file systems have it, in processes that haven't written them; the first, which has, looks at names."""
+    monkeypatch.setattr(manifests, 'files_of', lambda directory: {})
+    assert find_damage(step, Share(1, 2)) is None
+    assert find_damage(step, Share(0, 2)) == 'checkpoint.json is missing'

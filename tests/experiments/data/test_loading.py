@@ -5,6 +5,7 @@ import json
 import pathlib
 from fractions import Fraction
 
+import fsspec
 import numpy as np
 import pytest
 from small_experiments import small_config
@@ -65,6 +66,21 @@ def test_errors_of_a_mixture_name_the_source(folders, tmp_path):
         load(f'1 one={folders["a"]}; 1 two={tmp_path}/none.bin', cache_dir=str(tmp_path))
     with pytest.raises(ValueError, match='chats is of chats, others are of text; mix one kind'):
         load(f'1 text={folders["a"]}; 1 chats={folders["chats"]}', cache_dir=str(tmp_path))
+
+
+def test_a_damaged_copy_of_what_is_elsewhere_is_fetched_anew(folders, tmp_path):
+    """But the damaged folder of a user is an error."""
+    system, cache = fsspec.filesystem('memory'), tmp_path / 'cache'
+    for path in folders['a'].iterdir():
+        system.pipe(f'/damaged copy/{path.name}', path.read_bytes())
+    for _ in range(2):
+        data, _ = load('memory://damaged copy', cache_dir=str(cache))
+        np.testing.assert_array_equal(np.concatenate(data.sources[0].train.shards), np.concatenate(SHARDS))
+        (shard,) = cache.glob('fetched/*/train-00001.tokens')
+        shard.write_bytes(bytes(len(shard.read_bytes())))
+    (folders['a'] / shard.name).write_bytes(shard.read_bytes())
+    with pytest.raises(OSError, match=r'train-00001.tokens is damaged'):
+        load(folders['a'], cache_dir=str(cache))
 
 
 def test_packing(folders, tmp_path):

@@ -1,6 +1,8 @@
 """Prepared folders: opened as they were written, or refused in a line."""
 
 import dataclasses
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -74,6 +76,17 @@ def test_damaged_shards(tmp_path):
     with pytest.raises(OSError, match=r'train-00001.tokens is damaged: its SHA-256 is'):
         opened(folder)
     opened(folder, 'validation')
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    folder = write_prepared(tmp_path / 'out', train=[np.arange(9)] * 60, validation=SHARDS)
+    before, free = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 30, before[1]))
+    try:
+        assert opened(folder).num_tokens == 540
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_held_out_documents(tmp_path):

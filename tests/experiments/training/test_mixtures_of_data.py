@@ -1,5 +1,7 @@
 """A run on several sources: what it says and measures of each, and that it resumes exactly, or ends at damage."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from small_experiments import ONE_DEVICE, on_mesh, random_state
@@ -41,6 +43,17 @@ def test_validation(config):
     for metric in ('validation/loss', 'validation/loss_with_noise', 'validation/bits_per_byte'):  # equal bytes a token
         assert found[metric] == pytest.approx(0.75 * alone['web'][metric] + 0.25 * alone['code'][metric], rel=1e-12)
     assert len(found) == 7
+
+
+def test_validation_of_damaged_tokens(config):
+    with on_mesh(ONE_DEVICE):
+        experiment = make_experiment(config, 257)
+        data = loading.load_data(config, loading.load_tokenizer(config))
+        first, second = data.sources
+        damaged = dataclasses.replace(second.validation, raise_if_damaged=lambda: fail(6))
+        data = Data((first, second._replace(validation=damaged)))
+        with pytest.raises(OSError, match='is damaged'):
+            evaluation.make_validation(experiment, data)(random_state(experiment))
 
 
 def test_a_run_resumes_exactly(config, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,10 @@
 """Prepared folders elsewhere: fetched once, whole, and only as they should be."""
 
+import concurrent.futures
+import errno
+import io
+import os
+import time
 import uuid
 
 import fsspec
@@ -61,6 +66,32 @@ def test_damage_on_the_way(url, tmp_path):
     assert not list((tmp_path / 'cache').rglob('train-00001.tokens'))
     system.pipe(shard, contents)
     assert (fetch_prepared(url, tmp_path / 'cache') / 'train-00001.tokens').read_bytes() == contents
+
+
+def test_processes_fetch_one_after_the_other(url, tmp_path, monkeypatch):
+    """Threads here; each file is fetched by one of them."""
+    fetched, fetch = [], fetching._fetch
+
+    def slow(system, source, path, *others):
+        fetched.append(path.name)
+        time.sleep(0.05)
+        fetch(system, source, path, *others)
+
+    monkeypatch.setattr(fetching, '_fetch', slow)
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        folders = list(executor.map(lambda _: fetch_prepared(url, tmp_path / 'cache'), range(3)))
+    assert len(set(folders)) == 1 and sorted(fetched) == sorted({path.name for path in folders[0].glob('*.tokens')})
+
+
+def test_a_full_disk_is_not_the_urls_fault(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, 'open', FullFile, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device: '.*cache/fetched/prepared-.*tokens'"):
+        fetch_prepared(url, tmp_path / 'cache')
+
+
+class FullFile(io.FileIO):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_nothing_there(tmp_path):

@@ -113,7 +113,7 @@ def test_parts(tmp_path):
     with pytest.raises(ValueError, match=r"00001-of-00003 was prepared with made_of=\{'dataset': 'others'\}, 00000"):
         read_manifest(tmp_path)
     write_manifest(tmp_path / '00001-of-00003', dataclasses.replace(TEXT, is_complete=False))
-    with pytest.raises(ValueError, match='00001-of-00003 is not complete: run the same command again'):
+    with pytest.raises(ValueError, match='00001-of-00003 is not complete: run the same command'):
         read_manifest(tmp_path)
     write_manifest(tmp_path / '00001-of-00003', TEXT)
     joined = read_manifest(tmp_path)

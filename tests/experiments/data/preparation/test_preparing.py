@@ -271,7 +271,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_told(tmp_path):
 def test_a_split_without_text_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"there is no text in this split, 'validation'.*held_out=1e-09 of 86"):
         prepare(tmp_path / 'a', Settings('texts', held_out=1e-9))
-    with pytest.raises(ValueError, match='is not complete: run the same command again'):
+    with pytest.raises(ValueError, match='is not complete: run the same command'):
         manifest.read_manifest(tmp_path / 'a')
 
 

@@ -1,10 +1,12 @@
-"""Files are verified when they are opened, or meanwhile; once, and by one process of a host."""
+"""Files are verified when they are opened, or meanwhile; each once, by one process of a host."""
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ def claim(tmp_path):
     return Claim(path, hashlib.sha256(TOKENS.tobytes()).hexdigest())
 
 
+def wait(seconds=20):
+    for thread in threading.enumerate():
+        if thread.name == 'verification':
+            thread.join(seconds)
+
+
 @pytest.fixture
 def in_background(monkeypatch, tmp_path):
     """Verifies in the background, to its end; which files were read, and the function that raises."""
@@ -29,13 +37,11 @@ def in_background(monkeypatch, tmp_path):
     read, before = [], verification._read
     monkeypatch.setattr(verification, '_read', lambda claim: read.append(claim.path.name) or before(claim))
 
-    def in_background(*claims):
+    def in_background(*claims, seconds=20):
         read.clear()
         raise_if_damaged = verify(claims, tmp_path / 'cache')
-        for thread in threading.enumerate():
-            if thread.name == 'verification':
-                thread.join(20)
-        return list(read), raise_if_damaged
+        wait(seconds)
+        return read, raise_if_damaged
 
     return in_background
 
@@ -79,11 +85,15 @@ def test_a_file_is_read_once_until_it_changes(claim, in_background):
 
 def test_damage_in_the_background(claim, in_background):
     claim.path.write_bytes(TOKENS[::-1].tobytes())
-    for _ in range(2):  # remembered, too
-        _, raise_if_damaged = in_background(claim)
-        with pytest.raises(OSError, match=r'train-00000.tokens is damaged.*What was trained since this start may'):
-            raise_if_damaged()
+    _, raise_if_damaged = in_background(claim)
+    with pytest.raises(OSError, match=r'train-00000.tokens is damaged.*What was trained since this start may'):
+        raise_if_damaged()
+    with pytest.raises(verification.DamagedFile, match=r'train-00000.tokens is damaged'):  # remembered
+        in_background(claim)
+    before = claim.path.stat()
+    time.sleep(0.02)  # more than a tick of the clock of files
     claim.path.write_bytes(TOKENS.tobytes())
+    os.utime(claim.path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy may, that is brought back
     in_background(claim)[1]()
 
 
@@ -94,12 +104,46 @@ def test_a_file_that_vanishes(claim, in_background, monkeypatch):
         raise_if_damaged()
 
 
-def test_another_process_is_at_it(claim, in_background, tmp_path):
+@pytest.mark.parametrize('is_damaged', [False, True])
+def test_another_process_is_at_it(claim, in_background, tmp_path, is_damaged):
+    """It is waited for; what it has read is not read again, and its damage is told; the rest is read."""
+    claim = claim._replace(sha256='ff') if is_damaged else claim
+    other = claim._replace(path=claim.path.with_name('other'), sha256='')
+    other.path.write_bytes(TOKENS.tobytes())
     (tmp_path / 'cache/verified').mkdir(parents=True)
     with open(tmp_path / 'cache/verified/.lock', 'a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert in_background(claim)[0] == []
-    assert in_background(claim)[0] == [claim.path.name]
+        read, raise_if_damaged = in_background(other, claim, seconds=0.1)
+        assert read == []
+        verification._read_and_remember(claim, tmp_path / 'cache')  # as the other process does
+    wait()
+    assert read == [claim.path.name, 'other']
+    if is_damaged:
+        with pytest.raises(OSError, match=r'train-00000.tokens is damaged'):
+            raise_if_damaged()
+    else:
+        raise_if_damaged()
+
+
+def test_an_unexpected_error_ends_the_run(claim, in_background, monkeypatch):
+    monkeypatch.setattr(verification, '_read', lambda claim: 1 / 0)
+    _, raise_if_damaged = in_background(claim)
+    with pytest.raises(OSError, match=r'division by zero'):
+        raise_if_damaged()
+
+
+def test_reads_that_end_within_a_token(claim, tmp_path, monkeypatch):
+    """As those of some network file systems do."""
+
+    class Short(io.FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:999])
+
+    def open_short(path, mode, buffering=-1):
+        return io.BufferedReader(Short(path)) if buffering else Short(path)
+
+    monkeypatch.setattr(verification, 'open', open_short, raising=False)
+    verify([Claim(claim.path, claim.sha256, TOKENS.dtype, 0, 5000)], tmp_path)()
 
 
 @pytest.mark.parametrize('contents', ['', '[]', '{"sha256": 3}', '{"a": "b"}'])

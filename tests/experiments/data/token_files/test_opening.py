@@ -67,7 +67,7 @@ def test_tokens_of_another_vocabulary(tmp_path):
     with pytest.raises(OSError, match=r'a.bin holds the token 50256; the vocabulary has 0 to 256'):
         opened(tmp_path)
     write_nanogpt(tmp_path / 'a.bin', [TOKENS, [50_256]])
-    with pytest.raises(ValueError, match=r'a.bin: ids holds 50256; allowed: 0 to 256'):
+    with pytest.raises(ValueError, match=r'a.bin holds the token 50256; .* of another tokenizer than'):
         opened(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_damage(write, damage, message, tmp_path):
     ('place', 'value', 'message'),
     [
         (9, 2, 'a.idx has version 2; allowed: 1'),
-        (17, 5, r'tokens of the type 5 \(int64\); allowed: 1 \(uint8\), .* 4 \(int32\), 8 \(uint16\)'),
+        (17, 5, r'tokens of the type 5 \(int64\); allowed: 1 \(uint8\), .*, 4 \(int32\), 8 \(uint16\)'),
         (17, 77, r'tokens of the type 77 \(none\)'),
         (18, 13, 'a.idx has .* bytes, but 13 sequences'),
         (34, 9, 'its sequences do not lie one after the other'),
