@@ -91,7 +91,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             held_out=0.005,  # the share of documents that are for validation, where a dataset has no splits
             text_feature='text',  # or 'messages', or 'prompt+completion': chats, of which the answers are learned
             invalid_text='error',  # documents that are not UTF-8; or 'replace', or 'skip'
-            packing='',  # of text 'concatenated', or 'segmented', no attention across documents; of chats 'whole'
+            packing='',  # or 'segmented': no attention across documents of text, as there is none across chats
             data_dir='',  # where TFDS keeps it; '' is TFDS's own default
             cache_dir='',  # for token arrays; '' is $GAUSSQ_CACHE or ~/.cache/gaussq_jax
             tokenizer='bytes',

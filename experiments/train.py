@@ -26,6 +26,7 @@ from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.checkpoints.step_directories import newest_step
 from experiments.cost import dry_run
 from experiments.data import loading, tokenizer_files
+from experiments.data.preparation.verification import DamagedFile
 from experiments.devices import device_specs
 from experiments.files import paths
 from experiments.processes import distributed, exit_codes
@@ -131,7 +132,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None) ->
                     checkpointer.wait()
                     replace_file(workdir / 'diverged.txt', f'{error}\n')
             raise
-    return description.end(experiment, summary, workdir) if is_main else None
+    return description.end(experiment, summary, workdir, data) if is_main else None
 
 
 def prepare_workdir(workdir: pathlib.Path, experiment: Experiment, start: int | None) -> list[str]:
@@ -157,6 +158,8 @@ def prepare_workdir(workdir: pathlib.Path, experiment: Experiment, start: int | 
 def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
     """Where a training ends before its last step, one line says why, and from where the same command continues."""
 
+    begun_at = newest_step(workdir / 'checkpoints')
+
     def newest() -> str:
         step = newest_step(workdir / 'checkpoints')
         return 'its beginning' if step is None else f'step {step}'
@@ -174,8 +177,22 @@ def exit_codes_of(workdir: pathlib.Path) -> Iterator[None]:
         cli.fail(error, f'; the newest checkpoint is of {newest()}')
     except RollbackError as error:
         cli.fail(error)
+    except DamagedFile as error:
+        cli.fail(error, f'; {after_damage(workdir / "checkpoints", begun_at)}')
     except OSError as error:
         cli.fail(error, f'; once that is mended, the same command continues from {newest()}')
+
+
+def after_damage(checkpoints: pathlib.Path, begun_at: int | None) -> str:
+    """What to do where a run was trained on what may be damaged, since the step that it was started from."""
+    if begun_at is None:
+        told, advice = 'its beginning', f'delete {checkpoints}: the same command then starts again'
+    elif (checkpoints / str(begun_at)).exists():
+        told = f'step {begun_at}'
+        advice = f'delete the later steps in {checkpoints}: the same command then continues from there'
+    else:
+        told, advice = f'step {begun_at}, which is not kept', 'start again, in another --workdir'
+    return f'what was trained since {told} may have seen it. Bring back the file or prepare the data anew, and {advice}'
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -14,14 +15,14 @@ from experiments.data import chats, mixtures, tokenizers
 from experiments.data.packing import PackedRows
 from experiments.data.preparation import fetching
 from experiments.data.preparation.encoding import Settings
-from experiments.data.preparation.manifest import is_prepared
+from experiments.data.preparation.manifest import is_prepared, read_manifest
 from experiments.data.preparation.prepared_data import cache_folder, prepared_data
 from experiments.data.preparation.verification import DamagedFile
 from experiments.data.rows import Rows, TextRows
 from experiments.data.token_data import TokenData, open_prepared
 from experiments.data.token_files.opening import is_token_files, open_token_files
 
-PACKINGS = {False: ('concatenated', 'segmented'), True: ('whole',)}  # of text, and of chats; the first is the default
+SEGMENTED = 'segmented'  # of `config.packing`
 
 
 class SourceData(NamedTuple):
@@ -55,10 +56,17 @@ class Data(NamedTuple):
         return self._sha256('validation')
 
     def raise_if_damaged(self) -> None:
-        """OSError, naming a file, once one is known to be damaged."""
+        """DamagedFile once a file is known to be."""
+        for tokens in self._tokens():
+            tokens.verification.raise_if_damaged()
+
+    def is_verified(self) -> bool:
+        """Whether all files have been read, and are what they should be."""
+        return all(tokens.verification.is_complete() for tokens in self._tokens())
+
+    def _tokens(self) -> Iterator[TokenData]:
         for source in self.sources:
-            source.train.raise_if_damaged()
-            source.validation.raise_if_damaged()
+            yield from (source.train, source.validation)
 
     def _sha256(self, split: str) -> str:
         if len(self.sources) == 1:
@@ -127,13 +135,12 @@ def make_rows(data: TokenData, config: ConfigDict) -> Rows:
       ValueError: another packing; as `TextRows` and `PackedRows`.
     """
     is_chats = data.masks is not None
-    packing = config.packing or PACKINGS[is_chats][0]
-    if packing not in PACKINGS[is_chats]:
-        allowed = f'{", ".join(PACKINGS[is_chats])} of {"chats" if is_chats else "text"}'
+    if config.packing and (is_chats or config.packing != SEGMENTED):
+        allowed = "'' alone, of chats" if is_chats else f"'' and {SEGMENTED!r}, of text"
         raise ValueError(f'packing={config.packing!r}; allowed: {allowed}')
     if is_chats:
         return PackedRows(data, config.sequence_length)
-    return TextRows(data, config.sequence_length, segmented=packing == 'segmented')
+    return TextRows(data, config.sequence_length, segmented=config.packing == SEGMENTED)
 
 
 def train_rows(data: Data, config: ConfigDict) -> tuple[dict[str, Rows], dict[str, Fraction]]:
@@ -154,6 +161,7 @@ def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> 
         fields = ('text_feature', 'invalid_text', 'held_out', 'train_split', 'validation_split')
         settings = Settings(dataset, **{field: config[field] for field in fields}, data_dir=config.data_dir or None)
         return prepared_splits(settings, tokenizer, cache_dir)
+    _check_settings(folder, config)
     try:
         return _open_splits(folder, tokenizer, cache_dir)
     except DamagedFile as error:
@@ -162,6 +170,17 @@ def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> 
         logging.warning('%s, and will be fetched anew', error)
         error.path.unlink(missing_ok=True)
     return _open_splits(fetching.fetch_prepared(dataset, cache_dir), tokenizer, cache_dir)
+
+
+def _check_settings(folder: pathlib.Path, config: ConfigDict) -> None:
+    """ValueError if a config asks for another text of a prepared folder than is in it."""
+    made_of, defaults = read_manifest(folder).made_of, Settings('')
+    for field in ('text_feature', 'invalid_text', 'train_split', 'validation_split'):
+        asked, prepared = config[field], made_of.get(field)
+        if asked not in (getattr(defaults, field), prepared) and field in made_of:
+            raise ValueError(
+                f'{field}={asked!r}: {folder} was prepared with {prepared!r}; give the same, or prepare another folder'
+            )
 
 
 def _open_splits(

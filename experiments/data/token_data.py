@@ -2,15 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from experiments.data import chats
-from experiments.data.preparation import verification
 from experiments.data.preparation.manifest import DOCUMENTS, MASK, TOKENS, Manifest, check_sizes, read_manifest
-from experiments.data.preparation.verification import Claim
+from experiments.data.preparation.verification import VERIFIED, Claim, Verification, verify
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import open_files
 
@@ -34,7 +32,7 @@ class TokenData:
       num_ids: of files that others wrote, in which a token may be that the vocabulary doesn't have: one more than the
         largest that it has. None where tokens are known to be right.
       source: where the tokens come from, for errors.
-      raise_if_damaged: raises OSError, naming the file, once a shard is known to be another than the manifest says.
+      verification: of its files, some of which may be read in the background.
     """
 
     shards: tuple[np.ndarray, ...]
@@ -50,7 +48,7 @@ class TokenData:
     held_out: float | None = None
     num_ids: int | None = None
     source: str = ''
-    raise_if_damaged: Callable[[], Any] = lambda: None
+    verification: Verification = VERIFIED
 
     @property
     def num_tokens(self) -> int:
@@ -145,7 +143,7 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
         num_learned=counts.num_learned,
         held_out=_held_out(manifest),
         source=f'{folder}, {split}',
-        raise_if_damaged=verification.verify(claims, cache_dir),
+        verification=verify(claims, cache_dir),
     )
 
 

@@ -53,7 +53,7 @@ def devices(experiment: Experiment) -> str:
     return f'{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}'
 
 
-def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.Path) -> str:
+def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.Path, data: Data) -> str:
     """What the training came to, and what can be done with it."""
     loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
     lines = [f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise']
@@ -65,6 +65,8 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
             f' 80 % of the blocks are between {summary["bits/p10"]:.2f} and {summary["bits/p90"]:.2f}',
             f'the formats of these bitwidths have {summary["bits/stored"]:.2f} bits a weight, mean of the blocks',
         )
+    if not data.is_verified():
+        lines += _unlabelled('not all files of its tokens were verified by now; a later start goes on with that')
     prompt = '--chat --prompt="Hi"' if experiment.config.text_feature in chats.FEATURES else '--prompt="def "'
     lines += _unlabelled(f'next: python -m experiments.generate --workdir={shlex.quote(str(workdir))} {prompt}')
     return '\n'.join(lines)

@@ -206,7 +206,7 @@ def check_takes_segments(family: models.ModelFamily):
     if not family.takes_segments:
         raise ValueError(
             f'config.model.family={family.name!r}: its model takes no segment_ids, without which the documents of a row'
-            ' see each other; config.packing=concatenated of text needs none'
+            ' see each other; text needs none without config.packing=segmented'
         )
 
 

@@ -41,8 +41,18 @@ class Claim(NamedTuple):
     num_ids: int = 0
 
 
-def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], None]:
-    """Reads the files and compares them with what is claimed; the function that raises once one is found damaged.
+class Verification(NamedTuple):
+    """raise_if_damaged: DamagedFile, once a file is known to be. is_complete: whether all have been read."""
+
+    raise_if_damaged: Callable[[], None] = lambda: None
+    is_complete: Callable[[], bool] = lambda: True
+
+
+VERIFIED = Verification()
+
+
+def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Verification:
+    """Reads the files and compares them with what is claimed.
 
     Up to MOST_AT_ONCE bytes in all are read before it returns. More are read by a thread of its own, and
     `cache_dir/verified` remembers each file's digest, by its path, size, times of change and inode. Processes of a host
@@ -53,41 +63,43 @@ def verify(claims: Sequence[Claim], cache_dir: pathlib.Path) -> Callable[[], Non
       cache_dir: for what is remembered.
 
     Returns:
-      A function without arguments, which takes no time: OSError, naming the file and what to do, if one is damaged.
+      What is known so far; asking takes no time.
 
     Raises:
-      OSError: the same, of files that are read at once, or were read by an earlier run.
+      DamagedFile: of files that are read at once, or were read by an earlier run.
 
     Example:
-      raise_if_damaged = verify([Claim(path, sha256)], pathlib.Path('~/.cache/gaussq_jax').expanduser())
+      verification = verify([Claim(path, sha256)], pathlib.Path('~/.cache/gaussq_jax').expanduser())
     """
     if sum(claim.path.stat().st_size for claim in claims) <= MOST_AT_ONCE:
         for claim in claims:
             _check(claim, _read(claim))
-        return lambda: None
+        return VERIFIED
     for claim in claims:
         if found := _remembered(claim, cache_dir):
             _check(claim, found)
-    damage = []
+    damage, verified = [], threading.Event()
 
     def raise_if_damaged():
         if damage:
-            raise OSError(
-                f'{damage[0]}. What was trained since this start may have seen it: bring back the file, or prepare the'
-                ' data anew, and continue from a checkpoint from before this start'
-            )
+            raise damage[0]
 
     def read_all():
-        try:
-            for claim in claims:
+        for claim in claims:
+            try:
                 with _one_at_a_time, _alone(cache_dir / 'verified'):
                     found = _remembered(claim, cache_dir) or _read_and_remember(claim, cache_dir)
                 _check(claim, found)
-        except Exception as error:  # of whichever kind: a run doesn't go on unverified
-            damage.append(str(error) or repr(error))
+            except DamagedFile as error:
+                damage.append(error)
+                return
+            except Exception as error:  # of whichever kind: a run doesn't go on unverified
+                damage.append(DamagedFile(claim.path, f"can't be verified: {error}"))
+                return
+        verified.set()
 
     threading.Thread(target=read_all, name='verification', daemon=True).start()
-    return raise_if_damaged
+    return Verification(raise_if_damaged, verified.is_set)
 
 
 def _check(claim: Claim, found: dict[str, Any]) -> None:

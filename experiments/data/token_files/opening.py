@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.preparation import verification
-from experiments.data.preparation.verification import Claim
+from experiments.data.preparation.verification import Claim, verify
 from experiments.data.token_data import TokenData, document_start
 from experiments.data.token_files.formats import TokenFile
 from experiments.data.token_files.llmc import has_magic, open_llmc
@@ -82,7 +81,7 @@ def open_token_files(
     measured, num_bytes = _measure(shards[1], tokenizer, files[1][0].path)
     claims = [[Claim(file.path, '', file.dtype, file.offset, tokenizer.vocab_size) for file in of] for of in files]
     distinct = slice(2 if '{split}' in dataset else 1)
-    checks = [verification.verify(of, cache_dir) for of in claims[distinct]]
+    checks = [verify(of, cache_dir) for of in claims[distinct]]
     digests = [_digest(of) for of in files[distinct]]
     counts = [[file.num_documents for file in of] for of in files]
     return tuple(
@@ -94,9 +93,9 @@ def open_token_files(
             document_start(tokenizer),
             num_ids=tokenizer.vocab_size,
             source=dataset,
-            raise_if_damaged=raise_if_damaged,
+            verification=verification,
         )
-        for arrays, (start, end), counted, digest, raise_if_damaged in zip(
+        for arrays, (start, end), counted, digest, verification in zip(
             shards, bounds, counts, (digests * 2)[:2], (checks * 2)[:2], strict=True
         )
     )
@@ -155,7 +154,10 @@ def _measure(shards: tuple[np.ndarray, ...], tokenizer: Tokenizer, path: pathlib
             ' of another tokenizer than config.tokenizer, or the file is damaged'
         )
     with json_files.naming(path):
-        return len(ids), len(tokenizer.decode(ids).encode())
+        num_bytes = len(tokenizer.decode(ids).encode())
+        if not num_bytes:
+            raise ValueError(f'the first {len(ids):,} tokens of validation have no text')
+    return len(ids), num_bytes
 
 
 def _digest(files: list[TokenFile]) -> Any:

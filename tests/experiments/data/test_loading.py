@@ -13,9 +13,11 @@ from token_folders import write_nanogpt, write_prepared
 
 from experiments.data import loading
 from experiments.data.packing import PackedRows
-from experiments.data.preparation import verification
+from experiments.data.preparation import preparing, verification
+from experiments.data.preparation.encoding import Settings
 from experiments.data.rows import TextRows
 from experiments.data.token_data import in_memory
+from experiments.data.tokenizers import load_tokenizer
 
 SHARDS = [np.arange(200), np.arange(50, 250)]
 CHATS = [(np.arange(100), np.arange(100) % 2, [40, 60])]
@@ -87,12 +89,12 @@ def test_packing(folders, tmp_path):
     data, config = load(folders['chats'], cache_dir=str(tmp_path), text_feature='messages')
     assert isinstance(loading.make_rows(data.sources[0].train, config), PackedRows)
     config.packing = 'segmented'
-    with pytest.raises(ValueError, match="packing='segmented'; allowed: whole of chats"):
+    with pytest.raises(ValueError, match="packing='segmented'; allowed: '' alone, of chats"):
         loading.make_rows(data.sources[0].train, config)
     text = in_memory(np.arange(100) % 10)
     assert set(loading.make_rows(text, config).read(np.arange(2))) == {'tokens', 'segments'}
     config.packing = 'whole'
-    with pytest.raises(ValueError, match="packing='whole'; allowed: concatenated, segmented of text"):
+    with pytest.raises(ValueError, match="packing='whole'; allowed: '' and 'segmented', of text"):
         loading.make_rows(text, config)
 
 
@@ -117,3 +119,20 @@ def test_text_and_chats_are_asked_for_as_such(folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"text_feature='{text_feature}': .* has tokens of {allowed}"):
             load(folders[dataset], cache_dir=str(tmp_path), text_feature=text_feature)
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (dict(train_split='train[:1%]'), "train_split='train\\[:1%\\]': .* was prepared with 'train'"),
+        (dict(invalid_text='skip'), "invalid_text='skip': .* was prepared with 'error'"),
+    ],
+)
+def test_a_config_that_asks_for_another_text_than_was_prepared(tmp_path, change, told):
+    (tmp_path / 'a.jsonl').write_text('\n'.join(json.dumps({'text': f'text {i}'}) for i in range(200)))
+    settings = Settings(str(tmp_path / 'a.jsonl'), held_out=0.1)
+    tokenizer = load_tokenizer('bytes')
+    folder = preparing.prepare(tmp_path / 'tokens', settings, tokenizer, passes=preparing.open_passes(settings)).folder
+    load(folder, cache_dir=str(tmp_path / 'cache'))
+    with pytest.raises(ValueError, match=told):
+        load(folder, cache_dir=str(tmp_path / 'cache'), **change)

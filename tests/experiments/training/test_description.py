@@ -55,6 +55,9 @@ def test_documents_that_are_unusual(counts, told):
     assert any(told in line for line in beginning(**counts))
 
 
+VERIFIED = types.SimpleNamespace(is_verified=lambda: True)
+
+
 def test_after_the_last_step():
     config = run_config()
     summary = {'validation/loss': 2.5, 'validation/bits_per_byte': 3.6, 'validation/loss_with_noise': 2.6}
@@ -62,6 +65,7 @@ def test_after_the_last_step():
         types.SimpleNamespace(config=config, num_blocks=8),
         summary | {'bits/mean': 4.25, 'bits/p10': 3.5, 'bits/p90': 5.0, 'bits/stored': 6.125},
         WORKDIR,
+        VERIFIED,
     ).splitlines()
     assert first == 'done      validation loss 2.500 nats a token, 3.600 bits per byte, without noise'
     assert rest == [
@@ -71,4 +75,7 @@ def test_after_the_last_step():
     ]
     assert last == '          next: python -m experiments.generate --workdir=\'/runs/with space\' --prompt="def "'
     without_bitwidths = types.SimpleNamespace(config=config, num_blocks=0)
-    assert description.end(without_bitwidths, summary, WORKDIR).splitlines() == [first, last]
+    assert description.end(without_bitwidths, summary, WORKDIR, VERIFIED).splitlines() == [first, last]
+    unverified = types.SimpleNamespace(is_verified=lambda: False)
+    _, told, _ = description.end(without_bitwidths, summary, WORKDIR, unverified).splitlines()
+    assert told.strip().startswith('not all files of its tokens were verified')

@@ -1,6 +1,7 @@
 """A run on several sources: what it says and measures of each, and that it resumes exactly, or ends at damage."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from token_folders import write_prepared
 
 from experiments.data import loading
 from experiments.data.loading import Data
+from experiments.data.preparation.verification import DamagedFile, Verification
 from experiments.processes import exit_codes
 from experiments.training import evaluation
 from experiments.training.experiment import make_experiment
@@ -50,7 +52,7 @@ def test_validation_of_damaged_tokens(config):
         experiment = make_experiment(config, 257)
         data = loading.load_data(config, loading.load_tokenizer(config))
         first, second = data.sources
-        damaged = dataclasses.replace(second.validation, raise_if_damaged=lambda: fail(6))
+        damaged = dataclasses.replace(second.validation, verification=Verification(lambda: fail(6)))
         data = Data((first, second._replace(validation=damaged)))
         with pytest.raises(OSError, match='is damaged'):
             evaluation.make_validation(experiment, data)(random_state(experiment))
@@ -78,7 +80,7 @@ def test_a_run_resumes_exactly(config, tmp_path, monkeypatch, capsys):
 
 def fail(step):
     if step == 6:
-        raise OSError('train-00001.tokens is damaged')
+        raise DamagedFile(pathlib.Path('train-00001.tokens'), 'is damaged')
 
 
 def test_damage_ends_the_run(config, tmp_path, monkeypatch, capsys):
@@ -87,7 +89,7 @@ def test_damage_ends_the_run(config, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         start(tmp_path / 'run', config)
     told = f'{ended.value} {capsys.readouterr().err}'
-    assert 'train-00001.tokens is damaged' in told and 'the same command continues from' in told
+    assert 'train-00001.tokens is damaged' in told and 'what was trained since its beginning may have seen it' in told
     assert ended.value.code in (1, exit_codes.ERROR) or isinstance(ended.value.code, str)
 
 

@@ -39,7 +39,7 @@ def in_background(monkeypatch, tmp_path):
 
     def in_background(*claims, seconds=20):
         read.clear()
-        raise_if_damaged = verify(claims, tmp_path / 'cache')
+        raise_if_damaged = verify(claims, tmp_path / 'cache').raise_if_damaged
         wait(seconds)
         return read, raise_if_damaged
 
@@ -47,7 +47,9 @@ def in_background(monkeypatch, tmp_path):
 
 
 def test_at_once(claim, tmp_path):
-    verify([claim], tmp_path)()
+    verified = verify([claim], tmp_path)
+    verified.raise_if_damaged()
+    assert verified.is_complete()
     with pytest.raises(OSError, match=r'train-00000.tokens is damaged: its SHA-256 is .*, and should be ff'):
         verify([claim._replace(sha256='ff')], tmp_path)
 
@@ -58,7 +60,7 @@ def test_tokens_of_the_vocabulary(claim, tmp_path, num_ids, is_right, monkeypatc
     claim.path.write_bytes(b'\xff' * 10 + TOKENS.tobytes())
     asked = Claim(claim.path, '', TOKENS.dtype, 10, num_ids)
     if is_right:
-        return verify([asked], tmp_path)()
+        return verify([asked], tmp_path).raise_if_damaged()
     with pytest.raises(OSError, match=r'holds the token 4999; the vocabulary has 0 to 4998'):
         verify([asked], tmp_path)
 
@@ -86,7 +88,7 @@ def test_a_file_is_read_once_until_it_changes(claim, in_background):
 def test_damage_in_the_background(claim, in_background):
     claim.path.write_bytes(TOKENS[::-1].tobytes())
     _, raise_if_damaged = in_background(claim)
-    with pytest.raises(OSError, match=r'train-00000.tokens is damaged.*What was trained since this start may'):
+    with pytest.raises(OSError, match=r'train-00000.tokens is damaged: its SHA-256 is'):
         raise_if_damaged()
     with pytest.raises(verification.DamagedFile, match=r'train-00000.tokens is damaged'):  # remembered
         in_background(claim)
@@ -143,7 +145,7 @@ def test_reads_that_end_within_a_token(claim, tmp_path, monkeypatch):
         return io.BufferedReader(Short(path)) if buffering else Short(path)
 
     monkeypatch.setattr(verification, 'open', open_short, raising=False)
-    verify([Claim(claim.path, claim.sha256, TOKENS.dtype, 0, 5000)], tmp_path)()
+    verify([Claim(claim.path, claim.sha256, TOKENS.dtype, 0, 5000)], tmp_path).raise_if_damaged()
 
 
 @pytest.mark.parametrize('contents', ['', '[]', '{"sha256": 3}', '{"a": "b"}'])
