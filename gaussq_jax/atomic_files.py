@@ -40,9 +40,11 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one step: a reader, or a kill, finds the old text or the new. OSErrors name it."""
+    """Writes a file in one step: a reader, a kill or a power cut finds the old text or the new. OSErrors name it."""
     with new_file(path) as partial, open(partial, 'x', encoding='utf-8') as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

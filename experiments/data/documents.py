@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from experiments.data.sources.source import Block
 
 INVALID = ('error', 'replace', 'skip')  # what becomes of documents that are not UTF-8
-LEAVE_OUT = '--config.invalid_text=skip leaves it out.'
-REPLACE = f'--config.invalid_text=replace puts U+FFFD there, {LEAVE_OUT}'
+LEAVE_OUT = 'invalid_text=skip leaves it out.'
+REPLACE = f'invalid_text=replace puts U+FFFD there, {LEAVE_OUT}'
 
 
 def decode(value: bytes | str | None, invalid: str, place: Callable[[], str]) -> tuple[str | None, bool]:

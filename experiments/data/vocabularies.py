@@ -193,6 +193,8 @@ class HuggingFace(Vocabulary):
         self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if getattr(self._tokenizer.model, 'dropout', None):  # of BPE: a text would have other tokens each time
+            self._tokenizer.model.dropout = None
         self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
         self._recognising = None  # one to which it is its end, made when it is needed
 

@@ -100,6 +100,7 @@ class MetricWriter(contextlib.AbstractContextManager):
                 file=self._stream,
                 bar_format='{n_fmt}/{total_fmt} |{bar}| {desc}{remaining} left',
                 ncols=self._columns(),
+                nrows=24,  # some pseudo-terminals say 0, and tqdm then shows nothing
                 mininterval=0,
                 miniters=1,
             )

@@ -103,7 +103,13 @@ def started(output, dataset, tokenizer, *flags):
     command = [sys.executable, '-m', 'experiments.prepare', f'--dataset={dataset}', f'--output={output}']
     command += [f'--tokenizer={tokenizer}', *flags]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        start_new_session=True,
     )
 
 
@@ -116,13 +122,13 @@ def wait_for(condition, process, seconds=600):
 
 @pytest.mark.parametrize('signal_number', [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_asked_to_end(tmp_path, signal_number):
-    """It says how to go on, and leaves nothing half written."""
+    """As are its workers, by a terminal or a scheduler: it says how to go on, and leaves nothing half written."""
     (tmp_path / 'texts').mkdir()
-    dataset, tokenizer = write_lines(tmp_path / 'texts', 1, 6_000_000), write_huggingface(tmp_path / 'tokenizer.json')
-    with started(tmp_path / 'tokens', dataset, tokenizer, '--shard_size=1') as process:
+    dataset, tokenizer = write_lines(tmp_path / 'texts', 1, 60_000_000), write_huggingface(tmp_path / 'tokenizer.json')
+    with started(tmp_path / 'tokens', dataset, tokenizer, '--shard_size=1', '--workers=2') as process:
         wait_for((tmp_path / 'tokens' / 'train-00001.tokens').exists, process)
-        process.send_signal(signal_number)
-        _, errors = process.communicate()
+        os.killpg(process.pid, signal_number)
+        _, errors = process.communicate(timeout=60)
     status = exit_codes.PREEMPTED if signal_number == signal.SIGTERM else 1
     assert process.returncode == status
     assert errors.strip().endswith('the same command goes on after the last shard that is written'), errors

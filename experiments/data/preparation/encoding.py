@@ -172,7 +172,7 @@ class _Chats:
             return Document(key, self._encoder.encode(values), True)
         except chats.InvalidChatError as error:
             if self._invalid == 'error':
-                raise ValueError(f'{place()}: {error}; --config.invalid_text=skip leaves it out') from None
+                raise ValueError(f'{place()}: {error}; {documents.LEAVE_OUT}') from None
             return Document(key, None, False)
         except chats.TemplateError as error:
             raise ValueError(f'{place()}: {error}') from None

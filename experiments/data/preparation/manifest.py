@@ -51,7 +51,7 @@ class Counts:
 class Shard:
     """name: of its files, without their endings. sha256: of each file, by its ending.
 
-    ends: the pass over the sources, the file and the block after which it ends, each counted from 0.
+    ends: the pass over the sources and its file in which it ends, counted from 0; after how many blocks of the file.
     """
 
     name: str
@@ -111,7 +111,7 @@ def read_manifest(folder: pathlib.Path, *, complete: bool = True) -> Manifest:
 
     Raises:
       ValueError: naming the file: it can't be read, was changed, or is of a later version; the folder isn't complete;
-        parts are missing, or were prepared with different settings; there is no text in a split.
+        parts are missing, or were prepared with different settings.
     """
     if (folder / NAME).is_file() or not (parts := _parts(folder)):
         manifest = _read(folder / NAME)

@@ -19,7 +19,7 @@ from experiments.data.preparation import manifest as manifests
 from experiments.data.preparation.encoding import SPLITS, BlockEncoder, Encoded, Settings, token_dtype
 from experiments.data.preparation.manifest import Counts, Manifest, Split
 from experiments.data.preparation.progress import Progress
-from experiments.data.preparation.shards import ShardFiles, SplitDigests, is_left_over, remove_leftovers
+from experiments.data.preparation.shards import OF_MANIFEST, ShardFiles, SplitDigests, is_left_over, remove_leftovers
 from experiments.data.preparation.workers import Placed, encoded_blocks
 from experiments.data.sources.opening import open_source
 from experiments.data.sources.source import Source, SourceFile
@@ -117,7 +117,7 @@ def prepare(
       OSError: another process prepares it; a worker died; a file can't be written.
     """
     folder = output if part.count == 1 else output / f'{part.index:05}-of-{part.count:05}'
-    _check_place(output, part)
+    _check_place(output, part, is_cache)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, waits=is_cache):
         manifest = _manifest_to_go_on_with(folder, _new_manifest(settings, tokenizer, passes), is_cache, anew)
@@ -142,13 +142,14 @@ def prepare(
 
 
 def _manifest_to_go_on_with(folder: pathlib.Path, new: Manifest, is_cache: bool, anew: bool) -> Manifest:
-    """That of the folder, if it is of the same; or `new`, which is written there."""
+    """That of the folder, if it is of the same; or `new`, which is written there, as where there is no shard yet."""
     if os.path.lexists(folder / manifests.NAME) and not anew:
         try:
             manifest = manifests.read_manifest(folder, complete=False)
-            _check_same(folder, manifest, new)
-            manifests.check_sizes(folder, manifest)
-            return manifest
+            if manifest.is_complete or any(split.shards for split in manifest.splits.values()):
+                _check_same(folder, manifest, new)
+                manifests.check_sizes(folder, manifest)
+                return manifest
         except ValueError as error:
             if not is_cache:
                 raise
@@ -274,10 +275,15 @@ def _described(file: SourceFile | None) -> str:
     return 'no file' if file is None else f'{file.path} of {file.size:,} bytes'
 
 
-def _check_place(output: pathlib.Path, part: Part) -> None:
-    """ValueError if there is something in the folder that isn't of this program, or is of another count of parts."""
+def _check_place(output: pathlib.Path, part: Part, is_cache: bool) -> None:
+    """ValueError if there is something in the folder that isn't of this program, or is of another count of parts.
+
+    Shards without a manifest, which is there before them, are in a cache only what a process has left.
+    """
+    if os.path.lexists(output) and not output.is_dir():
+        raise ValueError(f'{output} is no folder')
     names = set(os.listdir(output)) if output.is_dir() else set()
-    names = {name for name in names if not is_left_over(name)}
+    names = {name for name in names if not (is_left_over(name) if is_cache else OF_MANIFEST.fullmatch(name))}
     parts = {name for name in names if manifests.SHARD_FOLDER.fullmatch(name)}
     if part.count == 1 and parts:
         raise ValueError(f'{output} has parts, such as {min(parts)}; give --shard, or another folder')

@@ -31,6 +31,7 @@ class Progress(contextlib.AbstractContextManager):
                 file=self._stream,
                 bar_format='{n:,.0f}/{total:,.0f} MB |{bar}| {desc}{remaining} left',
                 ncols=self._columns(),
+                nrows=24,  # some pseudo-terminals say 0, and tqdm then shows nothing
                 mininterval=0,
                 miniters=1,
             )

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import loky
@@ -18,6 +19,7 @@ from experiments.data.preparation.encoding import BlockEncoder, Encoded
 from experiments.data.sources.source import Block
 
 BLOCKS_AHEAD = 2  # that are read before a worker can have them; of each worker, as many are encoded or on the way
+SECONDS_OF_READING = 5  # that an end waits for: a process that ends while PyArrow reads may crash
 ENVIRONMENT = {
     **{'TOKENIZERS_PARALLELISM': 'false', 'OMP_NUM_THREADS': '1'},
     'LOKY_MAX_MEMORY_LEAK_SIZE': '1e15',  # blocks of large documents take more than what loky takes for a leak
@@ -52,6 +54,7 @@ def encoded_blocks(
             yield placed, encoder.encode(placed.block, placed.split)
         return
     arguments = dict(initializer=_start, initargs=(encoder, os.getpid()), env=ENVIRONMENT)
+    resource_tracker.ensure_running()  # here: where `submit` starts it, it lets signals in again
     pool = loky.ProcessPoolExecutor(workers, **arguments)
     waiting = collections.deque()
     try:
@@ -61,7 +64,8 @@ def encoded_blocks(
                     future = concurrent.futures.Future()
                     future.set_exception(placed)
                 else:
-                    future = pool.submit(_encode, placed.block, placed.split)
+                    with _signals_held():
+                        future = pool.submit(_encode, placed.block, placed.split)
                     placed = placed._replace(block=None)  # it is not needed any more
                 waiting.append((placed, future))
                 while len(waiting) > BLOCKS_AHEAD * workers:
@@ -75,6 +79,16 @@ def encoded_blocks(
         ) from None
     finally:
         pool.shutdown(wait=True, kill_workers=True)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """SIGINT and SIGTERM come after it; and never to a process that it starts, which its parent ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(waiting: collections.deque) -> tuple[Placed, dict[str, Encoded]]:
@@ -107,21 +121,22 @@ def _read_ahead(items: Iterable[Any]) -> Iterator[Iterator[Any]]:
             put(error)
             put(None)
 
-    threading.Thread(target=read, name='reading blocks', daemon=True).start()
+    reader = threading.Thread(target=read, name='reading blocks', daemon=True)
+    reader.start()
     try:
         yield iter(ready.get, None)
     finally:
         has_ended.set()
+        reader.join(SECONDS_OF_READING)
 
 
 _encoder: BlockEncoder | None = None  # of a worker process
 
 
 def _start(encoder: BlockEncoder, parent: int) -> None:
-    """Readies a worker process: an interrupt is its parent's to handle, and it doesn't outlive that."""
+    """Readies a worker process, which doesn't outlive its parent."""
     global _encoder
     _encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

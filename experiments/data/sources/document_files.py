@@ -55,10 +55,14 @@ def find(pattern: str, dataset: str) -> tuple[SourceFile, ...]:
             found = {path: system.info(path)} if system.isfile(path) else system.glob(path, detail=True)
             if folders := [name for name, info in found.items() if info['type'] != 'file']:
                 raise ValueError(f'{system.unstrip_protocol(folders[0])} is no file')
+            if unknown := [name for name, info in found.items() if info.get('size') is None]:
+                raise ValueError(
+                    f'{system.unstrip_protocol(unknown[0])} has no size that its server tells; download it'
+                )
             files = [SourceFile(system.unstrip_protocol(name), info['size']) for name, info in found.items()]
     else:
         pattern = os.fspath(paths.parse(pattern, 'dataset'))
-        names = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
+        names = [pattern] if os.path.lexists(pattern) else set(glob.glob(pattern, recursive=True))
         files = [local_file(pathlib.Path(name)) for name in names]
     if not files:
         raise ValueError(f'dataset={dataset!r}: there is no file {pattern!r}')
@@ -66,7 +70,9 @@ def find(pattern: str, dataset: str) -> tuple[SourceFile, ...]:
 
 
 def local_file(path: pathlib.Path) -> SourceFile:
-    """A file on this machine, with its size; ValueError, OSError as `paths.check_file`."""
+    """A file on this machine, with its size; errors as `paths.check_file`, and for a name that is no UTF-8."""
+    if any('\ud800' <= character <= '\udfff' for character in str(path)):
+        raise ValueError(f'{path} has a name that is not UTF-8, which no manifest can hold: rename it')
     return SourceFile(str(path), paths.check_file(path).stat().st_size)
 
 

@@ -24,12 +24,12 @@ def test_utf8_is_what_it_is(text, invalid):
 def test_what_is_not_utf8(value, reason, replaced):
     assert decode(value, 'skip', str) == (None, False)
     assert decode(value, 'replace', str) == (replaced, False)
-    with pytest.raises(ValueError, match=f'a, row 7: the document is {reason}; --config.invalid_text=replace puts'):
+    with pytest.raises(ValueError, match=f'a, row 7: the document is {reason}; invalid_text=replace puts'):
         decode(value, 'error', lambda: 'a, row 7')
 
 
 def test_a_null_is_left_out_or_an_error():
     assert decode(None, 'skip', str) == (None, False)
     for invalid in 'error', 'replace':
-        with pytest.raises(ValueError, match=r'a, row 7: the document is null.*; --config.invalid_text=skip leaves it'):
+        with pytest.raises(ValueError, match=r'a, row 7: the document is null.*; invalid_text=skip leaves it'):
             decode(None, invalid, lambda: 'a, row 7')

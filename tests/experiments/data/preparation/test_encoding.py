@@ -1,5 +1,6 @@
 """What a worker makes of documents: the tokens that a tokenizer makes of each by itself, however they come to it."""
 
+import json
 import pickle
 
 import numpy as np
@@ -44,6 +45,16 @@ def test_tokenizers_go_to_processes(tokenizer):
     for text in TEXTS:
         assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
         assert again.decode(again.encode_document(text)) == tokenizer.decode(tokenizer.encode_document(text))
+
+
+def test_dropout_of_a_tokenizer_is_of_its_training(tmp_path):
+    """A text has the same tokens each time."""
+    contents = json.loads(write_huggingface(tmp_path / 'a.json').read_text())
+    contents['model']['dropout'] = 0.9
+    (tmp_path / 'b.json').write_text(json.dumps(contents))
+    without, with_dropout = (load_tokenizer(str(tmp_path / name)) for name in ('a.json', 'b.json'))
+    for tokenizer in (with_dropout, pickle.loads(pickle.dumps(with_dropout))):
+        assert tokenizer.encode(REAL_TEXT).tolist() == without.encode(REAL_TEXT).tolist()
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,27 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
 
 
+def test_shards_without_a_manifest_are_not_removed(tmp_path):
+    """They are no leftovers of a kill: a manifest is there before them."""
+    (tmp_path / 'train-00000.tokens').write_bytes(b'mine')
+    with pytest.raises(ValueError, match=r'has other files in it, such as train-00000\.tokens'):
+        prepare(tmp_path)
+    assert (tmp_path / 'train-00000.tokens').read_bytes() == b'mine'
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / 'a').write_text('mine')
+    with pytest.raises(ValueError, match='a is no folder'):
+        prepare(tmp_path / 'a')
+
+
+def test_settings_may_change_until_a_shard_is_written(tmp_path, undisturbed):
+    with pytest.raises(ValueError, match='file0, row 0: the document is not UTF-8'):
+        prepare(tmp_path / 'a', Settings('other', 'body'), passes=passes_of([[b'\xff']]))
+    prepare(tmp_path / 'a')
+    assert contents(tmp_path / 'a') == undisturbed
+
+
 def test_one_process_at_a_time(tmp_path):
     prepare(tmp_path / 'a')
     with (

@@ -52,7 +52,7 @@ def test_chats_are_prepared(tmp_path, tokenizer, monkeypatch, workers):
 
 def test_forged_turns_are_told_or_left_out(tmp_path, tokenizer):
     chats = [*ALL[:5], FORGED, *ALL[5:]]
-    with pytest.raises(ValueError, match=r'file0, row 5: .*; --config.invalid_text=skip leaves it out'):
+    with pytest.raises(ValueError, match=r'file0, row 5: .*; invalid_text=skip leaves it out'):
         prepare(tmp_path / 'a', tokenizer, chats)
     splits = prepare(tmp_path / 'b', tokenizer, chats, invalid_text='skip').splits
     assert sum(split.counts.num_invalid for split in splits.values()) == 1

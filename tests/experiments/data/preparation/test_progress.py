@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import sys
 
 from experiments.data.preparation import progress
 
@@ -19,13 +20,17 @@ def test_lines(monkeypatch):
 
 
 def test_a_bar(monkeypatch):
+    """Also where a terminal says that it has no columns and no lines, as this one does."""
     now = 0.0
     monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
     master, terminal = pty.openpty()
-    with os.fdopen(terminal, 'w') as stream, progress.Progress(100_000_000, stream=stream) as shown:
-        now = 10.0
-        shown.update(50_000_000, 3000, 80_000)
+    with os.fdopen(terminal, 'w') as stream:
+        monkeypatch.setattr(sys, 'stdout', stream)  # of which alone tqdm asks for its lines
+        with progress.Progress(100_000_000) as shown:
+            now = 10.0
+            shown.update(50_000_000, 3000, 80_000)
         stream.flush()
         text = os.read(master, 10_000).decode()
+        monkeypatch.undo()
     os.close(master)
     assert '50/100 MB |' in text and '3,000 documents, 8.00k tok/s, ' in text and text.rstrip().endswith('left')

@@ -29,9 +29,18 @@ def test_files_are_sorted_with_their_sizes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert document_files.find('*.txt', '') == size('B.txt', 'a.txt', 'b.txt')
     assert document_files.find('**/*.txt', '') == size('B.txt', 'a.txt', 'a/b/d.txt', 'a/c.txt', 'b.txt')
+    assert document_files.find('**/**/d.txt', '') == size('a/b/d.txt'), 'once, though glob finds it twice'
     assert document_files.find('a/*/d.t?t', '') == size('a/b/d.txt')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert document_files.find('~/[a].txt', '') == ((str(tmp_path / 'a.txt'), 1),)
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    """No JSON can hold it, as manifests are."""
+    with open(bytes(tmp_path) + b'/na\xefve.jsonl', 'w'):
+        pass
+    with pytest.raises(ValueError, match='has a name that is not UTF-8, which no manifest can hold: rename it'):
+        document_files.find(f'{tmp_path}/*.jsonl', '')
 
 
 def test_a_name_with_brackets_is_a_name(tmp_path):

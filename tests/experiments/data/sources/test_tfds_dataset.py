@@ -82,7 +82,7 @@ def latin1(tmp_path_factory):
 def test_a_document_that_is_not_utf8_is_told_with_its_place(latin1, tmp_path, split, place):
     source = open_source('latin1/plain', split, ('text',), data_dir=latin1, cache_dir=tmp_path)
     assert len(source.files) == 2
-    with pytest.raises(ValueError, match=f'{place}.*--config.invalid_text=replace'):
+    with pytest.raises(ValueError, match=f'{place}.*invalid_text=replace'):
         [text for block in blocks_of(source) for text in read_texts(block, 'error')]
 
 
