@@ -1,29 +1,24 @@
 """Blocks to tokens, in their order, by worker processes that no more than a few blocks are on the way to."""
 
 import collections
-import concurrent.futures
 import contextlib
 import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import loky
-from loky.process_executor import BrokenProcessPool
 
 from experiments.data.preparation.encoding import BlockEncoder, Encoded
 from experiments.data.sources.source import Block
 
-BLOCKS_AHEAD = 2  # that are read before a worker can have them; of each worker, as many are encoded or on the way
+BLOCKS_AHEAD = 2  # that are read before a worker can have them, and that each worker has been given
 SECONDS_OF_READING = 5  # that an end waits for: a process that ends while PyArrow reads may crash
-ENVIRONMENT = {
-    **{'TOKENIZERS_PARALLELISM': 'false', 'OMP_NUM_THREADS': '1'},
-    'LOKY_MAX_MEMORY_LEAK_SIZE': '1e15',  # blocks of large documents take more than what loky takes for a leak
-}
+ENVIRONMENT = {'TOKENIZERS_PARALLELISM': 'false', 'OMP_NUM_THREADS': '1'}
 
 
 class Placed(NamedTuple):
@@ -38,7 +33,7 @@ class Placed(NamedTuple):
 def encoded_blocks(
     encoder: BlockEncoder, blocks: Iterable[Placed], workers: int
 ) -> Iterator[tuple[Placed, dict[str, Encoded]]]:
-    """What `encoder` makes of each block, in their order.
+    """What `encoder` makes of each block, in their order: block i by worker i modulo their number.
 
     Args:
       encoder: picklable.
@@ -53,32 +48,78 @@ def encoded_blocks(
         for placed in blocks:
             yield placed, encoder.encode(placed.block, placed.split)
         return
-    arguments = dict(initializer=_start, initargs=(encoder, os.getpid()), env=ENVIRONMENT)
-    resource_tracker.ensure_running()  # here: where `submit` starts it, it lets signals in again
-    pool = loky.ProcessPoolExecutor(workers, **arguments)
-    waiting = collections.deque()
-    try:
-        with _read_ahead(blocks) as read:
-            for placed in read:
-                if isinstance(placed, BaseException):  # told after those of the blocks before it
-                    future = concurrent.futures.Future()
-                    future.set_exception(placed)
-                else:
-                    with _signals_held():
-                        future = pool.submit(_encode, placed.block, placed.split)
-                    placed = placed._replace(block=None)  # it is not needed any more
-                waiting.append((placed, future))
-                while len(waiting) > BLOCKS_AHEAD * workers:
-                    yield _result(waiting)
-            while waiting:
+    with _started(encoder, workers) as started, _read_ahead(blocks) as read:
+        waiting = collections.deque()
+        for number, placed in enumerate(read):
+            if isinstance(placed, BaseException):  # told after those of the blocks before it
+                waiting.append((placed, None))
+                break
+            if len(waiting) == BLOCKS_AHEAD * workers:
                 yield _result(waiting)
-    except BrokenProcessPool as error:
-        raise OSError(
-            f'a worker process died ({_reason(error)}); if memory ran out, give fewer --workers. What is written stays:'
-            ' the same command goes on from there'
-        ) from None
+            worker = started[number % workers]
+            worker.give(placed.block, placed.split)
+            waiting.append((placed._replace(block=None), worker))  # it is not needed any more
+        while waiting:
+            yield _result(waiting)
+
+
+class _Worker:
+    """A process with a pipe of its own, which ends when the process does, whatever it was at.
+
+    Started by loky, whose processes don't import this one's main module again.
+    """
+
+    def __init__(self, encoder: BlockEncoder):
+        context = loky.backend.get_context('loky')
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(encoder, theirs), env=ENVIRONMENT, daemon=True)
+        with _signals_held():
+            self._process.start()
+        theirs.close()
+
+    def give(self, block: Block, split: str | None) -> None:
+        with self._telling_death():
+            self._connection.send((block, split))
+
+    def take(self) -> dict[str, Encoded]:
+        """What it makes of the oldest block that it was given; raises what encoding has raised."""
+        with self._telling_death():
+            result = self._connection.recv()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def kill(self) -> None:
+        if self._process.exitcode is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.join()
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _telling_death(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):  # the latter within a result
+            self._process.join()
+            code = self._process.exitcode
+            told = signal.Signals(-code).name if code and code < 0 else f'exit code {code}'
+            raise OSError(
+                f'a worker process died ({told}); if memory ran out, give fewer --workers. What is written stays:'
+                ' the same command goes on from there'
+            ) from None
+
+
+@contextlib.contextmanager
+def _started(encoder: BlockEncoder, workers: int) -> Iterator[list[_Worker]]:
+    resource_tracker.ensure_running()  # here: where a process starts it, it lets signals in again
+    started = []
+    try:
+        for _ in range(workers):
+            started.append(_Worker(encoder))
+        yield started
     finally:
-        pool.shutdown(wait=True, kill_workers=True)
+        for worker in started:
+            worker.kill()
 
 
 @contextlib.contextmanager
@@ -92,13 +133,10 @@ def _signals_held() -> Iterator[None]:
 
 
 def _result(waiting: collections.deque) -> tuple[Placed, dict[str, Encoded]]:
-    placed, future = waiting.popleft()
-    return placed, future.result()
-
-
-def _reason(error: BaseException) -> str:
-    text = ' '.join(str(error).split())
-    return text.partition('exit codes of the workers are ')[2][:80].rstrip('. ') or text[:80]
+    placed, worker = waiting.popleft()
+    if worker is None:
+        raise placed
+    return placed, worker.take()
 
 
 @contextlib.contextmanager
@@ -130,21 +168,23 @@ def _read_ahead(items: Iterable[Any]) -> Iterator[Iterator[Any]]:
         reader.join(SECONDS_OF_READING)
 
 
-_encoder: BlockEncoder | None = None  # of a worker process
+def _work(encoder: BlockEncoder, connection: Connection) -> None:
+    """A worker's main function. It receives while it encodes and sends, so that its parent never waits for that."""
+    given = queue.Queue()
 
+    def receive() -> None:
+        try:
+            while True:
+                given.put(connection.recv())
+        except (EOFError, OSError):  # of a parent that has ended
+            os._exit(1)
 
-def _start(encoder: BlockEncoder, parent: int) -> None:
-    """Readies a worker process, which doesn't outlive its parent."""
-    global _encoder
-    _encoder = encoder
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _encode(block: Block, split: str | None) -> dict[str, Encoded]:
-    return _encoder.encode(block, split)
+    threading.Thread(target=receive, daemon=True).start()
+    while True:
+        block, split = given.get()
+        try:
+            result = encoder.encode(block, split)
+        except Exception as error:
+            result = error
+        with contextlib.suppress(ConnectionError):
+            connection.send(result)

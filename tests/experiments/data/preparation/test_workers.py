@@ -73,6 +73,16 @@ def test_a_worker_that_dies_is_one_error():
         list(encoded_blocks(ENCODER, blocks(['one', 'KILL', *map(str, range(20))]), 2))
 
 
+def test_a_worker_that_dies_while_it_sends():
+    """Its result is half in the pipe, whose reader must not wait for the rest."""
+    with workers._started(ENCODER, 1) as (worker,):
+        worker.give(SmallBlock('file', 0, ('x' * 2**22,), 0), 'train')
+        assert worker._connection.poll(60)  # there is something to read, of more than a pipe holds
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(OSError, match=r'a worker process died \(SIGKILL\)'):
+            worker.take()
+
+
 PROGRAM = """
     import itertools, sys, time
     from small_blocks import SmallBlock
