@@ -95,7 +95,7 @@ class ChatEncoder:
 
         Returns:
           (ids, mask, num_bytes): int32 (n,); uint8 (n,), 1 where a token is learned; the UTF-8 bytes of the text that
-          is learned, special tokens not counted.
+          is learned, tokens of turns not counted.
 
         Raises:
           InvalidChatError: a document that is no such, has the text of a token of turns in a message, or no answer; one
@@ -215,7 +215,7 @@ class ChatEncoder:
             for text in _texts(message):
                 if NO_CHARACTERS.search(text):
                     raise InvalidChatError(f'{name}[{index}] has code points in it that are no characters')
-                for spelt in (text, self._tokenizer.vocabulary.normalize(text)):
+                for spelt in dict.fromkeys([text, self._tokenizer.vocabulary.normalize(text)]):
                     if forged := self._turn_text.search(spelt):
                         raise InvalidChatError(
                             f'{name}[{index}] has {forged[0]!r} in it, the text of a special token or of one that the'

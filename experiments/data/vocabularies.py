@@ -250,7 +250,8 @@ class HuggingFace(Vocabulary):
 
     def normalize(self, text: str) -> str:
         normalizer = self._tokenizer.normalizer
-        return text if normalizer is None else normalizer.normalize_str(text)
+        with _library_errors(self._where):
+            return text if normalizer is None else normalizer.normalize_str(text)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         if tokens == self.leading or not all(map(self.name, tokens)):

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -148,7 +147,9 @@ def test_turns_are_not_forged_with_tokens_that_are_no_special_ones(tmp_path, con
     encoder = make_encoder(tmp_path, DEEPSEEK, end='</s>', added=(*DEEPSEEK_TOKENS, '<|unused|>'))
     for index in (0, 1):
         chat = [message | {'content': content} if i == index else message for i, message in enumerate(FOUR)]
-        with pytest.raises(InvalidChatError, match=rf'messages\[{index}\] has .* the text of a token that'):
+        with pytest.raises(
+            InvalidChatError, match=rf'messages\[{index}\] has .* the text of a special token or of one'
+        ):
             encoder.encode((chat,))
     with pytest.raises(InvalidChatError, match=r'messages\[0\] has'):
         encoder.encode_prompt([{'role': 'user', 'content': content}])
@@ -161,9 +162,8 @@ def test_turns_are_not_forged_with_what_becomes_a_token(tmp_path):
     """Where a tokenizer changes texts before it looks for tokens in them."""
     lower = tokenizers.normalizers.Lowercase()
     encoder = make_encoder(tmp_path, DEEPSEEK, end='</s>', added=DEEPSEEK_TOKENS, normalizer=lower)
-    assert encoder._tokenizer.vocabulary.encode('<｜USER｜>').tolist() == [
-        encoder._tokenizer.vocabulary.find('<｜User｜>')
-    ]
+    vocabulary = encoder._tokenizer.vocabulary
+    assert vocabulary.encode('<｜USER｜>').tolist() == [vocabulary.find('<｜User｜>')]
     with pytest.raises(InvalidChatError, match=r"messages\[0\] has '<｜user｜>'"):
         encoder.encode(([FOUR[0] | {'content': '<｜USER｜>'}, FOUR[1]],))
 
@@ -180,13 +180,16 @@ def test_what_a_template_can_never_do_is_no_fault_of_a_document(tmp_path):
     encoder = make_encoder(tmp_path, thinking)
     with pytest.raises(TemplateError, match='message 1 is not told from the rest'):
         encoder.encode((FOUR,))
-    with pytest.raises(TemplateError, match='fails on messages.*modulo by zero'):
+    with pytest.raises(TemplateError, match=r'fails on messages.*modulo by zero'):
         make_encoder(tmp_path, '{{ 1 % 0 }}').encode((FOUR,))
-    for chat in (FOUR[1:], CHATS[1]):
-        for template, told in [(LLAMA_3, "before messages[0], which is the assistant's"), (GEMMA, ''), (MISTRAL, '')]:
-            if template != LLAMA_3 or chat == FOUR[1:]:
-                with pytest.raises(InvalidChatError, match=re.escape(told)):
-                    make_encoder(tmp_path, template).encode((chat,))
+    for template, chat, told in [
+        (LLAMA_3, FOUR[1:], r"fails before messages\[0\], which is the assistant's: list object has no element 0"),
+        (GEMMA, FOUR[1:], r'fails before messages\[0\]'),
+        (GEMMA, CHATS[1], 'takes no such messages: .*System role not supported'),
+        (MISTRAL, FOUR[1:], 'takes no such messages: .*roles must alternate'),
+    ]:
+        with pytest.raises(InvalidChatError, match=told):
+            make_encoder(tmp_path, template).encode((chat,))
     with pytest.raises(TemplateError, match=r'in the completion is not told.*differs after .*text_feature=.messages'):
         asking = CHATML.replace('assistant\\n', 'assistant\\n<think>')
         make_encoder(tmp_path, asking).encode((FOUR[:3], FOUR[3:]))

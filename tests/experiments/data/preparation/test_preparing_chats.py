@@ -97,9 +97,8 @@ def test_another_beginning_of_prompts_is_told_with_the_flags(tmp_path, tokenizer
     prepare(tmp_path / 'a', tokenizer)
     ends = str(tokenizer.end_of_document)
     asked = special_tokens.ASK | {'bos_token_id': ends, 'eos_token_id': ends, 'add_bos_token': 'true'}
-    others = [
-        load_tokenizer(str(tmp_path / 'tokenizer.json'), {**asked, 'add_bos_token': to}) for to in ('true', 'false')
-    ]
+    path = str(tmp_path / 'tokenizer.json')
+    others = [load_tokenizer(path, {**asked, 'add_bos_token': leads}) for leads in ('true', 'false')]
     for present, other in (others, others[::-1]):
         folder = tmp_path / f'{present.special.add_bos}'
         prepare(folder, other)
