@@ -54,7 +54,7 @@ def main(argv):
         tokenizer = run.tokenizer
         if CHAT.value:
             encoder = chats.ChatEncoder(tokenizer)
-            prompts = [encoder.encode_prompt([{'role': 'user', 'content': prompt}]) for prompt in prompts]
+            prompts = [asked(encoder, prompt) for prompt in prompts]
             tokenizer, how['shows_prompts'] = encoder.answering_tokenizer(), False
         steps = generation.write_texts(run.experiment, run.state, tokenizer, prompts, **how)
         try:
@@ -64,6 +64,14 @@ def main(argv):
         if methods.scales_span_tokens(run.experiment.config):
             print(f'note: {methods.SPAN_TOKENS}', file=sys.stderr)
         show(steps, texts)
+
+
+def asked(encoder: chats.ChatEncoder, prompt: str) -> list[int]:
+    """The tokens of what a user says in a chat, up to where the answer begins."""
+    try:
+        return encoder.encode_prompt([{'role': 'user', 'content': prompt}])
+    except chats.InvalidChatError as error:
+        raise ValueError(f'--prompt={prompt!r:.80}: {error}') from None
 
 
 def show(steps: Iterator[list[generation.Text]], texts: list[generation.Text]):

@@ -114,16 +114,17 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None) ->
                     print(told, *tokenizer_files.keep_if_missing(config.tokenizer, workdir), sep='\n')
                 return None
             steps = profiling.parse_steps(profiled, start or 0, config.total_steps)
+            train_rows = loading.train_rows(data, config)
             if is_main:
                 workdir_lock.sign(lock)
                 remarks = prepare_workdir(workdir, experiment, start)
-                told = description.beginning(experiment, data, tokenizer, workdir, start=start, remarks=remarks)
-                print(told, flush=True)
+                how = dict(rows=train_rows[0], start=start, remarks=remarks)
+                print(description.beginning(experiment, data, tokenizer, workdir, **how), flush=True)
             writer = MetricWriter(workdir, config.total_steps, resume_step=start, is_main_process=is_main)
             resources.enter_context(writer)
             profile = Profile(workdir / 'profile', steps, writer.show, traces=is_main)
             resources.enter_context(profile)
-            training = loop.Training(experiment, data, checkpointer, restored, writer, preemption, profile)
+            training = loop.Training(experiment, data, train_rows, checkpointer, restored, writer, preemption, profile)
         try:
             summary = training.run()
         except Diverged as error:

@@ -43,6 +43,44 @@ MARKED = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif -%}
 """
+# It ends a conversation with the end of texts, but for one that asks for an answer.
+PHI_3 = """\
+{%- for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}
+"""
+MISTRAL = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate user/assistant') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- '[INST] ' + message['content'] + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'] | trim + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+GEMMA = """\
+{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
+"""
+# It asks for thinking, which it leaves out of what was said; its tokens of turns are no special ones.
+DEEPSEEK = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}{{ message['content'] }}
+    {%- elif message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] + '<｜Assistant｜>' }}
+    {%- else %}{% generation %}{{ message['content'].split('</think>')[-1] + eos_token }}{% endgeneration %}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}
+"""
+DEEPSEEK_TOKENS = ('<｜User｜>', '<｜Assistant｜>', '<think>', '</think>', '\n\n', 'def')
 TEMPLATES = {'chatml': CHATML, 'llama-3': LLAMA_3, 'marked': MARKED}
 CHATS = [
     [('user', 'Hi'), ('assistant', 'Ho, naïve 🙂 one')],
@@ -52,11 +90,16 @@ CHATS = [
 CHATS = [[{'role': role, 'content': content} for role, content in chat] for chat in CHATS]
 
 
-def write_tokenizer(folder, template=CHATML, *, end='<|im_end|>', leads=False):
-    """Of bytes, two merges and SPECIAL, whose ids follow 258; what it says by its template ends with `end`."""
+def write_tokenizer(folder, template=CHATML, *, end='<|im_end|>', leads=False, added=(), normalizer=None):
+    """Of bytes, two merges and SPECIAL, whose ids follow 258; what it says by its template ends with `end`.
+
+    added: tokens that are no special ones, which are looked for in normalised text where there is a normalizer.
+    """
     small_checkpoints.write_tokenizer(folder / 'tokenizer.json')
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    tokenizer.normalizer = normalizer
     tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=normalizer is not None) for name in added])
     if leads:
         bos = tokenizer.token_to_id('<|begin_of_text|>')
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(

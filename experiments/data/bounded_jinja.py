@@ -35,11 +35,15 @@ class RefusedError(jinja2.TemplateError):
     """What a template raises itself, of messages that it doesn't take."""
 
 
+class TooSlowError(sandbox.SecurityError):
+    """MOST_SECONDS have passed."""
+
+
 class Environment(sandbox.ImmutableSandboxedEnvironment):
     """The environment of one template: `begin` before each rendering.
 
     Answers, what stands between {% generation %} and {% endgeneration %}, come out between BEGIN and END. What exceeds
-    MOST_TURNS, MOST_CHARACTERS or MOST_SECONDS is a SecurityError.
+    MOST_TURNS, MOST_CHARACTERS or MOST_SECONDS is a SecurityError, the last one a TooSlowError.
     """
 
     intercepted_binops = frozenset(['+', '*', '**', '%'])
@@ -69,7 +73,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         if self._turns > MOST_TURNS:
             raise sandbox.SecurityError(f'it takes more than {MOST_TURNS:,} turns of loops and calls')
         if time.monotonic() > self._end:
-            raise sandbox.SecurityError(f'it takes more than {MOST_SECONDS:g} seconds')
+            raise TooSlowError(f'it takes more than {MOST_SECONDS:g} seconds')
 
     def spend(self, characters: int):
         """Counts characters that are about to be made."""

@@ -1,25 +1,35 @@
 """The template of a tokenizer: conversations -> the text that a model reads, and where in it the answers are."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.data.bounded_jinja import BEGIN, END, Environment, RefusedError, deadline
+from experiments.data.bounded_jinja import BEGIN, END, Environment, RefusedError, TooSlowError, deadline
 from experiments.files import json_files, paths
 from experiments.files.huggingface_names import CHAT_TEMPLATE, NAMES, TOKENIZER_CONFIG
 
 MOST_BYTES = 2**18  # of a template
 ROLE = 'assistant'  # who answers
+OF_THE_MACHINE = (TooSlowError, MemoryError, RecursionError)  # errors that the same messages may not meet elsewhere
+MARK_ANSWERS = (
+    'Put {% generation %} and {% endgeneration %} around what it writes in the template; or, where the template changes'
+    ' earlier answers, as by leaving out their thinking, make each answer the last one of a conversation of its own'
+)
+BEGIN_ALIKE = (
+    'The template has to begin an answer as it asks for it, or the completion with what the template asks with, as'
+    " <think>; or give whole conversations, text_feature='messages', and a template with {% generation %}"
+)
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 
 
 class TemplateError(ValueError):
-    """What a template can't do; no fault of a conversation."""
+    """What a template can't do with ordinary conversations either, or what the machine can't."""
 
 
 class InvalidChatError(ValueError):
@@ -68,21 +78,57 @@ class ChatTemplate:
         """The text of a conversation; with `add_generation_prompt` up to where the assistant's next answer begins.
 
         Raises:
-          InvalidChatError: the template raises an exception of its own about the messages.
-          TemplateError: it fails, or takes more than it may.
+          InvalidChatError: the template fails, or raises an exception of its own, or takes more than it may.
+          TemplateError: so it does with an ordinary conversation; or it takes too long.
         """
-        return self._render(messages, add_generation_prompt, deadline())[0]
+        render = lambda chat: self._render(chat, add_generation_prompt, deadline())[0]
+        return self._attempt(render, [messages], [[chat[:-1]] for chat in _ordinary(1)])
+
+    def render_ordinary(self) -> list[str]:
+        """The texts of conversations of one-letter contents, with and without a system's message and a next answer."""
+        texts, end = [], deadline()
+        for chat in _ordinary(2):
+            for messages in (chat, chat[:-1]):
+                for asks in (False, True):
+                    with contextlib.suppress(InvalidChatError):
+                        texts.append(self._render(messages, asks, end)[0])
+        return texts
 
     def render_answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The text of a conversation, and where in it the answers are, as pairs of indices.
 
         They are what {% generation %} blocks hold, where the template has such. Else, of each message of the assistant,
         what the text of the conversation up to it has beyond that of the conversation before it, rendered with
-        add_generation_prompt: the answer, and what ends it.
+        add_generation_prompt: the answer, and what ends it. The eos_token with which a template ends a conversation
+        that asks for no answer, as Phi-3's, belongs to the last one.
 
         Raises:
-          TemplateError: a template without such blocks, which renders a message otherwise once others follow.
+          InvalidChatError: as `render`; a template without such blocks, which renders these messages otherwise
+            once others follow.
+          TemplateError: so it does with an ordinary conversation.
         """
+        answers = sum(message['role'] == ROLE for message in messages)
+        return self._attempt(self._answers, [messages], [[chat] for chat in _ordinary(1 + (answers > 1))])
+
+    def render_completion(self, prompt: Sequence[Message], completion: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The text of both, and where the completion is: all that follows the prompt; errors as `render_answers`."""
+        ordinary = [[chat[:-1], chat[-1:]] for chat in _ordinary(1)]
+        return self._attempt(self._completion, [prompt, completion], ordinary)
+
+    def _attempt(self, method: Callable[..., Any], args: list[Any], ordinary: list[list[Any]]) -> Any:
+        """What a method gives; where it fails with each of the ordinary arguments, too, that is no fault of these."""
+        try:
+            return method(*args)
+        except InvalidChatError as error:
+            for others in ordinary:
+                try:
+                    method(*others)
+                except InvalidChatError:
+                    continue
+                raise
+            raise TemplateError(str(error)) from None
+
+    def _answers(self, messages):
         end = deadline()  # of all renderings together
         text, spans = self._render(messages, False, end)
         if self.marks_answers:
@@ -91,15 +137,20 @@ class ChatTemplate:
             if message['role'] == ROLE:
                 before, _ = self._render(messages[:index], True, end)
                 through = text if index + 1 == len(messages) else self._render(messages[: index + 1], False, end)[0]
-                self._check_prefix(before, through, f'messages[:{index}] with add_generation_prompt=True', index)
-                self._check_prefix(through, text, f'messages[:{index + 1}]', index)
+                if not text.startswith(through):
+                    through = through.removesuffix(self._tokens.get('eos_token', ''))
+                for part, whole, what in [
+                    (before, through, f'messages[:{index}] with add_generation_prompt=True'),
+                    (through, text, f'messages[:{index + 1}]'),
+                ]:
+                    self._check_prefix(part, whole, f'message {index}', what, MARK_ANSWERS)
                 spans.append((len(before), len(through)))
         return text, spans
 
-    def render_completion(self, prompt: Sequence[Message], completion: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The text of both, and where the completion is: all that follows the prompt, as `render_answers`."""
-        before, text = self.render(prompt, add_generation_prompt=True), self.render([*prompt, *completion])
-        self._check_prefix(before, text, 'the prompt with add_generation_prompt=True', len(prompt))
+    def _completion(self, prompt, completion):
+        end = deadline()
+        before, text = self._render(prompt, True, end)[0], self._render([*prompt, *completion], False, end)[0]
+        self._check_prefix(before, text, 'the completion', 'the prompt with add_generation_prompt=True', BEGIN_ALIKE)
         return text, [(len(before), len(text))]
 
     def _render(self, messages, add_generation_prompt, end):
@@ -115,7 +166,9 @@ class ChatTemplate:
         except RefusedError as error:
             raise InvalidChatError(f'{self._where}: the chat template takes no such messages: {_said(error)}') from None
         except Exception as error:
-            raise TemplateError(f'{self._where}: the chat template fails: {_said(error)}') from None
+            kind = TemplateError if isinstance(error, OF_THE_MACHINE) else InvalidChatError
+            at = f'on messages[:{len(messages)}]' if messages else "before messages[0], which is the assistant's"
+            raise kind(f'{self._where}: the chat template fails {at}: {_said(error)}') from None
         pieces, text, begins, spans = re.split(f'([{BEGIN}{END}])', rendered), '', [], []
         for piece in pieces:
             if piece == BEGIN:
@@ -126,15 +179,19 @@ class ChatTemplate:
                 text += piece
         return text, spans
 
-    def _check_prefix(self, prefix, text, what, index):
+    def _check_prefix(self, prefix, text, learned, what, advice):
         if not text.startswith(prefix):
             same = prefix[: next((i for i, (a, b) in enumerate(zip(prefix, text)) if a != b), len(text))]
-            raise TemplateError(
-                f'{self._where}: what the assistant wrote in message {index} is not told from the rest by rendering:'
-                f' {what} is no beginning of what follows, and differs after {same[-40:]!r}. Put {{% generation %}} and'
-                ' {% endgeneration %} around what it writes in the template; or, where the template changes earlier'
-                ' answers, as by leaving out their thinking, make each answer the last one of a conversation of its own'
+            raise InvalidChatError(
+                f'{self._where}: what the assistant wrote in {learned} is not told from the rest by rendering: {what}'
+                f' is no beginning of what follows, and differs after {same[-40:]!r}. {advice}'
             )
+
+
+def _ordinary(answers: int) -> list[list[Message]]:
+    """Conversations of so many answers that a template should take, or one of them."""
+    turns = [{'role': role, 'content': 'x'} for role in ('user', ROLE)] * answers
+    return [turns, [{'role': 'system', 'content': 'x'}, *turns]]
 
 
 def read(folder: pathlib.Path, names: Mapping[str, str]) -> ChatTemplate | None:

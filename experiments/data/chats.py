@@ -4,6 +4,7 @@
 two texts or two lists of messages.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ from experiments.files import json_files
 from experiments.files.huggingface_names import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
 FEATURES = ('messages', 'prompt+completion')  # what `text_feature` is of chats
+NO_TURN = re.compile(r'[\w\s]*|.*think.*', re.IGNORECASE | re.DOTALL)  # added tokens that a text may have in it
 NO_CHARACTERS = re.compile(f'[{BEGIN}{END}\ud800-\udfff]')
 
 
@@ -31,6 +33,11 @@ class ChatEncoder:
     `ChatTemplate.render_answers`. Of a prompt and a completion that are lists of messages, all that follows the prompt
     is learned. Two texts are tokenised as one, after what the tokenizer begins texts with; what is learned is the
     completion, and the end of the document after it. In texts, special tokens are not recognised.
+
+    Messages must not hold the text of a token that could end their turn or begin another: of a special token, or of
+    another added token that the template writes in conversations of one-letter contents, as DeepSeek's '<｜User｜>'.
+    Added tokens that are no special ones may be in them if they have 'think' in their names, as '<think>' has, or
+    letters, digits and white space alone.
 
     Attributes:
       template: the tokenizer's chat template; None without one.
@@ -66,8 +73,6 @@ class ChatEncoder:
         names = {'bos_token': special.bos, 'eos_token': special.eos[0]}
         names = {name: tokenizer.vocabulary.name(token) for name, token in names.items() if token is not None}
         self.template = folder and chat_templates.read(folder, {name: text for name, text in names.items() if text})
-        specials = tokenizer.vocabulary.special_names
-        self._special = re.compile('|'.join(map(re.escape, sorted(specials, key=len, reverse=True))) or '(?!)')
         if lacking := [name for name in _added(folder) if tokenizer.vocabulary.find(name) is None]:
             raise ValueError(
                 f'{folder / TOKENIZER_CONFIG} adds the token {lacking[0]!r}, which tokenizer.json lacks: write both'
@@ -90,11 +95,12 @@ class ChatEncoder:
 
         Returns:
           (ids, mask, num_bytes): int32 (n,); uint8 (n,), 1 where a token is learned; the UTF-8 bytes of the text that
-          is learned, special tokens not counted.
+          is learned, tokens of turns not counted.
 
         Raises:
-          InvalidChatError: a document that is no such, has the text of a special token in a message, or no answer.
-          ValueError: messages without a chat template; a template that can't do it, or doesn't tell what is learned.
+          InvalidChatError: a document that is no such, has the text of a token of turns in a message, or no answer; one
+            that the template fails on, or of which it doesn't tell what is learned.
+          TemplateError: messages without a chat template; one that fails on ordinary conversations, too.
         """
         return self._encode(values)[:3]
 
@@ -123,7 +129,7 @@ class ChatEncoder:
                 mask[inside[0] : inside[-1] + 1] = 1
         learned = [text[begin:end] for begin, end in spans]
         if is_rendered:
-            learned = [self._special.sub('', part) for part in learned]
+            learned = [self._turn_text.sub('', part) for part in learned]
         else:
             before, after = special.before_prompt, special.eos[:1]
             names = [vocabulary.name(token) for token in (*before, *after)]
@@ -143,13 +149,29 @@ class ChatEncoder:
         return self._tokenizer.vocabulary.encode_with_offsets(text, special=True)[0].tolist()
 
     def answering_tokenizer(self) -> Tokenizer:
-        """The tokenizer, to which the special token with which the template ends an answer is an end of texts, too."""
+        """The tokenizer, to which the token with which the template ends an answer is an end of texts, too."""
         ids, mask, _ = self.encode(([{'role': 'user', 'content': 'x'}, {'role': ROLE, 'content': 'x'}],))
         of, special = self._tokenizer, self._tokenizer.special
-        specials = {of.vocabulary.find(name) for name in of.vocabulary.special_names}
-        ends = [token for token in ids[mask == 1].tolist() if token in specials][:1]
+        of_turns = {of.vocabulary.find(name) for name in self._turn_names}
+        ends = [token for token in ids[mask == 1].tolist() if token in of_turns][:1]
         special = special._replace(eos=tuple(dict.fromkeys((*special.eos, *ends))))
         return Tokenizer(of.vocabulary, special, of.remarks, of.folder)
+
+    @functools.cached_property
+    def _turn_names(self) -> tuple[str, ...]:
+        """The texts of tokens that could end a turn or begin one."""
+        vocabulary = self._tokenizer.vocabulary
+        texts = self.template.render_ordinary() if self.template else []
+        encoded = [vocabulary.encode_with_offsets(text, special=True)[0] for text in texts]
+        written = {token for ids in encoded for token in ids.tolist()}
+        added = [name for name in vocabulary.added_names if vocabulary.find(name) in written]
+        return (*vocabulary.special_names, *(name for name in added if not NO_TURN.fullmatch(name)))
+
+    @functools.cached_property
+    def _turn_text(self) -> re.Pattern:
+        """Finds such, whether the tokenizer looks for them before it normalises a text or after."""
+        names = {spelt for name in self._turn_names for spelt in (name, self._tokenizer.vocabulary.normalize(name))}
+        return re.compile('|'.join(map(re.escape, sorted(names - {''}, key=len, reverse=True))) or '(?!)')
 
     def _text(self, values: tuple[Any, ...]) -> tuple[str, list[Span], bool]:
         """The text, where in it is what is learned, and whether a template has rendered it."""
@@ -191,13 +213,14 @@ class ChatEncoder:
             if message.get('tool_calls'):
                 raise InvalidChatError(f'{name}[{index}] has tool_calls, which are not supported')
             for text in _texts(message):
-                if forged := self._special.search(text):
-                    raise InvalidChatError(
-                        f'{name}[{index}] has {forged[0]!r} in it, the text of a special token, with which it could end'
-                        ' its turn and begin another'
-                    )
                 if NO_CHARACTERS.search(text):
                     raise InvalidChatError(f'{name}[{index}] has code points in it that are no characters')
+                for spelt in dict.fromkeys([text, self._tokenizer.vocabulary.normalize(text)]):
+                    if forged := self._turn_text.search(spelt):
+                        raise InvalidChatError(
+                            f'{name}[{index}] has {forged[0]!r} in it, the text of a special token or of one that the'
+                            ' chat template writes: it could end its turn and begin another'
+                        )
         return [dict(message) for message in messages]
 
 

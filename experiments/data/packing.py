@@ -55,7 +55,8 @@ class PackedRows:
         packed = np.flatnonzero(self._teach(starts, kept))
         if not len(packed):
             raise ValueError(
-                f'no document has a token to learn in its first sequence_length + 1 = {sequence_length + 1}'
+                f'{f"{data.source}: " * bool(data.source)}none of {len(lengths):,} documents has a token to learn among'
+                f' its first sequence_length + 1 = {sequence_length + 1}: give a larger --config.sequence_length'
             )
         rows = best_fit_decreasing(kept[packed], sequence_length + 1)
         order = np.argsort(rows, kind='stable')

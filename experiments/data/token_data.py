@@ -12,6 +12,8 @@ from experiments.data.preparation.verification import VERIFIED, Claim, Verificat
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import open_files
 
+SAME = 'the same tokenizer and special tokens'
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenData:
@@ -56,7 +58,10 @@ class TokenData:
 
     @property
     def bytes_per_token(self) -> float:
-        """num_bytes by learned tokens: nats per token divided by it are nats per byte."""
+        """num_bytes by learned tokens: nats per token divided by it are nats per byte.
+
+        Of chats both are of whole documents, as prepared; also of what rows of a sequence_length cut or leave out.
+        """
         return self.num_bytes / (self.num_tokens if self.num_learned is None else self.num_learned)
 
     def check_ids(self, tokens: np.ndarray) -> None:
@@ -112,7 +117,9 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
     _check_same(folder, 'documents that begin and end with', manifest.framing, tokenizer.framing, 'of version 0.1')
     if 'chat_template' in manifest.made_of:
         for name, present in chats.ChatEncoder(tokenizer).settings().items():
-            _check_same(folder, name, manifest.made_of.get(name), present)
+            prepared = manifest.made_of.get(name)
+            remedy = _to_begin_with(prepared) if name == 'before_prompt' else SAME
+            _check_same(folder, name, prepared, present, remedy=remedy)
     if split not in manifest.splits or not manifest.splits[split].counts.num_tokens:
         there = [name for name, other in manifest.splits.items() if other.counts.num_tokens]
         raise ValueError(f'{folder} has no tokens of the split {split!r}; it has {", ".join(there) or "none"}')
@@ -147,12 +154,18 @@ def open_prepared(folder: pathlib.Path, split: str, tokenizer: Tokenizer, cache_
     )
 
 
-def _check_same(folder: pathlib.Path, what: str, prepared: Any, present: str, nothing: str = ''):
+def _check_same(folder: pathlib.Path, what: str, prepared: Any, present: str, nothing: str = '', remedy: str = SAME):
     if prepared != present:
         raise ValueError(
             f"{folder} was prepared with {what} {prepared or nothing!r:.200}; the config's is"
-            f' {present or nothing!r:.200}: give the same tokenizer and special tokens, or prepare it anew'
+            f' {present or nothing!r:.200}: give {remedy}, or prepare it anew'
         )
+
+
+def _to_begin_with(prompt: str) -> str:
+    """The flags with which prompts begin with this token, or, of '', with none."""
+    flags = ('bos_token_id', prompt), ('add_bos_token', 'true' if prompt else 'false')
+    return ' '.join(f'--config.special_tokens.{name}={value}' for name, value in flags if value)
 
 
 def _held_out(manifest: Manifest) -> float | None:

@@ -78,6 +78,15 @@ class Vocabulary(abc.ABC):
         """The texts that are special tokens where these are recognised."""
         return ()
 
+    @property
+    def added_names(self) -> tuple[str, ...]:
+        """The texts that are a token wherever they are, as others are added to the vocabulary; special ones, too."""
+        return ()
+
+    def normalize(self, text: str) -> str:
+        """A text as it is before it is cut into tokens."""
+        return text
+
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         """A tokenizer.json that puts these tokens before every text, by its name; {} if none has to be written."""
         return {}
@@ -236,6 +245,15 @@ class HuggingFace(Vocabulary):
     @property
     def special_names(self) -> tuple[str, ...]:
         return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+
+    @property
+    def added_names(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+
+    def normalize(self, text: str) -> str:
+        normalizer = self._tokenizer.normalizer
+        with _library_errors(self._where):
+            return text if normalizer is None else normalizer.normalize_str(text)
 
     def led_by(self, tokens: tuple[int, ...]) -> dict[str, str]:
         if tokens == self.leading or not all(map(self.name, tokens)):

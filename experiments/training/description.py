@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import gaussq_jax as gq
 from experiments import methods
-from experiments.data import chats, loading
+from experiments.data import chats
 from experiments.data.loading import Data, SourceData
+from experiments.data.packing import PackedRows
+from experiments.data.rows import Rows
 from experiments.data.token_data import TokenData
 from experiments.data.tokenizers import Tokenizer
 from experiments.training.experiment import Experiment
@@ -19,10 +21,14 @@ def beginning(
     tokenizer: Tokenizer,
     workdir: pathlib.Path,
     *,
+    rows: Mapping[str, Rows],
     start: int | None,
     remarks: Sequence[str] = (),
 ) -> str:
-    """What is about to be trained, on what, and where; `start` is the step that it continues from, if it does."""
+    """What is about to be trained, on what, and where; `start` is the step that it continues from, if it does.
+
+    rows: of each source, by its name, as `loading.train_rows` makes them.
+    """
     config, mesh = experiment.config, experiment.mesh
     leaves = len(experiment.abstract_state.transform_state)
     blocks_of = f'; {experiment.num_blocks:,} blocks in {leaves} leaves' if experiment.num_blocks else ''
@@ -38,7 +44,7 @@ def beginning(
         f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}',
         f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}',
         *_data(experiment, data),
-        *_unlabelled(*(_packed(experiment, source) for source in data.sources if source.train.masks is not None)),
+        *_unlabelled(*_packed(experiment, data, rows)),
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
         f'devices   {devices(experiment)}: {sizes}',
         *_unlabelled(*exact),
@@ -100,11 +106,15 @@ def _source(experiment: Experiment, source: SourceData) -> str:
     )
 
 
-def _packed(experiment: Experiment, source: SourceData) -> str:
-    """How the chats of a source lie in rows."""
-    config, rows = experiment.config, loading.make_rows(source.train, experiment.config)
-    times = float(source.weight) * config.total_steps * config.batch_size / len(rows)
-    return f'{source.name + ": " if source.name else ""}{rows.describe()}; each is seen {times:.2g} times'
+def _packed(experiment: Experiment, data: Data, rows: Mapping[str, Rows]) -> list[str]:
+    """How the chats of each source lie in rows."""
+    number = experiment.config.total_steps * experiment.config.batch_size
+    return [
+        f'{source.name + ": " if source.name else ""}{packed.describe()}; each is seen'
+        f' {float(source.weight) * number / len(packed):.2g} times'
+        for source in data.sources
+        if isinstance(packed := rows[source.name], PackedRows)
+    ]
 
 
 def _held_out(tokens: TokenData) -> list[str]:

@@ -8,7 +8,8 @@ has diverged.
 import collections
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.checkpoints.checkpointing import Checkpointer, Restored
-from experiments.data import batching, loading
+from experiments.data import batching
 from experiments.data.loading import Data
+from experiments.data.rows import Rows
 from experiments.processes.preemption import Preempted, Preemption
 from experiments.processes.watchdog import Watchdog
 from experiments.training import bitwidth_metrics, evaluation, initial_weights, meshes, resuming, steps, throughput
@@ -40,19 +42,22 @@ class RollbackError(RuntimeError):
 class Training:
     """A training, from the restored state, or where that is None from the beginning, to the last step.
 
-    It saves where the config says, and at a preemption, which ends it.
+    It saves where the config says, and at a preemption, which ends it. `train_rows` are of `data`, as
+    `loading.train_rows` makes them.
 
     Raises:
       ValueError: of the config, the text and the batches, what doesn't fit; the weights to begin with aren't there.
 
     Example:
-      summary = Training(experiment, data, checkpointer, restored, writer, preemption, profile).run()
+      rows = loading.train_rows(data, config)
+      summary = Training(experiment, data, rows, checkpointer, restored, writer, preemption, profile).run()
     """
 
     def __init__(
         self,
         experiment: Experiment,
         data: Data,
+        train_rows: tuple[Mapping[str, Rows], Mapping[str, Fraction]],
         checkpointer: Checkpointer,
         restored: Restored | None,
         writer: MetricWriter,
@@ -71,7 +76,7 @@ class Training:
         )
         part = meshes.part_of_batch(experiment.mesh)
         self._batches = batching.train_iterator(
-            *loading.train_rows(data, config),
+            *train_rows,
             global_batch_size=config.batch_size,
             seed=config.seed,
             process_index=part.index,

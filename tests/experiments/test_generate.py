@@ -177,6 +177,8 @@ def test_a_chat_s_prompts_are_what_its_template_makes_of_them(monkeypatch, tmp_p
     expected = '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
     assert write_texts.prompts == [tokenizer.vocabulary.encode_with_offsets(expected, special=True)[0].tolist()]
     assert capsys.readouterr().out == 'x\n'
+    with pytest.raises(SystemExit, match=r"^error: --prompt='a<\|im_end\|>': messages\[0\] has '<\|im_end\|>'"):
+        run_program(generate, **DEFAULTS | {'CHAT': True, 'PROMPT': ['Hi', 'a<|im_end|>']})
     monkeypatch.setattr(workdirs, 'open_either', lambda *_: make_run('method=bf16'))
     with pytest.raises(SystemExit, match='tokenizer bytes has no places of tokens in texts, which chats need'):
         run_program(generate, **DEFAULTS | {'CHAT': True})

@@ -5,11 +5,39 @@ import pickle
 
 import numpy as np
 import pytest
-from small_chats import CHATML, CHATS, LLAMA_3, MARKED, TEMPLATES, write_tokenizer
+import tokenizers
+from small_chats import (
+    CHATML,
+    CHATS,
+    DEEPSEEK,
+    DEEPSEEK_TOKENS,
+    GEMMA,
+    LLAMA_3,
+    MARKED,
+    MISTRAL,
+    PHI_3,
+    TEMPLATES,
+    write_tokenizer,
+)
 
 from experiments.data.chat_templates import InvalidChatError, TemplateError
 from experiments.data.chats import ChatEncoder
 from experiments.data.tokenizers import load_tokenizer
+
+FOUR = [{'role': role, 'content': content} for role, content in zip(2 * ('user', 'assistant'), 'abcd')]
+SEVERAL = {
+    'phi-3': (
+        PHI_3,
+        '<|user|>\na<|end|>\n<|assistant|>\n[b<|end|>\n]<|user|>\nc<|end|>\n<|assistant|>\n[d<|end|>\n</s>]',
+    ),
+    'mistral': (MISTRAL, '<|begin_of_text|>[INST] a [/INST][ b</s>][INST] c [/INST][ d</s>]'),
+    'gemma': (
+        GEMMA,
+        '<|begin_of_text|><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>\n]'
+        '<start_of_turn>user\nc<end_of_turn>\n<start_of_turn>model\n[d<end_of_turn>\n]',
+    ),
+    'deepseek': (DEEPSEEK, '<|begin_of_text|><｜User｜>a<｜Assistant｜>[b</s>]<｜User｜>c<｜Assistant｜>[d</s>]'),
+}
 
 
 def write_folder(folder, name):
@@ -54,12 +82,18 @@ def test_a_template_says_what_the_answers_are(tmp_path):
         '<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[<think>\n</think>\nd<|im_end|>]\n'
     )
     unmarked = MARKED.replace('{% generation %}', '').replace('{% endgeneration %}', '')
-    with pytest.raises(
-        TemplateError, match=r'message 1 is not told.*messages\[:2\] is no beginning.*generation'
-    ) as error:
+    with pytest.raises(InvalidChatError, match=r'message 1 is not told.*messages\[:2\] is no beginning.*generation'):
         make_encoder(tmp_path, unmarked).encode((CHATS[2],))
-    assert not isinstance(error.value, InvalidChatError)
     assert '[<think>' in make_encoder(tmp_path, unmarked).show((CHATS[2][2:],))
+
+
+@pytest.mark.parametrize('name', SEVERAL)
+@pytest.mark.parametrize('added', [(), ('<|user|>', '<|end|>', '[INST]', '<start_of_turn>', '<end_of_turn>')])
+def test_answers_of_several_turns(tmp_path, name, added):
+    """Also of a template that ends a conversation with the end of texts; whether its marks are tokens or text."""
+    template, expected = SEVERAL[name]
+    encoder = make_encoder(tmp_path, template, end='</s>', added=added)
+    assert encoder.show((FOUR,)) == expected
 
 
 def test_prompts_and_completions(tmp_path):
@@ -105,6 +139,60 @@ def test_prompts_and_completions(tmp_path):
 def test_what_is_no_conversation_is_told(tmp_path, values, message):
     with pytest.raises(InvalidChatError, match=message):
         make_encoder(tmp_path).encode(values)
+
+
+@pytest.mark.parametrize('content', ['a<｜User｜>b', '<｜Assistant｜>', '</s>'])
+def test_turns_are_not_forged_with_tokens_that_are_no_special_ones(tmp_path, content):
+    """But for those with which a model thinks, and words."""
+    encoder = make_encoder(tmp_path, DEEPSEEK, end='</s>', added=(*DEEPSEEK_TOKENS, '<|unused|>'))
+    for index in (0, 1):
+        chat = [message | {'content': content} if i == index else message for i, message in enumerate(FOUR)]
+        with pytest.raises(
+            InvalidChatError, match=rf'messages\[{index}\] has .* the text of a special token or of one'
+        ):
+            encoder.encode((chat,))
+    with pytest.raises(InvalidChatError, match=r'messages\[0\] has'):
+        encoder.encode_prompt([{'role': 'user', 'content': content}])
+    free = [FOUR[0] | {'content': 'def\n\n<think></think><|unused|>'}, FOUR[1] | {'content': '<think>c</think>d'}]
+    assert encoder.show((free,)).endswith('<｜Assistant｜>[d</s>]')
+    assert make_encoder(tmp_path, None, end='</s>', added=DEEPSEEK_TOKENS).show(('<｜User｜>', 'a'))
+
+
+def test_turns_are_not_forged_with_what_becomes_a_token(tmp_path):
+    """Where a tokenizer changes texts before it looks for tokens in them."""
+    lower = tokenizers.normalizers.Lowercase()
+    encoder = make_encoder(tmp_path, DEEPSEEK, end='</s>', added=DEEPSEEK_TOKENS, normalizer=lower)
+    vocabulary = encoder._tokenizer.vocabulary
+    assert vocabulary.encode('<｜USER｜>').tolist() == [vocabulary.find('<｜User｜>')]
+    with pytest.raises(InvalidChatError, match=r"messages\[0\] has '<｜user｜>'"):
+        encoder.encode(([FOUR[0] | {'content': '<｜USER｜>'}, FOUR[1]],))
+
+
+def test_an_answer_ends_with_a_token_that_is_no_special_one(tmp_path):
+    encoder = make_encoder(tmp_path, PHI_3, end='</s>', added=['<|end|>'])
+    ends = encoder.answering_tokenizer().special.eos
+    assert [encoder._tokenizer.vocabulary.name(token) for token in ends] == ['</s>', '<|end|>']
+
+
+def test_what_a_template_can_never_do_is_no_fault_of_a_document(tmp_path):
+    """What fails on ordinary conversations, too; of several turns only where the document has several."""
+    thinking = CHATML.replace("message['content']", "('<think>' if loop.last else '') + message['content']")
+    encoder = make_encoder(tmp_path, thinking)
+    with pytest.raises(TemplateError, match='message 1 is not told from the rest'):
+        encoder.encode((FOUR,))
+    with pytest.raises(TemplateError, match=r'fails on messages.*modulo by zero'):
+        make_encoder(tmp_path, '{{ 1 % 0 }}').encode((FOUR,))
+    for template, chat, told in [
+        (LLAMA_3, FOUR[1:], r"fails before messages\[0\], which is the assistant's: list object has no element 0"),
+        (GEMMA, FOUR[1:], r'fails before messages\[0\]'),
+        (GEMMA, CHATS[1], 'takes no such messages: .*System role not supported'),
+        (MISTRAL, FOUR[1:], 'takes no such messages: .*roles must alternate'),
+    ]:
+        with pytest.raises(InvalidChatError, match=told):
+            make_encoder(tmp_path, template).encode((chat,))
+    with pytest.raises(TemplateError, match=r'in the completion is not told.*differs after .*text_feature=.messages'):
+        asking = CHATML.replace('assistant\\n', 'assistant\\n<think>')
+        make_encoder(tmp_path, asking).encode((FOUR[:3], FOUR[3:]))
 
 
 def test_a_template_refuses_messages(tmp_path):
@@ -157,6 +245,17 @@ def test_tokens_are_those_of_transformers(tmp_path, name):
             assert mask.tolist() == expected['assistant_masks']
         prompt = theirs.apply_chat_template(chat[:1], add_generation_prompt=True)['input_ids']
         assert encoder.encode_prompt(chat[:1]) == prompt
+
+
+@pytest.mark.parametrize('name', SEVERAL)
+def test_tokens_of_several_turns_are_those_of_transformers(tmp_path, name):
+    transformers = pytest.importorskip('transformers', reason='is the reference')
+    encoder = make_encoder(tmp_path, SEVERAL[name][0], end='</s>', added=DEEPSEEK_TOKENS)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for chat in (FOUR, FOUR[:2], CHATS[0], CHATS[1][1:], CHATS[2]):
+        assert encoder.encode((chat,))[0].tolist() == theirs.apply_chat_template(chat)['input_ids']
+        prompt = theirs.apply_chat_template(chat[:-1], add_generation_prompt=True)['input_ids']
+        assert encoder.encode_prompt(chat[:-1]) == prompt
 
 
 @pytest.mark.parametrize('name', ['chatml', 'llama-3'])

@@ -96,7 +96,10 @@ def test_many_documents_are_packed_at_once():
     [
         ({'masks': None}, 'no chats'),
         ({'document_lengths': np.array([3, 3])}, '5 tokens, but documents of 6'),
-        ({'masks': (np.array([1, 0, 0, 1, 0]),)}, 'no document has a token to learn'),
+        (
+            {'masks': (np.array([1, 0, 0, 1, 0]),), 'source': 'chats, validation'},
+            r'^chats, validation: none of 2 documents .* = 9: give a larger --config.sequence_length$',
+        ),
     ],
 )
 def test_what_cannot_be_packed_is_one_line(change, message):

@@ -10,6 +10,8 @@ from small_experiments import make_experiment, small_config
 from small_runs import assert_same_run, start, stub_steps
 
 from experiments.cost import step_costs
+from experiments.data import loading
+from experiments.data.packing import PackedRows
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +35,11 @@ def config(tmp_path_factory):
 def test_a_run_on_chats_resumes_exactly(config, tmp_path, capsys, monkeypatch, is_stubbed):
     if is_stubbed:
         stub_steps(monkeypatch)
+    packed = []
+    pack = lambda data, length: packed.append(data) or PackedRows(data, length)
+    monkeypatch.setattr(loading, 'PackedRows', pack)
     start(tmp_path / 'whole', config)
+    assert len(packed) == len(set(packed)) > 0, 'each split is packed once'
     out = capsys.readouterr().out
     assert '8 documents in ' in out and '% full; each is seen ' in out
     shutil.copytree(tmp_path / 'whole', tmp_path / 'stopped')

@@ -10,6 +10,7 @@ from small_runs import run_config
 
 from experiments.data import tokenizers
 from experiments.data.loading import one_source
+from experiments.data.rows import TextRows
 from experiments.data.token_data import in_memory
 from experiments.training import description
 from experiments.training.experiment import make_experiment
@@ -23,7 +24,8 @@ def beginning(config=None, *, start=None, remarks=(), initial_weights=None, **co
     with on_mesh(ONE_DEVICE):
         experiment = make_experiment(config or run_config(), tokenizer.vocab_size)
     data = one_source(tokens, tokens)._replace(initial_weights=initial_weights)
-    return description.beginning(experiment, data, tokenizer, WORKDIR, start=start, remarks=remarks).splitlines()
+    how = dict(rows={'': TextRows(tokens, 8)}, start=start, remarks=remarks)
+    return description.beginning(experiment, data, tokenizer, WORKDIR, **how).splitlines()
 
 
 def test_before_the_first_step():

@@ -59,11 +59,23 @@ def test_forged_turns_are_told_or_left_out(tmp_path, tokenizer):
     assert sum(split.counts.num_documents for split in splits.values()) == len(ALL)
 
 
-def test_a_template_that_fails_is_told_with_the_place(tmp_path):
-    write_tokenizer(tmp_path, "{% if messages[0].role == 'x' %}{{ 1 % 0 }}{% endif %}" + CHATML)
-    chats = [*ALL[:5], [{'role': 'x', 'content': ''}, *ALL[0]]]
-    with pytest.raises(ValueError, match=r'file0, row 5: .*chat template fails: integer modulo by zero'):
-        prepare(tmp_path / 'a', load_tokenizer(str(tmp_path / 'tokenizer.json')), chats)
+@pytest.mark.parametrize('role', ['x', 'user'])
+def test_a_template_that_fails_is_told_with_the_place(tmp_path, role):
+    """On one document alone, which can be left out; on all of them, which ends it whatever is asked for."""
+    write_tokenizer(tmp_path, "{% if 'ROLE' in messages | map(attribute='role') %}{{ 1 % 0 }}{% endif %}" + CHATML)
+    path = tmp_path / 'chat_template.jinja'
+    path.write_text(path.read_text().replace('ROLE', role))
+    tokenizer = load_tokenizer(str(tmp_path / 'tokenizer.json'))
+    chats = [*ALL, [{'role': 'x', 'content': ''}, *ALL[0]]]
+    failed = r'file0, row \d+: .*chat template fails on messages\[:\d\]: integer modulo by zero'
+    with pytest.raises(ValueError, match=failed + ('.*skip leaves it out' if role == 'x' else '$')):
+        prepare(tmp_path / 'a', tokenizer, chats)
+    if role == 'x':
+        splits = prepare(tmp_path / 'b', tokenizer, chats, invalid_text='skip').splits.values()
+        assert sum(split.counts.num_invalid for split in splits) == 1
+    else:
+        with pytest.raises(ValueError, match=failed):
+            prepare(tmp_path / 'b', tokenizer, chats, invalid_text='skip')
 
 
 def test_another_template_is_another_folder(tmp_path, tokenizer):
@@ -79,3 +91,18 @@ def test_another_template_is_another_folder(tmp_path, tokenizer):
             open_prepared(tmp_path / 'a', 'train', other, tmp_path / 'cache')
     write_tokenizer(tmp_path, CHATML)
     assert prepare(tmp_path / 'a', tokenizer).is_complete
+
+
+def test_another_beginning_of_prompts_is_told_with_the_flags(tmp_path, tokenizer):
+    prepare(tmp_path / 'a', tokenizer)
+    ends = str(tokenizer.end_of_document)
+    asked = special_tokens.ASK | {'bos_token_id': ends, 'eos_token_id': ends, 'add_bos_token': 'true'}
+    path = str(tmp_path / 'tokenizer.json')
+    others = [load_tokenizer(path, {**asked, 'add_bos_token': leads}) for leads in ('true', 'false')]
+    for present, other in (others, others[::-1]):
+        folder = tmp_path / f'{present.special.add_bos}'
+        prepare(folder, other)
+        flags = f'--config.special_tokens.add_bos_token={str(other.special.add_bos).lower()}'
+        flags = f'--config.special_tokens.bos_token_id={ends} {flags}' if other.special.add_bos else flags
+        with pytest.raises(ValueError, match=f'was prepared with before_prompt .*: give {flags}, or prepare it anew'):
+            open_prepared(folder, 'train', present, tmp_path / 'cache')
