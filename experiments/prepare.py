@@ -168,7 +168,6 @@ def told_how_to_resume() -> Iterator[None]:
     """An interrupt and SIGTERM end the program with one line; as those of `train`, with the same exit codes."""
 
     def terminate(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)

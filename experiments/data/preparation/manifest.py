@@ -1,6 +1,7 @@
 """What a prepared folder holds, as its manifest.json says: splits of shards, from which sources, by which settings."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -74,14 +75,17 @@ class Split:
     shards: tuple[Shard, ...] = ()
     sha256: str = ''
 
-    @property
+    @functools.cached_property
     def counts(self) -> Counts:
         return sum((shard.counts for shard in self.shards), Counts())
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """tokenizer, framing: as `Tokenizer.fingerprint` and `Tokenizer.framing`. made_of: the settings, by name."""
+    """tokenizer, framing: as `Tokenizer.fingerprint` and `Tokenizer.framing`. made_of: the settings, by name.
+
+    reader: what cut the sources into blocks, of which `Shard.ends` counts; another one may cut them elsewhere.
+    """
 
     tokenizer: str
     framing: str
@@ -90,6 +94,7 @@ class Manifest:
     sources: tuple[SourceFile, ...]
     splits: Mapping[str, Split]
     is_complete: bool = False
+    reader: str = ''
 
     @property
     def is_chats(self) -> bool:
@@ -203,6 +208,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
     return {
         'version': VERSION,
         'is_complete': manifest.is_complete,
+        'reader': manifest.reader,
         'tokenizer': manifest.tokenizer,
         'framing': manifest.framing,
         'dtype': manifest.dtype,
@@ -220,7 +226,9 @@ def _read(path: pathlib.Path) -> Manifest:
     contents = json_files.read(path, version=int)
     if contents['version'] != VERSION:
         raise ValueError(f'{path}: version {contents["version"]}; allowed: {VERSION}')
-    kinds = dict(is_complete=bool, tokenizer=str, framing=str, dtype=str, made_of=dict, sources=list, splits=dict)
+    kinds = dict(
+        is_complete=bool, reader=str, tokenizer=str, framing=str, dtype=str, made_of=dict, sources=list, splits=dict
+    )
     json_files.require(contents, path, {**kinds, SEAL: str})
     if contents.pop(SEAL) != _seal(contents):
         raise ValueError(f'{path} was changed since it was written, or is damaged: prepare the folder anew')
@@ -228,7 +236,7 @@ def _read(path: pathlib.Path) -> Manifest:
         raise ValueError(f'{path}: dtype={contents["dtype"]!r:.80}; allowed: {", ".join(DTYPES)}')
     sources = (json_files.require(file, f'{path}, sources', dict(path=str, size=int)) for file in contents['sources'])
     splits = {name: _split(value, f'{path}, splits, {name}') for name, value in contents['splits'].items()}
-    fields = {name: contents[name] for name in ('tokenizer', 'framing', 'dtype', 'made_of', 'is_complete')}
+    fields = {name: contents[name] for name in ('tokenizer', 'framing', 'dtype', 'made_of', 'is_complete', 'reader')}
     return Manifest(**fields, sources=tuple(SourceFile(file['path'], file['size']) for file in sources), splits=splits)
 
 

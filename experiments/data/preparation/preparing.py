@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import pyarrow
 from absl import logging
 
 from experiments.data.preparation import manifest as manifests
@@ -22,13 +23,15 @@ from experiments.data.preparation.progress import Progress
 from experiments.data.preparation.shards import OF_MANIFEST, ShardFiles, SplitDigests, is_left_over, remove_leftovers
 from experiments.data.preparation.workers import Placed, encoded_blocks
 from experiments.data.sources.opening import open_source
-from experiments.data.sources.source import Source, SourceFile
+from experiments.data.sources.source import Source, SourceFile, check_no_splits
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import locks
 from gaussq_jax.atomic_files import open_own
 
 SHARD_BYTES = 512 * 10**6  # of tokens
 SMALL_BYTES = 8 * 10**6  # of sources, maybe compressed, that one process encodes sooner than several start
+MOST_FILES = 200_000  # which a manifest names, each time that it is written
+READER = f'pyarrow {pyarrow.__version__}'
 LOCK = '.lock'
 
 
@@ -62,7 +65,8 @@ def open_passes(settings: Settings, part: Part = WHOLE, cache_dir: pathlib.Path 
     """The passes over a dataset that give both splits.
 
     Raises:
-      ValueError: there are fewer files than parts; as `open_source`.
+      ValueError: there are fewer files than parts, or more than MOST_FILES in a part; splits are named of a source that
+        has none; as `open_source`.
     """
     open_split = lambda split: open_source(
         settings.dataset, split, settings.features, data_dir=settings.data_dir, cache_dir=cache_dir
@@ -71,12 +75,19 @@ def open_passes(settings: Settings, part: Part = WHOLE, cache_dir: pathlib.Path 
     if source.has_splits:
         sources = {'train': source, 'validation': open_split(settings.validation_split)}
     else:
+        check_no_splits(source.name, settings.train_split, settings.validation_split)
         sources = {None: source}
     if (count := len(source.files)) < part.count:
         raise ValueError(
             f'--shard={part.index}/{part.count}: {source.name} has {count} files; allowed: at most /{count}'
         )
-    return [Pass(split, of, range(part.index, len(of.files), part.count)) for split, of in sources.items()]
+    passes = [Pass(split, of, range(part.index, len(of.files), part.count)) for split, of in sources.items()]
+    if (number := sum(len(one.files) for one in passes)) > MOST_FILES:
+        raise ValueError(
+            f'{source.name} has {number:,} files; allowed are {MOST_FILES:,} in a part: give more parts by --shard=I/N'
+            ' of experiments.prepare, or put several documents into a file, as lines of a .jsonl'
+        )
+    return passes
 
 
 def files_of(passes: Sequence[Pass]) -> tuple[SourceFile, ...]:
@@ -251,12 +262,13 @@ def _new_manifest(settings: Settings, tokenizer: Tokenizer, passes: Sequence[Pas
         made_of=made_of,
         sources=files_of(passes),
         splits={split: Split() for split in SPLITS},
+        reader=READER,
     )
 
 
 def _check_same(folder: pathlib.Path, before: Manifest, now: Manifest) -> None:
     differing = []
-    for field in ('tokenizer', 'framing', 'dtype'):
+    for field in ('tokenizer', 'framing', 'dtype', *(() if before.is_complete else ('reader',))):
         differing.append((field, getattr(before, field), getattr(now, field)))
     for name in dict.fromkeys((*before.made_of, *now.made_of)):
         differing.append((name, before.made_of.get(name), now.made_of.get(name)))

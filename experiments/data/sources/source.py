@@ -64,6 +64,19 @@ class Source(Protocol):
         """
 
 
+def check_no_splits(dataset: str, train_split: str, validation_split: str) -> None:
+    """ValueError if splits are asked for by name of a dataset that has none."""
+    for field, asked, default in (
+        ('train_split', train_split, 'train'),
+        ('validation_split', validation_split, 'validation'),
+    ):
+        if asked != default:
+            raise ValueError(
+                f'{field}={asked!r}: {dataset} has no splits; {{split}} in a path stands for them, and without it a'
+                ' share held_out is for validation'
+            )
+
+
 def types_of(feature: str, features: tuple[str, ...]) -> tuple[type, ...]:
     """Of the values of a feature among others; of text, None is a null."""
     if features not in CHATS:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.preparation.verification import Claim, verify
+from experiments.data.sources.source import check_no_splits
 from experiments.data.token_data import TokenData, document_start
 from experiments.data.token_files.formats import TokenFile
 from experiments.data.token_files.llmc import has_magic, open_llmc
@@ -68,6 +69,7 @@ def open_token_files(
         files = [_find(dataset, split) for split in (train_split, validation_split)]
         bounds = [(0, sum(file.num_tokens for file in of)) for of in files]
     else:
+        check_no_splits(dataset, train_split, validation_split)
         files = [_find(dataset, '')] * 2
         total = sum(file.num_tokens for file in files[0])
         if not 0 < held_out < 1:

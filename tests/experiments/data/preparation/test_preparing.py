@@ -337,3 +337,34 @@ def test_large_vocabularies_are_uint32(tmp_path):
     texts = [text for text in ALL if not is_held_out(text)]
     expected = [token for text in texts for token in (*(byte + 65_500 for byte in text.encode()), 69_999)]
     assert tokens(tmp_path / 'a', 'train', dtype='<u4') == expected
+
+
+def test_what_another_reader_may_cut_otherwise_is_not_resumed(tmp_path, monkeypatch):
+    """But it is read, once it is complete."""
+    monkeypatch.setattr(preparing._Writer, 'complete', lambda self, *_, **__: None)
+    prepare(tmp_path / 'a')
+    monkeypatch.undo()
+    monkeypatch.setattr(preparing, 'READER', 'pyarrow 1')
+    with pytest.raises(ValueError, match=r"reader='pyarrow [\d.]+', now 'pyarrow 1'"):
+        prepare(tmp_path / 'a')
+    monkeypatch.undo()
+    prepare(tmp_path / 'a')
+    monkeypatch.setattr(preparing, 'READER', 'pyarrow 1')
+    assert prepare(tmp_path / 'a').num_new == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (dict(train_split='train[:1%]'), r"train_split='train\[:1%\]': .* has no splits"),
+        (dict(validation_split='val'), "validation_split='val': .* has no splits; {split} in a path"),
+        (dict(), 'has 3 files; allowed are 2 in a part'),
+    ],
+)
+def test_passes_that_are_refused(tmp_path, monkeypatch, change, told):
+    monkeypatch.setattr(preparing, 'MOST_FILES', 2)
+    for name in 'abc':
+        (tmp_path / f'{name}.txt').write_text(name)
+    with pytest.raises(ValueError, match=told):
+        preparing.open_passes(Settings(f'{tmp_path}/*.txt', **change))
+    assert len(preparing.open_passes(Settings(f'{tmp_path}/*.txt'), Part(1, 2))[0].files) == 1

@@ -14,7 +14,7 @@ TOKENS = np.concatenate(DOCUMENTS)
 
 
 def opened(folder, name='*.bin', held_out=0.25):
-    splits = dict(train_split='train', validation_split='val')
+    splits = dict(train_split='train', validation_split='val' if '{split}' in name else 'validation')
     return open_token_files(
         f'{folder}/{name}', Tokenizer(Bytes()), **splits, held_out=held_out, cache_dir=folder / 'cache'
     )
