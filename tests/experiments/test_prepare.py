@@ -22,7 +22,8 @@ from experiments.processes import exit_codes
 
 prepare = import_program('prepare')
 ROOT = pathlib.Path(__file__).parents[2]
-MEGABYTES = int(os.environ.get('GAUSSQ_PREPARED_MB', '60'))  # of each corpus of the large trial
+# Of each corpus of the large trial, and the file of its tokenizer, or 'bytes'; else one of 400 tokens.
+MEGABYTES, TOKENIZER = int(os.environ.get('GAUSSQ_PREPARED_MB', '60')), os.environ.get('GAUSSQ_PREPARED_TOKENIZER')
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
 
@@ -141,13 +142,13 @@ def test_asked_to_end(tmp_path, signal_number):
 @pytest.mark.slow
 @pytest.mark.parametrize('write', [write_lines, write_parquet])
 def test_a_large_corpus_and_three_kills(tmp_path, write):
-    """GAUSSQ_PREPARED_MB of text by two processes: killed at three places, it comes to the same bytes.
+    """Megabytes of text by two processes: killed at three places, it comes to the same bytes.
 
     How many tokens a second there are, and the most memory of a process, is printed.
     """
     (tmp_path / 'texts').mkdir()
     dataset = write(tmp_path / 'texts', 4, MEGABYTES * 10**6 // 4)
-    tokenizer = write_huggingface(tmp_path / 'tokenizer.json')
+    tokenizer = TOKENIZER or write_huggingface(tmp_path / 'tokenizer.json')
     shard_size = max(1, MEGABYTES // 20)
     flags = ('--workers=2', f'--shard_size={shard_size}')
     with started(tmp_path / 'undisturbed', dataset, tokenizer, *flags) as process:

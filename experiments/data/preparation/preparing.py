@@ -8,6 +8,7 @@ sources.
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ SHARD_BYTES = 512 * 10**6  # of tokens
 SMALL_BYTES = 8 * 10**6  # of sources, maybe compressed, that one process encodes sooner than several start
 MOST_FILES = 200_000  # which a manifest names, each time that it is written
 READER = f'pyarrow {pyarrow.__version__}'
+WANTED = 10  # documents of validation, where an error says how to have some
 LOCK = '.lock'
 
 
@@ -325,9 +327,11 @@ def _locked(folder: pathlib.Path, waits: bool) -> Iterator[None]:
 def _no_text(folder: pathlib.Path, settings: Settings, split: str, splits: Mapping[str, Split]) -> str:
     asked = {'train': settings.train_split, 'validation': settings.validation_split}[split]
     num_documents = sum(of.counts.num_documents for of in splits.values())
+    enough = min(0.5, math.ceil(1000 * WANTED / max(1, num_documents)) / 1000)
     return (
         f'{folder}: there is no text in this split, {asked!r}; allowed: splits with text. Where a dataset has no'
-        f' splits, held_out={settings.held_out} of {num_documents:,} documents are for validation.'
+        f' splits, held_out={settings.held_out} of {num_documents:,} documents are for validation: prepare it again, in'
+        f' another folder, with another share, such as held_out={enough}.'
     )
 
 
