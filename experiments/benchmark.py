@@ -11,6 +11,7 @@
     python -m experiments.benchmark export --config=configs/llama2.py:size=134m --vocab_size=32000   # packed files
     python -m experiments.benchmark checkpoint --config=configs/llama2.py:size=134m --vocab_size=32000   # beside Orbax
     python -m experiments.benchmark generate --config=configs/tiny.py     # a token, with and without a cache
+    python -m experiments.benchmark prepare --texts='texts/*.jsonl.zst' --tokenizer=tokenizer.json    # tokens/s
     python -m experiments.benchmark data --tokens=prepared                # batches beside copies, cold and warm
 
 What is compared takes turns, one call each, so that whatever else the machine does falls on all alike; a ratio is
@@ -48,6 +49,7 @@ BENCHMARKS = {  # the module, and the flags that its `benchmark` takes
     'export': ('export_times', 'config', 'vocab_size'),
     'checkpoint': ('checkpoint_times', 'config', 'turns', 'vocab_size'),
     'generate': ('generation_times', 'config', 'turns', 'vocab_size'),
+    'prepare': ('preparation_times', 'texts', 'tokenizer', 'turns'),
     'data': ('data_times', 'tokens', 'turns'),
 }
 OUR_PACKAGES = ('experiments', 'gaussq_jax', 'kernels_pallas', 'configs')
@@ -64,10 +66,15 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
 flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')
+flags.DEFINE_string('texts', 'python_stdlib', 'prepare: what experiments.prepare --dataset takes.')
+flags.DEFINE_string('tokenizer', 'tokenizer.json', 'prepare: a Hugging Face tokenizers .json file.')
 flags.DEFINE_string('tokens', 'prepared', 'data: a folder with files *.tokens of uint16.')
 flags.DEFINE_string('shape', '4096x4096', 'cast: the matrix, ROWSxCOLUMNS.')
 flags.DEFINE_integer(
-    'turns', None, f'Calls of each that are timed; else {timing.DEFAULT_TURNS}, depth and checkpoint: 5.', lower_bound=1
+    'turns',
+    None,
+    f'Calls of each that are timed; else {timing.DEFAULT_TURNS}, depth and checkpoint: 5, prepare: 3.',
+    lower_bound=1,
 )
 flags.DEFINE_enum('clock', None, timing.CLOCKS, 'kernel, step: else the profiler on a GPU, the host elsewhere.')
 OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the results, rewritten after each one.')
