@@ -88,7 +88,7 @@ def reader(kind: str):
 
 
 def _read(kind, folder):
-    options = dict(train_split='', validation_split='', held_out=0.2, cache_dir=folder)
+    options = dict(train_split='train', validation_split='validation', held_out=0.2, cache_dir=folder)
     data = open_token_files(f'{folder}/{kind}/*.bin', Tokenizer(Bytes()), **options)
     rows = [TextRows(of_split, 1) for of_split in data]
     tokens = [of_split.read(np.arange(len(of_split)))['tokens'] for of_split in rows]

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -145,7 +146,9 @@ def validation_section(record: RunRecord) -> list[str]:
     if not lines:
         return [*parts, paragraph('Nothing has been evaluated yet.')]
     has_noise = any('validation/loss_with_noise' in line for line in lines)
+    of_sources = sorted({name for line in lines for name in line if re.fullmatch('validation/.+/loss', name)})
     header = ['step', 'loss (nats a token)', 'bits per byte', *['with noise', 'gap by noise'] * has_noise]
+    header += [f'loss of {name.split("/")[1]}' for name in of_sources]
     rows = []
     shown = pictures.evenly_chosen(lines, MOST_ROWS)
     for line in shown:
@@ -155,6 +158,7 @@ def validation_section(record: RunRecord) -> list[str]:
         cells = [f'{line["step"]:,}', number(loss, '.4f'), number(in_bytes, '.4f')]
         gap = 100 * (noisy / loss - 1) if both else None
         cells += [number(noisy, '.4f'), number(gap, '+.2f', ' %')] if has_noise else []
+        cells += [number(value_of(line, name), '.4f') for name in of_sources]
         rows.append(cells)
     told = of_validation(record.config, has_noise)
     if len(shown) < len(lines):
