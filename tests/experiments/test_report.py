@@ -142,6 +142,14 @@ def test_of_which_weights_validation_losses_are(argument, told):
     assert text.startswith(f'These are losses of the weights {told}') and 'experiments.evaluate --weights=FILE' in text
 
 
+def test_losses_of_each_source():
+    line = {'step': 4, 'validation/loss': 2.0, 'validation/web/loss': 1.75, 'validation/code/loss': 2.5}
+    record = run_report.RunRecord('mixed', [line], config_of('method=bf16'))
+    _, _, shown = run_report.validation_section(record)
+    assert '<th>loss of code</th><th>loss of web</th>' in shown
+    assert '<td>2.5000</td><td>1.7500</td>' in shown
+
+
 def test_the_same_run_gives_the_same_page(runs):
     assert page_of(runs('bf16')) == page_of(runs('bf16'))
 

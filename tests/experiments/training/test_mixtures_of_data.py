@@ -13,7 +13,6 @@ from experiments.data import loading
 from experiments.data.loading import Data
 from experiments.data.preparation.verification import DamagedFile, Verification
 from experiments.processes import exit_codes
-from experiments.reports import run_records, run_report
 from experiments.training import evaluation
 from experiments.training.experiment import make_experiment
 
@@ -105,10 +104,3 @@ def windows(config, name):
     tokens = np.random.default_rng(ord(name)).integers(0, 256, 3000).astype(np.uint16)
     length = config.sequence_length
     return [tokens[i * length : (i + 1) * length + 1] for i in range((len(tokens) - 1) // length)]
-
-
-def test_a_report_has_the_losses_of_each_source(config, tmp_path, monkeypatch):
-    stub_steps(monkeypatch)
-    start(tmp_path, config)
-    _, _, shown = run_report.validation_section(run_records.read_record(tmp_path))
-    assert 'loss of code' in shown and 'loss of web' in shown
