@@ -5,11 +5,11 @@ import hashlib
 import pathlib
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fsspec
-from absl import logging
+import tqdm
 
 from experiments.data.preparation import manifest
 from experiments.files import locks
@@ -65,16 +65,22 @@ def fetch_prepared(url: str, cache_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def _fetch_shards(system: Any, root: str, folder: pathlib.Path, url: str) -> None:
-    """All that the manifest says and the folder lacks."""
-    of_all = manifest.read_manifest(folder)
+    """All that the manifest says and the folder lacks, said, with a bar on a terminal."""
+    of_all, lacking = manifest.read_manifest(folder), []
     for split in of_all.splits.values():
         for shard in split.shards:
             for ending, size in shard.file_sizes(of_all.dtype).items():
                 name = f'{shard.name}.{ending}'
                 path = folder / name
                 if not (path.is_file() and path.stat().st_size == size):
-                    logging.info('Fetching %s/%s, %.0f MB, to %s', url, name, size / 1e6, folder)
-                    _fetch(system, posixpath.join(root, name), path, shard.sha256[ending], f'{url}/{name}')
+                    lacking.append((name, size, shard.sha256[ending]))
+    if not lacking:
+        return
+    total = sum(size for _, size, _ in lacking)
+    print(f'fetching {len(lacking)} files of {url}, {total / 1e6:,.0f} MB, to {folder}', flush=True)
+    with tqdm.tqdm(total=total, unit='B', unit_scale=True, disable=None) as bar:
+        for name, _, sha256 in lacking:
+            _fetch(system, posixpath.join(root, name), folder / name, sha256, f'{url}/{name}', bar.update)
 
 
 @contextlib.contextmanager
@@ -95,12 +101,13 @@ def _of_parts(system: Any, root: str) -> list[str]:
     return [f'{name}/{manifest.NAME}' for name in parts if system.isfile(posixpath.join(root, name, manifest.NAME))]
 
 
-def _fetch(system: Any, source: str, path: pathlib.Path, sha256: str, url: str) -> None:
+def _fetch(system: Any, source: str, path: pathlib.Path, sha256: str, url: str, tell: Callable[[int], Any]) -> None:
     digest = hashlib.sha256()
     with new_file(path) as partial, open(partial, 'xb') as target:
         for piece in _pieces(system, source, url):
             digest.update(piece)
             target.write(piece)
+            tell(len(piece))
         if digest.hexdigest() != sha256:
             raise OSError(f'{url} is damaged: its SHA-256 is {digest.hexdigest()}, and should be {sha256}')
 

@@ -33,8 +33,9 @@ def put(folder, root=None):
     return f'memory:/{root}'
 
 
-def test_fetched_once(url, tmp_path, monkeypatch):
+def test_fetched_once(url, tmp_path, monkeypatch, capsys):
     folder = fetch_prepared(url, tmp_path / 'cache')
+    assert capsys.readouterr().out == f'fetching 3 files of {url}, 0 MB, to {folder}\n'
     expected = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
     assert folder.parent == tmp_path / 'cache/fetched' and folder.name.startswith('prepared-')
