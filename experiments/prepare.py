@@ -12,6 +12,7 @@ are printed as a model reads them, what it learns between ⟦ and ⟧, and nothi
 
 import contextlib
 import itertools
+import os
 import pathlib
 import re
 import shlex
@@ -19,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import loky
 from absl import flags
@@ -175,10 +177,16 @@ def told_how_to_resume() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(f'\ninterrupted; {told}')
+        _end(f'\ninterrupted; {told}', exit_codes.ERROR)
     except Terminated:
-        print(f'preempted; {told}', file=sys.stderr)
-        sys.exit(exit_codes.PREEMPTED)
+        _end(f'preempted; {told}', exit_codes.PREEMPTED)
+
+
+def _end(told: str, code: int) -> NoReturn:
+    """Ends at once: at its usual end, Python crashes at times where a thread is still within PyArrow."""
+    sys.stdout.flush()
+    print(told, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 if __name__ == '__main__':
