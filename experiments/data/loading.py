@@ -19,6 +19,7 @@ from experiments.data.preparation.manifest import is_prepared, read_manifest
 from experiments.data.preparation.prepared_data import cache_folder, prepared_data
 from experiments.data.preparation.verification import DamagedFile
 from experiments.data.rows import Rows, TextRows
+from experiments.data.sources import document_files
 from experiments.data.token_data import TokenData, open_prepared
 from experiments.data.token_files.opening import is_token_files, open_token_files
 
@@ -155,7 +156,7 @@ def _load(dataset: str, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> 
     splits = dict(train_split=config.train_split, validation_split=config.validation_split)
     if is_token_files(dataset):
         return open_token_files(dataset, tokenizer, **splits, held_out=config.held_out, cache_dir=cache_dir)
-    is_remote = fetching.is_remote(dataset)
+    is_remote = document_files.is_remote(dataset)
     folder = fetching.fetch_prepared(dataset, cache_dir) if is_remote else pathlib.Path(os.path.expanduser(dataset))
     if folder is None or not is_prepared(folder):
         fields = ('text_feature', 'invalid_text', 'held_out', 'train_split', 'validation_split')

@@ -19,11 +19,6 @@ PIECE = 2**23
 MOST_BYTES = 2**26  # of a manifest, as of all JSON
 
 
-def is_remote(dataset: str) -> bool:
-    """Whether it is a URL, such as gs://bucket/folder."""
-    return bool(re.match(r'[A-Za-z][\w+.-]*://', dataset))
-
-
 def fetch_prepared(url: str, cache_dir: pathlib.Path) -> pathlib.Path | None:
     """A copy of a prepared folder in `cache_dir/fetched`; None if there is no manifest at that URL.
 

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import pyarrow
 
 from experiments.data.sources.document_files import open_file
-from experiments.data.sources.source import BLOCK_BYTES, select
+from experiments.data.sources.source import BLOCK_BYTES, BYTE_ORDER_MARK, select
 from experiments.files import json_files
 
 CODECS = {'.jsonl': None, '.jsonl.gz': 'gzip', '.jsonl.zst': 'zstd'}
 CODECS |= {ending.replace('l', '', 1): codec for ending, codec in CODECS.items()}  # as others name the same
 MOST_LINE_BYTES = json_files.MOST_BYTES
-BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 
 
 class LineBlock(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 BLOCK_BYTES = 2**22  # of whole documents that are handed on together
 MOST_BYTES = 2**27  # of one document
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'  # that a file of text may begin with
 MOST_NAMES = 20  # of features, that an error tells
 CHATS = (('messages',), ('prompt', 'completion'))  # the features of chats; any other is one of text
 

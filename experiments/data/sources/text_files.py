@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.data.sources.document_files import open_file
-from experiments.data.sources.source import CHATS, MOST_BYTES
-
-BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+from experiments.data.sources.source import BYTE_ORDER_MARK, CHATS, MOST_BYTES
 
 
 class TextBlock(NamedTuple):
