@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 from tensorboardX.record_writer import RecordWriter
 
+from experiments.devices import terminal_bar
 from experiments.files import json_files, paths
 from gaussq_jax.atomic_files import named_errors, open_own, replace_file
 
@@ -92,18 +93,10 @@ class MetricWriter(contextlib.AbstractContextManager):
             self._metrics_path.unlink(missing_ok=True)
         self._keep(lambda line: line['step'] < first_step - ('rollback/from_step' in line))
         self._events = _Events(workdir / 'tensorboard', first_step)
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total_steps,
-                initial=resume_step or 0,
-                file=self._stream,
-                bar_format='{n_fmt}/{total_fmt} |{bar}| {desc}{remaining} left',
-                ncols=self._columns(),
-                nrows=24,  # some pseudo-terminals say 0, and tqdm then shows nothing
-                mininterval=0,
-                miniters=1,
-            )
+        bar_format = '{n_fmt}/{total_fmt} |{bar}| {desc}{remaining} left'
+        self._bar = terminal_bar.open_bar(
+            self._stream, total=total_steps, initial=resume_step or 0, bar_format=bar_format
+        )
 
     def write(
         self, step: int, metrics: Mapping[str, Any], histograms: Mapping[str, Any] = MappingProxyType({})
@@ -124,11 +117,9 @@ class MetricWriter(contextlib.AbstractContextManager):
             file.write(_to_line({'step': int(step), **values}))
         self._events.write(int(step), values, histograms)
         if self._bar is not None and 'train/loss' in values:
-            self._bar.ncols = self._columns()
+            self._bar.ncols = terminal_bar.columns(self._stream)
             room = self._bar.ncols - len(f'{self._total_steps}/{self._total_steps} |123| 100:00:00 left')
-            self._bar.set_description_str(_bar_text(values, room), refresh=False)
-            self._bar.update(step - self._bar.n)
-            self._bar.refresh()
+            terminal_bar.move(self._bar, step, _bar_text(values, room))
         else:
             position = f'step {step:>{len(str(self._total_steps))}}/{self._total_steps}'
             shown = {name: value for name, value in values.items() if not RECORDED_ONLY.fullmatch(name)}
@@ -162,10 +153,6 @@ class MetricWriter(contextlib.AbstractContextManager):
         if self._bar is not None:
             self._bar.close()
         self._events.close()
-
-    def _columns(self) -> int:
-        """Of the terminal, which may have changed; but its last, after which some go to the next line."""
-        return (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1  # some pseudo-terminals say 0
 
     def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
         lines = read_metrics(self._metrics_path) if self._metrics_path.exists() else []

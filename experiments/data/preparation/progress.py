@@ -1,12 +1,13 @@
 """How far a preparation is: a bar as that of a training on a terminal, elsewhere a line at times."""
 
 import contextlib
-import os
 import sys
 import time
 from typing import TextIO
 
 import tqdm
+
+from experiments.devices import terminal_bar
 
 SECONDS_BAR, SECONDS_LINES = 0.2, 30.0  # between two updates
 
@@ -23,18 +24,8 @@ class Progress(contextlib.AbstractContextManager):
     def __init__(self, total: int, initial: int = 0, stream: TextIO | None = None):
         self._stream = sys.stdout if stream is None else stream
         self._total, self._initial, self._start = total, initial, time.monotonic()
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total / 1e6,
-                initial=initial / 1e6,
-                file=self._stream,
-                bar_format='{n:,.0f}/{total:,.0f} MB |{bar}| {desc}{remaining} left',
-                ncols=self._columns(),
-                nrows=24,  # some pseudo-terminals say 0, and tqdm then shows nothing
-                mininterval=0,
-                miniters=1,
-            )
+        bar_format = '{n:,.0f}/{total:,.0f} MB |{bar}| {desc}{remaining} left'
+        self._bar = terminal_bar.open_bar(self._stream, total=total / 1e6, initial=initial / 1e6, bar_format=bar_format)
         self._next = self._start + self._pause
 
     def update(self, read: int, num_documents: int, num_tokens: int) -> None:
@@ -45,10 +36,9 @@ class Progress(contextlib.AbstractContextManager):
         self._next = now + self._pause
         rate = tqdm.tqdm.format_sizeof(num_tokens / (now - self._start))
         if self._bar is not None:
-            self._bar.ncols = self._columns()
-            self._bar.set_description_str(f'{num_documents:,} documents, {rate} tok/s, ', refresh=False)
-            self._bar.update(min(read, self._total) / 1e6 - self._bar.n)
-            self._bar.refresh()
+            self._bar.ncols = terminal_bar.columns(self._stream)
+            description = f'{num_documents:,} documents, {rate} tok/s, '
+            terminal_bar.move(self._bar, min(read, self._total) / 1e6, description)
             return
         left = (self._total - read) * (now - self._start) / max(1, read - self._initial)
         print(
@@ -61,10 +51,6 @@ class Progress(contextlib.AbstractContextManager):
     @property
     def _pause(self) -> float:
         return SECONDS_LINES if self._bar is None else SECONDS_BAR
-
-    def _columns(self) -> int:
-        """Of the terminal, which may have changed; but its last, after which some go to the next line."""
-        return (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1  # some pseudo-terminals say 0
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:
