@@ -119,8 +119,11 @@ def cast_run(
             weights = gq.load_packed(file, like=run.state.params)
             contents = file.read_bytes()
         if contents not in losses:  # a budget that is no constraint makes the same file
-            experiment, state = with_fixed_weights(run.experiment, weights)
-            key = what_evaluation_depends_on(config)
+            are_rounded = bool(layout)
+            experiment, state = with_fixed_weights(
+                run.experiment, weights, int(run.state.step), are_rounded=are_rounded
+            )
+            key = what_evaluation_depends_on(config, int(run.state.step), are_rounded)
             if key not in evaluations:
                 evaluations[key] = evaluation.make_validation(experiment, data)
             losses[contents] = evaluations[key](state)
@@ -168,12 +171,15 @@ def layouts_of(run: workdirs.Run, formats: list[str], data: loading.Data) -> dic
     return layouts
 
 
-def what_evaluation_depends_on(config: Any) -> str:
-    """The fields of a config that more than the training reads; runs that agree share a compiled evaluation."""
-    training_only = {'seed', 'name', 'optimizer'} | (
-        set() if methods.quantizes_matmuls(config) else {'method', 'quantization'}
-    )
-    return json.dumps({name: value for name, value in config.to_dict().items() if name not in training_only})
+def what_evaluation_depends_on(config: Any, step: int, are_rounded: bool) -> str:
+    """The fields of a config that more than the training reads; runs that agree share a compiled evaluation.
+
+    Where matmuls are quantized, it depends on the step, too, and on whether weights are rounded already.
+    """
+    is_plain = not methods.quantizes_matmuls(config)
+    training_only = {'seed', 'name', 'optimizer'} | ({'method', 'quantization'} if is_plain else set())
+    fields = {name: value for name, value in config.to_dict().items() if name not in training_only}
+    return json.dumps([fields] if is_plain else [fields, step, are_rounded])
 
 
 def read_casts(path: pathlib.Path) -> list[Cast]:

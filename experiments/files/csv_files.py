@@ -4,6 +4,7 @@ import collections
 import csv
 import io
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,13 +12,20 @@ from experiments.files import paths
 from gaussq_jax.atomic_files import replace_file
 
 MOST_ROWS = 100_000
+MOST_HEADER = 2**20  # letters in which the delimiter is looked for
 MOST_LETTERS = 200  # of a column's name that are shown
+MOST_NAMES = 50  # of columns that are shown
+DELIMITERS = ',', '\t', ';', '|'
 FORMULAS = ('=', '+', '-', '@', '\t', '\r')  # with one of these a formula begins
 TEXT = "'"  # a spreadsheet takes what follows as text
 
 
-def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
+def read(path: pathlib.Path, delimiter: str = ',') -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a table that has a header: where each stands, for people, and its cells by column, stripped.
+
+    Args:
+      path: of the table.
+      delimiter: what separates its cells, one of DELIMITERS.
 
     Raises:
       ValueError: naming file and line: no UTF-8, a row of another length than the header, a column twice, a damaged
@@ -28,7 +36,7 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
       losses = [float(row['loss']) for where, row in csv_files.read(path)]
     """
     with open(paths.check_file(path), newline='', encoding='utf-8-sig') as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
             if not (names := [_cell_of_text(name) for name in next(reader, [])]):
                 raise ValueError(f'{path} has no header')
@@ -48,9 +56,21 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
             raise ValueError(f'{path} is no text in UTF-8 ({error.reason} at byte {error.start})') from None
 
 
+def find_delimiter(path: pathlib.Path) -> str:
+    """What separates the cells of a table: of DELIMITERS the one that its header has most of, outside of quotes.
+
+    The first of those that it has equally many of; a comma if it has none.
+    """
+    with open(paths.check_file(path), encoding='utf-8', errors='replace') as file:
+        header = re.sub(r'"[^"]*("|$)', '', file.readline(MOST_HEADER))
+    return max(DELIMITERS, key=header.count)
+
+
 def in_words(names: Iterable[str]) -> str:
     """The names of columns, for an error."""
-    return ', '.join(' '.join(name.split())[:MOST_LETTERS] for name in names) or 'none'
+    names = [' '.join(name.split())[:MOST_LETTERS] or "''" for name in names]
+    more = [f'and {len(names) - MOST_NAMES} more'] if len(names) > MOST_NAMES else []
+    return ', '.join(names[:MOST_NAMES] + more) or 'none'
 
 
 def write(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]):

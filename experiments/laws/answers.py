@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.laws.known_laws import KnownLaw
+from experiments.laws.law_choices import NO_NUMBERS
 from experiments.laws.notation import UNKNOWN, block_name, format_name, human, interval_text
 from gaussq_jax.text_table import text_table
 
@@ -51,9 +52,9 @@ def tabulate(
 
 
 def columns_of(points: Sequence[Point]) -> dict[str, np.ndarray]:
-    """The numbers of points, as the methods of laws take them."""
+    """An array an input of points, (points,), as the methods of laws take them."""
     return {
-        name: np.array([point[name] for point in points], object if name == 'B' else float)
+        name: np.array([point[name] for point in points], object if name in NO_NUMBERS else float)
         for name in points[0]
         if name != 'format'
     }
@@ -74,6 +75,10 @@ def cells_of(point: Point) -> dict[str, str]:
                 cells[{'P': 'bits', 'b': 'bits', 'new_P': 'new bits'}[name]] = f'{value:g}'
             case 'format':
                 cells['best format'] = value
+            case 'M':  # beside E
+                pass
+            case _:
+                cells[name] = value if isinstance(value, str) else f'{value:g}'
     return cells
 
 

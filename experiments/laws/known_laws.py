@@ -1,26 +1,21 @@
 """Laws with where they are from and how sure they are: published, fitted to a table of runs, or stored."""
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from experiments.files import foreign_text, json_files, paths
-from experiments.laws.run_tables import RunTable, read_runs, select
+from experiments.laws.law_choices import LAWS, LawChoice, extra_columns
+from experiments.laws.tables import table_remarks
+from experiments.laws.tables.reading import AS_IT_IS, Reading
+from experiments.laws.tables.run_tables import RunTable, read_runs, select
 from gaussq_jax import scaling_laws
-from gaussq_jax.atomic_files import replace_file
+from gaussq_jax.scaling_laws.inputs import REFERENCE
 
-LAWS = {
-    'capybara': scaling_laws.CapybaraLaw,
-    'chinchilla': scaling_laws.ChinchillaLaw,
-    'kaplan': scaling_laws.KaplanLaw,
-    'kumar': scaling_laws.KumarLaw,
-    'bitwidth': scaling_laws.BitwidthLaw,
-}
 NUM_STARTS = 16  # of a fit
+RANGES = ('N', 'D', 'b', 'B')
 NUM_DRAWS = 1000  # of the bootstrap
 
 
@@ -30,7 +25,7 @@ class KnownLaw:
 
     law: scaling_laws.ScalingLaw
     origin: str
-    ranges: dict[str, tuple[float, float]]  # the least and the greatest N and D of the runs that it was fitted to
+    ranges: dict[str, tuple[float, float]]  # of the runs behind it the least and the greatest N and D, b and B
     draws: tuple[scaling_laws.ScalingLaw, ...] = ()  # laws that the runs might as well have given; none if not known
     undetermined: tuple[str, ...] = ()  # constants that the runs did not determine
     noise: float | None = None  # standard deviation of a run's loss about the law
@@ -40,7 +35,9 @@ class KnownLaw:
 
     @property
     def name(self) -> str:
-        return next(name for name, family in LAWS.items() if type(self.law) is family)
+        """'capybara'; of a law of one's own, the name of its class."""
+        names = (name for name, choice in LAWS.items() if choice.family is type(self.law))
+        return next(names, type(self.law).__name__)
 
     def value(self, quantity: Callable[[Any], Any]) -> np.ndarray:
         """A number, or an array, that follows from the law; NaN where it depends on what the runs leave open."""
@@ -101,26 +98,71 @@ class KnownLaw:
         return remarks
 
 
-PUBLISHED = KnownLaw(
-    scaling_laws.PUBLISHED_CAPYBARA,
-    'Capybara, as published (arXiv 2501.02423), whose authors give no errors of its constants: no intervals',
-    {'N': (40_894_464, 679_477_248), 'D': (10_485_760_000, 104_857_600_000)},
-)
+NO_ERRORS = 'whose authors give no errors of its constants: no intervals'
+SIZES_OF_QAT = {'N': (74e6, 594e6), 'D': (10e9, 100e9)}
+PUBLISHED = {
+    'capybara': KnownLaw(
+        scaling_laws.PUBLISHED_CAPYBARA,
+        f'Capybara, as published (arXiv 2501.02423), {NO_ERRORS}',
+        {'N': (40_894_464, 679_477_248), 'D': (10_485_760_000, 104_857_600_000)},
+    ),
+    'chinchilla': KnownLaw(
+        scaling_laws.CHINCHILLA_REFIT,
+        'Chinchilla, refitted to its runs (arXiv 2404.10102), without intervals: its constants depend on each other',
+        {'N': (57e6, 16e9), 'D': (3e8, 4e11)},
+    ),
+    'chinchilla-as-first-published': KnownLaw(
+        scaling_laws.CHINCHILLA_AS_FIRST_PUBLISHED,
+        'Chinchilla, as first published (arXiv 2203.15556), which does not describe its own runs: see chinchilla',
+        {'N': (57e6, 16e9), 'D': (3e8, 4e11)},
+    ),
+    'kaplan': KnownLaw(
+        scaling_laws.PUBLISHED_KAPLAN,
+        f'Kaplan, as published (arXiv 2001.08361), {NO_ERRORS}',
+        {'N': (768, 1.5e9), 'D': (2.2e7, 2.3e10)},
+    ),
+    'outer': KnownLaw(
+        scaling_laws.PUBLISHED_OUTER_EXPONENT,
+        f'an outer exponent, as published with Quartet (arXiv 2505.14669), {NO_ERRORS}',
+        {'N': (30e6, 200e6), 'D': (7.5e8, 1.6e11)},
+    ),
+    'quartet': KnownLaw(
+        scaling_laws.PUBLISHED_QUARTET,
+        f'Quartet, as published (arXiv 2505.14669), {NO_ERRORS}',
+        {'N': (30e6, 200e6), 'D': (7.5e8, 1.6e11)},
+    ),
+    **{
+        f'qat-{bits}': KnownLaw(
+            law, f'QAT in {bits.upper()}, as published (arXiv 2505.14302), {NO_ERRORS}', SIZES_OF_QAT
+        )
+        for bits, law in scaling_laws.PUBLISHED_QAT.items()
+    },
+}
 
 
 def fit(
-    family: type[scaling_laws.ScalingLaw], table: RunTable, *, objective: str, errors: str
+    choice: LawChoice, table: RunTable, *, objective: str = 'squares', errors: str = 'cr3'
 ) -> scaling_laws.FitResult:
     """A law fitted to a table, which `runs_for` has read."""
-    return scaling_laws.fit(family, table.columns, objective=objective, errors=errors, num_starts=NUM_STARTS)
+    how = dict(fixed=choice.fixed, objective=objective, errors=errors, num_starts=NUM_STARTS)
+    return scaling_laws.fit(choice.family, columns_for(choice, table), **how)
+
+
+def columns_for(choice: LawChoice, table: RunTable) -> dict[str, np.ndarray]:
+    """The columns of a table that a law is fitted to, with its default where a run lacks what may be left out."""
+    columns = dict(table.columns)
+    for name, default in choice.family.DEFAULTS.items():
+        if columns[name].dtype == float:
+            columns[name] = np.where(np.isnan(columns[name]), default, columns[name])
+    return columns
 
 
 def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
     """The law of a fit, with the draws of its bootstrap."""
     return KnownLaw(
         result.law,
-        f'{result.law.title()}, fitted to {result.num_runs} runs of {table.path}',
-        {column: (float(np.min(table.columns[column])), float(np.max(table.columns[column]))) for column in 'ND'},
+        f'{result.title}, fitted to {result.num_runs} runs of {table.path}',
+        _ranges(result.law, table),
         tuple(result.bootstrap(NUM_DRAWS)),
         tuple(result.undetermined),
         float(result.noise),
@@ -130,128 +172,70 @@ def fitted(result: scaling_laws.FitResult, table: RunTable) -> KnownLaw:
     )
 
 
-def needs(family: type[scaling_laws.ScalingLaw]) -> tuple[str, ...]:
-    """The columns of a table of runs that a law is fitted to; P comes from E and M."""
-    return tuple(dict.fromkeys(column for name in family.COLUMNS for column in ('EM' if name == 'P' else name)))
+def _ranges(law, table):
+    """Of bitwidths and block sizes, those of runs that are quantized, by blocks of a number."""
+    ranges = {}
+    for column in (name for name in RANGES if name in law.COLUMNS):
+        values = [value for value in table.columns[column].tolist() if not isinstance(value, str)]
+        if values := [value for value in values if np.isfinite(value) and (column, value) != ('B', 1)]:
+            ranges[column] = float(min(values)), float(max(values))
+    return ranges
 
 
-def runs_for(family: type[scaling_laws.ScalingLaw], path: str | pathlib.Path, *, exclude_e0: bool) -> RunTable:
+def runs_for(
+    choice: LawChoice, path: str | pathlib.Path, reading: Reading = AS_IT_IS, *, exclude_e0: bool = False
+) -> RunTable:
     """The runs of a table that a law can be fitted to.
 
     Raises:
       ValueError: as read_runs and select do; if all are of one kind, not quantized, while the law is of those that are;
+        if they are of several methods, while the law is of one; if none is of BF16, which recipes are compared with;
         for `exclude_e0` with a law that knows no formats.
     """
-    table = select(read_runs(path), needs(family))
-    for column, unquantized in (('B', 1), ('b', np.inf)):
-        if column in needs(family) and np.all(table.columns[column] == unquantized):
-            raise ValueError(f'{table.path} has only runs that are not quantized: none that is done has {column}')
-    methods = sorted(set(table.columns['method']) - {'', 'bf16'})
-    if len(methods) > 1:
-        raise ValueError(f'{table.path} has runs of {" and ".join(methods)}: a law is of one method; keep one of them')
-    if exclude_e0 and 'E' not in needs(family):
-        raise ValueError(f'exclude_e0 would do nothing: a {family.__name__} knows no exponent bits')
-    return table.where(table.columns['E'] != 0, 'with E = 0') if exclude_e0 else table
+    return runs_of(choice, read_runs(path, reading._replace(extra=extra_columns([choice]))), exclude_e0=exclude_e0)
 
 
-def write_law(path: str | pathlib.Path, known: KnownLaw):
-    """Writes a law as JSON, for `read_law`."""
-    content = {
-        'law': known.name,
-        'origin': foreign_text.printable(' '.join(known.origin.split())),
-        'constants': known.law.constants(),
-        'noise': known.noise,
-        'undetermined': known.undetermined,
-        'determination': known.determination
-        and {
-            'names': known.determination.names,
-            'unseen': known.determination.unseen.tolist(),
-            'covariance': known.determination.covariance.tolist(),
-            'alternatives': _laws_as_json(known.determination.alternatives),
-        },
-        'ranges': known.ranges,
-        'bootstrap': _laws_as_json(known.draws),
-        'errors': known.errors,
-        'scatter': known.scatter and {**known.scatter._asdict(), 'residuals': known.scatter.residuals.tolist()},
-    }
-    replace_file(paths.parse(path, '--output'), json.dumps(content, indent=1) + '\n')
+def runs_of(choice: LawChoice, table: RunTable, *, exclude_e0: bool = False) -> RunTable:
+    """Those of a table that is read, as `runs_for`; ValueError but for what is wrong with the file."""
+    table = select(table, choice.needs)
+    if exclude_e0:
+        if 'E' not in choice.needs:
+            raise ValueError(f'exclude_e0 would do nothing: a {choice.family.__name__} knows no exponent bits')
+        table = table.where(table.columns['E'] != 0, 'with E = 0')
+    return usable(choice, table)
 
 
-def read_law(path: str | pathlib.Path) -> KnownLaw:
-    """Reads what `write_law` has written; ValueError if it is something else."""
-    content = json_files.read(paths.parse(path, '--law'))
-    try:
-        law = LAWS[content['law']](**dict(zip(content['constants'], _numbers(content['constants'].values()))))
-        origin, errors = content['origin'], content.get('errors')
-        if not isinstance(origin, str) or not origin.isprintable() or len(origin) > 1000:
-            raise ValueError('its origin is no line of text')
-        if errors not in (None, *scaling_laws.ERRORS):
-            raise ValueError(f'errors={errors!r} must be one of {", ".join(scaling_laws.ERRORS)}')
-        return KnownLaw(
-            law,
-            origin,
-            {column: _range_of_json(content['ranges'][column]) for column in 'ND'},
-            _laws_of_json(law, content['bootstrap']),
-            _names_of_constants(law, content['undetermined']),
-            None if content['noise'] is None else _numbers([content['noise']])[0],
-            _determination_of_json(law, content.get('determination')),
-            _scatter_of_json(content.get('scatter')),
-            errors,
+def usable(choice: LawChoice, table: RunTable) -> RunTable:
+    """Runs that have what a law needs, with what is to be said of them; ValueError as `runs_for` does."""
+    if 'B' in choice.needs and 'E' not in choice.family.COLUMNS:  # it takes numbers
+        table = table.where(
+            np.array([not isinstance(B, str) for B in table.columns['B']], bool), 'by channel or tensor'
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f'it has no {error}' if isinstance(error, KeyError) else f'{error}'[:200]
-        raise ValueError(f'{path} is not a law as `fit --output={path}` writes it: {reason}') from None
-
-
-def _laws_as_json(laws: Iterable[scaling_laws.ScalingLaw]) -> list[list[float]]:
-    """The constants of laws of one family and one choice of constants, in their order."""
-    return [list(law.constants().values()) for law in laws]
-
-
-def _laws_of_json(like: scaling_laws.ScalingLaw, content: Any) -> tuple[scaling_laws.ScalingLaw, ...]:
-    names = list(like.constants())
-    return tuple(type(like)(**dict(zip(names, _numbers(values), strict=True))) for values in content)
-
-
-def _numbers(values: Iterable[Any]) -> list[float]:
-    values = list(values)
-    if wrong := [value for value in values if not json_files.is_a(value, float)]:
-        raise ValueError(f'{wrong[0]!r:.80} is no number')
-    return list(map(float, values))
-
-
-def _names_of_constants(law: scaling_laws.ScalingLaw, names: Iterable[Any]) -> tuple[str, ...]:
-    if unknown := [name for name in names if name not in list(law.constants())]:
-        raise ValueError(f'{unknown[0]!r:.80} is no constant of the law')
-    return tuple(names)
-
-
-def _range_of_json(content: Any) -> tuple[float, float]:
-    low, high = _numbers(content)
-    if not 0 < low <= high:
-        raise ValueError(f'{low:g} to {high:g} is no range')
-    return low, high
-
-
-def _determination_of_json(law: scaling_laws.ScalingLaw, content: Any) -> scaling_laws.Determination | None:
-    """None where a file has none, as those of version 0.1."""
-    if content is None:
-        return None
-    names = _names_of_constants(law, content['names'])
-    return scaling_laws.Determination(
-        law,
-        names,
-        np.array(content['unseen'], float).reshape(-1, len(names)),
-        np.array(content['covariance'], float),
-        _laws_of_json(law, content['alternatives']),
-    )
-
-
-def _scatter_of_json(content: Any) -> scaling_laws.Scatter | None:
-    """None where a file has none, as those of version 0.1."""
-    if content is None:
-        return None
-    residuals = np.array(content['residuals'], float)
-    if residuals.ndim != 1 or not residuals.size or not np.all(np.isfinite(residuals)):
-        raise ValueError('scatter must have residuals, finite numbers')
-    return scaling_laws.Scatter(residuals, bool(content['is_relative']))
+        if not table.num_runs:
+            raise ValueError(
+                f'{table.path} has blocks by channel or tensor alone, and {choice.family.title()} takes numbers'
+            )
+    columns = table.columns
+    for column, unquantized in (('B', 1), ('b', np.inf)):
+        if column in choice.needs and np.all(columns[column] == unquantized):
+            raise ValueError(f'{table.path} has only runs that are not quantized: none that is done has {column}')
+    if 'forward' in choice.needs:
+        if not (set(columns['forward']) | set(columns['backward'])) - {REFERENCE, ''}:
+            raise ValueError(f'{table.path} has only runs of {REFERENCE}: there is no recipe to compare with it')
+        if not set(columns['forward']) & {REFERENCE, ''}:
+            known = ', '.join(sorted(set(columns['forward'])))
+            raise ValueError(
+                f'{table.path} has no run of {REFERENCE}, which recipes are compared with, but of {known}: --recipes'
+                ' can say which it is'
+            )
+        without = np.sum(columns['forward'] == '')
+        told = [f'{without} of {table.num_runs} runs say no forward recipe, and count as {REFERENCE}'] * bool(without)
+        return table._replace(remarks=(*table.remarks, *told))
+    methods = sorted(set(columns['method']) - {'', 'bf16'})
+    if len(methods) > 1 and choice.knows_precision:
+        raise ValueError(
+            f'{table.path} has runs of {" and ".join(methods)}: a law is of one method; keep one of them by'
+            f' --where=method={methods[0]}'
+        )
+    told = table_remarks.of_recipes(columns, choice.family.COLUMNS, choice.family.title())
+    return table._replace(remarks=(*table.remarks, *told))

@@ -88,6 +88,18 @@ def parse_block(flag: str, text: str) -> int | str:
     return int(text)
 
 
+def parse_recipe(flag: str, text: str) -> str:
+    """The name of a recipe."""
+    if not text:
+        raise ValueError(f'--{flag} must name a recipe, such as bf16 or mxfp4')
+    return text.lower()
+
+
+def parse_bitwidth(flag: str, text: str) -> float:
+    """b, of weights that are sampled; inf of those that aren't."""
+    return math.inf if text == 'inf' else parse_amount(flag, text)
+
+
 def parse_bits(flag: str, text: str) -> float:
     """Those of a floating-point number."""
     value = parse_amount(flag, text)

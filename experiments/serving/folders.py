@@ -36,7 +36,8 @@ def storages(model: Any, params: Any, layout: Layout, target: Target, *, unheld:
     if target == TRANSFORMERS:
         if wide := [path for path, of_leaf in layout.items() if of_leaf.dtype != jnp.bfloat16]:
             formats = ', '.join(fmt.name for fmt in layout[wide[0]].formats)
-            raise ValueError(f'{wide[0]} has weights in {formats}, which bfloat16 does not hold exactly')
+            scales = f' times {layout[wide[0]].scale} scales' * (layout[wide[0]].products == 'float32')
+            raise ValueError(f'{wide[0]} has weights in {formats}{scales}, which bfloat16 does not hold exactly')
         return {}
     tensors, _ = models.to_huggingface(model, params)
     of_tensors, fused = models.huggingface_layout(model, layout), fused_modules(model, target)
@@ -103,6 +104,10 @@ def write(
             of_tensors, fused = models.huggingface_layout(model, layout), fused_modules(model, target)
             tensors, config[target.field] = target.to_tensors(tensors, of_tensors, fused=fused, unheld=unheld)
             remarks = remarks_on(tensors, fused) if target == COMPRESSED_TENSORS else []
+            if any(of_leaf.dtype == jnp.float32 for of_leaf in layout.values()):
+                remarks.append(
+                    'training multiplied numbers times scales in float32: what reads them in bfloat16 rounds them'
+                )
         huggingface_folder.write_files(partial, tensors, config, folder, said=said)
     return remarks
 

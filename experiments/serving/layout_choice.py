@@ -3,17 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 import gaussq_jax as gq
 from experiments import methods, workdirs
 from experiments.methods.settings import block_size_text, parse_block_size
-from experiments.reports import quantization as report
 from experiments.serving.targets import Target
 from gaussq_jax import models
 from gaussq_jax.packed import Layout
-from gaussq_jax.param_tree import is_floating
 
 LEARNED, SERVED, BFLOAT16 = 'learned', 'served', 'bfloat16'
 
@@ -77,7 +72,8 @@ def choose(run: workdirs.Run, asked: Asked) -> Chosen:
     if asked.format in (None, LEARNED):
         return _learned(run, asked.budget)
     block_size = parse_block_size(asked.block_size or '32')
-    return _uniform(run, run.state.params, gq.parse_format(asked.format).name, block_size, asked.scale or 'mx')
+    quantizer = gq.Quantizer(asked.format, block_size=block_size, scale=asked.scale or 'mx')
+    return _uniform(run, run.state.params, quantizer)
 
 
 def _learned(run: workdirs.Run, budget: float | None) -> Chosen:
@@ -109,26 +105,39 @@ def _served(run: workdirs.Run, budget: float, target: Target) -> Chosen:
 
 def _as_trained(run: workdirs.Run) -> Chosen:
     """What the forward pass multiplies with: by the method's quantizer, in the dtype that it rounds, or bfloat16."""
-    config = run.experiment.config
-    if methods.find(config.method).weights(config) is None:
-        return _uniform(run, run.state.params, BFLOAT16, 32, 'mx')
-    quantizer = report.choose_quantizer(config)
+    config, params = run.experiment.config, run.state.params
+    rounded = methods.rounded_weights(config, int(run.state.step))
+    if rounded is None:
+        return _uniform(run, params, gq.Quantizer(BFLOAT16, scale='mx'))
+    quantizer = rounded.quantizer.deterministic()
     if quantizer.rounding != 'nearest_even':
         raise ValueError(
             f'this run rounds its weights by {quantizer.rounding}, which no packed file has;'
             f' --format={quantizer.fmt} rounds them to nearest even'
         )
-    dtype = jnp.dtype(config.dtype) if methods.quantizes_matmuls(config) else jnp.float32
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, run.state.params)
-    return _uniform(run, params, quantizer.fmt.name, quantizer.block_size, quantizer.scale)
+    if quantizer.hadamard is not None or quantizer.prescale != 1:
+        raise ValueError(
+            f'this run multiplies weights that are {quantizer.summary}, and no file holds what is transformed or'
+            f' prescaled; --format={BFLOAT16} stores what they are before that'
+        )
+    products = BFLOAT16
+    if methods.quantizes_matmuls(config):  # they round what the transform hands out, as they compute
+        params, products = run.experiment.transform.apply(None, params, run.state.transform_state), config.dtype
+    return _uniform(run, params, quantizer, products=products, full_precision=rounded.full_precision)
 
 
-def _uniform(run: workdirs.Run, params: Any, fmt: str, block_size: int | str | tuple[int, ...], scale: str) -> Chosen:
-    layout = run.experiment.transform.uniform_layout(params, fmt, block_size=block_size, scale=scale)
+def _uniform(run: workdirs.Run, params: Any, quantizer: gq.Quantizer, **others: Any) -> Chosen:
+    """All matrices quantized alike; with other arguments of `uniform_layout`."""
+    fmt, block_size, scale = quantizer.fmt.name, quantizer.block_size, quantizer.scale
+    scales = dict(block_size=block_size, scale=scale, scale_rounding=quantizer.scale_rounding, fit=quantizer.fit)
+    layout = run.experiment.transform.uniform_layout(params, fmt, **scales, **others)
     kept = {'layout': fmt, 'budget': None}
     if (block_size, scale) != (32, 'mx'):
         kept |= {'block_size': list(block_size) if isinstance(block_size, tuple) else block_size, 'scale': scale}
-    name = '-'.join([fmt, *[block_size_text(block_size)] * (block_size != 32), *[scale] * (scale != 'mx')])
+    words = [fmt, *[block_size_text(block_size)] * (block_size != 32), *[scale] * (scale != 'mx')]
+    words += [quantizer.scale_rounding] * (quantizer.scale_rounding != 'floor')
+    words += [quantizer.fit] * (quantizer.fit != 'absmax') + ['kept'] * bool(others.get('full_precision'))
+    name = '-'.join(words)
     return Chosen(params, layout, gq.layout_size(params, layout), kept, name)
 
 

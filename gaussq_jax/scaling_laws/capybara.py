@@ -11,39 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import elementwise
 
-from gaussq_jax.scaling_laws.laws import (
-    PowerLaw,
-    at_least,
-    geometric_mean,
-    log_uniform,
-    positive,
-    random_penalty,
-    random_terms,
-)
+from gaussq_jax.scaling_laws.inputs import BlockSizes, at_least, positive
+from gaussq_jax.scaling_laws.law import PowerLaw, geometric_mean, log_uniform, random_penalty, random_terms
 
 COST_PER_BIT = 6 / 16  # k in C = k N D P: 6 N D at 16 bits
 LEAST_BITS, MOST_BITS = 2, 64  # of a format
-
-
-class BlockSizes(NamedTuple):
-    """Block sizes: their logarithms to base 2, 0 where a block is a channel or a tensor."""
-
-    log2: np.ndarray
-    is_channel: np.ndarray
-    is_tensor: np.ndarray
-
-    @classmethod
-    def parse(cls, B: ArrayLike | str) -> 'BlockSizes':
-        """From numbers of at least 1, 'channel' and 'tensor', in arrays of any shape; ValueError for others."""
-        if isinstance(B, BlockSizes):
-            return B
-        sizes = np.asarray(B, object)
-        is_channel, is_tensor = sizes == 'channel', sizes == 'tensor'
-        try:
-            numbers = np.where(is_channel | is_tensor, 1, sizes).astype(np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(f"B={B!r} must be numbers, 'channel' or 'tensor'") from None
-        return cls(np.log2(at_least('B', numbers, 1)), np.asarray(is_channel, bool), np.asarray(is_tensor, bool))
 
 
 class ComputeOptimal(NamedTuple):
@@ -90,11 +62,6 @@ class CapybaraLaw(PowerLaw):
     tensor_exponent: float | None = None
 
     COLUMNS = ('N', 'D', 'E', 'M', 'B')
-
-    def loss(self, N: ArrayLike, D: ArrayLike, E: ArrayLike, M: ArrayLike, B: ArrayLike | str) -> np.ndarray:
-        """The loss of N parameters trained on D tokens in ExMy with blocks of B: the formula of the class."""
-        E, M = at_least('E', E, 0), at_least('M', M, 0)
-        return self._loss(positive('N', N), positive('D', D), E, M, BlockSizes.parse(B))
 
     def _loss(self, N, D, E, M, B):
         blocks, a, b = self._blocks(B)
@@ -271,6 +238,16 @@ class CapybaraLaw(PowerLaw):
         return t
 
     @classmethod
+    def constants_of(cls, columns):
+        """Without those of block sizes of which these runs say nothing."""
+        blocks, unseen = columns['B'], set()
+        if not (np.any(blocks.is_channel) and np.any(blocks.log2 > 0)):
+            unseen.add('log2_channel')  # else gamma alone takes in what a channel counts as
+        if not np.any(blocks.is_tensor):
+            unseen |= {'tensor_scale', 'tensor_exponent'}
+        return tuple(name for name in super().constants_of(columns) if name not in unseen)
+
+    @classmethod
     def random(cls, rng, columns, loss):
         terms = random_terms(rng, columns, loss)
         delta, nu = log_uniform(rng, 0.5, 5.0), log_uniform(rng, 0.5, 5.0)
@@ -278,7 +255,7 @@ class CapybaraLaw(PowerLaw):
         penalty = random_penalty(rng, loss)
         ratio = middle['D'] ** terms['beta'] / middle['N'] ** terms['alpha']
         gamma = ratio * 7 / (middle['E'] ** delta * middle['M'] ** nu * penalty)  # log2 B of 7 is common
-        blocks = BlockSizes.parse(columns['B'])
+        blocks = columns['B']
         tensor = dict(tensor_scale=log_uniform(rng, 3, 30), tensor_exponent=log_uniform(rng, 0.01, 0.3))
         return cls(**terms, gamma=gamma, delta=delta, nu=nu, **tensor if np.any(blocks.is_tensor) else {})
 

@@ -1,12 +1,12 @@
 """What runs determine of what follows from a law fitted to them, and what they leave open."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from gaussq_jax.scaling_laws.laws import ScalingLaw
+from gaussq_jax.scaling_laws.law import ScalingLaw
 
 STEP = 1e-4  # in logarithms, of derivatives
 CHANGE = 1e-6  # of a quantity's value, by which it changes along a direction
@@ -25,6 +25,7 @@ class Determination:
       unseen: directions of length 1, (k, p): along which the runs' predictions don't move, or those of one group alone.
       covariance: of the point in all directions in which predictions move, by plain errors, (p, p).
       alternatives: laws that serve the runs about as well, as far as the search has come upon them.
+      ties: constants that equal fitted ones.
     """
 
     law: ScalingLaw
@@ -32,6 +33,7 @@ class Determination:
     unseen: np.ndarray
     covariance: np.ndarray
     alternatives: tuple[ScalingLaw, ...]
+    ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def is_unknown(self, quantity: Callable[[Any], np.ndarray]) -> np.ndarray:
         """Whether a quantity depends on what the runs leave open: of the quantity's shape, bool.
@@ -64,11 +66,16 @@ class Determination:
         return np.where(low == high, 0.0, (high - low) / (2 * STEP))
 
     def _moved(self, by):
-        constants = {name: getattr(self.law, name) for name in self.names}
+        constants = {name: self.law.constants()[name] for name in self.names}
         for name, step in zip(self.names, by.tolist()):
             moved = constants[name] + step if name == 'epsilon' else constants[name] * np.exp(step)
             constants[name] = float(max(moved, 0.0) if name == 'epsilon' else moved)
-        return dataclasses.replace(self.law, **constants)
+        return self.law.replace(**constants, **tie(constants, self.ties))
+
+
+def tie(constants: Mapping[str, float], ties: Mapping[str, str]) -> dict[str, float]:
+    """The constants that equal others of these."""
+    return {name: constants[other] for name, other in ties.items()}
 
 
 def _value(quantity, of):

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
-from gaussq_jax.scaling_laws.laws import ScalingLaw
+from gaussq_jax.scaling_laws.law import ScalingLaw
 
 LONE = 1e-8  # of what all runs say in a direction: as good as nothing
 
@@ -173,4 +173,4 @@ def delete_groups(
         values, vectors = values[is_left], vectors[:, is_left]
         moves.append((vectors / values) @ (vectors.T @ (part.T @ scores[mine])))
         deleted[mine] += part @ moves[-1]
-    return Deletions(np.array(moves), deleted, np.array(lone).reshape(-1, basis.shape[1]))
+    return Deletions(np.array(moves), deleted, np.array(lone).reshape(len(lone), basis.shape[1]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from gaussq_jax.scaling_laws.determination import Determination
 from gaussq_jax.scaling_laws.errors import Scatter, degrees_of_freedom, quantile_interval, student_t
-from gaussq_jax.scaling_laws.laws import ScalingLaw
+from gaussq_jax.scaling_laws.law import ScalingLaw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,8 @@ class FitResult:
 
     Attributes:
       law: with the fitted constants.
+      fixed: constants that were not: their numbers, or the names of those that they equal.
+      objective: what was made least, 'squares', 'huber' or 'log_huber'.
       names: the constants that were fitted, in the order of `covariance`.
       errors: what `covariance`, intervals and `bootstrap` assume, a key of `ERRORS`: 'cr3', 'hc3' or 'plain'.
       groups: the number of each run's group, (r,), which no other depends on; of 'hc3' and 'plain', a run is a group.
@@ -34,6 +36,8 @@ class FitResult:
     """
 
     law: ScalingLaw
+    fixed: dict[str, float | str]
+    objective: str
     names: tuple[str, ...]
     errors: str
     groups: np.ndarray
@@ -46,6 +50,14 @@ class FitResult:
     undetermined: tuple[str, ...]
     _problem: Any = dataclasses.field(repr=False)  # whose solution it is
     _starts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)  # points
+
+    @property
+    def title(self) -> str:
+        """Of the law, with what was fixed: 'Chinchilla, beta = alpha'."""
+        fixed = (
+            f'{name} = {value if isinstance(value, str) else format(value, "g")}' for name, value in self.fixed.items()
+        )
+        return ', '.join([type(self.law).title(), *fixed])
 
     @property
     def num_runs(self) -> int:
@@ -65,8 +77,8 @@ class FitResult:
     @property
     def standard_errors(self) -> dict[str, float]:
         """Of each fitted constant: the constant times the standard error of its logarithm; epsilon's own."""
-        errors = np.sqrt(np.diag(self.covariance)).tolist()
-        return {name: error * (name == 'epsilon' or getattr(self.law, name)) for name, error in zip(self.names, errors)}
+        errors, constants = np.sqrt(np.diag(self.covariance)).tolist(), self.law.constants()
+        return {name: error * (name == 'epsilon' or constants[name]) for name, error in zip(self.names, errors)}
 
     @functools.cached_property
     def determination(self) -> Determination:
@@ -89,7 +101,7 @@ class FitResult:
         with np.errstate(over='ignore'):
             errors = t * np.sqrt(np.diag(self.covariance))
             factors = dict(zip(self.names, np.exp(errors).tolist()))
-        constants = {name: getattr(self.law, name) for name in self.names}
+        constants = {name: self.law.constants()[name] for name in self.names}
         intervals = {name: (value / factors[name], value * factors[name]) for name, value in constants.items()}
         if 'epsilon' in intervals:
             value, error = constants['epsilon'], float(errors[self.names.index('epsilon')])

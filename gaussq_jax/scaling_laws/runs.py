@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gaussq_jax.scaling_laws.capybara import BlockSizes
-from gaussq_jax.scaling_laws.laws import ScalingLaw, at_least, positive, positive_or_infinite
+from gaussq_jax.scaling_laws.inputs import read_input
+from gaussq_jax.scaling_laws.law import ScalingLaw
 
 
 def read_columns(law: type[ScalingLaw], runs: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
@@ -14,19 +14,22 @@ def read_columns(law: type[ScalingLaw], runs: Mapping[str, Any]) -> tuple[dict[s
 
     Args:
       law: its class.
-      runs: columns of one length by name. P is 1 + E + M where it isn't there.
+      runs: columns of one length by name. P is 1 + E + M where it isn't there, others are what the law's DEFAULTS say.
 
     Returns:
-      float64 arrays by column, of shape (runs,), B as BlockSizes; and the losses, (runs,).
+      float64 arrays by column, of shape (runs,), B as BlockSizes, recipes as Recipes; and the losses, (runs,).
 
     Raises:
       ValueError: for a column that is missing or of another length; and for what is no number or an impossible one,
         with the row it stands in, counted from 0.
     """
     names = [*law.COLUMNS, 'loss']
+    num_runs = len(runs['loss']) if 'loss' in runs and np.ndim(runs['loss']) == 1 else 0
+    given = {name: [value] * num_runs for name, value in law.DEFAULTS.items()}
+    runs = given | {name: runs[name] for name in runs}
     if 'P' in names and 'P' not in runs and 'E' in runs and 'M' in runs:
-        E, M = (_read(name, runs[name], at_least, 0) for name in 'EM')
-        runs = {**{name: runs[name] for name in runs}, 'P': 1 + E + M}
+        E, M = (_read(name, runs[name]) for name in 'EM')
+        runs |= {'P': 1 + E + M}
     if missing := [name for name in names if name not in runs]:
         present = ', '.join(map(str, runs)) or 'none'
         raise ValueError(
@@ -40,40 +43,19 @@ def read_columns(law: type[ScalingLaw], runs: Mapping[str, Any]) -> tuple[dict[s
     lengths = {name: len(runs[name]) for name in names}
     if len(set(lengths.values())) > 1:
         raise ValueError(f'the columns of the runs must be of one length: {lengths}')
-    columns = {name: _read(name, runs[name], *_READERS.get(name, (positive,))) for name in names}
+    columns = {name: _read(name, runs[name]) for name in names}
     return columns, columns.pop('loss')
 
 
-def unseen_constants(columns: Mapping[str, Any]) -> set[str]:
-    """Constants of block sizes of which these columns say nothing."""
-    if 'B' not in columns:
-        return set()
-    blocks = columns['B']
-    unseen = set()
-    if not (np.any(blocks.is_channel) and np.any(blocks.log2 > 0)):
-        unseen.add('log2_channel')  # else gamma alone takes in what a channel counts as
-    if not np.any(blocks.is_tensor):
-        unseen |= {'tensor_scale', 'tensor_exponent'}
-    return unseen
-
-
-def _read(name, values, reader, *arguments):
+def _read(name, values):
     """All at once; then, if that fails, one by one, to say where."""
     values = np.asarray(values, object)
     try:
-        return reader(name, values, *arguments)
+        return read_input(name, values)
     except ValueError:
         for row, value in enumerate(values):
             try:
-                reader(name, value, *arguments)
+                read_input(name, value)
             except ValueError as error:
                 raise ValueError(f'row {row} of the runs: {error}') from None
         raise
-
-
-_READERS = {
-    'E': (at_least, 0),
-    'M': (at_least, 0),
-    'b': (positive_or_infinite,),
-    'B': (lambda name, values: BlockSizes.parse(values),),
-}

@@ -220,7 +220,7 @@ def test_runs_that_differ_in_something_else_are_an_error():
 
 def test_one_evaluation_serves_runs_that_differ_in_their_training_only():
     """But not those whose matmuls are quantized in their own way."""
-    key = lambda argument: cast_down.what_evaluation_depends_on(config_of(argument))
+    key = lambda argument: cast_down.what_evaluation_depends_on(config_of(argument), 7, True)
     assert len({key(argument) for argument in METHODS.values()}) == 1
     assert key('method=fqt') != key('method=fqt,format=e2m1') != key('method=bf16')
 

@@ -74,7 +74,7 @@ def test_exchange_keeps_the_optimum_at_the_same_cost():
 @pytest.mark.parametrize(
     ('arguments', 'error'),
     [
-        ('', r"say what to do: fit, predict, critical, layout, plan, exchange, report \(not ''\)"),
+        ('', r"say what to do: fit, compare, predict, critical, worth, layout, plan, exchange, report \(not ''\)"),
         ('plot', r"say what to do: .* \(not 'plot'\)"),
         ('fit', 'fit needs one table of runs: fit TABLE takes --law_name, '),
         ('plan here --compute=1', "plan has no use for 'here': plan takes --compute, "),
@@ -83,12 +83,15 @@ def test_exchange_keeps_the_optimum_at_the_same_cost():
         ('plan --compute=1e24 --format=e4m3', 'plan has no use for --format: plan takes '),
         ('plan --compute=-1e24', r"--compute='-1e24' must be a number above 0"),
         ('plan --compute=much', r"--compute='much' must be a number above 0"),
-        ('plan --compute=1e24 --mfu=1.5 --gpu=h100', '--mfu=1.5 must be above 0, and at most 1'),
-        ('plan --compute=1e24 --mfu=0 --gpu=h100', '--mfu=0 must be above 0, and at most 1'),
-        ('plan --compute=1e24 --days=-1 --gpu=h100', '--days=-1 must be above 0'),
-        ('plan --compute=1e24 --days=3', '--days is of a --gpu, which is not given'),
-        ('plan --compute=1e24 --model=1B --tokens=1T', '--model and --tokens leave no choice but the bits'),
-        ('plan --compute=1e16 --tokens=2T', r'2T tokens are too many: the least model takes C = 5.99e\+16 for them'),
+        ('plan --compute=1e24 --mfu=1.5 --hardware=h100', '--mfu=1.5 must be above 0, and at most 1'),
+        ('plan --compute=1e24 --mfu=0 --hardware=h100', '--mfu=0 must be above 0, and at most 1'),
+        ('plan --compute=1e24 --days=-1 --hardware=h100', '--days=-1 must be above 0'),
+        ('plan --compute=1e24 --days=3', '--days is of a --hardware, and ideal is none'),
+        ('plan --compute=1e24 --model=1B --tokens=1T', '--model and --tokens leave no choice but the precision'),
+        ('plan --compute=1e16 --tokens=2T', r'C=1e\+16 is too little: the least model takes 5.99e\+16 for 2T'),
+        ('plan --compute=1e24 --hardware=h100 --days=1e-30', r'--days=1e-30 takes 2.92e\+34 h100: too many to count'),
+        ('plan --compute=1e24 --law=quartet --block_size=32', '--block_size is of the formats that a plan chooses'),
+        ('plan --compute=1e24 --serve_tokens=', "--serve_tokens='' must be a number above 0"),
         ('plan --compute=1e24 --model=1B,2B', '--model=1B,2B: plan takes one'),
         ('plan --compute=1e24 --block_size=', '--block_size=: plan takes one'),
         ('plan --compute=1e24 --block_size=1', 'B=1 must be above 1'),
@@ -103,6 +106,9 @@ def test_exchange_keeps_the_optimum_at_the_same_cost():
         ('critical --model=1B --robust', '--robust is of a fit to --runs, which is not given'),
         ('critical --model=1B --law=a.json --runs=a.csv', '--law and --runs are two laws'),
         ('critical --model=1B --law=a.json', 'a.json'),
+        ('critical --model=1B --law=quartet --law_name=kumar', '--law_name is of a law that is fitted or stored'),
+        ('layout --law=quartet', 'of exponent and mantissa bits, of which the law effective knows nothing'),
+        ('critical --model=1B --law=qat-w4a4 --block_size=channel', "B='channel' or 'tensor': this law takes"),
     ],
 )
 def test_what_makes_no_sense_is_one_error(arguments, error):
@@ -120,3 +126,28 @@ def test_who_has_read_enough_is_no_error():
         assert process.stdout.readline().startswith('law ')
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ('', 1)
+
+
+def test_worth_is_what_effective_parameters_are():
+    """For the law that says so, at every N and D; for others, the weights at which the losses are equal."""
+    rows = json.loads(run('worth', '--model=1B,7B', '--tokens=20B', '--law=quartet', '--backward=bf16', '--json'))[
+        'rows'
+    ]
+    assert [round(row['share of N'], 9) for row in rows] == [1.0, 0.65, 1.0, 0.65]
+    (row,) = json.loads(run('worth', '--model=1B', '--tokens=1T', '--format=e2m1', '--json'))['rows']
+    loss = PUBLISHED_CAPYBARA.loss(1e9, 1e12, 2, 1, 128)
+    assert PUBLISHED_CAPYBARA.loss(row['N unquantized'], 1e12, 8, 7, 1) == pytest.approx(float(loss), rel=1e-12)
+    assert row['share of N'] == pytest.approx(row['N unquantized'] / 1e9) and row['share of N'] < 0.9
+    with pytest.raises(SystemExit, match='knows no precision: N weights are worth N'):
+        run('worth', '--model=1B', '--tokens=1T', '--law=chinchilla')
+
+
+def test_worth_beyond_all_models_is_none_or_infinite():
+    printed = run('worth', '--model=1B', '--tokens=1e30', '--format=e2m1', '--json')
+    assert json.loads(printed)['rows'][0]['share of N'] == 0
+
+
+def test_prices_that_no_hardware_has_are_said_to_be_so():
+    told = 'ideal prices operations by their bits, as no hardware does'
+    assert told in run('plan', '--compute=1e24') and told not in run('plan', '--compute=1e24', '--law=chinchilla')
+    assert told not in run('plan', '--compute=1e24', '--hardware=h100')

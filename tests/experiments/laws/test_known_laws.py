@@ -8,8 +8,10 @@ import pytest
 from law_program import grid, lines_of, run, write
 
 import gaussq_jax as gq
-from experiments.laws import known_laws
-from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw
+from experiments.laws import known_laws, stored_laws
+from experiments.laws.law_choices import LAWS
+from experiments.laws.tables import run_tables
+from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA, BitwidthLaw, EffectiveLaw
 
 
 @pytest.mark.parametrize('name', ['chinchilla', 'kaplan', 'kumar'])
@@ -19,8 +21,9 @@ def test_other_laws_fit_and_predict(runs, name):
     rows = json.loads(run(*asked, *flags))
     assert len(rows['rows']) == 1 + (name == 'kumar')
     assert all(2 < row['loss'] < 4 and row['loss, interval'][0] < row['loss'] for row in rows['rows'])
-    with pytest.raises(SystemExit, match=f'error: this question is one for the law capybara, not for {name.title()}'):
-        run('plan', '--compute=1e24', f'--runs={runs}', f'--law_name={name}')
+    assert 'e2m1' not in run('plan', '--compute=1e22', f'--runs={runs}', f'--law_name={name}')
+    with pytest.raises(SystemExit, match=r'error: this question is of exponent and mantissa bits'):
+        run('layout', f'--runs={runs}', f'--law_name={name}')
 
 
 def test_the_law_of_sampled_weights(tmp_path, no_comparison):
@@ -40,7 +43,28 @@ def test_a_law_is_fitted_to_one_method(tmp_path):
     )
     (tmp_path / 'runs.csv').write_text(rows)
     with pytest.raises(ValueError, match=r'runs\.csv has runs of fqt and qat: a law is of one method'):
-        known_laws.runs_for(known_laws.LAWS['capybara'], tmp_path / 'runs.csv', exclude_e0=False)
+        known_laws.runs_for(LAWS['capybara'], tmp_path / 'runs.csv')
+
+
+def test_runs_that_say_no_recipe_are_told(tmp_path):
+    """And names of recipes are shown as they may be on a terminal; a file is of the law that it says."""
+    law = EffectiveLaw(n=482.0, alpha=0.35, d=2085.0, beta=0.37, epsilon=1.8, gamma=1.0, eff_N={'x': 0.5})
+    names = {'bf16': 'bf16', '': '', 'x': '\x1b[31mred=[x]'}
+    rows = [
+        {'N': N, 'D': D, 'forward': names[recipe], 'loss': float(law.loss(N, D, recipe))}
+        for N in (1e8, 3e8, 1e9)
+        for D in (1e9, 1e10, 1e11)
+        for recipe in names
+    ]
+    path = write(tmp_path / 'runs.csv', rows)
+    printed = run('fit', path, '--law_name=effective', f'--output={tmp_path}/law.json')
+    assert '9 of 27 runs say no forward recipe, and count as bf16' in printed
+    printed += run('compare', path, '--laws=chinchilla', '--held_out=none')
+    assert '\\x1b[31mred=[x]' in printed and '\x1b' not in printed
+    fixed = json.loads(run('fit', path, '--law_name=effective', '--fixed=eff_N[\x1b[31mRED=[x]]=0.4', '--json'))
+    assert fixed['constants']['eff_N[\x1b[31mred=[x]]']['fixed'] == 0.4
+    with pytest.raises(SystemExit, match=r'--law_name=kumar: the law in .*law\.json is another, effective'):
+        run('predict', f'--law={tmp_path}/law.json', '--law_name=kumar', '--model=1B', '--tokens=1B')
 
 
 def test_what_the_runs_do_not_determine_is_said_wherever_the_law_speaks(tmp_path, no_comparison):
@@ -90,7 +114,7 @@ def test_losses_have_the_interval_of_a_run_beside_that_of_the_law(runs, tmp_path
     points = '--model=100M', '--tokens=30B,100B', '--format=e2m1', '--block_size=32'
     rows = json.loads(run('predict', *points, f'--law={law}', '--json'))['rows']
     assert rows == json.loads(run('predict', *points, f'--runs={runs}', '--json'))['rows']
-    table = known_laws.read_runs(runs).columns
+    table = run_tables.read_runs(runs).columns
     result = gq.scaling_laws.fit(gq.scaling_laws.CapybaraLaw, table, num_starts=2)
     loss, draws = lambda law: law.loss(1e8, np.array([3e10, 1e11]), 2, 1, 32), result.bootstrap(40)
     for name, ends in (('interval', result.interval(loss, draws)), ('prediction interval', None)):
@@ -112,16 +136,16 @@ def test_a_law_file_keeps_what_the_runs_leave_open(one_format, tmp_path, no_comp
     """And one without it, as version 0.1.0 wrote it, is read: nothing of it is called unknown."""
     path = tmp_path / 'law.json'
     run('fit', one_format, f'--output={path}')
-    content, known = json.loads(path.read_text()), known_laws.read_law(path)
+    content, known = json.loads(path.read_text()), stored_laws.read_law(path)
     formats = lambda law: law.critical_data_size(1e9, [2, 4], [1, 3], 32)
     np.testing.assert_array_equal(np.isnan(known.value(formats)), [False, True])
     np.testing.assert_array_equal(np.isnan(known.interval(formats)), [[False, True]] * 2)
-    known_laws.write_law(tmp_path / 'again.json', known)
+    stored_laws.write_law(tmp_path / 'again.json', known)
     assert json.loads((tmp_path / 'again.json').read_text()) == content
     for name in ('determination', 'scatter', 'errors'):
         del content[name]
     path.write_text(json.dumps(content))
-    old = known_laws.read_law(path)
+    old = stored_laws.read_law(path)
     assert np.isfinite(old.value(formats)).all() and old.prediction_interval(formats) is None
     printed = run('predict', '--model=1B', '--tokens=1T', '--format=e2m1', f'--law={path}')
     assert '95 % interval of loss' in printed and 'of a run' not in printed and 'intervals take it' not in printed
@@ -136,11 +160,17 @@ def test_a_law_file_keeps_what_the_runs_leave_open(one_format, tmp_path, no_comp
         ({'scatter': {'residuals': [0.1, float('nan')], 'is_relative': False}}, 'scatter must have residuals'),
         ({'scatter': {'residuals': [[0.1]], 'is_relative': False}}, 'scatter must have residuals'),
         ({'scatter': {'residuals': [0.1]}}, "has no 'is_relative'"),
+        ({'determination': {'covariance': [[1.0]]}}, 'cannot reshape array of size 1'),
+        ({'determination': {'ties': {'beta': 'alpha'}}}, 'ties must be of other constants to fitted ones, n, alpha, '),
+        ({'determination': {'ties': {'beta': 'zeta'}}}, 'ties must be of other constants to fitted ones, n, alpha, '),
+        ({'determination': {'ties': {'zeta': 'alpha'}}}, "'zeta' is no constant of the law"),
     ],
 )
 def test_a_law_file_with_errors_that_are_none(runs, tmp_path, no_comparison, change, message):
     run('fit', runs, f'--output={tmp_path / "law.json"}')
     content = json.loads((tmp_path / 'law.json').read_text())
+    if 'determination' in change:
+        change = {'determination': content['determination'] | change['determination']}
     (tmp_path / 'law.json').write_text(json.dumps(content | change))
     with pytest.raises(SystemExit, match=message):
         run('layout', f'--law={tmp_path / "law.json"}')
@@ -157,3 +187,12 @@ def test_a_file_that_holds_no_law_is_one_error(tmp_path, text):
     ) as exit_:
         run('layout', f'--law={tmp_path / "law.json"}')
     assert '\n' not in str(exit_.value)
+
+
+def test_the_law_of_group_sizes_takes_numbers(runs, tmp_path):
+    """Runs by channel are left out, and formats that it does not tell apart are said."""
+    printed = run('fit', runs, '--law_name=qat', '--fixed=gamma_B=1')
+    assert 'left out: 36 by channel or tensor' in printed and 'QAT does not tell apart runs of' in printed
+    rows = [{**row, 'B': 'channel'} for row in grid(PUBLISHED_CAPYBARA)]
+    with pytest.raises(SystemExit, match=r'has blocks by channel or tensor alone, and QAT takes numbers$'):
+        run('fit', write(tmp_path / 'channels.csv', rows), '--law_name=qat')

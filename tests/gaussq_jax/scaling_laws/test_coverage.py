@@ -5,8 +5,8 @@ import pytest
 from runs_of_laws import LOW_BIT, formats_grid, grid, refit, with_noise
 
 from gaussq_jax.scaling_laws import (
+    CHINCHILLA_AS_FIRST_PUBLISHED,
     PUBLISHED_CAPYBARA,
-    PUBLISHED_CHINCHILLA,
     CapybaraLaw,
     ChinchillaLaw,
     quantile_interval,
@@ -51,14 +51,14 @@ BEYOND = {'N': np.append(SIZES['N'][:-1], 1e11), 'D': np.append(SIZES['D'][:-1],
 AT = np.array([3e8, 2e9, 2e10]), np.array([3e9, 5e10, 3e12])
 LOSSES = {ChinchillaLaw: lambda law: law.loss(*AT), CapybaraLaw: lambda law: law.loss(*AT, 4, 3, 32)}
 NOISES = {
-    'heteroscedastic': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'squares', 'hc3'),
-    'heteroscedastic, huber': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'huber', 'hc3'),
-    'heteroscedastic, log_huber': (PUBLISHED_CHINCHILLA, SIZES, heteroscedastic, 'log_huber', 'hc3'),
-    'a leverage point': (PUBLISHED_CHINCHILLA, BEYOND, with_leverage, 'squares', 'hc3'),
-    'an outlier, huber': (PUBLISHED_CHINCHILLA, SIZES, with_outlier, 'huber', 'hc3'),
-    'an outlier, log_huber': (PUBLISHED_CHINCHILLA, SIZES, with_outlier, 'log_huber', 'hc3'),
+    'heteroscedastic': (CHINCHILLA_AS_FIRST_PUBLISHED, SIZES, heteroscedastic, 'squares', 'hc3'),
+    'heteroscedastic, huber': (CHINCHILLA_AS_FIRST_PUBLISHED, SIZES, heteroscedastic, 'huber', 'hc3'),
+    'heteroscedastic, log_huber': (CHINCHILLA_AS_FIRST_PUBLISHED, SIZES, heteroscedastic, 'log_huber', 'hc3'),
+    'a leverage point': (CHINCHILLA_AS_FIRST_PUBLISHED, BEYOND, with_leverage, 'squares', 'hc3'),
+    'an outlier, huber': (CHINCHILLA_AS_FIRST_PUBLISHED, SIZES, with_outlier, 'huber', 'hc3'),
+    'an outlier, log_huber': (CHINCHILLA_AS_FIRST_PUBLISHED, SIZES, with_outlier, 'log_huber', 'hc3'),
     'clustered: formats': (PUBLISHED_CAPYBARA, formats_grid(4, 5), of_batches, 'squares', 'cr3'),
-    'clustered: checkpoints': (PUBLISHED_CHINCHILLA, CHECKPOINTS, of_checkpoints, 'squares', 'cr3'),
+    'clustered: checkpoints': (CHINCHILLA_AS_FIRST_PUBLISHED, CHECKPOINTS, of_checkpoints, 'squares', 'cr3'),
 }
 
 
@@ -91,9 +91,9 @@ def test_intervals_of_runs_cover_other_runs(num_sizes):
     for seed in range(300):
         rng = np.random.default_rng(seed)
         noise = 0.01 * rng.standard_t(5, num_sizes**2 + 3)
-        result = refit(PUBLISHED_CHINCHILLA, with_noise(PUBLISHED_CHINCHILLA, columns, noise[3:]))
+        result = refit(CHINCHILLA_AS_FIRST_PUBLISHED, with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, columns, noise[3:]))
         low, high = result.scatter.interval(lambda law: law.loss(*AT), result.bootstrap(50))
-        loss = PUBLISHED_CHINCHILLA.loss(*AT) + noise[:3]
+        loss = CHINCHILLA_AS_FIRST_PUBLISHED.loss(*AT) + noise[:3]
         covered.append((low < loss) & (loss < high))
     shares = np.mean(covered, axis=0)
     print('\n95 % intervals that cover another run:', shares)

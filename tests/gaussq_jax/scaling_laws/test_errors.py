@@ -7,8 +7,8 @@ import pytest
 from runs_of_laws import formats_grid, grid, refit, with_noise
 
 from gaussq_jax.scaling_laws import (
+    CHINCHILLA_AS_FIRST_PUBLISHED,
     PUBLISHED_CAPYBARA,
-    PUBLISHED_CHINCHILLA,
     ChinchillaLaw,
     ScalingLaw,
     Scatter,
@@ -17,7 +17,7 @@ from gaussq_jax.scaling_laws import (
     held_out,
     hold_out,
 )
-from gaussq_jax.scaling_laws.errors import number_labels, run_groups
+from gaussq_jax.scaling_laws.errors import delete_groups, number_labels, run_groups
 
 
 def logarithms(result):
@@ -35,8 +35,8 @@ def test_they_are_those_of_the_jackknife(errors, objective):
     seed = np.arange(36) % 12
     runs = {name: np.tile(column, 2) for name, column in columns.items()} | {'seed': np.tile(seed, 2)}
     noise = 1e-5 * np.random.default_rng(0).standard_normal(72) * np.geomspace(1, 20, 72)
-    runs = with_noise(PUBLISHED_CHINCHILLA, runs, noise)
-    result = refit(PUBLISHED_CHINCHILLA, runs, errors=errors, objective=objective)
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, runs, noise)
+    result = refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs, errors=errors, objective=objective)
     assert (result.errors, result.num_groups) == (errors, {'cr3': 36, 'hc3': 72}[errors])
     # Huber's function counts a run by the scale of all: so it is kept here.
     problem, start = result._problem, result._problem.point(result.law)
@@ -59,8 +59,8 @@ def test_they_are_those_of_ordinary_least_squares_where_the_law_is_linear():
     """Of epsilon alone, the mean: HC3 is sum e^2 / (1 - 1/r)^2 / r^2, CR3 the same of sums over groups."""
     runs = grid(4, 3)
     noise = np.random.default_rng(0).normal(0, 0.1, 12)
-    fixed = {name: value for name, value in PUBLISHED_CHINCHILLA.constants().items() if name != 'epsilon'}
-    runs = with_noise(PUBLISHED_CHINCHILLA, runs, noise)
+    fixed = {name: value for name, value in CHINCHILLA_AS_FIRST_PUBLISHED.constants().items() if name != 'epsilon'}
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, runs, noise)
     residuals = noise - noise.mean()
     found = fit(ChinchillaLaw, runs, fixed=fixed).standard_errors['epsilon']
     np.testing.assert_allclose(found**2, np.sum(residuals**2) / (1 - 1 / 12) ** 2 / 144, rtol=1e-6)
@@ -72,8 +72,8 @@ def test_they_are_those_of_ordinary_least_squares_where_the_law_is_linear():
 
 
 def test_groups_of_a_run_each_are_hc3():
-    runs = with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), np.random.default_rng(0).normal(0, 0.01, 16))
-    one, other = (refit(PUBLISHED_CHINCHILLA, runs, errors=errors) for errors in ('cr3', 'hc3'))
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, grid(4, 4), np.random.default_rng(0).normal(0, 0.01, 16))
+    one, other = (refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs, errors=errors) for errors in ('cr3', 'hc3'))
     assert one.errors == other.errors == 'hc3' and one.degrees_of_freedom == other.degrees_of_freedom == 11
     np.testing.assert_array_equal(one.covariance, other.covariance)
 
@@ -130,7 +130,7 @@ def test_labels_are_numbered():
 )
 def test_columns_of_another_length_are_named(columns, message):
     with pytest.raises(ValueError, match=message):
-        fit(ChinchillaLaw, with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), 0) | columns)
+        fit(ChinchillaLaw, with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, grid(4, 4), 0) | columns)
 
 
 def test_other_columns_are_no_concern(monkeypatch):
@@ -164,9 +164,9 @@ def test_a_law_of_ones_own_needs_neither_sizes_nor_epsilon():
 
 def test_undetermined_is_by_students_t():
     """By groups that are few: a factor of 7 at 95 %."""
-    runs = with_noise(PUBLISHED_CHINCHILLA, grid(6, 6), np.random.default_rng(2).normal(0, 0.03, 36))
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, grid(6, 6), np.random.default_rng(2).normal(0, 0.03, 36))
     for groups in (np.arange(36) // 6, np.arange(36) // 9):
-        result = refit(PUBLISHED_CHINCHILLA, runs, groups=groups)
+        result = refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs, groups=groups)
         wide = {name for name, (low, high) in result.confidence_intervals().items() if not high < 49 * low}
         assert wide - {'epsilon'} <= set(result.undetermined)
         assert result.degrees_of_freedom == max(groups)
@@ -175,12 +175,12 @@ def test_undetermined_is_by_students_t():
 def test_checkpoints_of_a_run_are_held_out_together():
     runs = {'N': np.repeat([1e8, 1e9, 1e10], 8), 'D': np.tile(np.geomspace(1e9, 1e12, 4), 6)}
     runs['run'] = np.arange(24) // 4
-    runs = with_noise(PUBLISHED_CHINCHILLA, runs, np.random.default_rng(0).normal(0, 0.01, 24))
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, runs, np.random.default_rng(0).normal(0, 0.01, 24))
     folds = held_out._folds(
         run_groups(runs['N'], runs['D'], None, number_labels('run', runs['run'], 24)).tolist(), None, 0
     )
     assert folds.tolist() == np.repeat([0, 1, 2], 8).tolist()  # two runs of one N share each N and D
-    result = fit(ChinchillaLaw, runs, start=PUBLISHED_CHINCHILLA, num_starts=0)
+    result = fit(ChinchillaLaw, runs, start=CHINCHILLA_AS_FIRST_PUBLISHED, num_starts=0)
     (by_run,) = hold_out([result], runs, num_starts=2)
     (by_hand,) = hold_out([result], runs, groups=folds.tolist(), num_starts=2)
     np.testing.assert_array_equal(by_run.predicted, by_hand.predicted)
@@ -221,19 +221,26 @@ def test_what_one_group_alone_says_has_no_error():
     assert plain.undetermined == () and not plain.determination.is_unknown(loss).any()
 
 
+def test_where_nothing_is_determined_nothing_moves():
+    ones = np.ones(4)
+    deletions = delete_groups(np.empty((4, 0)), ones, ones, ones, np.arange(4))
+    assert deletions.moves.shape == (4, 0) and deletions.lone.shape == (0, 0)
+    np.testing.assert_array_equal(deletions.residuals, ones)
+
+
 def test_runs_of_one_group_say_nothing_of_errors():
-    runs = with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), np.random.default_rng(0).normal(0, 0.01, 16))
-    result = refit(PUBLISHED_CHINCHILLA, runs, groups=['x'] * 16)
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, grid(4, 4), np.random.default_rng(0).normal(0, 0.01, 16))
+    result = refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs, groups=['x'] * 16)
     assert set(result.undetermined) == set(result.names) and np.isinf(list(result.standard_errors.values())).all()
 
 
 def test_weights_are_in_proportion_and_noisier_runs_count_less():
     columns, rng = grid(6, 6), np.random.default_rng(0)
     size = rng.uniform(0.001, 0.02, 36)
-    runs = with_noise(PUBLISHED_CHINCHILLA, columns, size * rng.standard_normal(36))
-    one, other = (refit(PUBLISHED_CHINCHILLA, runs, weights=times / size**2) for times in (1, 1e-4))
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, columns, size * rng.standard_normal(36))
+    one, other = (refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs, weights=times / size**2) for times in (1, 1e-4))
     np.testing.assert_allclose(list(one.standard_errors.values()), list(other.standard_errors.values()), rtol=1e-4)
-    alike = refit(PUBLISHED_CHINCHILLA, runs)
+    alike = refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs)
     assert one.standard_errors['beta'] < 0.8 * alike.standard_errors['beta']
     np.testing.assert_allclose(one.scatter.residuals, other.scatter.residuals * 100, rtol=1e-4)
 
@@ -249,7 +256,7 @@ def test_weights_are_in_proportion_and_noisier_runs_count_less():
 )
 def test_impossible_errors_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        fit(ChinchillaLaw, with_noise(PUBLISHED_CHINCHILLA, grid(4, 4), 0), **options)
+        fit(ChinchillaLaw, with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, grid(4, 4), 0), **options)
 
 
 # Draws and predictions
@@ -262,7 +269,9 @@ def test_draws_spread_as_errors_say(errors, objective):
     noise = 1e-4 * np.random.default_rng(3).standard_normal(64)
     columns = {name: np.tile(column, 4) for name, column in grid(4, 4).items()}
     columns['seed'] = np.arange(64) % 32 if errors == 'cr3' else np.arange(64)
-    result = refit(PUBLISHED_CHINCHILLA, with_noise(PUBLISHED_CHINCHILLA, columns, noise), objective=objective)
+    result = refit(
+        CHINCHILLA_AS_FIRST_PUBLISHED, with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, columns, noise), objective=objective
+    )
     result = refit(result.law, with_noise(result.law, columns, noise), errors=errors, objective=objective)
     draws = np.array([list(law.constants().values()) for law in result.bootstrap(600)])
     v = result.degrees_of_freedom
@@ -284,8 +293,8 @@ def test_runs_lie_about_what_laws_predict_as_they_did():
 
 
 def test_the_interval_of_a_run_holds_that_of_the_law():
-    runs = with_noise(PUBLISHED_CHINCHILLA, grid(5, 5), np.random.default_rng(0).normal(0, 0.01, 25))
-    result = refit(PUBLISHED_CHINCHILLA, runs)
+    runs = with_noise(CHINCHILLA_AS_FIRST_PUBLISHED, grid(5, 5), np.random.default_rng(0).normal(0, 0.01, 25))
+    result = refit(CHINCHILLA_AS_FIRST_PUBLISHED, runs)
     loss, draws = lambda law: law.loss(np.array([1e9, 1e10]), 1e12), result.bootstrap(100)
     of_law, of_run = result.interval(loss, draws), result.prediction_interval(loss, draws)
     assert np.all(of_run[0] < of_law[0]) and np.all(of_law[1] < of_run[1])

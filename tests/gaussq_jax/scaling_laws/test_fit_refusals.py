@@ -1,14 +1,19 @@
 """What a fit can't use is one clear error: the column and its row, or the option, with what is allowed."""
 
+import dataclasses
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
 from gaussq_jax.scaling_laws import (
+    CHINCHILLA_AS_FIRST_PUBLISHED,
     PUBLISHED_CAPYBARA,
-    PUBLISHED_CHINCHILLA,
     BitwidthLaw,
     CapybaraLaw,
     ChinchillaLaw,
+    PowerLaw,
+    QATLaw,
     compare,
     fit,
     fit_capybara,
@@ -99,7 +104,7 @@ OPTIONS = {
     'negative weight': (dict(weights=np.arange(128) - 5.0), r'weights=-5'),
     'text weight': (dict(weights=['a'] * 128), r'weights='),
     'no start': (dict(num_starts=0), r'num_starts=0'),
-    'start of another law': (dict(start=PUBLISHED_CHINCHILLA), r'start='),
+    'start of another law': (dict(start=CHINCHILLA_AS_FIRST_PUBLISHED), r'start='),
 }
 
 
@@ -124,3 +129,30 @@ def test_impossible_levels_are_named(level):
 def test_impossible_groups_are_named(groups):
     with pytest.raises(ValueError, match='groups'):
         compare([ChinchillaLaw], GOOD, groups=groups, num_starts=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLaw(PowerLaw):
+    worth: float
+    COLUMNS = ('N', 'D')
+    STARTS: ClassVar = {'worth': (0.5, 2.0)}
+
+    def _loss(self, N, D):
+        return self._unquantized(N, self.worth * D)
+
+
+def test_why_a_law_has_no_loss_is_told():
+    """Of blocks that it doesn't know, and of arrays of another shape, in the law's own words."""
+    with pytest.raises(ValueError, match=r"^B='channel' or 'tensor': this law takes the number"):
+        fit(QATLaw, GOOD, num_starts=1)
+    for loss, told in ((lambda law, N, D: 3.0, 'but 3.0$'), (lambda law, N, D: N * np.nan, 'nan nan')):
+        law = type('OwnLaw', (OwnLaw,), {'_loss': loss})
+        with pytest.raises(ValueError, match=rf'(?s)has no finite loss for each of the 128 runs, .*{told}'):
+            fit(law, GOOD, num_starts=1)
+
+
+@pytest.mark.parametrize('ends', [(0, 1), (-1, 1), (2, 1), 5, (1, 2, 3), (1, np.inf)])
+def test_starts_that_can_not_be_are_named(ends):
+    law = type('OwnLaw', (OwnLaw,), {'STARTS': {'worth': ends}})
+    with pytest.raises(ValueError, match=r"^OwnLaw\.STARTS\['worth'\]=.* must be two numbers, 0 < least <= greatest"):
+        fit(law, GOOD, num_starts=1)

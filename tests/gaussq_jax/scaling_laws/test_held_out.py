@@ -5,7 +5,7 @@ import pytest
 from runs_of_laws import AXES, FEW, LAW, SIZES, grid_of, rows, table
 
 from gaussq_jax.scaling_laws import (
-    PUBLISHED_CHINCHILLA,
+    CHINCHILLA_AS_FIRST_PUBLISHED,
     CapybaraLaw,
     ChinchillaLaw,
     KaplanLaw,
@@ -32,7 +32,7 @@ def test_the_law_behind_the_runs_is_first():
 
 
 def chinchilla_runs():
-    runs = grid_of(PUBLISHED_CHINCHILLA, **AXES)
+    runs = grid_of(CHINCHILLA_AS_FIRST_PUBLISHED, **AXES)
     return runs | {'loss': runs['loss'] + 0.002 * np.random.default_rng(0).standard_normal(len(runs['loss']))}
 
 

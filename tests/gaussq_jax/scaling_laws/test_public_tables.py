@@ -2,7 +2,9 @@
 
 GAUSSQ_PUBLIC_RUNS names a folder with chinchilla_epoch_240.csv (N, D, loss: the runs of Besiroglu et al., Chinchilla
 scaling: a replication attempt, arXiv 2404.10102) and quartet_174.csv (N, D, forward, backward, loss: those of Castro et
-al., Quartet: native FP4 training can be optimal for large language models, arXiv 2505.14669).
+al., Quartet: native FP4 training can be optimal for large language models, arXiv 2505.14669) and
+overtraining_gadre_104.csv (params_no_embed, tokens, dataset, loss_c4_val, ...: those of Gadre et al., Language models
+scale reliably with over-training, arXiv 2403.08540).
 """
 
 import csv
@@ -12,7 +14,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from gaussq_jax.scaling_laws import ChinchillaLaw, fit
+from gaussq_jax.scaling_laws import CHINCHILLA_REFIT, ChinchillaLaw, EffectiveLaw, OuterExponentLaw, fit
 
 FOLDER = os.environ.get('GAUSSQ_PUBLIC_RUNS')
 pytestmark = pytest.mark.skipif(not FOLDER, reason='GAUSSQ_PUBLIC_RUNS names no folder with the tables')
@@ -21,7 +23,10 @@ pytestmark = pytest.mark.skipif(not FOLDER, reason='GAUSSQ_PUBLIC_RUNS names no 
 def read(name, **chosen):
     with open(pathlib.Path(FOLDER) / name, newline='') as file:
         rows = [row for row in csv.DictReader(file) if all(row[column] == value for column, value in chosen.items())]
-    return {column: np.array([float(row[column]) for row in rows]) for column in ('N', 'D', 'loss')}
+    runs = {column: np.array([float(row[column]) for row in rows]) for column in ('N', 'D', 'loss')}
+    return runs | {
+        column: np.array([row[column] for row in rows]) for column in ('forward', 'backward') if column in rows[0]
+    }
 
 
 @pytest.fixture(scope='module')
@@ -90,3 +95,58 @@ def test_one_model_says_nothing_of_larger_ones():
         np.testing.assert_array_equal(np.isnan(ends), [[False, True]] * 2)
     result = fit(ChinchillaLaw, runs)
     assert not result.determination.is_unknown(loss).any()
+
+
+BF16 = dict(forward='BF16', backward='BF16')
+
+
+@pytest.mark.parametrize(
+    ('law', 'fixed', 'rmse', 'of_largest'),
+    [
+        (OuterExponentLaw, {}, 0.0045, 2.483),
+        (OuterExponentLaw, {'beta': 'alpha'}, 0.0043, 2.471),
+        (ChinchillaLaw, {}, 0.0142, 2.545),
+    ],
+)
+def test_an_outer_exponent_describes_and_extrapolates_where_chinchilla_does_not(law, fixed, rmse, of_largest):
+    """By log-Huber, as published; from models of up to 203M to the one of 822M, which ended at 2.461."""
+    runs = read('quartet_174.csv', **BF16)
+    result = fit(law, runs, fixed=fixed, objective='log_huber')
+    np.testing.assert_allclose(result.rmse, rmse, atol=5e-5)
+    small = {name: column[runs['N'] < 2.1e8] for name, column in runs.items()}
+    extrapolated = fit(law, small, fixed=fixed, objective='log_huber').law
+    largest = np.argmax(runs['N'])
+    np.testing.assert_allclose(extrapolated.loss(runs['N'][largest], runs['D'][largest]), of_largest, atol=1e-3)
+    if law is ChinchillaLaw:
+        np.testing.assert_allclose(fit(law, runs).rmse, 0.0129, atol=5e-5)
+
+
+def test_mxfp4_forward_is_worth_what_is_published():
+    """eff_N of QuEST's MXFP4 is .645, of the runs of all recipes at once; and that in the backward pass too."""
+    result = fit(EffectiveLaw, read('quartet_174.csv'))
+    worth, error = result.law.eff_N['quest'], result.standard_errors['eff_N[quest]']
+    assert abs(worth - 0.645) < error < 0.01
+    assert len(result.law.eff_N) == len(result.law.eff_D) == 6
+
+
+def test_the_refit_is_what_is_published(chinchilla):
+    np.testing.assert_allclose(
+        CHINCHILLA_REFIT.loss(chinchilla['N'], chinchilla['D']),
+        fit(ChinchillaLaw, chinchilla, objective='log_huber').predicted,
+        rtol=2e-3,
+    )
+
+
+@pytest.mark.parametrize(('corpus', 'percent'), [('c4_original', -4.3), ('rpj', 0.7), ('rw_original', -1.6)])
+def test_overtraining_extrapolates(corpus, percent):
+    """To 7B, from models of 11M to 412M on 20 tokens a weight and the least on 320, with alpha = beta, as published."""
+    with open(pathlib.Path(FOLDER) / 'overtraining_gadre_104.csv', newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row['dataset'] == corpus]
+    names = dict(N='params', D='tokens', loss='loss_c4_val', times='mult')  # of 20 tokens a weight
+    runs = {ours: np.array([float(row[theirs]) for row in rows]) for ours, theirs in names.items()}
+    chosen = (runs['N'] < 1e9) & ((runs['times'] == 1) | (runs['times'] == 16) & (runs['N'] < 2e7))
+    assert chosen.sum() == 5
+    law = fit(ChinchillaLaw, {name: column[chosen] for name, column in runs.items()}, fixed={'beta': 'alpha'}).law
+    largest = np.argmax(runs['N'])
+    error = law.loss(runs['N'][largest], runs['D'][largest]) / runs['loss'][largest] - 1
+    np.testing.assert_allclose(100 * error, percent, atol=0.05)

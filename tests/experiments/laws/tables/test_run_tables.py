@@ -1,14 +1,18 @@
 """Tables of runs: the same from every kind of file, what a sweep's columns mean, and errors that say where to look."""
 
+import collections
 import csv
 import json
 import math
+import os
+import pathlib
 
 import numpy as np
 import pytest
 
-from experiments.laws import run_tables
-from experiments.laws.run_tables import read_runs, seed_noise, select
+from experiments.laws.tables import run_tables, table_files
+from experiments.laws.tables.reading import Reading
+from experiments.laws.tables.run_tables import read_runs, seed_noise, select
 
 PLAIN = [
     {'N': 1000, 'D': 2e6, 'E': 4, 'M': 3, 'B': '32', 'loss': 2.5},
@@ -150,7 +154,9 @@ def test_select_keeps_the_runs_that_a_law_can_use(tmp_path):
 def test_a_column_that_only_some_laws_need_is_missed_by_them_alone(tmp_path):
     table = read_runs(write(tmp_path / 'runs.csv', [{'N': 1, 'D': 2, 'loss': 3}]))
     assert select(table, ('N', 'D')).num_runs == 1
-    with pytest.raises(ValueError, match=r"runs.csv has no column 'E' or 'format' or .*; its columns are N, D, loss$"):
+    with pytest.raises(
+        ValueError, match=r"has no column 'E' or 'format' or .*; its columns are N, D, loss \(--columns=E="
+    ):
         select(table, ('N', 'D', 'E'))
 
 
@@ -187,6 +193,18 @@ def test_what_differs_in_more_than_the_seed_is_no_noise(tmp_path):
     assert seed_noise(sweep(tmp_path, *seeds))['degrees_of_freedom'] == 2
 
 
+def test_the_noise_of_seeds_whatever_runs_are_called(tmp_path):
+    """Others give each run a name of its own; and what a law of one's own takes tells settings apart, too."""
+    rows = [
+        {'name': f'happy-sun-{i}', 'N': 1e6, 'D': 1e9, 'epochs': epochs, 'seed': seed, 'loss': loss}
+        for i, (epochs, seed, loss) in enumerate([(1, 0, 2.0), (1, 1, 2.2), (4, 0, 3.0), (4, 1, 3.2)])
+    ]
+    path = write(tmp_path / 'runs.csv', rows)
+    noise = seed_noise(read_runs(path, Reading(extra=('epochs',))))
+    assert noise['standard_deviation'] == pytest.approx(math.sqrt(0.02))
+    assert (noise['settings'], noise['degrees_of_freedom']) == (2, 2)
+
+
 def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
     """It was in the base config of the sweep, or is of a method that we don't know."""
     untold = {name: value for name, value in SWEEP.items() if name != 'quantization.format'}
@@ -203,8 +221,12 @@ def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
         ('runs.csv', '', r'runs\.csv has no header'),
         ('runs.csv', 'N,D,loss\n', r'runs\.csv has no runs in it'),
         ('runs.jsonl', '\n', r'runs\.jsonl has no runs in it'),
-        ('runs.txt', 'N,D,loss\n1,2,3\n', r'runs\.txt: a table of runs ends in \.csv, \.jsonl, \.parquet'),
-        ('runs.csv', 'N,tokens,loss\n1,2,3\n', r"runs\.csv has no column 'D'; its columns are N, tokens, loss"),
+        (
+            'runs.txt',
+            'N,D,loss\n1,2,3\n',
+            r'runs\.txt: a table of runs ends in \.csv, \.tsv, \.jsonl, \.json, \.parquet',
+        ),
+        ('runs.csv', 'N,epochs,loss\n1,2,3\n', r"runs\.csv has no column 'D'; its columns are N, epochs, loss"),
         ('runs.csv', 'N,D\n1,2\n', r"has no column 'loss' or 'validation/loss'; its columns are N, D"),
         ('runs.csv', 'N,D,loss\n1,2,3\n1,many,3\n', r"runs\.csv, line 3: D='many' is not a number"),
         ('runs.csv', 'N,D,E,M,B,loss\n1,2,four,3,1,3\n', r"runs\.csv, line 2: E='four' is not a number"),
@@ -213,7 +235,7 @@ def test_a_format_that_the_table_does_not_tell_is_not_made_up(tmp_path):
         ('runs.csv', 'N,D,loss\n1,inf,3\n', r"line 2: D='inf' must be a positive number"),
         ('runs.csv', 'N,D,loss,E\n1,2,3,-1\n', r"line 2: E='-1' must be at least 0"),
         ('runs.csv', 'N,D,loss,b\n1,2,3,0\n', r"line 2: b='0' must be above 0"),
-        ('runs.csv', 'N,D,loss,format\n1,2,3,fp8\n', r"line 2: format 'fp8' is unknown; known are"),
+        ('runs.csv', 'N,D,loss,format\n1,2,3,fp7\n', r"line 2: format 'fp7' is unknown; known are .*mxfp4"),
         ('runs.csv', 'N,D,loss,B\n1,2,3,row\n', r"line 2: B='row' is neither a block size"),
         ('runs.csv', 'N,D,loss,B\n1,2,3,0\n', r"line 2: B='0' is neither a block size"),
         ('runs.csv', 'N,D,loss\n1,2,3\n1,2\n', r'runs\.csv, line 3: it has 2 cells, and the table 3 columns'),
@@ -299,7 +321,7 @@ def bomb(*, rows=1, text='', nested=False):
 def test_parquet_bombs(tmp_path, monkeypatch, table, error):
     """Files of some kilobytes that would be gigabytes in memory."""
     parquet = pytest.importorskip('pyarrow.parquet')
-    monkeypatch.setattr(run_tables, 'MOST_PARQUET_BYTES', 2**22)  # for a test of no gigabytes
+    monkeypatch.setattr(table_files, 'MOST_PARQUET_BYTES', 2**22)  # for a test of no gigabytes
     parquet.write_table(bomb(**table), tmp_path / 'runs.parquet', compression='zstd')
     assert (tmp_path / 'runs.parquet').stat().st_size < 200_000
     with pytest.raises(ValueError, match=rf'runs\.parquet.*{error}'):
@@ -312,3 +334,35 @@ def test_columns_of_parquet_that_no_law_needs_are_not_read(tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / 'runs.parquet')
     table = read_runs(tmp_path / 'runs.parquet')
     assert table.num_runs == 1 and 'curve' in table.names and list(table.columns['name']) == ['a']
+
+
+FOLDER = os.environ.get('GAUSSQ_PUBLIC_RUNS')
+
+
+@pytest.mark.skipif(not FOLDER, reason='GAUSSQ_PUBLIC_RUNS names no folder with the tables')
+def test_public_tables():
+    """As their authors have written them."""
+    chinchilla, quartet = (read_runs(f'{FOLDER}/{name}.csv') for name in ('chinchilla_epoch_240', 'quartet_174'))
+    assert (chinchilla.num_runs, chinchilla.remarks, quartet.num_runs, quartet.remarks) == (240, (), 174, ())
+    is_bf16 = (quartet.columns['forward'] == 'bf16') & (quartet.columns['backward'] == 'bf16')
+    assert np.sum(is_bf16) == 24 and np.sum(quartet.columns['forward'] == 'quest') == 42
+    overtraining = f'{FOLDER}/overtraining_gadre_104.csv'
+    with pytest.raises(
+        ValueError, match=r"N may be 'params' or 'params_no_embed'; loss may be 'loss_openlm', 'loss_c4_val',"
+    ):
+        read_runs(overtraining)
+    columns = {'N': 'params_no_embed', 'D': 'tokens', 'loss': 'loss_c4_val'}
+    assert "differ in 'dataset'" in read_runs(overtraining, Reading(columns)).remarks[0]
+    table = read_runs(overtraining, Reading(columns, where=(('dataset', 'c4_original'),)))
+    assert (table.num_runs, table.left_out, table.remarks) == (34, {'without dataset=c4_original': 70}, ())
+    assert table.origins[0] == 'c4_original-d=96_l=8_h=4-0.25'
+
+
+def test_our_own_table():
+    """Read as it is, with a recipe for each kind of run and nothing to tell."""
+    table = read_runs(pathlib.Path(__file__).parents[4] / 'benchmarks/tiny_law.csv')
+    assert (table.num_runs, table.left_out, table.remarks) == (212, {}, ())
+    recipes = collections.Counter(table.columns['forward'].tolist())
+    assert len(recipes) == 1 + 8 + 4 and recipes['bf16'] == 20 and recipes['fqt e2m1 channel'] == 12
+    assert recipes['gaussws 2'] == 20 and set(table.columns['backward']) == {''}
+    assert table.where(table.columns['N'] < 3e4, 'large').origins.shape == (67,)

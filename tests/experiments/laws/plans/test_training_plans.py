@@ -14,11 +14,12 @@ from ml_collections import config_flags
 
 import gaussq_jax as gq
 from experiments import methods
-from experiments.laws import known_laws, notation, training_plans
+from experiments.laws import known_laws, notation
+from experiments.laws.plans import plan_text, training_plans
 from experiments.training import optimizers
 from gaussq_jax.scaling_laws import PUBLISHED_CAPYBARA
 
-REPOSITORY = pathlib.Path(__file__).parents[3]
+REPOSITORY = pathlib.Path(__file__).parents[4]
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
 
 
@@ -34,7 +35,7 @@ def resolve(command):
 
 def fitted(**constants):
     law = dataclasses.replace(PUBLISHED_CAPYBARA, **constants)
-    return known_laws.KnownLaw(law, 'a law', known_laws.PUBLISHED.ranges)
+    return known_laws.KnownLaw(law, 'a law', known_laws.PUBLISHED['capybara'].ranges)
 
 
 @pytest.mark.parametrize('fixed', [(), ('--model=7b',), ('--tokens=2T',)])
@@ -74,16 +75,17 @@ def test_the_training_of_a_plan_keeps_to_the_tokens():
 @pytest.mark.parametrize(('delta', 'nu'), [(6.0, 1.0), (1.0, 6.0), (5.0, 2.0)])
 def test_plans_are_of_formats_that_can_be_trained(delta, nu):
     """Also where a law would have all bits in the exponent, or in the mantissa."""
-    plan = training_plans.make_plan(fitted(delta=delta, nu=nu, gamma=10.0), 1e30, 128)
+    plan = training_plans.make_plan(fitted(delta=delta, nu=nu, gamma=10.0), 1e30)
     for option in plan.options:
-        assert option.format == 'bf16' or gq.parse_format(option.format).bits == option.bits
+        name, bits = option.precision.name, option.precision.bits
+        assert name == 'bf16' or gq.parse_format(name).bits == bits
 
 
 def test_a_plan_where_no_real_number_of_bits_is_best():
     """The whole ones are told none the less."""
-    plan = training_plans.make_plan(fitted(delta=0.1, nu=0.1), 1e21, 128)
-    assert plan.bits is None and plan.best.bits == 3
-    _, lines = training_plans.describe(plan)
+    plan = training_plans.make_plan(fitted(delta=0.1, nu=0.1), 1e21)
+    assert plan.bits is None and plan.best.precision.bits == 3
+    _, lines = plan_text.describe(plan)
     assert any('no real number of bits' in line for line in lines)
 
 
@@ -110,19 +112,19 @@ def test_the_command_of_a_plan_trains_the_budget(compute, size):
 
 
 def test_the_time_of_a_plan():
-    """6 N D operations at a part of the peak, whatever the bits, which do change what the hardware could do."""
+    """6 N D operations at a part of the peak, over the price; the command's are of BF16."""
     arguments = ('plan', '--compute=1e20', '--mfu=0.5', '--json')
-    one = json.loads(run(*arguments, '--gpu=h100'))
-    N, D = one['training']['option']['N'], one['training']['option']['D']
-    days = 6 * N * D / (0.5 * 989.4e12) / 86400
-    assert one['gpu']['training_time']['bf16'] == {'peak': 989.4e12, 'gpus': 1, 'days': pytest.approx(days)}
-    assert one['gpu']['training_time']['fp8']['days'] == pytest.approx(days * 989.4 / 1978.9)
-    several = json.loads(run(*arguments, '--gpu=h100', '--days=2'))['gpu']['training_time']['bf16']
-    assert several['gpus'] == np.ceil(days / 2) and several['days'] <= 2
-    assert several['gpus'] * several['days'] == pytest.approx(days)
-    assert set(json.loads(run(*arguments, '--gpu=a100'))['gpu']['training_time']) == {'bf16'}
-    printed = run('plan', '--compute=1e20', '--gpu=b200', '--days=30')
-    assert 'b200 at 40% of 2250 TFLOP/s' in printed and 'NVIDIA' in printed
+    one = json.loads(run(*arguments, '--hardware=h100'))
+    N, D, price = (one['training']['option'][name] for name in ('N', 'D', 'price'))
+    assert price == 1 and pytest.approx(1e20) == 6 * N * D
+    days = 1e20 / (0.5 * 989.4e12) / 86400
+    for_command = {'peak': 989.4e12, 'devices': 1, 'days': pytest.approx(days)}
+    assert one['hardware']['training_time'] == {'priced': for_command, 'command': for_command}
+    several = json.loads(run(*arguments, '--hardware=h100', '--days=2'))['hardware']['training_time']['command']
+    assert several['devices'] == np.ceil(days / 2) and several['days'] <= 2
+    assert several['devices'] * several['days'] == pytest.approx(days)
+    printed = run('plan', '--compute=1e20', '--hardware=b200', '--days=30')
+    assert 'b200 at 40% of 2,250 TFLOP/s, as priced, and as the command trains' in printed and 'NVIDIA' in printed
 
 
 def test_a_plan_for_people():

@@ -1,0 +1,1 @@
+"""Tables of runs: the files that they are in, and what their columns and cells say."""
