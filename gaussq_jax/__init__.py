@@ -2,11 +2,13 @@
 
 import importlib
 
+from gaussq_jax import recipes
 from gaussq_jax.bitwidth_descent import bitwidth_descent
 from gaussq_jax.bitwidths import bitwidth_penalty, effective_bitwidths, format_for_bitwidth
-from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.block_scaling import fake_quantize
 from gaussq_jax.describe import describe
 from gaussq_jax.formats import FloatFormat, parse_format
+from gaussq_jax.hadamard import Hadamard
 from gaussq_jax.layerwise import layerwise
 from gaussq_jax.packed import (
     LeafLayout,
@@ -31,6 +33,7 @@ from gaussq_jax.param_transforms import (
 from gaussq_jax.param_tree import leaf_path, leaves_by_path
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 from gaussq_jax.quantized_einsum import quantized_einsum
+from gaussq_jax.quantizer import Quantizer
 from gaussq_jax.rounding import round_to_format
 from gaussq_jax.serving import (
     served_layout,
@@ -46,6 +49,7 @@ __all__ = [
     'DEFAULT_RULES',
     'CastOnly',
     'FloatFormat',
+    'Hadamard',
     'Keep',
     'LeafLayout',
     'MatrixRule',
@@ -73,6 +77,7 @@ __all__ = [
     'quantize_params',
     'quantized_dot_general',
     'quantized_einsum',
+    'recipes',
     'round_to_format',
     'rounded_normal',
     'sample_weights',

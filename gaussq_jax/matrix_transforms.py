@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from gaussq_jax import explicit_sharding
 from gaussq_jax.bitwidths import effective_bitwidths, format_for_bitwidth, holds_noise, most_bits_held
-from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.block_scaling import fake_quantize
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.kept_layers import KeptLayers, kept
 from gaussq_jax.param_purposes import UNNAMED_LEAF
 from gaussq_jax.param_reading import (
     KEPT,
@@ -30,6 +31,7 @@ from gaussq_jax.param_reading import (
 )
 from gaussq_jax.param_rules import Rule
 from gaussq_jax.param_tree import is_floating, leaf_path, map_leaves, path_hash
+from gaussq_jax.quantizer import Quantizer
 from gaussq_jax.rounding import as_format
 from gaussq_jax.weight_sampling import check_block_size, check_dtype, check_format, sample_weights, shape_in_blocks
 from kernels_pallas.rounding_on_bits import round_to_dtype
@@ -94,7 +96,14 @@ class MatrixTransform(abc.ABC):
             leaf_key = None if key is None else jax.random.fold_in(key, path_hash(name))
             rule = reading.matrices[0]
             matrices = rule.to_matrices(leaf)
-            w_hat = self.transform_matrices(key=leaf_key, matrices=matrices, b_i=state.get(name), layer=layer)
+            w_hat = self.transform_matrices(
+                key=leaf_key,
+                matrices=matrices,
+                b_i=state.get(name),
+                layer=layer,
+                path=name,
+                is_stack=bool(rule.layer_axes),
+            )
             return rule.from_matrices(w_hat, leaf.shape)
 
         return map_leaves(transform_leaf, params, path)
@@ -118,7 +127,14 @@ class MatrixTransform(abc.ABC):
 
     @abc.abstractmethod
     def transform_matrices(
-        self, *, key: jax.Array | None, matrices: jax.Array, b_i: jax.Array | None, layer: jax.Array | int | None
+        self,
+        *,
+        key: jax.Array | None,
+        matrices: jax.Array,
+        b_i: jax.Array | None,
+        layer: jax.Array | int | None,
+        path: str,
+        is_stack: bool,
     ) -> jax.Array:
         """W_hat of the matrices (batch.., m, n) of one leaf, or of one layer of it.
 
@@ -127,6 +143,8 @@ class MatrixTransform(abc.ABC):
           matrices: of the layer, where there is one.
           b_i: the leaf's state, of all layers; None if it has none.
           layer: as for `apply`.
+          path: of the leaf.
+          is_stack: whether the first axis of a whole leaf's matrices counts layers.
         """
 
 
@@ -191,7 +209,7 @@ class WeightSampling(MatrixTransform):
             return None
         return max(self.b_init, most_bits_held(as_format(self.fmt)))
 
-    def transform_matrices(self, *, key, matrices, b_i, layer):
+    def transform_matrices(self, *, key, matrices, b_i, layer, path, is_stack):
         if key is None:
             if self.fmt is not None:
                 tiles = Quantizer(self.fmt, block_size=(self.block_size, self.block_size), scale='mx')
@@ -221,10 +239,23 @@ class QuantizationAware(MatrixTransform):
     matrices = 'quantized'
     block_size = None
     quantizer: Quantizer
+    full_precision: Sequence[KeptLayers] = ()
+    num_layers: Mapping[str, int | None] | None = None  # by path, of the tree that this is resolved for
 
     @property
     def format_name(self) -> str:
         return self.quantizer.fmt.name
+
+    def resolve(self, params):
+        resolved = super().resolve(params)
+        readings = checked_readings(params, self.rules, unnamed=self.unnamed)
+        number = lambda reading, axes: reading.shape[axes[0]] if axes else None
+        layers = {
+            name: number(reading, reading.matrices[0].layer_axes)
+            for name, reading in readings.items()
+            if reading.action == SAMPLED
+        }
+        return dataclasses.replace(resolved, num_layers=layers)
 
     def init_state(self, *, matrix_shapes):
         return {}
@@ -235,14 +266,33 @@ class QuantizationAware(MatrixTransform):
     def bitwidths(self, state):
         return {}
 
-    def transform_matrices(self, *, key, matrices, b_i, layer):
+    def transform_matrices(self, *, key, matrices, b_i, layer, path, is_stack):
+        if not self.full_precision:
+            return self._quantize(key, matrices, layer)
+        num_layers = (self.num_layers or {}).get(path)
+        if num_layers is None and is_stack and layer is None:
+            num_layers = len(matrices)
+        if num_layers is None and layer is not None:
+            raise ValueError(f'layer={layer}: of how many, full_precision needs to know: use resolve(params)')
+        is_kept = kept(self.full_precision, path.rpartition('/')[0], num_layers)
+        if is_kept.all() or not is_kept.any():
+            return round_to_dtype(matrices, self.dtype) if is_kept.all() else self._quantize(key, matrices, layer)
+        if layer is None:
+            of_layers = is_kept.reshape(-1, *[1] * (matrices.ndim - 1))
+            return jnp.where(of_layers, round_to_dtype(matrices, self.dtype), self._quantize(key, matrices, layer))
+        cast_matrices = lambda matrices: round_to_dtype(matrices, self.dtype)
+        return jax.lax.cond(
+            jnp.asarray(is_kept)[layer], cast_matrices, lambda matrices: self._quantize(key, matrices, layer), matrices
+        )
+
+    def _quantize(self, key, matrices, layer):
         *batch, m, n = matrices.shape
         quantizer = self.quantizer if key is not None else self.quantizer.deterministic()
         first = 0 if layer is None else layer * math.prod(batch)
 
         def quantize(matrices, key, first):
             stack, keys = matrices.reshape(-1, m, n), None
-            if quantizer.rounding == 'stochastic':
+            if quantizer.needs_key:
                 numbers = jnp.asarray(first, jnp.int32) + jnp.arange(stack.shape[0], dtype=jnp.int32)
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
             quantized = jax.vmap(lambda matrix, key: fake_quantize(matrix, quantizer, axis=-2, key=key))(stack, keys)

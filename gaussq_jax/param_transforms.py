@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from gaussq_jax import packed
 from gaussq_jax.bitwidths import format_for_bitwidth
-from gaussq_jax.block_scaling import Quantizer, check_quantizer
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.kept_layers import KeptLayers, check_kept_layers
 from gaussq_jax.matrix_transforms import (
     MatrixTransform,
     Params,
@@ -31,6 +31,7 @@ from gaussq_jax.packed import Formats, Layout, ModelSize
 from gaussq_jax.param_purposes import find_purposes
 from gaussq_jax.param_rules import DEFAULT_RULES, Keep, Rule, check_rules
 from gaussq_jax.param_tree import map_leaves, read_leaves
+from gaussq_jax.quantizer import Quantizer, check_quantizer
 from gaussq_jax.weight_sampling import check_dtype
 
 
@@ -245,6 +246,7 @@ def quantization_aware(
     *,
     rules: Sequence[Rule] = DEFAULT_RULES,
     unnamed: str = 'error',
+    full_precision: Sequence[KeptLayers] = (),
     dtype: Any = jnp.bfloat16,
 ) -> ParamTransform:
     """Straight-through quantization-aware training: weight matrices are fake-quantized, gradients pass unchanged.
@@ -258,6 +260,8 @@ def quantization_aware(
       quantizer: says what shares a scale and what the weights are rounded to. If it rounds stochastically, the random
         bits of a leaf come from the key and the leaf's path alone; with key=None it rounds to nearest even.
       rules, unnamed: as for `gaussian_weight_sampling`.
+      full_precision: rules for weight matrices that are cast only. They speak of a leaf's path without its last name,
+        'layers/mlp/up', and of the layers in a stack of them. One that is of no matrix has no effect.
       dtype: of the weights handed to the model, bfloat16 or float32.
 
     Raises:
@@ -271,7 +275,15 @@ def quantization_aware(
     Source: arXiv 2501.02423, section 3 (P2 alone); the estimator is of arXiv 1308.3432.
     """
     check_quantizer(quantizer)
-    return _transform(QuantizationAware(quantizer=quantizer, rules=check_rules(rules), unnamed=unnamed, dtype=dtype))
+    return _transform(
+        QuantizationAware(
+            quantizer=quantizer,
+            rules=check_rules(rules),
+            unnamed=unnamed,
+            full_precision=check_kept_layers(full_precision),
+            dtype=dtype,
+        )
+    )
 
 
 def cast_params(dtype: Any = jnp.bfloat16, *, rules: Sequence[Rule] = DEFAULT_RULES) -> ParamTransform:

@@ -1,19 +1,18 @@
 """A drop-in `dot_general` that quantizes any of the six operands of a linear layer's three GEMMs."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gaussq_jax import explicit_sharding
-from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax import hardware_dot_general
+from gaussq_jax.quantizer import Quantizer
 from gaussq_jax.rounding import check_input
-from kernels_pallas.partitioning import varying
+from gaussq_jax.three_gemms import Flag, Roles, ThreeGemms
 
+ARITHMETICS = ('simulated', 'hardware')
 TARGETS = ('P1', 'P2', 'P3', 'P4', 'P5', 'P6')
 DimensionNumbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
@@ -26,6 +25,8 @@ def quantized_dot_general(
     P4: Quantizer | None = None,
     P5: Quantizer | None = None,
     P6: Quantizer | None = None,
+    backward_from: str = 'operands',
+    arithmetic: str = 'simulated',
     weight_gradient_dtype: Any = None,
     ordered: bool = False,
 ) -> Callable[..., jax.Array]:
@@ -39,6 +40,11 @@ def quantized_dot_general(
     without quantization: bfloat16 operands with float32 accumulation. (The gradient of a result that is wider than its
     operands, by `preferred_element_type`, is rounded to their dtype before it is multiplied.)
 
+    Where P2 and P4 are one Quantizer of square tiles, or of a scale of the tensor, without randomness, W is quantized
+    once, and both passes multiply by the same numbers. Where both operands of a GEMM have the same Hadamard transform,
+    the transformed values are multiplied, which is the product of what they were; random signs are drawn from
+    fold_in(key, 7), (key, 8) and (key, 9) for Y, dX and dW. Where only one has a transform, it is undone.
+
     The lhs is what comes first, and `jnp.einsum` may swap its operands: 'btd,edf->betf' does, 'ebd,edf->ebf' doesn't.
     Where that can be seen it is refused: the rhs contracts its last axes, as activations do, and the lhs doesn't, as
     weights. It can't be seen of weights (out, in), where both contract their last axes, nor of `weight @ x`: there P1
@@ -47,22 +53,30 @@ def quantized_dot_general(
     Args:
       P1, P2, P3, P4, P5, P6: a Quantizer, or None to leave the operand as it is. Tiles (rows, cols) have their
         columns along the contracted axis and their rows along the free one, batch by batch.
+      backward_from: 'operands', as above; or 'quantized': P4 and P6 are given P2(W) and P1(X), as they were multiplied,
+        in the place of W and X. Then dX and dW are gradients of these, transformed back where they were transformed.
+      arithmetic: 'simulated', as above; or 'hardware': operands are cast to FP8, which GPUs multiply on FP8 units (see
+        `hardware_dot_general`). All six operands must then have Quantizers that these units take.
       weight_gradient_dtype: a floating dtype, in which the GEMM of dW gives its result, before that is rounded to W's;
         None is W's. Where the rows of X are split over devices, their parts of dW are summed in that dtype: with
         float32, bfloat16 weights get a gradient that is rounded once, however many devices there are.
       ordered: whether the lhs is known to be the activations, whatever it looks like.
 
     Returns:
-      f(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, *, out_sharding=None, key=None), with
-      the meaning of `jax.lax.dot_general`, for `dot_general=` of Flax's linear layers, linen or NNX, and
-      `_dot_general=` of `jnp.einsum`. `key` is a JAX PRNG key, needed if a Quantizer rounds stochastically, and new
-      for each use: the operand Pi takes its random bits from fold_in(key, i). For linen there is
-      `gaussq_jax.models.QuantizedDotGeneral`, which takes keys from an rng stream. If all arguments are None, f
-      is `jax.lax.dot_general`. f has derivatives of first order, in reverse mode.
+      f(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, *, out_sharding=None, key=None,
+      when=True), with the meaning of `jax.lax.dot_general`, for `dot_general=` of Flax's linear layers, linen or NNX,
+      and `_dot_general=` of `jnp.einsum`. `key` is a JAX PRNG key, needed if a Quantizer rounds stochastically or has
+      random signs, and new for each use: the operand Pi takes its random bits from fold_in(key, i). For linen there is
+      `gaussq_jax.models.QuantizedDotGeneral`, which takes keys from an rng stream. `when` is a bool, or a bool array
+      (): whether anything is quantized; or two of them, of the forward and of the backward pass. What isn't quantized
+      costs a branch and no more. If all arguments are None, f is `jax.lax.dot_general`. f has derivatives of first
+      order, in reverse mode.
 
     Raises:
-      ValueError: for an operand that is no Quantizer; in f, for operands that are not float32, bfloat16 or float16, or
-        seem to be swapped, and for a key missing or given for nothing.
+      ValueError: for an operand that is no Quantizer; for clipped gradients of P3 to P6; for operands that FP8 units
+        don't take, with the reason; for `backward_from='quantized'` of operands of which only one is transformed; in f,
+        for operands that are not float32, bfloat16 or float16, or seem to be swapped, for a key missing or given for
+        nothing, and for another `when`.
 
     Example:
       >>> fqt = quantized_dot_general(P2=Quantizer('e2m1', block_size='channel'))
@@ -75,9 +89,22 @@ def quantized_dot_general(
     for name, quantizer in zip(TARGETS, quantizers):
         if not isinstance(quantizer, Quantizer | None):
             raise ValueError(f'{name}={quantizer!r}: allowed are a Quantizer and None')
+    if useless := [name for name, q in zip(TARGETS[2:], quantizers[2:]) if q and q.clips_gradient]:
+        raise ValueError(f'clips_gradient=True of {useless[0]}: gradients are those of what P1 and P2 quantize')
     if weight_gradient_dtype is not None and not jnp.issubdtype(weight_gradient_dtype, jnp.floating):
         raise ValueError(f'weight_gradient_dtype={weight_gradient_dtype!r}: allowed are floating dtypes and None')
-    stochastic = [name for name, q in zip(TARGETS, quantizers) if q and q.rounding == 'stochastic']
+    random = [name for name, q in zip(TARGETS, quantizers) if q and q.needs_key]
+    if backward_from not in ('operands', 'quantized'):
+        raise ValueError(f"backward_from={backward_from!r}: allowed are 'operands' and 'quantized'")
+    if arithmetic not in ARITHMETICS:
+        raise ValueError(f'arithmetic={arithmetic!r}: allowed are {", ".join(map(repr, ARITHMETICS))}')
+    if arithmetic == 'hardware':
+        for pair in ((P1, P2), (P3, P4), (P6, P5)):
+            hardware_dot_general.check(*pair)
+        if backward_from != 'operands':
+            raise ValueError(f"arithmetic='hardware' takes backward_from='operands', not {backward_from!r}")
+    if backward_from == 'quantized' and len({q and q.hadamard for q in (P1, P2)}) > 1:
+        raise ValueError("backward_from='quantized' takes P1 and P2 of the same Hadamard transform, or of none")
 
     def dot_general(
         lhs: jax.Array,
@@ -88,10 +115,13 @@ def quantized_dot_general(
         *,
         out_sharding: Any = None,
         key: jax.Array | None = None,
+        when: Flag | tuple[Flag, Flag] = True,
     ) -> jax.Array:
-        if bool(stochastic) != (key is not None):
-            needs = f'is needed by {", ".join(stochastic)}' if stochastic else 'is given for nothing'
-            raise ValueError(f'a key {needs}: stochastic rounding takes one (in linen, by QuantizedDotGeneral)')
+        if bool(random) != (key is not None):
+            needs = f'is needed by {", ".join(random)}' if random else 'is given for nothing'
+            raise ValueError(
+                f'a key {needs}: stochastic rounding and random signs take one (in linen, by QuantizedDotGeneral)'
+            )
         multiply = functools.partial(
             jax.lax.dot_general, dimension_numbers=dimension_numbers, precision=precision, out_sharding=out_sharding
         )
@@ -102,35 +132,44 @@ def quantized_dot_general(
         roles = _roles(dimension_numbers, lhs.ndim, rhs.ndim)
         if not ordered:
             _check_order(*roles[:2])
-        return _three_gemms(multiply, roles, quantizers, preferred_element_type, weight_gradient_dtype)(key, lhs, rhs)
+        gemms = ThreeGemms(
+            quantizers,
+            backward_from == 'quantized',
+            roles,
+            multiply,
+            preferred_element_type,
+            weight_gradient_dtype,
+            on_hardware=arithmetic == 'hardware',
+        )
+        return gemms(key, _flags(when), lhs, rhs)
 
     return dot_general
 
 
-class _Roles(NamedTuple):
-    """The axes of one array: those in both operands and the output, those in the lhs and those in the rhs alone."""
+def _flags(when: Flag | tuple[Flag, Flag]) -> tuple[Flag, Flag]:
+    """Of the forward and of the backward pass."""
+    flags = when if isinstance(when, tuple) else (when, when)
+    is_flag = lambda flag: isinstance(flag, bool) or (getattr(flag, 'dtype', None) == jnp.bool_ and not flag.shape)
+    if len(flags) != 2 or not all(map(is_flag, flags)):
+        raise ValueError(f'when={when!r}: allowed are a bool, a bool array of shape (), and a tuple of two of these')
+    return flags
 
-    batch: tuple[int, ...]
-    lhs: tuple[int, ...] = ()
-    rhs: tuple[int, ...] = ()
-    contracting: tuple[int, ...] = ()
 
-
-def _roles(dimension_numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) -> tuple[_Roles, _Roles, _Roles]:
+def _roles(dimension_numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) -> tuple[Roles, Roles, Roles]:
     """Of lhs, rhs and output."""
     contracting, batch = dimension_numbers
     free = [
         tuple(axis for axis in range(ndim) if axis not in (*contracted, *batched))
         for ndim, contracted, batched in zip((lhs_ndim, rhs_ndim), contracting, batch)
     ]
-    lhs = _Roles(tuple(batch[0]), lhs=free[0], contracting=tuple(contracting[0]))
-    rhs = _Roles(tuple(batch[1]), rhs=free[1], contracting=tuple(contracting[1]))
+    lhs = Roles(tuple(batch[0]), lhs=free[0], contracting=tuple(contracting[0]))
+    rhs = Roles(tuple(batch[1]), rhs=free[1], contracting=tuple(contracting[1]))
     axes = iter(range(len(lhs.batch) + len(lhs.lhs) + len(rhs.rhs)))  # of the output: batch.., lhs.., rhs..
     take = lambda names: tuple(next(axes) for _ in names)
-    return lhs, rhs, _Roles(take(lhs.batch), lhs=take(lhs.lhs), rhs=take(rhs.rhs))
+    return lhs, rhs, Roles(take(lhs.batch), lhs=take(lhs.lhs), rhs=take(rhs.rhs))
 
 
-def _check_order(lhs: _Roles, rhs: _Roles):
+def _check_order(lhs: Roles, rhs: Roles):
     """ValueError for operands of which the lhs looks like weights, and the rhs like activations."""
     is_last = lambda contracting, free: not free or min(contracting, default=-1) > max(free)
     if lhs.lhs and rhs.rhs and is_last(rhs.contracting, rhs.rhs) and not is_last(lhs.contracting, lhs.lhs):
@@ -139,80 +178,3 @@ def _check_order(lhs: _Roles, rhs: _Roles):
             f' and the lhs its axes {lhs.contracting} of {len(lhs.batch + lhs.lhs + lhs.contracting)}, as weights;'
             ' use quantized_einsum(spec, x, w, ...), or ordered=True if the lhs are activations'
         )
-
-
-def _three_gemms(
-    multiply: Callable,
-    roles: tuple[_Roles, _Roles, _Roles],
-    quantizers: Sequence[Quantizer | None],
-    out_dtype: Any,
-    weight_gradient_dtype: Any,
-) -> Callable[..., jax.Array]:
-    """The function (key, lhs, rhs) -> output with its backward pass; `multiply` does without quantization."""
-    of_lhs, of_rhs, of_out = roles
-
-    def quantize(number, key, x, axes, free):
-        quantizer = quantizers[number - 1]
-        if quantizer is None:
-            return x
-        key = jax.random.fold_in(key, number) if quantizer.rounding == 'stochastic' else None
-        return _quantize_operand(x, quantizer, key, axes, free)
-
-    def product(key, lhs, rhs):
-        return multiply(
-            quantize(1, key, lhs, of_lhs.contracting, of_lhs.lhs),
-            quantize(2, key, rhs, of_rhs.contracting, of_rhs.rhs),
-            preferred_element_type=out_dtype,
-        )
-
-    gemms = jax.custom_vjp(product)
-
-    def forward(key, lhs, rhs):
-        return product(key, lhs, rhs), (key, lhs, rhs)  # not `gemms`, which hides its matmul from checkpoint policies
-
-    def backward(residuals, d_out):
-        key, lhs, rhs = residuals
-        d_out = d_out.astype(lhs.dtype if lhs.dtype == rhs.dtype else jnp.float32)
-        p3 = quantize(3, key, d_out, of_out.rhs, of_out.lhs)
-        p4 = quantize(4, key, rhs, of_rhs.rhs, of_rhs.contracting)
-        p5 = quantize(5, key, d_out, of_out.lhs, of_out.rhs)
-        p6 = quantize(6, key, lhs, of_lhs.lhs, of_lhs.contracting)
-        (d_lhs,) = jax.linear_transpose(lambda lhs: multiply(lhs, p4), lhs)(p3)
-        d_rhs = explicit_sharding.like(rhs, weight_gradient)(p6, p5)
-        if parts := tuple(varying(d_rhs) - varying(rhs)):  # of the devices, inside `jax.shard_map`
-            d_rhs = jax.lax.psum(d_rhs, parts)
-        return None, d_lhs, d_rhs.astype(rhs.dtype)
-
-    def weight_gradient(p6, p5):
-        """X^T dY, and not the transpose of dY^T X, as JAX has it: XLA:CPU copies the first operand, transposed."""
-        d_rhs = jax.lax.dot_general(
-            p6,
-            p5,
-            ((of_lhs.lhs, of_out.lhs), (of_lhs.batch, of_out.batch)),
-            precision=multiply.keywords['precision'],
-            preferred_element_type=weight_gradient_dtype,
-        )
-        contracting = sorted(zip(of_lhs.contracting, of_rhs.contracting))  # the axes are in the order of the lhs
-        order = (*of_rhs.batch, *(axis for _, axis in contracting), *of_rhs.rhs)
-        if list(order) != sorted(order):  # XLA:CPU has no matmul for the transposition that it would fold into this one
-            d_rhs = jnp.transpose(jax.lax.optimization_barrier(d_rhs), np.argsort(order))
-        return d_rhs
-
-    gemms.defvjp(forward, backward)
-    return gemms
-
-
-def _quantize_operand(x: jax.Array, quantizer: Quantizer, key, contracted: tuple[int, ...], free: tuple[int, ...]):
-    """Fake quantization with scales along `contracted`; tiles have their rows along `free`, both read as one axis."""
-    if not isinstance(quantizer.block_size, tuple):
-        return fake_quantize(x, quantizer, axis=contracted, key=key)
-    order = (*(axis for axis in range(x.ndim) if axis not in (*free, *contracted)), *free, *contracted)
-    rows, columns = (math.prod(x.shape[axis] for axis in axes) for axes in (free, contracted))
-
-    def quantize(x, key):
-        ordered = jnp.transpose(x, order)
-        batch = ordered.shape[: x.ndim - len(free) - len(contracted)]
-        tiles = fake_quantize(ordered.reshape(*batch, rows, columns), quantizer, key=key)
-        return jnp.transpose(tiles.reshape(ordered.shape), np.argsort(order))
-
-    return explicit_sharding.like(x, quantize)(x, key)

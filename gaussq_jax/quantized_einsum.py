@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gaussq_jax.block_scaling import Quantizer
 from gaussq_jax.quantized_dot_general import quantized_dot_general
+from gaussq_jax.quantizer import Quantizer
 
 
 def quantized_einsum(

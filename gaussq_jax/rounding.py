@@ -11,6 +11,7 @@ import numpy as np
 from gaussq_jax import explicit_sharding
 from gaussq_jax.formats import FloatFormat, parse_format
 from kernels_pallas.float_rounding import round_to_representable
+from kernels_pallas.random_bits import key_words, random_bits_16
 from kernels_pallas.rounding_on_bits import ROUNDINGS
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -37,9 +38,11 @@ def round_to_format(
         'nearest_even': the nearest, of two equally near the one of even code, as IEEE and ml_dtypes do.
         'nearest_away': the nearest, of two equally near the larger magnitude, as QPyTorch does.
         'toward_zero': the smaller magnitude.
-        'stochastic': the larger magnitude with the probability (|x| - lower) / (upper - lower), to 2^-31: the
-          mean of the result is x.
-      key: a JAX PRNG key; needed for stochastic rounding, and for nothing else.
+        'stochastic': the larger magnitude with the probability f = (|x| - lower) / (upper - lower), by 16 random bits
+          r: if f > (r + 1/2) / 2^16. Numbers of the format stay, and the mean of the result is x within 2^-17 of
+          the step.
+      key: a JAX PRNG key; needed for stochastic rounding, and for nothing else. The bits of a value are a function of
+        the key, the value's index in x, and x's shape: the same on any mesh.
       saturate: whether magnitudes beyond the format's largest number, infinity too, become that number (the largest
         that x's dtype holds, too). Otherwise what is rounded beyond it becomes infinity if the format has that, NaN
         if it has NaN only, as with ml_dtypes; a format that has neither saturates all the same.
@@ -73,7 +76,7 @@ def round_to_format(
     def round_(x, key):
         rounded = round_to_representable(
             x.astype(jnp.float32),
-            None if key is None else jax.random.bits(key, x.shape, jnp.uint32),
+            None if key is None else random_bits_16(key_words(key), x.shape),
             representable=representable,
             overflow=overflow,
             rounding=rounding,

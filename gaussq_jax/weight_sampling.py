@@ -14,15 +14,14 @@ from gaussq_jax import explicit_sharding
 from gaussq_jax.formats import FloatFormat
 from gaussq_jax.rounding import as_format
 from kernels_pallas import weight_sampling as kernels
-from kernels_pallas.philox import Words2, philox_4x32
+from kernels_pallas.philox import Words2
+from kernels_pallas.random_bits import KEY_IMPLEMENTATIONS, key_words
 from kernels_pallas.rounding_on_bits import Representable
 
 Origin = tuple[Any, Any, Any]
 
 _BITWIDTH_STEPS = 1024  # bitwidths act as multiples of 1 / 1024
 _FRACTIONAL_POWERS = np.exp2(np.arange(_BITWIDTH_STEPS) / _BITWIDTH_STEPS).astype(np.float32)
-KEY_IMPLEMENTATIONS = ('threefry2x32', 'rbg', 'unsafe_rbg')
-_WIDE_KEY_MIX = (0x67617573, 0x73715F6A)  # 'gaus', 'sq_j'
 
 
 def rounded_normal(key: jax.Array, shape: tuple[int, ...], *, origin: Origin = (0, 0, 0)) -> jax.Array:
@@ -233,20 +232,13 @@ def _power_of_two(x: jax.Array) -> jax.Array:
 
 
 def _key_words(key: jax.Array) -> Words2:
-    """The 64-bit Philox key: the words of a threefry key as they are, the four of an rbg key mixed into two."""
-    dtype = getattr(key, 'dtype', None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        implementation = jax.random.key_impl(key)  # a str, or an object if it is foreign
+    """`key_words`, but of no foreign implementation, whose bits may be anything."""
+    if jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
+        implementation = jax.random.key_impl(key)
         if implementation not in KEY_IMPLEMENTATIONS:
             allowed = ', '.join(KEY_IMPLEMENTATIONS)
             raise TypeError(f'key is of the implementation {implementation!r}; allowed are {allowed}')
-        if key.ndim:
-            raise ValueError(f'key has shape {key.shape}: one key is needed; map over several with jax.vmap')
-        key = jax.random.key_data(key)
-    elif dtype != jnp.uint32 or key.shape not in ((2,), (4,)):
-        raise TypeError(f'key must be a JAX PRNG key, as jax.random.key(0) is; got {key!r:.200}')
-    words = tuple(jnp.asarray(key))
-    return words if len(words) == 2 else philox_4x32(tuple(map(jnp.uint32, _WIDE_KEY_MIX)), words)[:2]
+    return key_words(key)
 
 
 def _check_origin(origin: Origin, block_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:

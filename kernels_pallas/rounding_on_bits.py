@@ -1,8 +1,8 @@
 """Rounding on the bit patterns of float32, in plain `jax.numpy`: the reference for casts, and what all kernels do.
 
 No arithmetic on the values takes place, so that nothing can be folded, fused or flushed: float32 subnormals
-are numbers like others, whatever the device does with them. Kernels take a quicker way to the same bits where there is
-one, `round_in_kernel`.
+are numbers like others, whatever the device does with them. Kernels and fake quantization take a quicker way to the
+same bits where there is one, `fast_round_to_representable`.
 """
 
 import functools
@@ -68,8 +68,9 @@ def round_to_representable(
 
     Args:
       x: float32 of any shape.
-      random_bits: for stochastic rounding, uint32 of x's shape: |x| goes up if the fraction of the step that it lies
-        above the number below is greater than random_bits / 2^32.
+      random_bits: for stochastic rounding, uint32 or uint16 of x's shape: |x| goes up if the fraction of the step that
+        it lies above the number below is greater than random_bits / 2^32, or (random_bits + 1/2) / 2^16: numbers
+        that are representable stay, and the mean is x within 2^-17 of the step.
       representable: these numbers.
       overflow: what infinity becomes, and a magnitude that is rounded beyond `largest` (toward zero, that one is
         `largest` anyway); None for `largest`. NaN stays NaN.
@@ -94,7 +95,8 @@ def round_to_representable(
     return jax.lax.bitcast_convert_type((bits ^ magnitude) | rounded, jnp.float32)
 
 
-def round_in_kernel(
+@functools.partial(jax.jit, static_argnames=('representable', 'overflow', 'rounding'))
+def fast_round_to_representable(
     x: jax.Array,
     random_bits: jax.Array | None = None,
     *,
@@ -102,14 +104,17 @@ def round_in_kernel(
     overflow: float | None = None,
     rounding: str = 'nearest_even',
 ) -> jax.Array:
-    """`round_to_representable` for kernels: the same bits, by way of `_round_to_nearest` where that will do."""
+    """`round_to_representable`, with the same bits, by arithmetic on the values where that will do."""
     mantissa_bits, min_exponent, largest = representable
-    half_step = 2.0 ** (min_exponent - mantissa_bits - 1)  # a device may flush x below 2^-126: then none goes up
-    quick = rounding == 'nearest_even' and mantissa_bits and half_step >= 2.0**-126 and largest < _QUICK_LIMIT
-    if not quick:
+    is_nearest = rounding == 'nearest_even' and mantissa_bits
+    is_stochastic = rounding == 'stochastic' and random_bits.dtype == jnp.uint16
+    # A device may flush x below 2^-126: then none goes up.
+    least_up = 2.0 ** (min_exponent - mantissa_bits - (1 if is_nearest else 17))
+    if not (is_nearest or is_stochastic) or least_up < 2.0**-126 or largest >= _QUICK_LIMIT:
         return round_to_representable(x, random_bits, representable=representable, overflow=overflow, rounding=rounding)
     limit = largest if overflow is None else _QUICK_LIMIT
-    rounded = _round_to_nearest(x, representable._replace(largest=limit))
+    limited = representable._replace(largest=limit)
+    rounded = _round_to_nearest(x, limited) if is_nearest else _round_stochastically(x, random_bits, limited)
     if overflow is not None:
         sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
         beyond = jax.lax.bitcast_convert_type(sign | _bits_of(overflow), jnp.float32)
@@ -168,9 +173,32 @@ def _round_to_nearest(x: jax.Array, representable: Representable) -> jax.Array:
     # The maximum is the sum, but XLA would take (x + c) - c for x.
     bits_of_sum = jnp.maximum(jax.lax.bitcast_convert_type(magnitude + c, jnp.int32), bits_of_c)
     rounded = jax.lax.bitcast_convert_type(bits_of_sum, jnp.float32) - c
-    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32)
+    return _with_sign_of(x, rounded)
+
+
+def _round_stochastically(x: jax.Array, random_bits: jax.Array, representable: Representable) -> jax.Array:
+    """`round_to_representable`, stochastic and saturating, in few instructions, for most formats: |x| in its steps.
+
+    Args:
+      x: float32 of any shape; of NaN comes anything.
+      random_bits: uint16.
+      representable: as for `_round_to_nearest`, but that M may be 0.
+    """
+    mantissa_bits, min_exponent, largest = representable
+    magnitude = jnp.minimum(jnp.abs(x), jnp.float32(largest))
+    exponent = jax.lax.bitcast_convert_type(magnitude, jnp.int32) & jnp.int32(0x7F800000)
+    bits_of_step = jnp.maximum(exponent, max(min_exponent + 127, 1) << 23) - jnp.int32(mantissa_bits << 23)
+    inverse = jax.lax.bitcast_convert_type(jnp.int32(254 << 23) - bits_of_step, jnp.float32)
+    steps = magnitude * inverse
+    below = steps.astype(jnp.int32).astype(jnp.float32)
+    threshold = (random_bits.astype(jnp.int32).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-16)
+    rounded = below + jnp.where(steps - below > threshold, jnp.float32(1), jnp.float32(0))
+    return _with_sign_of(x, rounded * jax.lax.bitcast_convert_type(bits_of_step, jnp.float32))
+
+
+def _with_sign_of(x: jax.Array, magnitude: jax.Array) -> jax.Array:
     sign = jax.lax.bitcast_convert_type(x, jnp.uint32) & ~_MAGNITUDE
-    return jax.lax.bitcast_convert_type(bits | sign, jnp.float32)
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(magnitude, jnp.uint32) | sign, jnp.float32)
 
 
 def _round_magnitude(magnitude, random_bits, representable, rounding):
@@ -198,9 +226,16 @@ def _round_magnitude(magnitude, random_bits, representable, rounding):
         'nearest_even': lambda: fraction > half - odd,
         'nearest_away': lambda: fraction >= half,
         'toward_zero': lambda: jnp.zeros_like(within_step),
-        'stochastic': lambda: fraction > random_bits,
+        'stochastic': lambda: fraction > _threshold(random_bits),
     }[rounding]().astype(jnp.uint32)
     return jnp.where(within_step, up * first_step, ((magnitude >> shift) + up) << shift)
+
+
+def _threshold(random_bits):
+    """In units of 2^-32."""
+    if random_bits.dtype != jnp.uint16:
+        return random_bits
+    return random_bits.astype(jnp.uint32) << 16 | np.uint32(1 << 15)
 
 
 def _bits_of(value: float) -> np.uint32:

@@ -1,15 +1,17 @@
 """What a fully quantized dot_general must compute, written a second time with float64 matrices.
 
 Every operand becomes a stack of matrices (batch, rows, contraction) whose last axis is the contraction axis of the GEMM
-at hand, is quantized there, and the products are plain float64 matrix products. Power-of-two scales are exact, so
-that with few-bit formats whole gradients can be compared bit for bit.
+at hand, is quantized there by `numpy_quantizers`, and the products are plain float64 matrix products. Power-of-two
+scales are exact, so that with few-bit formats whole gradients can be compared bit for bit.
 """
 
 import dataclasses
 import math
+import typing
 
 import jax
 import numpy as np
+import numpy_quantizers
 
 import gaussq_jax as gq
 
@@ -45,50 +47,6 @@ def operands(contraction, seed=0, dtype=np.float32):
     return lhs, rhs, small_numbers(out.shape, 3 * seed + 2, dtype), dimension_numbers
 
 
-def round_to_values(x, fmt):
-    """The nearest of the format's values, of two as near the one with the even code; saturating."""
-    values = fmt.values()
-    magnitude = np.minimum(np.abs(x), values[-1])
-    above = np.searchsorted(values, magnitude)
-    below = np.maximum(above - 1, 0)
-    to_above, to_below = values[above] - magnitude, magnitude - values[below]
-    up = (to_above < to_below) | ((to_above == to_below) & (above % 2 == 0))
-    return np.copysign(np.where(up, values[above], values[below]), x)
-
-
-def quantize_block(x, quantizer):
-    """One scale for the whole of x."""
-    largest = np.max(np.abs(x), initial=0.0)
-    if largest == 0.0:
-        return x
-    if quantizer.scale == 'mx':
-        emax = math.frexp(quantizer.fmt.max)[1] - 1
-        scale = 2.0 ** np.clip(math.frexp(largest)[1] - 1 - emax, -127, 127)
-    else:
-        scale = largest / quantizer.fmt.max
-    return scale * round_to_values(x / scale, quantizer.fmt)
-
-
-def quantize(matrices, quantizer):
-    """Fake-quantized (batch, rows, contraction), in float64; blocks lie along the last axis."""
-    matrices = np.asarray(matrices, np.float64)
-    if quantizer is None:
-        return matrices
-    if quantizer.block_size == 'tensor':
-        return quantize_block(matrices, quantizer)
-    _, rows, columns = matrices.shape
-    height, width = {'channel': (1, columns)}.get(quantizer.block_size) or (
-        quantizer.block_size if isinstance(quantizer.block_size, tuple) else (1, quantizer.block_size)
-    )
-    result = np.zeros_like(matrices)
-    for matrix, quantized in zip(matrices, result):
-        for i in range(0, rows, height):
-            for j in range(0, columns, width):
-                block = np.s_[i : i + height, j : j + width]
-                quantized[block] = quantize_block(matrix[block], quantizer)
-    return result
-
-
 @dataclasses.dataclass(frozen=True)
 class Operand:
     """An array read as matrices, its axes divided into (batch, rows, contraction)."""
@@ -105,9 +63,57 @@ class Operand:
         order = self.batch + self.rows + self.columns
         return np.transpose(np.reshape(matrices, [shape[axis] for axis in order]), np.argsort(order).astype(int))
 
+    def draws(self, key, shape, quantizer):
+        """Uniform numbers for each value: of an array of this shape, but for tiles of the matrices themselves."""
+        if not isinstance(quantizer.block_size, tuple):
+            return self.matrices(numpy_quantizers.thresholds(key, shape))
+        groups = (
+            [shape[axis] for axis in self.batch],
+            *([shape[axis] for axis in of] for of in (self.rows, self.columns)),
+        )
+        rows, columns = math.prod(groups[1]), math.prod(groups[2])
+        return numpy_quantizers.thresholds(key, (*groups[0], rows, columns)).reshape(-1, rows, columns)
 
-def quantized_dot_general(lhs, rhs, cotangent, dimension_numbers, round_operand=lambda x: x, **quantizers):
-    """(Y, dlhs, drhs) in float64; round_operand is applied to each quantized operand."""
+    def draws_of_blocks(self, key, shape, size):
+        """Uniform numbers for each block along the columns, which lie where the first of these was."""
+        others = [axis for axis in range(len(shape)) if axis not in self.columns]
+        before = sum(axis < self.columns[0] for axis in others)
+        count = -(-math.prod(shape[axis] for axis in self.columns) // size)
+        lengths = [shape[axis] for axis in others]
+        drawn = numpy_quantizers.thresholds(key, (*lengths[:before], count, 1, *lengths[before:]))
+        drawn = np.moveaxis(np.squeeze(drawn, before + 1), before, -1)
+        return np.transpose(drawn, [*(others.index(axis) for axis in self.batch + self.rows), len(others)])
+
+
+class Read(typing.NamedTuple):
+    """An operand (batch, rows, columns), quantized along its columns.
+
+    matrix: the Hadamard transform's, of `held`, and of the values if the pair `is_transformed`; None if there is none.
+    """
+
+    values: np.ndarray
+    held: np.ndarray | None = None
+    matrix: np.ndarray | None = None
+    is_transformed: bool = False
+
+
+def quantized_dot_general(
+    lhs,
+    rhs,
+    cotangent,
+    dimension_numbers,
+    round_operand=lambda x: x,
+    *,
+    key=None,
+    backward_from='operands',
+    when=(True, True),
+    surely=False,
+    **quantizers,
+):
+    """(Y, dlhs, drhs) in float64; round_operand is applied to each quantized operand, as it is multiplied.
+
+    surely: AssertionError if float32 could round any value to another one.
+    """
     lhs, rhs, cotangent = (np.asarray(x, np.float64) for x in (lhs, rhs, cotangent))
     (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = (tuple(map(tuple, pair)) for pair in dimension_numbers)
     lhs_free = tuple(i for i in range(lhs.ndim) if i not in lhs_contracting + lhs_batch)
@@ -116,22 +122,55 @@ def quantized_dot_general(lhs, rhs, cotangent, dimension_numbers, round_operand=
     n_batch, n_lhs = len(lhs_batch), len(lhs_batch) + len(lhs_free)
     out_batch, out_lhs, out_rhs = tuple(out[:n_batch]), tuple(out[n_batch:n_lhs]), tuple(out[n_lhs:])
 
-    def read(target, x, batch, rows, columns):
-        quantizer = quantizers.get(target)
-        matrices = quantize(Operand(batch, rows, columns).matrices(x), quantizer)
-        return matrices if quantizer is None else round_operand(matrices)
+    def read(number, x, batch, rows, columns, on):
+        operand = Operand(batch, rows, columns)
+        matrices = operand.matrices(x)
+        quantizer = quantizers.get(f'P{number}')
+        if quantizer is None or not on:
+            return Read(matrices)
+        first = (number - 1) // 2 * 2 + 1
+        pair = [of and of.hadamard for of in (quantizers.get(f'P{first}'), quantizers.get(f'P{first + 1}'))]
+        is_transformed = pair[0] is not None and pair[0] == pair[1]
+        own_key = jax.random.fold_in(key, number) if quantizer.needs_key else None
+        matrix = None
+        if quantizer.hadamard is not None:
+            signs_key = jax.random.fold_in(key, 7 + first // 2) if quantizer.hadamard.is_random else None
+            matrix = numpy_quantizers.matrix_of(quantizer.hadamard, signs_key)
+        draws = operand.draws(own_key, x.shape, quantizer) if quantizer.rounding == 'stochastic' else None
+        scale_draws = operand.draws_of_blocks(own_key, x.shape, 16) if quantizer.fit == 'eden' else None
+        values, unsure, held = numpy_quantizers.quantize(
+            matrices, quantizer, matrix=matrix, draws=draws, scale_draws=scale_draws
+        )
+        assert not (surely and unsure.any()), f'P{number}: {unsure.sum()} values hang on ties'
+        if matrix is not None and not is_transformed:
+            values = numpy_quantizers.transform(values, matrix.T)
+        return Read(round_operand(values), held if quantizer.clips_gradient else None, matrix, is_transformed)
 
-    p1 = read('P1', lhs, lhs_batch, lhs_free, lhs_contracting)
-    p2 = read('P2', rhs, rhs_batch, rhs_free, rhs_contracting)
-    p3 = read('P3', cotangent, out_batch, out_lhs, out_rhs)
-    p4 = read('P4', rhs, rhs_batch, rhs_contracting, rhs_free)
-    p5 = read('P5', cotangent, out_batch, out_rhs, out_lhs)
-    p6 = read('P6', lhs, lhs_batch, lhs_contracting, lhs_free)
-    y, dlhs, drhs = (np.matmul(a, np.swapaxes(b, 1, 2)) for a, b in ((p1, p2), (p3, p4), (p5, p6)))
+    def pull_back(gradient, of):
+        """The gradient of an operand, of that of what was made of it in the forward pass."""
+        transformed = of.is_transformed and backward_from == 'quantized'
+        if of.held is not None:
+            rotate = of.matrix is not None and not transformed
+            gradient = numpy_quantizers.transform(gradient, of.matrix) if rotate else gradient
+            gradient = np.where(of.held, gradient, 0)
+            return gradient if of.matrix is None else numpy_quantizers.transform(gradient, of.matrix.T)
+        return numpy_quantizers.transform(gradient, of.matrix.T) if transformed else gradient
+
+    of_lhs, of_rhs = Operand(lhs_batch, lhs_free, lhs_contracting), Operand(rhs_batch, rhs_free, rhs_contracting)
+    p1 = read(1, lhs, lhs_batch, lhs_free, lhs_contracting, when[0])
+    p2 = read(2, rhs, rhs_batch, rhs_free, rhs_contracting, when[0])
+    if backward_from == 'quantized':
+        lhs, rhs = of_lhs.array(p1.values, lhs.shape), of_rhs.array(p2.values, rhs.shape)
+    p3 = read(3, cotangent, out_batch, out_lhs, out_rhs, when[1])
+    p4 = read(4, rhs, rhs_batch, rhs_contracting, rhs_free, when[1])
+    p5 = read(5, cotangent, out_batch, out_rhs, out_lhs, when[1])
+    p6 = read(6, lhs, lhs_batch, lhs_contracting, lhs_free, when[1])
+    pairs = (p1, p2), (p3, p4), (p5, p6)
+    y, dlhs, drhs = (np.matmul(a.values, np.swapaxes(b.values, 1, 2)) for a, b in pairs)
     return (
         y.reshape(cotangent.shape),
-        Operand(lhs_batch, lhs_free, lhs_contracting).array(dlhs, lhs.shape),
-        Operand(rhs_batch, rhs_free, rhs_contracting).array(drhs, rhs.shape),
+        of_lhs.array(pull_back(dlhs, p1), lhs.shape),
+        of_rhs.array(pull_back(drhs, p2), rhs.shape),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from gaussq_jax.models import key_value_cache
+from gaussq_jax.models.quantized_dot_general import telling_layer
 from gaussq_jax.models.rope import RopeScaling, rope_frequencies
 from gaussq_jax.quantized_dot_general import quantized_dot_general
 
@@ -265,13 +266,14 @@ def scan_layers(
         of_tokens = (positions, segment_ids)
 
     def apply_layer(layer, x, layer_index):
-        if layer_transform is None or layer.is_initializing():
-            return layer(x, *of_tokens), None
+        with telling_layer(layer_index, num_layers):
+            if layer_transform is None or layer.is_initializing():
+                return layer(x, *of_tokens), None
 
-        def transform(variables):
-            return {'params': layer_transform(variables['params'], layer_index)}
+            def transform(variables):
+                return {'params': layer_transform(variables['params'], layer_index)}
 
-        return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x, *of_tokens), None
+            return nn.map_variables(type(layer).__call__, 'params', transform)(layer, x, *of_tokens), None
 
     if remat_policy is not None:
         # The scan keeps the backward pass apart from the forward one: no barrier is needed between them.

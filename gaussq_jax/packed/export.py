@@ -26,6 +26,7 @@ from gaussq_jax.packed.size import ModelSize, size_of_leaves
 from gaussq_jax.param_rules import MatrixRule
 from gaussq_jax.param_tree import is_floating, map_leaves
 
+CHOSEN = {'scale_rounding': 'floor', 'fit': 'absmax'}  # of a leaf's description, which lacks what is as here
 UNSCALED = 1  # the version whose leaves say nothing of scales: they are MX scales
 
 
@@ -161,6 +162,7 @@ def _pack_leaf(path, leaf, of_leaf: LeafLayout) -> dict[str, np.ndarray]:
 
 def _describe_leaf(leaf, of_leaf: LeafLayout) -> dict[str, Any]:
     rule = of_leaf.rule
+    chosen = {name: value for name, default in CHOSEN.items() if (value := getattr(of_leaf, name)) != default}
     return {
         'shape': list(leaf.shape),
         'dtype': of_leaf.dtype.name,
@@ -170,6 +172,7 @@ def _describe_leaf(leaf, of_leaf: LeafLayout) -> dict[str, Any]:
         'tile': list(of_leaf.tile),
         'formats': [fmt.name for fmt in of_leaf.formats],
         'scale': of_leaf.scale,
+        **chosen,
     }
 
 
@@ -214,7 +217,9 @@ def _unpack_leaf(path, described, formats, take) -> tuple[np.ndarray, LeafLayout
     if indices.shape == (*scales.shape[:-2], 1, 1):
         indices = np.broadcast_to(indices, scales.shape)
     rule = MatrixRule('.*', *(tuple(described[name]) for name in ('batch_axes', 'row_axes', 'col_axes')))
-    of_leaf = LeafLayout(rule, tuple(described['tile']), formats, indices, described['scale'])
+    chosen = {name: described.get(name, default) for name, default in CHOSEN.items()}
+    tile, scale, products = tuple(described['tile']), described['scale'], described['dtype']
+    of_leaf = LeafLayout(rule, tile, formats, indices, scale, **chosen, products=products)
     leaf = jax.ShapeDtypeStruct(tuple(described['shape']), of_leaf.dtype)
     check_layout({path: leaf}, {path: of_leaf})
     counts = weights_of_formats(leaf, of_leaf).reshape(-1, len(formats))

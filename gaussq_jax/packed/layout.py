@@ -11,17 +11,19 @@ import jax
 import numpy as np
 
 from gaussq_jax.bitwidths import format_for_bitwidth
-from gaussq_jax.block_scaling import Quantizer
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.kept_layers import KeptLayers, kept
 from gaussq_jax.packed.bit_packing import MOST_BITS
 from gaussq_jax.param_reading import KEPT, Reading, checked_readings, sampled_rules, sampled_shapes
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule, Rule
 from gaussq_jax.param_tree import leaves_by_path
+from gaussq_jax.quantizer import Quantizer
 from gaussq_jax.weight_sampling import check_block_size, shape_in_blocks
 
 Formats = Callable[[float], FloatFormat]  # b_t -> format
 
 BFLOAT16 = FloatFormat(8, 7, 'ieee')
+PRODUCTS = ('bfloat16', 'float32')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +36,10 @@ class LeafLayout:
       formats: those that occur, of at most 16 bits each.
       indices: uint8 (batch.., ceil(m / rows), ceil(n / columns)), which of `formats` each tile has.
       scale: the kind of the tiles' scales, as of a `Quantizer`: 'mx', a power of two in a byte; 'absmax', a float32
-        number; 'nvfp4', a float8_e4m3fn number, and a float32 number for each matrix.
+        number; 'nvfp4', a float8_e4m3fn number, and a float32 number for each matrix. Tiles in bfloat16 are rounded to
+        it, whatever the scales of others; with 'nvfp4', a matrix has it in all of its tiles, or in none.
+      scale_rounding, fit: how the scales of all other tiles are chosen, as of a `Quantizer`.
+      products: what numbers times scales are rounded to, 'bfloat16' or 'float32', unless bfloat16 holds them exactly.
 
     Raises:
       ValueError: for what is not as it says here.
@@ -45,6 +50,9 @@ class LeafLayout:
     formats: tuple[FloatFormat, ...]
     indices: np.ndarray
     scale: str = 'mx'
+    scale_rounding: str = 'floor'
+    fit: str = 'absmax'
+    products: str = 'bfloat16'
 
     def __post_init__(self):
         object.__setattr__(self, 'tile', tuple(self.tile))
@@ -58,21 +66,32 @@ class LeafLayout:
                 raise ValueError(f'format {fmt} has {fmt.bits} bits; at most {MOST_BITS} can be packed')
         if self.indices.dtype != np.uint8 or np.any(self.indices >= len(self.formats)):
             raise ValueError(f'indices must be uint8, less than {len(self.formats)}, the number of formats')
+        if self.products not in PRODUCTS:
+            raise ValueError(f'products={self.products!r}: allowed are {", ".join(map(repr, PRODUCTS))}')
         self.quantizers  # noqa: B018 - refuses scales that there aren't
+        if self.scale == 'nvfp4' and BFLOAT16 in self.formats:
+            in_bfloat16 = self.indices == self.formats.index(BFLOAT16)
+            if np.any(in_bfloat16 != in_bfloat16[..., :1, :1]):
+                raise ValueError('a matrix with nvfp4 scales has bfloat16 in all of its tiles, or in none')
 
     @functools.cached_property
     def quantizers(self) -> tuple[Quantizer, ...]:
         """Of each format, what quantizes a matrix (m, n) whose tiles all have it, along its last axis."""
-        return tuple(Quantizer(fmt, block_size=self.tile, scale=self.scale) for fmt in self.formats)
+        chosen = dict(scale=self.scale, scale_rounding=self.scale_rounding, fit=self.fit)
+        of_format = lambda fmt: dict(scale='mx', scale_rounding='rceil') if fmt == BFLOAT16 else chosen
+        return tuple(Quantizer(fmt, block_size=self.tile, **of_format(fmt)) for fmt in self.formats)
 
     @property
     def dtype(self) -> np.dtype:
         """Of the leaf that is read back: bfloat16 if it holds the numbers of all formats, else float32.
 
-        It holds them times a power of two, too; their products with other scales are rounded to it.
+        It holds them times a power of two, too; their products with other scales are rounded to it, or to float32 if
+        that is what `products` says.
         """
         enough = all(fmt.mantissa_bits <= BFLOAT16.mantissa_bits for fmt in self.formats)
-        return np.dtype(jax.numpy.bfloat16 if enough else np.float32)
+        has_others = self.scale != 'mx' and set(self.formats) != {BFLOAT16}
+        is_narrow = enough and not (has_others and self.products == 'float32')
+        return np.dtype(jax.numpy.bfloat16 if is_narrow else np.float32)
 
 
 class Layout(dict[str, LeafLayout]):
@@ -110,23 +129,31 @@ def uniform_layout(
     *,
     block_size: int | str | tuple[int, int] = 32,
     scale: str = 'mx',
+    scale_rounding: str = 'floor',
+    fit: str = 'absmax',
+    products: str = 'bfloat16',
+    full_precision: Sequence[KeptLayers] = (),
     rules: Sequence[Rule] = DEFAULT_RULES,
     unnamed: str = 'error',
 ) -> Layout:
     """All weight matrices in one format, with scales of so many weights along their rows, the contracted axis.
 
     With MX scales, 32 and one of OCP's formats these are MXFP8, MXFP6 and MXFP4. The weights are those of
-    `quantization_aware(Quantizer(fmt, block_size=block_size, scale=scale))`, and those that fully quantized training
-    multiplies with if they are rounded to what it computes in before.
+    `quantization_aware` with these fields of a `Quantizer` and these layers in full precision, and those that fully
+    quantized training multiplies with if they are rounded to what it computes in before.
 
     Args:
       params: pytree of weights.
       fmt: a FloatFormat of at most 16 bits, or its name; bfloat16 means that nothing is quantized: the layout is empty.
-      block_size, scale: as of a `Quantizer`, of a matrix along its rows: what shares a scale, and the scales' kind.
+      block_size, scale, scale_rounding, fit: as of a `Quantizer`, of a matrix along its rows: what shares a scale, the
+        scales' kind, and how they are chosen.
+      products: as of a `LeafLayout`: float32 for training that multiplies in float32 what it quantizes there.
+      full_precision: rules for matrices in bfloat16, as for `quantization_aware`.
       rules, unnamed: how the weights are read, as for `gaussian_weight_sampling`.
 
     Raises:
-      ValueError: for a format or block size that isn't allowed; as `gaussian_weight_sampling(...).init`.
+      ValueError: for a format or block size that isn't allowed; for `full_precision` that leaves nothing to quantize;
+        as `gaussian_weight_sampling(...).init`.
 
     Example:
       >>> layout = uniform_layout({'up': {'kernel': jnp.ones((64, 128))}}, 'float6_e3m2fn')
@@ -135,19 +162,40 @@ def uniform_layout(
 
     Source: OCP Microscaling Formats v1.0, section 5.
     """
-    quantizer = Quantizer(fmt, block_size=block_size, scale=scale)
+    quantizer = Quantizer(fmt, block_size=block_size, scale=scale, scale_rounding=scale_rounding, fit=fit)
     fmt = quantizer.fmt
     readings = checked_readings(params, rules, unnamed=unnamed)
     layout = _empty_layout(readings)
     if fmt == BFLOAT16:
         return layout
     sampled = sampled_rules(readings)
-    for path, shape in sampled_shapes(readings).items():
-        if math.prod(shape):
-            tile = tile_of_blocks(quantizer.block_size, shape[-2:])
-            indices = np.zeros(_shape_in_tiles(shape, tile), np.uint8)
-            layout[path] = LeafLayout(sampled[path], tile, (fmt,), indices, scale)
+    shapes = {path: shape for path, shape in sampled_shapes(readings).items() if math.prod(shape)}
+    for path, shape in shapes.items():
+        rule, tile = sampled[path], tile_of_blocks(quantizer.block_size, shape[-2:])
+        is_kept = kept_matrices(full_precision, path, rule, shape)
+        if is_kept.all():
+            continue
+        indices = np.zeros(_shape_in_tiles(shape, tile), np.uint8)
+        indices[is_kept] = 1
+        formats = (fmt, BFLOAT16) if is_kept.any() else (fmt,)
+        layout[path] = LeafLayout(rule, tile, formats, indices, scale, scale_rounding, fit, products)
+    if shapes and not layout:
+        raise ValueError(f'full_precision={"; ".join(map(str, full_precision))!r} leaves nothing to quantize')
     return layout
+
+
+def kept_matrices(
+    full_precision: Sequence[KeptLayers], path: str, rule: MatrixRule, shape: Sequence[int]
+) -> np.ndarray:
+    """Which matrices of a leaf of a shape (batch.., m, n) these rules keep, bool (batch..).
+
+    Example:
+      >>> rule = MatrixRule('.*', batch_axes=(0,), row_axes=(1,), col_axes=(2,))
+      >>> kept_matrices([KeptLayers(last=1)], 'layers/up/kernel', rule, (3, 64, 32)).tolist()
+      [False, False, True]
+    """
+    of_layers = kept(full_precision, path.rpartition('/')[0], shape[0] if rule.layer_axes else None)
+    return np.broadcast_to(of_layers.reshape(-1, *[1] * (len(shape) - 3)) if of_layers.ndim else of_layers, shape[:-2])
 
 
 def tile_of_blocks(block_size: int | str | tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:

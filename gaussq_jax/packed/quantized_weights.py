@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.block_scaling import fake_quantize, quantize
+from gaussq_jax.block_scaling import Scaled, fake_quantize, quantize
 from gaussq_jax.packed.layout import (
+    BFLOAT16,
     Layout,
     LeafLayout,
     check_layout,
@@ -148,15 +149,20 @@ def _split(weights, indices, quantizers, dtype):
     del dtype
     wide = weights.astype(jnp.float32)
     numbers, scales = jnp.zeros_like(wide), jnp.zeros(indices.shape, jnp.float32)
-    shifts = jnp.zeros(indices.shape, jnp.int32)
+    shifts, divisor = jnp.zeros(indices.shape, jnp.int32), None
     for i, quantizer in enumerate(quantizers):
         part, here, tile = quantize(wide, quantizer), indices == i, quantizer.block_size
+        if quantizer.fmt == BFLOAT16:  # the numbers are the weights
+            weights = part.numbers * value_per_weight(part.scales, tile, wide.shape)
+            part = Scaled(weights, jnp.ones_like(part.scales), None, 0)
+        if part.divisor is not None:
+            divisor = jnp.where(jnp.any(here), part.divisor, 1)
         factors = part.scales if part.divisor is None else part.scales / part.divisor
         is_zero = part.numbers * value_per_weight(factors, tile, wide.shape) == 0  # where the device flushes subnormals
         of_format = jnp.where(is_zero, jnp.copysign(np.float32(0), part.numbers), part.numbers)
         numbers = jnp.where(value_per_weight(here, tile, wide.shape), of_format, numbers)
         scales, shifts = jnp.where(here, part.scales, scales), jnp.where(here, np.int32(part.shift), shifts)
-    return (numbers, scales, shifts, part.divisor), jnp.all(jnp.isfinite(wide))
+    return (numbers, scales, shifts, divisor), jnp.all(jnp.isfinite(wide))
 
 
 def _is_concrete(leaf) -> bool:

@@ -193,7 +193,8 @@ def _check_bfloat16(matrices: Mapping[str, Any]):
     for name, (of_matrix, _) in matrices.items():
         if of_matrix.dtype != jnp.bfloat16:
             wide = [fmt.name for fmt in of_matrix.formats if fmt.mantissa_bits > BFLOAT16.mantissa_bits]
-            raise ValueError(f'{name} has weights in {wide[0]}, which bfloat16 does not hold exactly')
+            what = wide[0] if wide else f'{of_matrix.formats[0].name} times {of_matrix.scale} scales'
+            raise ValueError(f'{name} has weights in {what}, which bfloat16 does not hold exactly')
 
 
 def _with_scales(held: Held, scales: Mapping[str, np.ndarray], matrices: Mapping[str, Any]) -> Held:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.block_scaling import fake_quantize
 from gaussq_jax.packed.layout import BFLOAT16, Layout, LeafLayout, storable_leaves, uniform_layout
 from gaussq_jax.packed.quantized_weights import each_matrix
 from gaussq_jax.param_rules import DEFAULT_RULES, Rule
+from gaussq_jax.quantizer import Quantizer
 from gaussq_jax.serving.storages import MXFP4, MXFP8, Storage
 
 STEPS = 20_000  # that a budget is counted in, if it has more bits than that beyond the least

@@ -9,7 +9,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.jax_internals import mosaic_load
 from kernels_pallas.mosaic_kernel import mosaic_kernel, store
-from kernels_pallas.rounding_on_bits import round_in_kernel
+from kernels_pallas.rounding_on_bits import fast_round_to_representable
 
 THREADS = 128  # of a program
 TILE = 2048  # values a program: 16 a thread, loaded four at a time
@@ -32,7 +32,7 @@ def round_to_representable(
         here = pl.ds(jnp.minimum(jax.lax.axis_index('tile') * tile, size - tile), tile)
         *inputs, output = (ref.at[here] for ref in refs)
         values, *bits = (mosaic_load(ref, layout=layout) for ref in inputs)
-        store(output, round_in_kernel(values, *bits or [None], **options))
+        store(output, fast_round_to_representable(values, *bits or [None], **options))
 
     rounded = mosaic_kernel(
         kernel,

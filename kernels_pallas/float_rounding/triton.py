@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kernels_pallas.rounding_on_bits import round_in_kernel
+from kernels_pallas.rounding_on_bits import fast_round_to_representable
 
 TILE = 2048  # values a program: 16 a thread, loaded four at a time
 
@@ -17,7 +17,7 @@ def round_to_representable(
 
     Args:
       x: float32 of any shape.
-      random_bits: for stochastic rounding, uint32 of x's shape.
+      random_bits: for stochastic rounding, uint32 or uint16 of x's shape.
       tile: the most values that a program takes, a power of two.
       interpret: run it step by step in XLA, on any platform.
       **options: the other arguments of `rounding_on_bits.round_to_representable`, all of them.
@@ -31,7 +31,7 @@ def round_to_representable(
         here = pl.ds(jnp.minimum(pl.program_id(0) * tile, x.size - tile), tile)
         *inputs, output = (ref.at[here] for ref in refs)
         values, *bits = (ref[...] for ref in inputs)
-        output[...] = round_in_kernel(values, *bits or [None], **options)
+        output[...] = fast_round_to_representable(values, *bits or [None], **options)
 
     inputs = [x] if random_bits is None else [x, random_bits]
     rounded = pl.pallas_call(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.rounding_on_bits import Representable, power_of_two_scale, round_in_kernel
+from kernels_pallas.rounding_on_bits import Representable, fast_round_to_representable, power_of_two_scale
 
 SMALLEST_STEP = {'rounded_normal': 2.0**-126, 'uniform': 2.0**-109}  # so that R * step is a normal number
 LARGEST_STEP = 2.0**125  # so that 2 * step is finite
@@ -52,7 +52,7 @@ def round_sampled(
     An infinite or NaN weight stays as it is. `expand` makes of one number a block one of each of the block's weights.
     """
     scale, inverse, shift = power_of_two_scale(absmax, representable.largest)
-    rounded = round_in_kernel(w_hat * expand(scale), representable=representable.shifted(shift))
+    rounded = fast_round_to_representable(w_hat * expand(scale), representable=representable.shifted(shift))
     return jnp.where(jnp.abs(w) < jnp.inf, rounded * expand(inverse), w)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import jax_internals
 from kernels_pallas.philox import Words2, Words4
+from kernels_pallas.random_bits import over_lanes
 from kernels_pallas.rounding_on_bits import Representable, round_to_dtype
 from kernels_pallas.weight_sampling import noise as noise_bits
 from kernels_pallas.weight_sampling.blocks import block_step, exact_parts, round_sampled
@@ -104,24 +105,14 @@ def _rounded_normal_lanes(words: Words4) -> jax.Array:
     code = jnp.zeros_like(words[0])
     for i, lane in enumerate(noise_bits.lanes(words)):
         code |= (noise_bits.rounded_normal(lane) + 2).astype(jnp.uint32) << jnp.uint32(4 * i)
-    code, lane_index = _over_lanes(_computed_once(code))
-    return ((code >> (4 * lane_index)) & jnp.uint32(0xF)).astype(jnp.float32) - 2
+    code = jnp.expand_dims(_computed_once(code), -3)
+    lane = jax.lax.broadcasted_iota(jnp.uint32, (*code.shape[:-3], noise_bits.LANES, *code.shape[-2:]), code.ndim - 3)
+    return ((code >> (4 * lane)) & jnp.uint32(0xF)).astype(jnp.float32) - 2
 
 
 def _uniform_lanes(words: Words4) -> jax.Array:
     """(..., groups, 4, n) words -> (..., groups, 8, 4, n) float32 noise."""
-    with jax.enable_x64(True):  # a word may have all bits set: as 64 bits it hasn't
-        words = [_computed_once(jax.lax.convert_element_type(word, jnp.uint64)) for word in words]
-        words = [jax.lax.convert_element_type(word, jnp.uint32) for word in words]
-    (word0, _), (word1, _), (word2, _), (word3, i) = map(_over_lanes, words)
-    word = jnp.where(i < 4, jnp.where(i < 2, word0, word1), jnp.where(i < 6, word2, word3))
-    return noise_bits.uniform(jnp.where(i % 2, word, word << jnp.uint32(16)))
-
-
-def _over_lanes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(..., groups, 4, n) -> the same with a lane axis, (..., groups, 8, 4, n), and the index along it."""
-    shape = (*x.shape[:-2], noise_bits.LANES, *x.shape[-2:])
-    return jnp.broadcast_to(x[..., None, :, :], shape), jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 3)
+    return noise_bits.uniform(over_lanes(words, words[0].ndim - 2))
 
 
 def _computed_once(bits: jax.Array) -> jax.Array:

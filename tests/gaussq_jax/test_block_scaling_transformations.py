@@ -82,8 +82,9 @@ def test_shards_of_whole_blocks_stay_where_they_are():
         gq.Quantizer('e4m3'),
         gq.Quantizer('e2m1', scale='mx'),
         gq.Quantizer('e2m1', block_size=(32, 32)),
+        gq.Quantizer('e2m1', rounding='stochastic'),
     ):
-        compiled = fake_quantize.lower(x, quantizer).compile()
+        compiled = fake_quantize.lower(x, quantizer, key=key_for(quantizer)).compile()
         assert compiled.output_shardings.is_equivalent_to(sharding, 2)
         for collective in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
             assert collective not in compiled.as_text()

@@ -12,7 +12,9 @@ import gaussq_jax as gq
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIBRARY = [file for package in ('gaussq_jax', 'kernels_pallas') for file in sorted((ROOT / package).rglob('*.py'))]
-PROGRAMS = [ROOT / 'configs/common.py', *sorted((ROOT / 'experiments/training').glob('*.py'))]
+PACKAGES = 'training', 'laws'
+PARTS = [file for name in PACKAGES for file in sorted((ROOT / 'experiments' / name).rglob('*.py'))]
+PROGRAMS = [ROOT / 'configs/common.py', *PARTS]
 FILES = [file for file in [*LIBRARY, *PROGRAMS] if '>>> ' in file.read_text(encoding='utf-8')]
 
 

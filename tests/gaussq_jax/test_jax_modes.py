@@ -130,6 +130,13 @@ def quantized_products(quantizer):
     return with_gradients(multiply, normal(2, 6, 20), normal(20, 24))
 
 
+@case(*((name, gq.recipes.find(name)) for name in ('quartet', 'quartet2')))
+def products_of_transformed_operands(recipe):
+    dot_general = gq.quantized_dot_general(**recipe.operands, backward_from=recipe.backward_from)
+    multiply = lambda x, w: dot_general(x, w, (((1,), (0,)), ((), ())), key=jax.random.key(SEED))
+    return with_gradients(multiply, normal(128, 128), normal(128, 128))
+
+
 # --- trees and models ---------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import numpy_float_formats as oracle
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy_float_formats import assert_same_bits
+from numpy_random_bits import random_bits_16
 
 import gaussq_jax as gq
 
@@ -64,6 +65,27 @@ def test_unbiased_between_the_two_neighbours(name, dtype):
     score = (count - DRAWS * fraction) / np.sqrt(DRAWS * fraction * (1 - fraction))
     assert np.max(np.abs(score)) < 5
     assert abs(np.sum(score**2) - len(x)) < 5 * np.sqrt(2 * len(x))
+
+
+def test_up_as_the_bits_of_the_key_say():
+    """If f > (r + 1/2) / 2^16 in float64, r being Philox's of NumPy: on both sides of that, and where it is equal."""
+    shape, step = (40, 30), 2.0**-6
+    r = random_bits_16(jax.random.key_data(KEY), shape).astype(np.float64)
+    threshold = (r + 0.5) / 2**16
+    for fraction in (threshold, threshold + 2**-17, threshold - 2**-17):  # float32 holds each of 1 + fraction * step
+        x = (1 + fraction * step).astype(np.float32)
+        expected = 1 + step * (fraction > threshold)
+        assert_same_bits(round_stochastic(KEY, x, 'e4m6'), expected.astype(np.float32))
+
+
+def test_the_mean_of_many_draws():
+    """Of 10^5, within 5 standard deviations: 2^-17 of a step, which 16 bits leave open, is far less."""
+    draws, step = 100_000, 2.0**-3
+    fraction = np.linspace(0.01, 0.99, 12)
+    x = np.resize([1, -1], 12) * (1 + fraction * step)
+    rounded = round_stochastic(KEY, jnp.broadcast_to(np.float32(x), (draws, 12)), 'e4m3')
+    error = np.asarray(rounded).mean(0, dtype=np.float64) - x
+    assert np.all(np.abs(error) < 5 * step * np.sqrt(fraction * (1 - fraction) / draws))
 
 
 def test_far_below_the_smallest_number():

@@ -22,7 +22,7 @@ import pytest
 from numpy_ptx import Output, Refused
 
 import gaussq_jax as gq
-from experiments.devices import compiled_kernels, described_h100
+from experiments.devices import compiled_kernels, described_gpus
 from kernels_pallas.implementations import KERNELS
 from kernels_pallas.weight_sampling import NOISES, xla
 
@@ -246,8 +246,8 @@ class Compiled:
 @functools.cache  # Mosaic compiles a kernel once a process
 def compiled(implementation, direction, noise, w_dtype, dtype, fmt, shape):
     try:
-        described_h100.devices()
-    except described_h100.CannotCompile as error:
+        described_gpus.devices()
+    except described_gpus.CannotCompile as error:
         pytest.skip(str(error))
     module = importlib.import_module(f'kernels_pallas.weight_sampling.{implementation}')
     shape = SHAPES[shape]

@@ -1,6 +1,7 @@
 """QuantizedDotGeneral: linen layers that round stochastically with an rng stream, also scanned and rematerialised."""
 
 import functools
+from collections.abc import Callable
 
 import flax.errors
 import flax.linen as nn
@@ -11,7 +12,8 @@ import pytest
 from numpy_quantized_dot_general import assert_identical, power_of_two_quantizers, small_numbers
 
 import gaussq_jax as gq
-from gaussq_jax.models import QuantizedDotGeneral
+from gaussq_jax import recipes
+from gaussq_jax.models import QuantizedDotGeneral, layers
 
 KEY = jax.random.key(3)
 QUANTIZERS = power_of_two_quantizers()
@@ -121,3 +123,56 @@ def test_linen_stream_under_scan_and_remat():
     model = nn.scan(Repeated, split_rngs={'params': False, 'quantization': True}, **settings)()
     _, steps = model.apply(model.init(KEY, x, None), x, None, rngs={'quantization': KEY})
     assert not np.array_equal(steps[0], steps[1]) and not np.array_equal(steps[1], steps[2])
+
+
+class Residual(nn.Module):
+    """x + down(tanh(up(x)))."""
+
+    dot_general_cls: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        dense = functools.partial(nn.Dense, use_bias=False, dot_general_cls=self.dot_general_cls)
+        return x + dense(32, name='down')(jnp.tanh(dense(64, name='up')(x)))
+
+
+class Stack(nn.Module):
+    """Three of them, scanned."""
+
+    dot_general_cls: Callable
+    how: dict
+
+    @nn.compact
+    def __call__(self, x):
+        return layers.scan_layers(Residual(self.dot_general_cls, name='layers'), x, num_layers=3, **self.how)
+
+
+@pytest.mark.parametrize('how', [{}, {'remat_policy': 'full', 'scan_unroll': 2}], ids=str)
+def test_layers_kept_in_a_scan_are_those_of_a_loop(how):
+    """The loop in Python knows its layer as a number; output and gradients are the same within a sum's rounding."""
+    quantizer = gq.Quantizer('e2m1', block_size=16)
+    rules = recipes.parse_kept_layers('first=1; layers/down@last=1')
+    recipe = recipes.of_targets(quantizer, 'P1+P2+P3+P4+P5+P6').replace(full_precision=rules)
+    stack = Stack(functools.partial(QuantizedDotGeneral, recipe=recipe), how)
+    x = jax.random.normal(jax.random.key(0), (1, 48, 32))
+    params = jax.jit(stack.init)(jax.random.key(1), x)['params']
+
+    def loop(params, recipe=recipe):
+        y = x
+        for i in range(3):
+            dot = lambda name, y, i=i: recipe.dot_general(f'layers/{name}', i, num_layers=3)(
+                y, params['layers'][name]['kernel'][i], (((2,), (0,)), ((), ()))
+            )
+            y = y + dot('down', jnp.tanh(dot('up', y)))
+        return jnp.sum(y * jnp.cos(y))
+
+    def scanned(params):
+        y = stack.apply({'params': params}, x)
+        return jnp.sum(y * jnp.cos(y))
+
+    got, expected = (jax.jit(jax.value_and_grad(of))(params) for of in (scanned, loop))
+    other = jax.jit(jax.value_and_grad(functools.partial(loop, recipe=recipe.replace(full_precision=rules[:1]))))(
+        params
+    )
+    close = lambda a, b: all(np.allclose(*pair, rtol=1e-4, atol=1e-4) for pair in zip(*map(jax.tree.leaves, (a, b))))
+    assert close(got, expected) and not close(got, other)

@@ -11,7 +11,7 @@ import pytest
 
 import gaussq_jax as gq
 from gaussq_jax import models
-from gaussq_jax.models import quantized_dot_general
+from gaussq_jax.recipes import recipe
 
 NUM_LAYERS = 3
 SIZES = dict(vocab_size=32, num_layers=NUM_LAYERS, hidden_size=16, num_heads=4, dtype=jnp.float32)
@@ -87,7 +87,7 @@ def test_every_layer_and_every_linear_layer_draws_its_own_bits(name, remat_polic
     keys = []
 
     def spy(**_):
-        def dot_general(lhs, rhs, *arguments, key, **options):
+        def dot_general(lhs, rhs, *arguments, key, when, **options):
             jax.debug.callback(lambda words: keys.append(tuple(words.tolist())), jax.random.key_data(key))
             return jax.lax.dot_general(lhs, rhs, *arguments, **options)
 
@@ -96,7 +96,7 @@ def test_every_layer_and_every_linear_layer_draws_its_own_bits(name, remat_polic
     def loss(params):
         return jnp.sum(logits(name, params, seed=7, dot_general_cls=stochastic('P1'), remat_policy=remat_policy) ** 2)
 
-    with unittest.mock.patch.object(quantized_dot_general, 'quantized_dot_general', spy):
+    with unittest.mock.patch.object(recipe, 'quantized_dot_general', spy):
         jax.block_until_ready(jax.jit(jax.grad(loss))(random_params(name)))
     jax.effects_barrier()
     number = NUM_LAYERS * len(KERNELS[name])

@@ -291,6 +291,16 @@ def test_formats_that_cannot_be_packed():
         (dict(formats=(gq.parse_format('e8m9_ieee'),)), 'format e8m9_ieee has 18 bits; at most 16 can be packed'),
         (dict(indices=np.ones((2, 3), np.uint8)), 'indices must be uint8, less than 1, the number of formats'),
         (dict(indices=np.zeros((2, 3), int)), 'indices must be uint8'),
+        (dict(scale_rounding='up'), "scale_rounding='up' is not one of 'floor'"),
+        (dict(fit='eden'), "fit='eden' with scale='mx'"),
+        (dict(products='float16'), "products='float16': allowed are 'bfloat16', 'float32'"),
+        (
+            dict(
+                formats=(gq.parse_format('e2m1'), gq.parse_format('bfloat16')),
+                **dict(tile=(16, 1), scale='nvfp4', indices=np.uint8([[0, 1]])),
+            ),
+            'a matrix with nvfp4 scales has bfloat16 in all of its tiles, or in none',
+        ),
     ],
 )
 def test_layouts_that_are_none(changes, message):

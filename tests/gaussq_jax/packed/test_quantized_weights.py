@@ -10,7 +10,7 @@ import pytest
 from parameter_trees import assert_identical_trees
 
 import gaussq_jax as gq
-from gaussq_jax.packed import quantized_matrices
+from gaussq_jax.packed import quantized_matrices, read_packed
 from gaussq_jax.packed.layout import value_per_weight
 
 KINDS = {
@@ -18,6 +18,10 @@ KINDS = {
     'absmax': dict(fmt='float8_e4m3fn', block_size='channel', scale='absmax'),
     'absmax by tile': dict(fmt='float8_e5m2', block_size=(8, 16), scale='absmax'),
     'nvfp4': dict(fmt='e2m1', block_size=16, scale='nvfp4'),
+    'mx rceil': dict(fmt='float8_e4m3fn', scale='mx', scale_rounding='rceil'),
+    'mx rms': dict(fmt='float4_e2m1fn', scale='mx', scale_rounding='nearest', fit='rms'),
+    'nvfp4 by tile': dict(fmt='e2m1', block_size=(16, 16), scale='nvfp4'),
+    'nvfp4 four over six': dict(fmt='e2m1', block_size=16, scale='nvfp4', fit='four_over_six'),
 }
 
 
@@ -88,3 +92,43 @@ def test_kept_leaves_are_read_as_they_are(tmp_path):
     assert about['kept_leaves'] == ['norm/scale'] and about['version'] == 2
     np.testing.assert_array_equal(read['norm/scale'], scale, strict=True)
     np.testing.assert_array_equal(gq.load_packed(tmp_path / 'file')['norm']['scale'], scale, strict=True)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'dtype'),
+    [
+        ('mx rceil', 'float32'),
+        ('absmax by tile', 'bfloat16'),
+        ('absmax', 'float32'),
+        ('nvfp4 by tile', 'bfloat16'),
+        ('nvfp4 four over six', 'float32'),
+    ],
+)
+def test_kept_layers_are_in_bfloat16_under_any_scales(tmp_path, kind, dtype):
+    """The others are as `quantization_aware` has them, also read again, and by a reader of the page alone."""
+    kind = KINDS[kind]
+    params, rules = {'up': {'kernel': oracle.heavy_tailed((3, 48, 40))}}, [gq.MatrixRule('.*', (0,), (1,), (2,))]
+    kept = dict(full_precision=gq.recipes.parse_kept_layers('up@first=1'), rules=rules)
+    aware = gq.quantization_aware(gq.Quantizer(**kind), dtype=dtype, **kept)
+    expected = np.array(aware.apply(None, params, {})['up']['kernel'], np.float32)
+    expected[0] = params['up']['kernel'][0].astype(jnp.bfloat16)
+    layout = gq.uniform_layout(params, **kind, products=dtype, **kept)
+    weights = gq.quantize_params(params, layout)['up']['kernel']
+    is_wide = dtype == 'float32' and layout['up/kernel'].scale != 'mx'
+    np.testing.assert_array_equal(
+        np.asarray(weights), expected.astype('float32' if is_wide else jnp.bfloat16), strict=True
+    )
+    size = gq.save_packed(tmp_path / 'file', params, layout)
+    packed = read_packed(tmp_path / 'file')
+    assert_identical_trees(packed.params, {'up': {'kernel': weights}})
+    assert packed.size == size and packed.layout['up/kernel'].quantizers == layout['up/kernel'].quantizers
+    np.testing.assert_array_equal(numpy_packed_reader.read(tmp_path / 'file')[0]['up/kernel'], expected)
+
+
+def test_layers_that_are_all_kept():
+    """Of one leaf, it isn't quantized; of all, that is an error."""
+    params = {'up': {'kernel': np.ones((64, 32), np.float32)}, 'down': {'kernel': np.ones((32, 64), np.float32)}}
+    kept = lambda path: gq.recipes.parse_kept_layers(path)
+    assert set(gq.uniform_layout(params, 'e2m1', full_precision=kept('up'))) == {'down/kernel'}
+    with pytest.raises(ValueError, match="full_precision='up; down' leaves nothing to quantize"):
+        gq.uniform_layout(params, 'e2m1', full_precision=kept('up; down'))
