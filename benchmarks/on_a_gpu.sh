@@ -3,7 +3,8 @@
 #
 #     bash benchmarks/on_a_gpu.sh [--dry_run] [STAGE...]
 #
-# The stages, in this order unless some are named: bits, kernels, llama2_1b, llama2_134m, gpt2_124m. Each has a time limit.
+# The stages, in this order unless some are named: bits, kernels, llama2_1b, llama2_134m, gpt2_124m, llama2_1b_fp8 (GEMMs
+# on FP8 units). Each has a time limit.
 # One that fails stops no other; the exit status is 0 if all ran and passed. Results are written as they come, to $OUT (this
 # folder, unless set), by $PYTHON (.venv/bin/python). --dry_run does the same at small sizes on a CPU, within two minutes;
 # there $OUT is a temporary folder unless set, and a stage for which a package is missing is no failure.
@@ -22,14 +23,15 @@ fi
 out=${OUT:-${dry_run:+$(mktemp -d)}}
 out=${out:-$PWD/benchmarks}
 [[ $out = /* ]] || out=$start/$out
-stages=${*:-bits kernels llama2_1b llama2_134m gpt2_124m}
+stages=${*:-bits kernels llama2_1b llama2_134m gpt2_124m llama2_1b_fp8}
 
 "$python" - $stages <<'PYTHON' || exit 2
 import importlib.util, sys
 
 kernels = {name: name for name in ('jax', 'numpy', 'pytest', 'flax', 'optax')} | {'absl': 'absl-py'}
 steps = kernels | {'ml_collections': 'ml_collections'}
-needs = {'bits': kernels, 'kernels': kernels, 'llama2_1b': steps, 'llama2_134m': steps, 'gpt2_124m': steps}
+needs = {'bits': kernels, 'kernels': kernels}
+needs |= dict.fromkeys(('llama2_1b', 'llama2_134m', 'gpt2_124m', 'llama2_1b_fp8'), steps)
 if unknown := set(sys.argv[1:]) - set(needs):
     sys.exit(f'error: {", ".join(sorted(unknown))} is no stage; there are {", ".join(needs)}')
 missing = {}
@@ -72,7 +74,7 @@ step() {  # seconds, results, arguments
   fi
 }
 tests=tests/kernels_pallas/test_sampling_kernels.py
-llama2=configs/llama2.py gpt2=configs/gpt2.py
+llama2=configs/llama2.py gpt2=configs/gpt2.py fp8=method=fqt,recipe=fp8_rowwise,arithmetic=hardware
 mkdir -p "$out"
 for stage in $stages; do
   if [ $dry_run ]; then
@@ -80,6 +82,8 @@ for stage in $stages; do
     case $stage in
       bits) run 60 bits "$python" -m pytest -q $tests -k 'triton_interpret and test_backward' ;;
       kernels) benchmark 60 kernel_dry_run kernel --turns=2 --shapes='ragged/wide|^tiny/mlp/gate' ;;
+      llama2_1b_fp8)
+        step 60 "step_${stage}_dry_run" --turns=2 --config=$llama2:smoke,$fp8 --methods=bf16,fqt ;;
       *) step 60 "step_${stage}_dry_run" --turns=2 --config="configs/${stage%%_*}.py:smoke" --methods=bf16,gaussws ;;
     esac
     continue
@@ -93,6 +97,9 @@ for stage in $stages; do
       step 180 step_llama2_134m_gpu --turns=20 --config=$llama2:size=134m --config.batch_size=32 --vocab_size=32000 ;;
     gpt2_124m)
       step 180 step_gpt2_124m_gpu --turns=20 --config=$gpt2:size=124m --config.batch_size=16 --vocab_size=50257 ;;
+    llama2_1b_fp8)
+      XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" step 180 step_llama2_1b_fp8_gpu --turns=20 \
+        --config=$llama2:size=1b,$fp8 --config.batch_size=16 --vocab_size=32000 --methods=bf16,fqt ;;
   esac
 done
 echo "results: $out"

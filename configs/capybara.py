@@ -9,7 +9,8 @@ and 50,000. The tokenizer and the text are yours to give, by `--config.tokenizer
 they are what every machine has, bytes of the Python standard library, for trying out.
 
 The sizes from 41m to 70b have not been run: neither the time nor the loss to expect is known. The tiny ones are of the
-same family, for two CPU cores: tiny to try things out, the others, named by their N, for `configs/sweeps/tiny.py`.
+same family, for two CPU cores: tiny to try things out, the others, named by their N, for `configs/sweeps/tiny.py` and
+`configs/sweeps/recipes.py`.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +23,8 @@ SIZES = {  # layers, hidden, FFN, heads
     'tiny-60k': (2, 48, 144, 1),
     'tiny-106k': (2, 64, 192, 1),
     'tiny-240k': (2, 96, 288, 1),
+    'tiny-459k': (4, 128, 128, 2),  # the last two of widths that all recipes divide
+    'tiny-1m': (4, 128, 512, 2),
     '41m': (12, 512, 1536, 8),
     '85m': (12, 768, 2048, 12),
     '154m': (12, 1024, 2816, 16),

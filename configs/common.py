@@ -66,6 +66,13 @@ def base_config(argument: ConfigDict) -> ConfigDict:
                 scale=argument.scale,  # qat, fqt
                 rounding=argument.rounding,  # qat, fqt; outside of training steps, stochastic means nearest_even
                 targets=argument.targets,  # fqt: of P1 .. P6
+                recipe=argument.recipe,  # fqt: a name of gaussq_jax.recipes, in the place of these five; gaussws and
+                # diffq: activations and gradients as it has them, under sampled weights
+                full_precision=argument.full_precision,  # fqt, qat: linear layers that are not quantized, such as
+                # '.*/down; first=1+last=15%'; '' are the recipe's own, 'none' are none
+                start_step=argument.start_step,  # fqt, qat: steps before anything is quantized
+                end_step=argument.end_step,  # fqt: after so many steps, nothing is; 0 is no end
+                arithmetic=argument.arithmetic,  # fqt: 'simulated', or 'hardware', on the FP8 units of GPUs
                 parts=argument.parts,  # gaussws, diffq, qat: linear layers, a name of SHARED, or a regex of leaf paths
                 # How bitwidths are learned: gaussws, diffq.
                 #   b_init         bits at the start
@@ -102,6 +109,11 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             ),
             vocab_size=0,  # of the model; 0 is the tokenizer's, of which it may have more
             init_from='',  # a run's workdir, whose newest weights training starts from; '' is random weights
+            # Distillation: the loss is (1 - weight) cross entropy + weight temperature^2 KL(teacher || student), of the
+            # predictions at this temperature.
+            teacher='',  # a run's workdir, whose newest weights teach, or a Hugging Face folder; '' is none
+            distillation=dict(temperature=1.0, weight=1.0),
+            branch_from='',  # a run's workdir: training goes on from its last state before either's decay
             batch_size=32,  # sequences a step, over all devices
             microbatches=1,  # the batch is processed in so many parts, their gradients summed
             sequence_length=256,
@@ -113,11 +125,15 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             resample_weights=False,  # draw a layer's W_hat again in the backward pass, instead of keeping all layers'
             gradient_reduction='float32',  # or 'bfloat16': in which the linear layers' dW_hat is summed over devices
             optimizer=dict(
-                name='adamw',  # or 'adam_mini', one second moment a head, neuron or token
+                # 'adamw'; 'adam_mini', one second moment a head, neuron or token; or 'muon', for the matrices of the
+                # linear layers, with AdamW for all else
+                name='adamw',
                 state_dtype='float32',  # of the moments; 'bfloat16' is rounded stochastically
                 learning_rate=6e-4,
                 final_learning_rate=6e-5,
                 warmup_steps=100,
+                schedule='cosine',  # or 'wsd', constant until it falls in the last decay_steps as 1 - sqrt
+                decay_steps=0,  # of wsd; 0 is a fifth of total_steps
                 b1=0.9,
                 b2=0.95,
                 eps=1e-8,
@@ -136,6 +152,7 @@ def base_config(argument: ConfigDict) -> ConfigDict:
             eval_batches=20,  # spread evenly over the validation split; -1 is all of it
             checkpoint_every=250,
             keep_checkpoints=3,
+            keep_period=0,  # checkpoints of steps that this divides are kept, too: for branches; 0 keeps none
             deterministic=True,  # on GPUs, for resuming bit by bit
         )
     )

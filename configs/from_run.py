@@ -9,6 +9,7 @@ batches of 32 sequences, AdamW, and a learning rate of 1e-4 that falls to 1e-5 a
 for fine-tuning, ours. With `bitwidths=decay`, b_i = exp(-0.004 step), of which 2 % are left at the end. The text of an
 imported model is by default that of every machine, the Python standard library: say by `--config.dataset` what it shall
 learn, and by --config.train_split and its like how that is read, where the run's own text was read in another way.
+With `--config.teacher=runs/imported` it is the predictions of that run, in its own precision, that are learned.
 For less memory there are `--config.microbatches=32`, `--config.remat_policy=full` and a shorter
 `--config.sequence_length`.
 """

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+from ml_collections import ConfigDict
+
 from configs import common
 from experiments.files import json_files
 
 VERSION = 3  # of the fields there are; what version 0.1.0 stored says none, and is of 1
 VERSION_FIELD = 'config_version'
+IDENTITIES = ('corpus', 'initial_weights', 'teacher_weights')  # which a checkpoint keeps beside the fields
 # The version that added them -> fields, and what was done before there were such. Who adds a field to
 # `common.base_config` adds a version, or to the last one if that is not released yet.
 MEANT_BEFORE = {
@@ -17,9 +21,17 @@ MEANT_BEFORE = {
         'special_tokens': {'bos_token_id': 'eos', 'eos_token_id': 'by_name', 'add_bos_token': 'true'},
     },
     3: {
-        'quantization': {'optimizer': 'adamw', 'start': 0.0, 'price': 0.0, 'fall': 0.0},
+        'quantization': {
+            **{'optimizer': 'adamw', 'start': 0.0, 'price': 0.0, 'fall': 0.0},
+            **{'recipe': '', 'full_precision': '', 'start_step': 0, 'end_step': 0, 'arithmetic': 'simulated'},
+        },
         'held_out': 0.005,
         'packing': '',
+        'teacher': '',
+        'distillation': {'temperature': 1.0, 'weight': 1.0},
+        'optimizer': {'schedule': 'cosine', 'decay_steps': 0},
+        'branch_from': '',
+        'keep_period': 0,
     },
 }
 
@@ -46,6 +58,32 @@ def read(stored: Mapping[str, Any], source: Any = 'a stored config') -> dict[str
             stored = _merged(fields, stored)
     like = {**common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), 'model': {'family': ''}}
     return _checked(stored, like, source)
+
+
+def to_look_at(stored: Mapping[str, Any], source: Any, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config of a run that is opened again, changed, on whatever devices there are.
+
+    Args:
+      stored: as `read` gives it.
+      source: of it, for errors.
+      changes: fields that replace those of it; by default all devices share the weights.
+
+    Raises:
+      ValueError: it lacks fields that version 0.1.0 had.
+    """
+    fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
+    if missing := {*fields, 'model.family'} - set(traverse_util.flatten_dict(dict(stored), sep='.')):
+        raise of_another_program(source, missing)
+    config = ConfigDict({name: value for name, value in stored.items() if name not in IDENTITIES})
+    config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
+    return config
+
+
+def of_another_program(source: Any, missing: set[str]) -> ValueError:
+    """The error for a stored config that lacks fields of all versions."""
+    return ValueError(
+        f'{source} is of another program or of a version before 0.1.0: its config lacks {", ".join(sorted(missing))}'
+    )
 
 
 def as_begun(config: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     python -m experiments.benchmark kernel                        # each kernel beside a copy, on real shapes
     python -m experiments.benchmark kernel --shapes=llama2-1b --output=benchmarks/kernel.json
     python -m experiments.benchmark compile                       # what kernels compile to for an H100; needs no GPU
+    python -m experiments.benchmark gemms                         # which GEMMs run on FP8 units; needs no GPU
     python -m experiments.benchmark step                          # training steps of configs/tiny.py
     python -m experiments.benchmark step --config=configs/llama2.py:size=134m --vocab_size=32000
     python -m experiments.benchmark depth                         # compile time, of 24 layers to that of 4
@@ -37,12 +38,13 @@ from gaussq_jax.atomic_files import replace_file
 
 try:
     from ml_collections import config_flags
-except ModuleNotFoundError:  # kernel, compile and cast, which have no use for it, do without
+except ModuleNotFoundError:  # kernel, compile, gemms and cast, which have no use for it, do without
     config_flags = None
 
 BENCHMARKS = {  # the module, and the flags that its `benchmark` takes
     'kernel': ('kernel_times', 'shapes', 'turns', 'clock'),
     'compile': ('compiled_sampling',),
+    'gemms': ('compiled_gemms',),
     'step': ('step_times', 'config', 'methods', 'turns', 'vocab_size', 'clock'),
     'depth': ('depth_times', 'config', 'turns', 'vocab_size'),
     'cast': ('cast_times', 'shape', 'turns'),
@@ -62,7 +64,8 @@ if config_flags:
 flags.DEFINE_list(
     'methods',
     ['bf16', 'gaussws', 'diffq', 'naive', 'qwix-int8'],
-    'step: whose; bf16 is the base. Those of the configs, naive, qwix-int8, qwix-int4, qwix-float8.',
+    'step: whose; bf16 is the base. Those of the configs, recipes of fqt such as nvfp4, naive, qwix-int8, qwix-int4,'
+    ' qwix-float8.',
 )
 flags.DEFINE_integer('vocab_size', 257, 'Tokens of the config; Llama 2 has 32000, GPT-2 50257.')
 flags.DEFINE_string('shapes', None, 'kernel: a regex of names in arg_specs.py; else some, by the device.')

@@ -7,11 +7,13 @@ The latter prints, for each weight matrix, the bits a weight, scales included; t
 zero, and of those that saturate, being beyond the largest magnitude that their block can hold; and the ratio of signal
 to quantization noise. It writes them to WORKDIR/quantization.csv and draws them in WORKDIR/quantization.png. No data is
 needed. The float32 master weights are quantized to the run's format and scales, to nearest: of fqt those of the forward
-pass; of gaussws and diffq, if they have no format, that which each block's learned bitwidth asks for, whose name is
-counted, too, as it is kept in packed files.
+pass, by its recipe or its settings, and layers that it keeps are in bfloat16; of gaussws and diffq, if they have no
+format, that which each block's learned bitwidth asks for, whose name is counted, too, as it is kept in packed files.
 --format, --block_size and --scale ask what another format would do:
 
     python -m experiments.evaluate --workdir=runs/tiny-bf16 --quantization --format=e2m1 --scale=nvfp4 --block_size=16
+
+Beside the loss of a run with a teacher that is still there is 'validation/kl': KL(teacher || student), in nats a token.
 
 Of a packed file of `experiments.export`, whose weights are evaluated as they are, it prints both: what they lost when
 they were packed, and their loss. No workdir is needed. With --quantization it reads no text, and writes the former next
@@ -22,10 +24,13 @@ to the file, as .csv and .png.
 Which text that is, is yours to say by --dataset and --data_dir, unless it is python_stdlib, which every machine has.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
+import sys
 
+import jax
 from absl import flags
 
 from experiments import cli, workdirs
@@ -33,7 +38,8 @@ from experiments.data import loading
 from experiments.data.datasets import python_stdlib
 from experiments.files import json_files, paths
 from experiments.reports import quantization
-from experiments.training import bitwidth_metrics, evaluation
+from experiments.training import bitwidth_metrics, distillation, evaluation
+from experiments.training.experiment import Experiment
 
 WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 WEIGHTS = flags.DEFINE_string('weights', None, 'A packed file, in place of --workdir.')
@@ -87,7 +93,7 @@ def evaluate(run: workdirs.Run):
     """Prints the metrics on the validation split as JSON; of packed weights, also what they take."""
     with cli.user_errors():
         data = loading.load_data(run.experiment.config, run.tokenizer)
-        validate = evaluation.make_validation(run.experiment, data)
+        validate = evaluation.make_validation(with_teacher(run), data)
     try:
         metrics = validate(run.state)
     except OSError as error:  # of the data
@@ -99,6 +105,19 @@ def evaluate(run: workdirs.Run):
         stored = {} if math.isnan(size.mean_stored_bits) else {'bits/mean_stored': size.mean_stored_bits}
         metrics.update({**stored, 'bytes': size.total_bytes})
     print(json.dumps({'step': int(run.state.step), **metrics}, indent=2))
+
+
+def with_teacher(run: workdirs.Run) -> Experiment:
+    """The experiment with the teacher of its run, if there was one that is still there; a line says if it isn't."""
+    if not run.experiment.config.teacher:
+        return run.experiment
+    try:
+        teacher = distillation.find(run.experiment, run.tokenizer, paths.parse(WORKDIR.value, '--workdir'))
+        jax.block_until_ready(teacher.weights)  # what can fail, does so here
+    except ValueError as error:
+        print(f'validation/kl is left out: {error}', file=sys.stderr)
+        teacher = None
+    return dataclasses.replace(run.experiment, teacher=teacher)
 
 
 def report_quantization(run: workdirs.Run, source: pathlib.Path, changes: dict[str, str | None], *, is_written: bool):

@@ -15,7 +15,8 @@ Without --format, the weights are those that the run was trained with. Learned b
 format that holds its own (`gaussq_jax.format_for_bitwidth`): a bitwidth of 4 takes the 6 bits of E3M2. Below the table
 it says which bitwidths have which format, how far they are above what the next narrower one holds, and within which
 budget they get that. With --budget, bits are taken away where they cost least. Of fqt and qat: the format and scales to
-which they round weights; of others, bfloat16. Any other format is that of all weight matrices which the method
+which they round weights, by a recipe or not, but for the layers that they keep, which are in bfloat16; of others, and
+where the newest step quantizes nothing, bfloat16. Any other format is that of all weight matrices which the method
 quantizes (of bf16, all of them), with a power-of-two scale for each 32 weights along the contracted axis, as MXFP8,
 MXFP6 and MXFP4 have, or the scales that --block_size and --scale say, as of `gaussq_jax.Quantizer`. All other weights,
 and with bfloat16 all weights, are stored in bfloat16.
@@ -155,7 +156,7 @@ def check_outputs(file: pathlib.Path, place: pathlib.Path | None):
 def describe_run(run: workdirs.Run, chosen: layout_choice.Chosen) -> dict[str, Any]:
     """What a file keeps of its run: what `workdirs.open_packed` takes, and what quantization did to the weights."""
     return {
-        'config': workdirs.packed_config(run.experiment.config),
+        'config': workdirs.packed_config(run.experiment.config, int(run.state.step)),
         'step': int(run.state.step),
         'vocab_size': run.experiment.vocab_size,
         'tokenizer': run.tokenizer.fingerprint,

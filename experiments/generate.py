@@ -21,6 +21,7 @@ from absl import flags
 from experiments import cli, methods, workdirs
 from experiments.data import chats
 from experiments.files import foreign_text
+from experiments.methods import quantization_schedule
 from experiments.training import generation
 from experiments.training.token_choice import Sampling
 from experiments.training.token_writer import PromptTooLongError
@@ -61,7 +62,8 @@ def main(argv):
             texts = next(steps)
         except PromptTooLongError as error:
             cli.fail(error, '; --slide sees the end of a longer one')
-        if methods.scales_span_tokens(run.experiment.config):
+        now = quantization_schedule.when(run.experiment.config, int(run.state.step))
+        if methods.scales_span_tokens(run.experiment.config, now):
             print(f'note: {methods.SPAN_TOKENS}', file=sys.stderr)
         show(steps, texts)
 

@@ -52,6 +52,7 @@ ADD_BOS = flags.DEFINE_enum(
 )
 
 LONGEST = 2048
+ADVICE = 'say by --tokenizer=FILE which one it is, or --tokenizer=bytes'
 
 
 def main(argv):
@@ -95,7 +96,7 @@ def import_checkpoint(
         tensors, theirs = huggingface_folder.read(checkpoint)
         with json_files.naming(checkpoint / huggingface_folder.CONFIG):
             model = models.model_from_huggingface(theirs)
-        source = tokenizer or find_tokenizer(checkpoint)
+        source = tokenizer or huggingface_folder.find_tokenizer(checkpoint, ADVICE)
         vocab_size = vocabularies.load_vocabulary(source).vocab_size
         if model.vocab_size < vocab_size:
             raise ValueError(
@@ -121,15 +122,6 @@ def import_checkpoint(
     return experiment, loaded, {path: count for path, count in not_finite.items() if count}, tensors.remarks
 
 
-def find_tokenizer(checkpoint: pathlib.Path) -> str:
-    """The tokenizer file of a checkpoint; ValueError if there is none that we read."""
-    for name in huggingface_folder.TOKENIZERS:
-        if (checkpoint / name).is_file():
-            return str(checkpoint / name)
-    names = ' nor '.join(huggingface_folder.TOKENIZERS)
-    raise ValueError(f'{checkpoint} has neither {names}: say by --tokenizer=FILE which one it is, or --tokenizer=bytes')
-
-
 def copy_tokenizer(source: str, checkpoint: pathlib.Path, directory: pathlib.Path, *, is_carried: bool) -> str:
     """Copies the tokenizer's file, with those around it if it is the checkpoint's; its name there, or bytes."""
     directory.mkdir()
@@ -153,12 +145,7 @@ def make_config(workdir: pathlib.Path, model: Any, theirs: dict[str, Any], seque
     config.vocab_size = model.vocab_size
     longest = getattr(model, 'max_length', theirs.get(family.huggingface.longest))
     config.sequence_length = sequence_length or min(longest or LONGEST, LONGEST)
-    window = family.huggingface.window(theirs)
-    if window is not None and config.sequence_length > window:
-        raise ValueError(
-            f'--sequence_length={config.sequence_length}: the checkpoint has sliding_window={window}, the most that is'
-            ' allowed, since our models attend to all tokens before'
-        )
+    huggingface_folder.check_length(theirs, config.sequence_length, '--sequence_length')
     config.batch_size = 8
     config.mesh.data, config.mesh.fsdp = 1, -1
     return config

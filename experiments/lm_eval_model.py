@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from experiments import methods, workdirs
 from experiments.devices import host_memory
+from experiments.methods import quantization_schedule
 from experiments.training import meshes
 from experiments.training.token_choice import Sampling
 from experiments.training.token_writer import TokenWriter
@@ -85,7 +86,8 @@ class LowPrecisionModel(TemplateLM):
         run = workdirs.open_either(workdir, weights, tokenizer, **({'dtype': dtype} if dtype else {}))
         self.run_tokenizer = run.tokenizer
         self._mesh = run.experiment.mesh
-        if methods.scales_span_tokens(run.experiment.config):
+        now = quantization_schedule.when(run.experiment.config, int(run.state.step))
+        if methods.scales_span_tokens(run.experiment.config, now):
             print(f'note: {methods.SPAN_TOKENS}', file=sys.stderr)
         self._weights = run.experiment.transform.apply(None, run.state.params, run.state.transform_state)
         config = run.experiment.config

@@ -16,6 +16,10 @@ after the base config is made; a name with a colon, as ':size', is an argument o
 `--config=configs/capybara.py:size=41m`. A run is named by what its grid sets, 'method=fqt,format=e4m3,seed=0', so
 whatever is added to a sweep later, a finished run keeps its name. What no run varies belongs in the base config.
 
+With branches=True beside the grids, of runs that differ in total_steps alone, and in how they decay, only the longest
+starts from the beginning. The others go on from what it keeps of its stable learning rate (schedule 'wsd'), as soon as
+it has ended: configs/sweeps/wsd_branches.py. They come to the same results, in less time.
+
 WORKDIR holds a directory a run, with all that train writes, its output in log.txt and, if it failed, why in error.txt;
 and results.csv, with a row a run: the fields and the numbers of its summary.json. A run that fails stops no other.
 The same command again runs what is missing, continues what was stopped, and tries again what failed. A run that
@@ -48,7 +52,7 @@ from experiments import cli
 from experiments.files import csv_files, paths
 from experiments.sweeps import sweep_runs
 from experiments.sweeps.local_jobs import LocalJobs
-from experiments.sweeps.plans import SweepRun, make_runs
+from experiments.sweeps.plans import SweepRun, make_runs, with_branches
 from experiments.sweeps.sweep_runs import Outcome
 from gaussq_jax.atomic_files import open_own
 from gaussq_jax.text_table import text_table
@@ -97,7 +101,8 @@ def main(argv):
         index, num_shards = parse_shard(SHARD.value)
         workdir = paths.parse(WORKDIR.value or f'runs/{config.name}', '--workdir')
         sweep = make_runs(cli.config_file(config.config), config.grids, workdir)
-        ours = sweep[index::num_shards]
+        sweep = with_branches(sweep) if config.get('branches', False) else sweep
+        ours = of_shard(sweep, index, num_shards)
         outcomes = {run.name: sweep_runs.read_outcome(run) for run in sweep}
         if DRY_RUN.value:
             print(text_table([(outcomes[run.name].status, run.name) for run in ours], left=(0, 1)))
@@ -129,6 +134,13 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def of_shard(sweep: list[SweepRun], index: int, num_shards: int) -> list[SweepRun]:
+    """Every n-th run, from the i-th; branches count as one with their stem, for which they wait."""
+    stems = dict.fromkeys(run.stem or run.name for run in sweep)
+    ours = set(list(stems)[index::num_shards])
+    return [run for run in sweep if (run.stem or run.name) in ours]
+
+
 def make_jobs(num_jobs: int | None, ray: str | None, gpus_per_run: float | None, cpus_per_run: float) -> Jobs:
     """What the flags ask for; ValueError where they contradict one another."""
     if ray is None:
@@ -147,6 +159,7 @@ def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Out
     waiting = [run for run in ours if not outcomes[run.name].is_final]
     total, width = len(ours), max((len(run.name) for run in ours), default=0)
     durations, loss = [], ''
+    unended = {run.name for run in waiting}  # for which their branches wait
     is_terminal = sys.stdout.isatty()
     num_ended = lambda: total - len(waiting) - len(jobs.running)
     left = lambda: time_left(durations, jobs.starts, total - num_ended() - len(jobs.starts), jobs.num_slots)
@@ -165,7 +178,12 @@ def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Out
                 for run in list(waiting):
                     if jobs.is_full:
                         break
-                    if sweep_runs.look(run).is_final or jobs.start(run):  # the former by another process, meanwhile
+                    if run.stem in unended:
+                        continue
+                    if sweep_runs.look(run).is_final:  # by another process, meanwhile
+                        unended.remove(run.name)
+                        waiting.remove(run)
+                    elif jobs.start(run):
                         waiting.remove(run)
                 write_results(table, sweep, outcomes)
                 next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
@@ -174,6 +192,7 @@ def run_all(sweep: list[SweepRun], ours: list[SweepRun], outcomes: dict[str, Out
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 continue
             for run, outcome, seconds in ended:
+                unended.remove(run.name)
                 told = f'{outcome.status}: {outcome.error}'
                 if outcome.status == 'done':
                     durations.append(seconds)

@@ -12,6 +12,7 @@ stuck. What its exit code then asks for is in experiments/processes/exit_codes.p
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -31,7 +32,7 @@ from experiments.devices import device_specs
 from experiments.files import paths
 from experiments.processes import distributed, exit_codes
 from experiments.processes.preemption import Preempted, Preemption
-from experiments.training import description, initial_weights, loop, profiling, resuming, starts
+from experiments.training import branches, description, distillation, initial_weights, loop, profiling, resuming, starts
 from experiments.training.divergence import Diverged
 from experiments.training.experiment import Experiment, make_experiment
 from experiments.training.loop import RollbackError
@@ -101,12 +102,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, profiled: str | None) ->
             experiment = make_experiment(config, tokenizer.vocab_size)
             with distributed.first_then_others():
                 data = loading.load_data(config, tokenizer)
-                data = data._replace(initial_weights=initial_weights.find(experiment, workdir))
+                teacher = distillation.find(experiment, tokenizer, workdir)
+                experiment = dataclasses.replace(experiment, teacher=teacher)
+                identities = dict(
+                    initial_weights=initial_weights.find(experiment, workdir),
+                    teacher_weights=teacher and teacher.source,
+                )
+                data = data._replace(**identities)
             distributed.check_same('the config or the text', resuming.in_all_processes(config, data))
             is_main = distributed.is_main_process()
             lock = resources.enter_context(workdir_lock.acquire(workdir)) if is_main else None
-            checkpointer = resources.enter_context(Checkpointer(workdir / 'checkpoints', keep=config.keep_checkpoints))
+            kept = dict(keep=config.keep_checkpoints, keep_period=config.keep_period)
+            checkpointer = resources.enter_context(Checkpointer(workdir / 'checkpoints', **kept))
             restored = resuming.restore(checkpointer, experiment, data)
+            restored = restored or branches.begin(checkpointer, experiment, data)
             start = restored.step if restored else None
             if start == config.total_steps:
                 if is_main:

@@ -4,7 +4,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import common
@@ -24,6 +23,7 @@ EVALUATED = (
     *('dataset', 'train_split', 'validation_split', 'held_out', 'text_feature', 'invalid_text', 'packing'),
     *('batch_size', 'microbatches'),
 )
+MATMULS = ('method', 'quantization')
 
 
 class Run(NamedTuple):
@@ -69,16 +69,15 @@ def open_run(workdir: pathlib.Path, **changes: Any) -> Run:
         file can't be read.
     """
     directory = workdir / 'checkpoints'
-    stored = load_contents(directory)['config']
-    stored = {name: value for name, value in stored.items() if name not in ('corpus', 'initial_weights')}
-    config = _config_to_look_at(workdir, stored_configs.read(stored, workdir), changes)
+    stored = stored_configs.read(load_contents(directory)['config'], workdir)
+    config = stored_configs.to_look_at(stored, workdir, changes)
     config.tokenizer = tokenizer_files.copy_of(config.tokenizer, workdir) or config.tokenizer
     with json_files.naming(directory):
         tokenizer = loading.load_tokenizer(config)
         experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpointer(directory) as checkpointer:
         restored = checkpointer.restore(experiment.abstract_state)
-    return Run(experiment, tokenizer, restored.state)
+    return Run(experiment.at_step(int(restored.state.step)), tokenizer, restored.state)
 
 
 def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> Run:
@@ -102,7 +101,7 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
             ' It can be read, by gaussq_jax.load_packed, and no more'
         )
     with json_files.naming(path):
-        config = _config_to_look_at(path, _unpacked_config(path, packed.info['config']), changes)
+        config = stored_configs.to_look_at(_unpacked_config(path, packed.info['config']), path, changes)
     named = pathlib.PurePath(config.tokenizer).name  # and which files are opened
     if not tokenizer and named != 'bytes':
         tokenizer = tokenizer_files.copy_of(named, path.parent) or tokenizer_files.of_run(named, path.parent)
@@ -120,17 +119,21 @@ def open_packed(path: pathlib.Path, *, tokenizer: str = '', **changes: Any) -> R
         )
     with json_files.naming(path):
         experiment = make_experiment(config, loaded.vocab_size)
-        experiment, state = with_fixed_weights(experiment, packed.params, packed.info['step'])
+        experiment, state = with_fixed_weights(
+            experiment, packed.params, packed.info['step'], are_rounded=bool(packed.layout)
+        )
     return Run(experiment, loaded, state, packed._replace(params=state.params))
 
 
-def packed_config(config: ConfigDict) -> dict[str, Any]:
-    """What a packed file keeps of its run's config: SERVED, EVALUATED, and the method if it quantizes matmuls.
+def packed_config(config: ConfigDict, step: int) -> dict[str, Any]:
+    """What a packed file keeps of its run's config: SERVED, EVALUATED, and MATMULS if they are quantized at this step.
 
     Nothing of it says where files are on this machine.
     """
-    kept = [*SERVED, *EVALUATED, *['method', 'quantization'] * quantizes_matmuls(config)]
+    kept = [*SERVED, *EVALUATED, *MATMULS * quantizes_matmuls(config, step)]
     fields = {name: value for name, value in stored_configs.write(config.to_dict()).items() if name in kept}
+    if 'quantization' in fields:  # whatever the step is that the file says
+        fields['quantization'] = fields['quantization'] | {'start_step': 0, 'end_step': 0}
     name = pathlib.PurePath(config.tokenizer).name
     return {stored_configs.VERSION_FIELD: stored_configs.VERSION, **fields, 'tokenizer': name}
 
@@ -164,31 +167,15 @@ def _unpacked_config(path: pathlib.Path, stored: dict[str, Any]) -> dict[str, An
     """A whole config of what a packed file keeps; of one of version 0.1.0, which kept all, what is kept today."""
     stored = stored_configs.read(stored, path)
     if missing := {*SERVED, *EVALUATED} - stored.keys():
-        raise _of_another_program(path, missing)
+        raise stored_configs.of_another_program(path, missing)
     config = {**common.base_config(common.parse('method=bf16', **common.ARGUMENTS)).to_dict(), 'name': path.stem}
     config |= {name: stored[name] for name in (*SERVED, *EVALUATED)}
     if 'method' not in stored:
         return config
     if missing := config['quantization'].keys() - stored.get('quantization', {}).keys():
-        raise _of_another_program(path, {f'quantization.{name}' for name in missing})
-    matmuls = {name: stored[name] for name in ('method', 'quantization')}
+        raise stored_configs.of_another_program(path, {f'quantization.{name}' for name in missing})
+    matmuls = {name: stored[name] for name in MATMULS}
     return config | matmuls if quantizes_matmuls(ConfigDict(config | matmuls)) else config
-
-
-def _of_another_program(source: pathlib.Path, missing: set[str]) -> ValueError:
-    return ValueError(
-        f'{source} is of another program or of a version before 0.1.0: its config lacks {", ".join(sorted(missing))}'
-    )
-
-
-def _config_to_look_at(source: pathlib.Path, stored: dict[str, Any], changes: dict[str, Any]) -> ConfigDict:
-    """A stored config, changed, for whatever devices there are."""
-    fields = traverse_util.flatten_dict(common.base_config(common.parse('', **common.ARGUMENTS)).to_dict(), sep='.')
-    if missing := {*fields, 'model.family'} - set(traverse_util.flatten_dict(stored, sep='.')):
-        raise _of_another_program(source, missing)
-    config = ConfigDict(stored)
-    config.update({'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1}, **changes})
-    return config
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict):

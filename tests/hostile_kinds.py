@@ -32,7 +32,9 @@ from experiments.checkpoints.contents import CONTENTS
 from experiments.checkpoints.manifests import write_manifest
 from experiments.data import tokenizers
 from experiments.files import huggingface_folder, json_files
-from experiments.laws import known_laws, run_tables
+from experiments.laws import known_laws, stored_laws
+from experiments.laws.law_choices import LAWS
+from experiments.laws.tables import run_tables
 from experiments.reports import cast_losses, pictures, quantization, run_pictures, run_records, run_report
 from experiments.serving import layout_choice
 from experiments.sweeps import plans, sweep_runs
@@ -258,13 +260,14 @@ def write_table(folder: pathlib.Path):
         writer.writeheader()
         writer.writerows(rows)
     numbers = [{name: float(value) if name in 'ND' else value for name, value in row.items()} for row in rows]
+    (folder / 'runs.json').write_text(json.dumps(numbers))
     (folder / 'runs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in numbers))
     parquet.write_table(Table.from_pylist(numbers), folder / 'runs.parquet')
 
 
 def read_table(suffix: str) -> Callable[[pathlib.Path], dict[str, Any]]:
     def read(folder):
-        table = known_laws.runs_for(type(LAW), folder / f'runs{suffix}', exclude_e0=False)
+        table = known_laws.runs_for(LAWS['capybara'], folder / f'runs{suffix}')
         run_tables.seed_noise(table)
         return {}
 
@@ -277,11 +280,11 @@ def write_law(folder: pathlib.Path):
     scatter = gq.scaling_laws.Scatter(np.linspace(-0.02, 0.02, 9), False)
     ranges = {'N': (4e7, 6e8), 'D': (1e10, 1e11)}
     known = known_laws.KnownLaw(LAW, 'runs', ranges, 20 * (LAW,), ('gamma',), 0.02, determination, scatter, 'cr3')
-    known_laws.write_law(folder / 'law.json', known)
+    stored_laws.write_law(folder / 'law.json', known)
 
 
 def read_law(folder: pathlib.Path) -> dict[str, Any]:
-    known = known_laws.read_law(folder / 'law.json')
+    known = stored_laws.read_law(folder / 'law.json')
     columns = dict(zip(known.law.COLUMNS, (1e9, 1e11, 4.0, 3.0, 32.0)))
     loss = lambda law: law.loss(**columns)
     json.dumps([known.value(loss).tolist(), known.name, known.describe()])
@@ -364,6 +367,7 @@ KINDS = {
     'comparison': Kind(write_comparison, read_comparison, {'results.csv': (of_csv, of_csv, of_bytes)}),
     'casts': Kind(write_casts, read_casts, {'*.csv': (of_csv, of_csv, of_bytes)}),
     'table, CSV': Kind(write_table, read_table('.csv'), {'runs.csv': (of_csv, of_csv, of_bytes)}),
+    'table, JSON': Kind(write_table, read_table('.json'), {'runs.json': JSON_OR_DAMAGE}),
     'table, JSONL': Kind(write_table, read_table('.jsonl'), {'runs.jsonl': (of_json_lines, of_json_lines, of_bytes)}),
     'table, Parquet': Kind(write_table, read_table('.parquet'), {'runs.parquet': (of_bytes,)}),
     'law': Kind(write_law, read_law, {'law.json': JSON_OR_DAMAGE}),

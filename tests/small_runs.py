@@ -88,16 +88,27 @@ def change_steps(monkeypatch, change):
 
     def make_changed_step(experiment):
         step = make_train_step(experiment)
-        return lambda state, batch: change(step, state, batch)
+        return lambda state, batch, *teacher: change(lambda s, b: step(s, b, *teacher), state, batch)
 
     monkeypatch.setattr(steps, 'make_train_step', make_changed_step)
+
+
+def stop_after(monkeypatch, taken):
+    """Lets each run be interrupted when it has taken so many steps."""
+
+    def stop(step, state, batch):
+        if int(state.step) == taken:
+            raise KeyboardInterrupt
+        return step(state, batch)
+
+    change_steps(monkeypatch, stop)
 
 
 def stub_steps(monkeypatch):
     """Steps that take no time, and whose state tells by its bits which batches it has seen, in which order."""
 
     @jax.jit
-    def step(state, batch):
+    def step(state, batch, teacher_weights=None):
         mean = batch['tokens'].astype(np.float32).mean() / 257
         params = jax.tree.map(lambda leaf: 0.75 * leaf + mean, state.params)
         return state._replace(step=state.step + 1, params=params), {'train/loss': 3 + mean}

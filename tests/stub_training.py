@@ -19,11 +19,13 @@ def get_config(argument=None):
             method=argument.method,
             parts='all',
             quantization=dict(format='e4m3', block_size='32', learning_rate=1e-3),
-            optimizer=dict(learning_rate=6e-4),
+            optimizer=dict(learning_rate=6e-4, schedule='cosine', decay_steps=0),
             deterministic=True,
             total_steps=argument.steps,
             eval_batches=20,
             log_every=10,
+            keep_period=0,
+            branch_from='',
         )
     )
 """

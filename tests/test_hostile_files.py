@@ -19,7 +19,7 @@ KINDS = dict.fromkeys(  # how many mutations of each
     (
         *('packed', 'packed, sealed', 'packed run, sealed', 'Hugging Face', 'Hugging Face, low-bit', 'tokenizers'),
         *('checkpoint', 'checkpoint, sealed', 'config of a run', 'metrics', 'result', 'comparison', 'casts'),
-        *('table, CSV', 'table, JSONL', 'table, Parquet', 'law', 'tokens', 'texts', 'chats'),
+        *('table, CSV', 'table, JSON', 'table, JSONL', 'table, Parquet', 'law', 'tokens', 'texts', 'chats'),
         *('source, lines', 'source, a.jsonl.gz', 'source, a.jsonl.zst', 'source, a.txt', 'source, a.parquet'),
         'source, Hugging Face',
         *('tokens, nanogpt', 'tokens, llmc', 'tokens, llmc of Llama 3', 'tokens, megatron', 'tokens, megatron, int32'),

@@ -4,6 +4,7 @@ Each contender does the same to one float32 matrix of normal values, and returns
 format, and comes back.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -19,10 +20,12 @@ import ml_dtypes
 import numpy as np
 
 from experiments.benchmarks import timing
-from gaussq_jax.block_scaling import Quantizer, fake_quantize
+from gaussq_jax.block_scaling import fake_quantize
 from gaussq_jax.formats import FloatFormat
+from gaussq_jax.quantizer import Quantizer
 from gaussq_jax.rounding import round_to_format
 from gaussq_jax.text_table import text_table
+from kernels_pallas.float_rounding import round_to_representable
 
 FMT = FloatFormat(4, 3, 'fn')
 QUANTIZERS = {
@@ -86,8 +89,8 @@ def contenders(x: np.ndarray) -> dict[str, dict[str, Contender | None]]:
 
     The first is the copy. PyTorch computes where JAX does, if it can, and with as many threads.
     """
-    on_device = jnp.asarray(x)
-    compiled = lambda function: functools.partial(jax.jit(function), on_device)
+    on_device, key = jnp.asarray(x), jax.random.key(0)
+    compiled = lambda function, *more: functools.partial(jax.jit(function), on_device, *more)
     torch = _PyTorch(x) if _installed('torch') else None
     operations = {
         'copy': {'jnp.copy': compiled(jnp.copy)},
@@ -102,11 +105,19 @@ def contenders(x: np.ndarray) -> dict[str, dict[str, Contender | None]]:
             'PyTorch, to float8 and back': torch and torch.through_float8,
             'PyTorch, emulated': torch and torch.emulated,
         },
+        'cast, stochastically': {
+            'gaussq_jax': compiled(lambda x, key: round_to_format(x, FMT, rounding='stochastic', key=key), key),
+            'gaussq_jax, bits of jax.random': compiled(_by_bits_of_jax, key),
+        },
     }
     for name, quantizer in QUANTIZERS.items():
+        stochastic = dataclasses.replace(quantizer, rounding='stochastic')
         for axis, axis_name in AXES.items():
             operations[f'{name}, {axis_name}'] = {
                 'gaussq_jax': compiled(functools.partial(fake_quantize, quantizer=quantizer, axis=axis)),
+                'gaussq_jax, stochastic': compiled(
+                    lambda x, key, quantizer=stochastic, axis=axis: fake_quantize(x, quantizer, axis=axis, key=key), key
+                ),
                 'qwix': compiled(functools.partial(_qwix, quantizer, axis)) if _installed('qwix') else None,
                 'PyTorch': torch and functools.partial(torch.fake_quantize, quantizer, axis),
             }
@@ -115,6 +126,11 @@ def contenders(x: np.ndarray) -> dict[str, dict[str, Contender | None]]:
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _by_bits_of_jax(x: jax.Array, key: jax.Array) -> jax.Array:
+    bits = jax.random.bits(key, x.shape, jnp.uint32)
+    return round_to_representable(x, bits, representable=FMT.representable, rounding='stochastic')
 
 
 def _through_float8(x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import timing
-from experiments.devices import compiled_kernels, described_h100
+from experiments.devices import compiled_kernels, described_gpus
 from experiments.devices.compiled_kernels import compile_to_text, count_launches
 from gaussq_jax.formats import parse_format
 from gaussq_jax.param_rules import DEFAULT_RULES, MatrixRule
@@ -33,7 +33,7 @@ def benchmark() -> Iterator[tuple[dict[str, Any], str]]:
     Raises:
       CannotCompile: where a package is missing.
     """
-    report = compile_report()  # before `provenance` looks for devices: see `described_h100.devices`
+    report = compile_report()  # before `provenance` looks for devices: see `described_gpus.devices`
     results = {**timing.provenance(), **report}
     compilers = f'JAX {jax.__version__}, ptxas {results["versions"]["ptxas"]}'
     yield results, f'weight sampling for {results["architecture"]}, {compilers}\n{kernels_table(results["rows"])}'
@@ -65,7 +65,7 @@ def compile_report(
     Raises:
       CannotCompile: where a package is missing.
     """
-    described_h100.devices()
+    described_gpus.devices()
     rows = []
     for implementation, direction, dtype, noise, fmt in itertools.product(
         implementations, DIRECTIONS, ('float32', 'bfloat16'), NOISES, FORMATS
@@ -79,7 +79,7 @@ def compile_report(
             rows.append(row | {'error': f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'})
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib')}
     versions['ptxas'] = re.search(r'V[\d.]+', compiled_kernels.run_tool('ptxas', '--version').stdout)[0]
-    return {'architecture': described_h100.ARCHITECTURE, 'versions': versions, 'shape': list(shape), 'rows': rows}
+    return {'architecture': described_gpus.ARCHITECTURE, 'versions': versions, 'shape': list(shape), 'rows': rows}
 
 
 def sampling_launches(layers: int, stacked: bool, implementation: str) -> dict[str, int]:
@@ -93,7 +93,7 @@ def sampling_launches(layers: int, stacked: bool, implementation: str) -> dict[s
     mlp = {'gate': matrix(2048, 5632), 'up': matrix(2048, 5632), 'down': matrix(5632, 2048)}
     layer = {'attention': attention, 'mlp': mlp}
     params = {'layers': layer} if stacked else {f'layer_{i}': layer for i in range(layers)}
-    with described_h100.tracing():
+    with described_gpus.tracing():
         stack = MatrixRule('layers/.*', (0,), (1,), (2,), optional=True)
         transform = gaussian_weight_sampling(rules=(stack, *DEFAULT_RULES), implementation=implementation)
     state = jax.eval_shape(transform.init, params)

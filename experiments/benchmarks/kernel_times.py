@@ -143,7 +143,7 @@ def contenders(spec: ArgSpec) -> dict[Name, Contender]:
     """The copies; sampling and casts by each implementation that can run here."""
     keys = jax.random.split(jax.random.key(0), 3)
     w = 0.02 * jax.random.normal(keys[0], spec.shape)
-    bits = jax.random.bits(keys[1], spec.shape)
+    bits = jax.random.bits(keys[1], spec.shape, jnp.uint16)
     scale = jnp.exp2(-jax.random.uniform(keys[2], spec.blocks(kernels.BLOCK_SIZE), minval=3, maxval=5))
     key, origin = (jnp.uint32(1), jnp.uint32(2)), (jnp.uint32(0),) * 3
     inputs = {'float32': w, 'bfloat16': w.astype(jnp.bfloat16)}

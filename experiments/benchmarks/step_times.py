@@ -1,6 +1,6 @@
 """What a training step costs with each method, as a ratio to bf16's; with what one writes first, and with qwix.
 
-The methods are those of the configs, `naive` and the PEERS.
+The methods are those of the configs, `naive`, the recipes of fqt by their names, and the PEERS.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from experiments.cost import step_costs
 from experiments.methods import METHODS, with_method
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, init_state, make_experiment
-from gaussq_jax import models
+from gaussq_jax import models, recipes
 from gaussq_jax.param_tree import leaf_path, path_hash
 from gaussq_jax.text_table import text_table
 
@@ -70,8 +70,8 @@ def time_steps(
     Raises:
       ValueError: for a method or a config that isn't allowed.
     """
-    if unknown := set(methods) - {*METHODS, NAIVE, *PEERS}:
-        allowed = ', '.join((*METHODS, NAIVE, *PEERS))
+    if unknown := set(methods) - {*METHODS, NAIVE, *recipes.RECIPES, *PEERS}:
+        allowed = ', '.join((*METHODS, NAIVE, *recipes.RECIPES, *PEERS))
         raise ValueError(f'methods={",".join(methods)}: {", ".join(sorted(unknown))} is not one of {allowed}')
     config = config.copy_and_resolve_references()
     config.optimizer.warmup_steps, config.total_steps = 1, (turns + 2) * len(methods) + 1
@@ -119,6 +119,9 @@ def make_method_experiment(config: ConfigDict, method: str, vocab_size: int) -> 
         return naive(make_experiment(with_method(config, 'gaussws'), vocab_size))
     if method in PEERS:
         return make_experiment(with_qwix(config, PEERS[method]), vocab_size)
+    if method in recipes.RECIPES:
+        config = config.copy_and_resolve_references()
+        config.quantization.recipe, method = method, 'fqt'
     return make_experiment(with_method(config, method), vocab_size)
 
 

@@ -70,9 +70,10 @@ class Checkpointer(contextlib.AbstractContextManager):
       directory: holds one directory a step; made at the first save.
       keep: how many whole checkpoints stay. Damaged ones don't count, and go when they are older than those.
         To count, those that were there before are read and verified in the background, once.
+      keep_period: checkpoints of steps that this divides stay, too; 0 for none.
 
     Raises:
-      ValueError: `keep` is less than 1.
+      ValueError: `keep` is less than 1, or `keep_period` less than 0.
 
     Example:
       with Checkpointer('/runs/tiny/checkpoints') as checkpointer:
@@ -81,11 +82,13 @@ class Checkpointer(contextlib.AbstractContextManager):
           checkpointer.save(step, state, iterator.get_state(), config)
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3, keep_period: int = 0):
         if keep < 1:
             raise ValueError(f'keep={keep}: at least one checkpoint has to stay')
+        if keep_period < 0:
+            raise ValueError(f'keep_period={keep_period}: allowed are numbers of steps, or 0')
         self._directory = pathlib.Path(directory).absolute()
-        self._keep = keep
+        self._keep, self._keep_period = keep, keep_period
         # Orbax's timeouts go by the time of day: a save in which the clock is set would end. That of the wait for a
         # directory, which another thread makes, can't be set.
         options = ocp.options.AsyncOptions(timeout_secs=SECONDS_TO_WAIT, create_directories_asynchronously=False)
@@ -257,7 +260,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         whole = 0
         for older in all_steps(self._directory):
             if whole == self._keep:
-                if older != protected:
+                if older != protected and not (self._keep_period and older % self._keep_period == 0):
                     self._delete(older)
             elif self._verified.find_damage(self._directory / str(older)) is None:
                 whole += 1
@@ -275,7 +278,8 @@ def load_part(directory: str | os.PathLike, step: int, sha256: str, name: str, a
         damage = 'another one was saved in its place'
     if damage:
         raise ValueError(f'the checkpoint {directory} is not what it was: {damage}')
-    leaves = {f'{name}/{path}': leaf for path, leaf in leaves_by_path(abstract_part).items()}
+    contents = read_contents(directory)
+    leaves = {stored_name(contents, f'{name}/{path}'): leaf for path, leaf in leaves_by_path(abstract_part).items()}
     return jax.tree.unflatten(jax.tree.structure(abstract_part), _read_arrays(directory, leaves, are_all=False))
 
 

@@ -59,10 +59,13 @@ def first_whole_step(
     return None
 
 
-def load_contents(directory: pathlib.Path) -> dict[str, Any]:
-    """Step, config, leaves, and the manifest's SHA-256, of the newest whole checkpoint; ValueError if there is none."""
+def load_contents(directory: pathlib.Path, at_most: int | None = None) -> dict[str, Any]:
+    """Step, config, leaves, and the manifest's SHA-256, of the newest whole checkpoint; ValueError if there is none.
+
+    Of one of step `at_most` or before, if that is given.
+    """
     directory = directory.absolute()
-    step = newest_whole_step(directory)
+    step = newest_whole_step(directory, at_most)
     if step is None:
         raise ValueError(f'{directory} holds no checkpoint')
     newest = directory / str(step)

@@ -3,21 +3,24 @@
     python -m experiments.train --config=configs/llama2.py:size=1b --config.mesh.fsdp=8 --dry_run
     python -m experiments.train --config=configs/capybara.py:size=70b --config.mesh.fsdp=64 --dry_run --devices=64
 
-The training step is compiled for as many devices, and nothing runs: no data is read, no weights are made. For NVIDIA's
+The training step is compiled for as many devices, and nothing runs: no data is read, no weights are made; a
+teacher's are verified. For NVIDIA's
 GPUs, XLA compiles it for H100s where the packages of the extra `compile` are installed (pip install -e .[compile]).
 Elsewhere a compilation for CPUs stands in: weights, optimizer's state and collectives are the same, but CPUs keep and
 multiply bfloat16 as float32 and fuse less, so that activations and other temporaries take more.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
 
+from experiments import methods
 from experiments.cost import collectives, memory_advice, step_costs
 from experiments.data import loading
-from experiments.devices import described_h100, device_specs
-from experiments.training import meshes
+from experiments.devices import described_gpus, device_specs
+from experiments.training import distillation, meshes, quantized_layers
 from experiments.training.experiment import Experiment, make_experiment
 from gaussq_jax.text_table import text_table
 
@@ -45,8 +48,9 @@ def run(config: ConfigDict, *, device: str, devices: int, vocab_size: int | None
     jax.config.update('jax_num_cpu_devices', devices)
     if vocab_size and config.vocab_size:
         raise ValueError(f'--vocab_size={vocab_size}: the config says already that vocab_size={config.vocab_size}')
-    vocab_size = vocab_size or loading.load_tokenizer(config).vocab_size
-    report(make_experiment(config, vocab_size), spec, mfu)
+    tokenizer = None if vocab_size else loading.load_tokenizer(config)
+    experiment = make_experiment(config, vocab_size or tokenizer.vocab_size)
+    report(dataclasses.replace(experiment, teacher=distillation.find(experiment, tokenizer)), spec, mfu)
 
 
 def report(experiment: Experiment, device: device_specs.DeviceSpec, mfu: float):
@@ -64,6 +68,10 @@ def describe(experiment: Experiment, device: device_specs.DeviceSpec):
     sequences = config.batch_size // (config.microbatches * meshes.num_batch_shards(mesh))
     _print('model', f'{config.name}, {experiment.num_params:,} parameters, vocabulary {experiment.vocab_size:,}')
     _print('', f'N = {experiment.num_linear_params:,} in linear layers')
+    for i, line in enumerate(quantized_layers.describe(experiment)):
+        _print('' if i else 'matmuls', line)
+    if experiment.teacher:
+        _print('teacher', experiment.teacher.describe())
     mesh_sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
     _print('devices', f'{mesh.size} x {device.name}, which need not be there: {mesh_sizes}')
     _print('', f'each {_gb(device.memory_bytes)}, {device.peak_flops / 1e12:,.0f} TFLOP/s ({device.source})')
@@ -90,6 +98,7 @@ def print_memory(experiment: Experiment, costs: step_costs.StepCosts, device: de
         (f"optimizer's state, {config.optimizer.name}", _gb(memory.optimizer)),
         (f'W_hat, bfloat16, {kept}', _gb(memory.samples)),
         ('gradients', _gb(memory.gradients)),
+        *([('weights of the teacher', _gb(memory.teacher))] if experiment.teacher else []),
         ('activations, gathered weights and the rest', _gb(memory.rest)),
         ('in all', _gb(memory.total), f'of {_gb(device.memory_bytes)}: {"fits" if fits else "DOES NOT FIT"}'),
     )
@@ -135,7 +144,11 @@ def print_time(experiment: Experiment, costs: step_costs.StepCosts, device, mfu:
     total = seconds * config.total_steps
     again = costs.hardware_flops / costs.model_flops
     _print('FLOPs', f'{costs.model_flops:.3e} a step in matrix products, the masked half of attention included')
-    _print('', f'{costs.hardware_flops:.3e} with what is computed again, {again:.2f} times as many')
+    more = ['what is computed again', *["Muon's iterations"] * (config.optimizer.name == 'muon')]
+    recipe = methods.matmul_recipe(config)
+    transforms = recipe is not None and any(quantizer.hadamard for quantizer in recipe.operands.values())
+    more += ['Hadamard transforms'] * transforms
+    _print('', f'{costs.hardware_flops:.3e} with {" and ".join(more)}, {again:.2f} times as many')
     tokens = config.batch_size * config.sequence_length
     _print('time', f'at an MFU of {mfu:.0%}: {seconds:,.3g} s a step, {tokens / seconds:,.0f} tokens a second')
     duration = f'{total / 86400:,.1f} days' if total > 86400 else f'{total / 3600:,.2f} hours'
@@ -148,7 +161,7 @@ def _step_costs(experiment, device) -> step_costs.StepCosts:
     if device.source.startswith('NVIDIA'):
         try:
             return step_costs.step_costs(experiment, compile_for='gpu')
-        except described_h100.CannotCompile:
+        except described_gpus.CannotCompile:
             pass
     return step_costs.step_costs(experiment, compile_for='cpu')
 

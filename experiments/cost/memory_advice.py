@@ -94,6 +94,8 @@ def _changes(experiment, memory) -> Iterator[tuple[dict[str, Any], Experiment, M
             changed = make_experiment(config, experiment.vocab_size)
         except ValueError:
             continue
+        teacher = experiment.teacher and experiment.teacher.on(changed.mesh)
+        changed = dataclasses.replace(changed, teacher=teacher)
         yield settings, changed, dataclasses.replace(known_memory(changed), rest=_rest(experiment, memory, changed))
 
 
@@ -108,7 +110,7 @@ def _settings(experiment) -> Iterator[dict[str, Any]]:
         yield {'resample_weights': True, 'remat_policy': config.remat_policy or 'full'}
     if config.optimizer.state_dtype != 'bfloat16':
         yield {'optimizer.state_dtype': 'bfloat16'}
-    if config.optimizer.name != 'adam_mini':
+    if config.optimizer.name == 'adamw':
         yield {'optimizer.name': 'adam_mini'}
 
 

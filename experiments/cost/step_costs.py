@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from experiments.cost import collectives
 from experiments.data import chats
-from experiments.devices import described_h100
+from experiments.devices import described_gpus
 from experiments.training import flops, meshes, steps
 from experiments.training.experiment import Experiment
 
@@ -34,6 +34,7 @@ class Memory:
       samples: W_hat, the weights that the model multiplies with, of this device's shard: of all layers, or of one at a
         time where they are resampled.
       gradients: of the same shard, in W_hat's dtype; and if there are several microbatches, their float32 sum.
+      teacher: its weights.
       rest: what the compiled program takes above these: activations, gathered weights and other temporaries.
     """
 
@@ -42,6 +43,7 @@ class Memory:
     optimizer: int
     samples: int
     gradients: int
+    teacher: int = 0
     rest: int = 0
 
     @property
@@ -58,7 +60,7 @@ class StepCosts:
       memory: of each device.
       collectives: of the step, as each device sees them.
       model_flops: of the global batch, without what is computed again; see `flops.model_flops`.
-      hardware_flops: with it.
+      hardware_flops: with it, and with those of the optimizer.
     """
 
     compiled_for: str
@@ -76,7 +78,7 @@ def step_costs(experiment: Experiment, *, compile_for: str = 'cpu') -> StepCosts
       compile_for: 'cpu', or 'gpu' for as many described H100s, which takes the packages of the extra `compile`.
 
     Raises:
-      described_h100.CannotCompile: where one of them is missing.
+      described_gpus.CannotCompile: where one of them is missing.
     """
     if compile_for == 'cpu':
         traced = trace(experiment)
@@ -114,13 +116,15 @@ def trace(experiment: Experiment) -> jax.stages.Traced:
         batch['mask'] = of(config.sequence_length, jnp.float32)
     if is_chats or config.packing == 'segmented':
         batch['segments'] = of(config.sequence_length, jnp.int32)
-    return steps.make_train_step(experiment).trace(experiment.abstract_state, batch)
+    teacher = [experiment.teacher.abstract_weights] if experiment.teacher else []
+    return steps.make_train_step(experiment).trace(experiment.abstract_state, batch, *teacher)
 
 
 def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -> Memory:
     """What the shapes alone say, all but `rest`; on another mesh than the experiment's, if given."""
-    config, state = experiment.config, experiment.abstract_state
+    config, state, teacher = experiment.config, experiment.abstract_state, experiment.teacher
     shardings = meshes.state_shardings(mesh or experiment.mesh, state, experiment.family)
+    of_teacher = teacher.on(mesh or experiment.mesh).abstract_weights if teacher else {}
     key = jax.eval_shape(lambda: jax.random.key(0))
     weights = jax.eval_shape(experiment.transform.apply, key, state.params, state.transform_state)
     all_samples = samples = _shard_bytes(weights, shardings.params)
@@ -135,6 +139,7 @@ def known_memory(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None
         optimizer=_shard_bytes(state.opt_state, shardings.opt_state),
         samples=samples,
         gradients=all_samples + (params if config.microbatches > 1 else 0),
+        teacher=_shard_bytes(of_teacher, jax.tree.map(lambda leaf: leaf.sharding, of_teacher)),
     )
 
 
@@ -148,11 +153,12 @@ def _shard_bytes(tree: Any, shardings: Any) -> int:
 @contextlib.contextmanager
 def _on_described_gpus(experiment):
     """The experiment on described H100s; in this context its step is traced for them."""
-    devices = np.asarray(described_h100.devices(experiment.mesh.size))
+    devices = np.asarray(described_gpus.devices(experiment.mesh.size))
     mesh = Mesh(devices.reshape(experiment.mesh.devices.shape), experiment.mesh.axis_names)
     state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec)),
         experiment.abstract_state,
     )
-    with described_h100.tracing():
-        yield dataclasses.replace(experiment, mesh=mesh, abstract_state=state)
+    with described_gpus.tracing():
+        teacher = experiment.teacher and experiment.teacher.on(mesh)
+        yield dataclasses.replace(experiment, mesh=mesh, abstract_state=state, teacher=teacher)

@@ -42,10 +42,11 @@ class SourceData(NamedTuple):
 
 
 class Data(NamedTuple):
-    """All sources, and where the weights come from that training starts from, if not at random."""
+    """All sources, and where the weights come from that training starts from, if not at random, and that teach."""
 
     sources: tuple[SourceData, ...]
     initial_weights: dict[str, Any] | None = None  # as initial_weights.find gives
+    teacher_weights: dict[str, Any] | None = None  # the source of a distillation.Teacher
 
     @property
     def sha256(self) -> str:

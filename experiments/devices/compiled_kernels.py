@@ -19,7 +19,7 @@ import jax
 import jax.extend
 from jax.sharding import SingleDeviceSharding
 
-from experiments.devices import described_h100, hlo, jax_internals
+from experiments.devices import described_gpus, hlo, jax_internals
 
 MOSAIC_SUFFIX = '_mosaic_gpu_kernel'  # that Mosaic gives to the names of its kernels
 LAUNCHES_NOTHING = {
@@ -94,14 +94,22 @@ def compile_to_text(
     function: Callable, args: Sequence[Any], dump_folder: str | None = None
 ) -> tuple[jax.extend.core.Jaxpr, str]:
     """The jaxpr, and the text of the program compiled for an H100; each kernel's PTX goes to `dump_folder`."""
-    sharding = SingleDeviceSharding(described_h100.devices()[0])
-    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
     options = {'xla_dump_to': str(dump_folder), 'xla_dump_emitter_re': '^ptx$'} if dump_folder else {}
-    dumps = _mosaic_dumps_to(dump_folder) if dump_folder else contextlib.nullcontext()
-    with described_h100.tracing(), dumps, warnings.catch_warnings():
+    with _mosaic_dumps_to(dump_folder) if dump_folder else contextlib.nullcontext():
+        traced, compiled = compile_described(function, args, options=options)
+    return traced.jaxpr.jaxpr, compiled.as_text()
+
+
+def compile_described(
+    function: Callable, args: Sequence[Any], *, gpu: str = 'h100', options: dict[str, Any] | None = None
+) -> tuple[jax.stages.Traced, jax.stages.Compiled]:
+    """jit(function)(*args), traced and compiled for one of `described_gpus.GPUS`, with options of XLA's compiler."""
+    sharding = SingleDeviceSharding(described_gpus.devices(gpu=gpu)[0])
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
+    with described_gpus.tracing(gpu), warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=DeprecationWarning)  # Triton is
         traced = jax.jit(function).trace(*args)
-        return traced.jaxpr.jaxpr, traced.lower().compile(compiler_options=options).as_text()
+        return traced, traced.lower().compile(compiler_options=options)
 
 
 @contextlib.contextmanager
@@ -109,7 +117,7 @@ def _mosaic_dumps_to(folder):
     """It writes the machine code down too, with `nvdisasm`, and complains if it finds none."""
     changes = {
         'MOSAIC_GPU_DUMP_TO': str(folder),
-        'PATH': f'{described_h100.find_tool("nvdisasm").parent}{os.pathsep}{os.environ["PATH"]}',
+        'PATH': f'{described_gpus.find_tool("nvdisasm").parent}{os.pathsep}{os.environ["PATH"]}',
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -125,7 +133,7 @@ def assemble(ptx: str) -> list[CompiledKernel]:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = pathlib.Path(folder, 'kernel.ptx'), pathlib.Path(folder, 'kernel.cubin')
         source.write_text(ptx)
-        log = run_tool('ptxas', '-v', f'-arch={described_h100.ARCHITECTURE}', source, '-o', binary).stderr
+        log = run_tool('ptxas', '-v', f'-arch={described_gpus.ARCHITECTURE}', source, '-o', binary).stderr
         listing = run_tool('nvdisasm', '-c', binary).stdout
     found = re.findall(r"entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", log, re.S)
     return [_read_kernel(name, resources, ptx, listing) for name, resources in found]
@@ -195,7 +203,7 @@ def count_launches(text: str) -> int:
 
 def run_tool(name: str, *arguments: str | os.PathLike) -> subprocess.CompletedProcess:
     """What one of NVIDIA's tools prints; ValueError, in its words, if it fails."""
-    command = [described_h100.find_tool(name), *arguments]
+    command = [described_gpus.find_tool(name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f'{name}: {done.stderr.strip()}')

@@ -4,6 +4,8 @@ What is read is JSON and safetensors, of which nothing is ever executed; weights
 are refused.
 """
 
+import hashlib
+import json
 import math
 import os
 import pathlib
@@ -108,11 +110,38 @@ def read(directory: pathlib.Path) -> tuple[Tensors | LowBitTensors, dict[str, An
     config = json_files.read(directory / CONFIG)
     with json_files.naming(directory / CONFIG):
         quantization = quantization_config.read(config)
-    tensors = _tensors(directory)
+    tensors = Tensors(_files(directory))
     if quantization is None:
         return tensors, config
     with json_files.naming(directory):
         return LowBitTensors(tensors, quantization), config
+
+
+def sha256(directory: pathlib.Path) -> str:
+    """Names what `read` reads: the digest of the digests of its files; ValueError as `read` raises it."""
+    digests = {}
+    for path in sorted({directory / CONFIG, *_files(directory).values()}):
+        with open(paths.check_file(path), 'rb') as file:
+            digests[path.name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def find_tokenizer(directory: pathlib.Path, advice: str) -> str:
+    """The tokenizer file of a folder; ValueError, which ends with the advice, if there is none that we read."""
+    for name in TOKENIZERS:
+        if (directory / name).is_file():
+            return str(directory / name)
+    raise ValueError(f'{directory} has neither {" nor ".join(TOKENIZERS)}: {advice}')
+
+
+def check_length(config: Mapping[str, Any], sequence_length: int, name: str) -> None:
+    """ValueError, which names the sequence_length, if sequences exceed the window of a configuration's attention."""
+    window = models.find_family(config['model_type']).huggingface.window(config)
+    if window is not None and sequence_length > window:
+        raise ValueError(
+            f'{name}={sequence_length}: the checkpoint has sliding_window={window}, the most that is allowed, since our'
+            ' models attend to all tokens before'
+        )
 
 
 def write(
@@ -212,14 +241,15 @@ def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in names if is_kept(config.get(name))}
 
 
-def _tensors(directory: pathlib.Path) -> Tensors:
+def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Tensor name -> the file that holds it."""
     if (directory / WEIGHTS).is_file():
-        return Tensors(dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS))
+        return dict.fromkeys(_open(directory / WEIGHTS).keys(), directory / WEIGHTS)
     if (directory / INDEX).is_file():
         files = json_files.read(directory / INDEX).get('weight_map')
         if not isinstance(files, dict) or not files or not all(map(_is_file_name, files.values())):
             raise ValueError(f'{directory / INDEX} has no weight_map of tensor names to files of this folder')
-        return Tensors({name: directory / file for name, file in files.items()})
+        return {name: directory / file for name, file in files.items()}
     if pickles := sorted(directory.glob('*.bin')):
         raise ValueError(
             f'{directory} has its weights in {pickles[0].name} only, a pickle, which can run code when it is read: have'

@@ -33,6 +33,14 @@ def parse(text: str | os.PathLike, what: str) -> pathlib.Path:
         raise ValueError(f"{what}={text!r}: this user's home is not known; give the whole path, or set HOME") from None
 
 
+def parse_new(text: str | os.PathLike, what: str) -> pathlib.Path:
+    """The path of a file to write, as `parse` has it; ValueError, before all work, if there is no folder for it."""
+    path = parse(text, what)
+    if not path.parent.is_dir():
+        raise ValueError(f'{what}={path}: there is no folder {path.parent}')
+    return path
+
+
 def check_file(path: pathlib.Path) -> pathlib.Path:
     """The path itself, of a file that can be opened without waiting for anybody, as for the writer of a pipe.
 

@@ -4,17 +4,20 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+import gaussq_jax as gq
 from experiments.methods.bf16 import BF16
 from experiments.methods.fully_quantized import FQT
-from experiments.methods.method import Method
+from experiments.methods.method import Method, RoundedWeights
 from experiments.methods.quantization_aware import QAT
+from experiments.methods.quantization_schedule import Now, check_steps, quantizes_forward
 from experiments.methods.sampling import DIFFQ, GAUSSWS
-from experiments.methods.settings import BITWIDTHS, SHARED, WAYS
-from gaussq_jax import models
+from experiments.methods.settings import BITWIDTHS, DEFAULTS, SHARED, WAYS
+from gaussq_jax import models, recipes
 
 SPAN_TOKENS = 'scales of activations span tokens: a text depends on the texts beside it, and on their padding'
 METHODS = {method.name: method for method in (GAUSSWS, DIFFQ, QAT, FQT, BF16)}
@@ -48,19 +51,22 @@ def check_settings(config: ConfigDict):
             f'config.quantization lacks {", ".join(lacking)}, of method={config.method}: choose it where the config is'
             f' made, as --config=configs/tiny.py:method={config.method}'
         )
-    for name, default in method.own_settings.items():
+    for name, default in {**DEFAULTS, **method.own_settings}.items():
         value, kind = config.quantization[name], type(default)
-        if type(value) not in ((kind, int) if kind is float else (kind,)):
+        if type(value) not in {float: (float, int), str: (str, type(None))}.get(kind, (kind,)):
             raise ValueError(f'config.quantization.{name}={value!r} must be of the type {kind.__name__}')
-    unused = unused_settings(config.method)
-    for name, default in unused.items():
+    idle = method.idle(config)
+    used = [name for name in (*method.settings, *method.own_settings) if name not in idle]
+    for name, default in {**unused_settings(config.method), **{name: DEFAULTS[name] for name in idle}}.items():
         defaults = [default, *(way[name] for way in BITWIDTHS.values() if name in way)]
         if (value := config.quantization[name]) not in defaults:
-            uses = ', '.join((*method.settings, *method.own_settings)) or 'none of the settings'
+            beside = f' and recipe={config.quantization.recipe!r}' if name in idle else ''
             raise ValueError(
-                f'config.quantization.{name}={value!r} would do nothing with method={config.method}, which uses {uses};'
-                f' leave it at {default!r}'
+                f'config.quantization.{name}={value!r} would do nothing with method={config.method}{beside}, which uses'
+                f' {", ".join(used) or "none of the settings"}; leave it at {default!r}'
             )
+    check_steps(config)
+    method.recipe(config)
 
 
 def with_method(config: ConfigDict, name: str) -> ConfigDict:
@@ -74,14 +80,41 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
     way = BITWIDTHS[WAYS[config.quantization.optimizer]]
     unused = {setting: way.get(setting, default) for setting, default in unused_settings(name).items()}
     config.quantization.update({**own, **unused})
+    config.quantization.update({setting: DEFAULTS[setting] for setting in after.idle(config)})
     return config
 
 
 def unused_settings(name: str) -> dict[str, Any]:
     """The shared settings that the method has no use for, and their defaults."""
     used = find(name).settings
-    defaults = {name: value[0] if isinstance(value, tuple) else value for name, value in SHARED.items()}
-    return {name: value for name, value in defaults.items() if name not in used}
+    return {name: value for name, value in DEFAULTS.items() if name not in used}
+
+
+def model_now(config: ConfigDict, model: Any, now: Now) -> Any:
+    """The model as it multiplies when its method quantizes, or doesn't, as `quantization_schedule.when` says."""
+    if now is True or not quantizes_matmuls(config):
+        return model
+    return model.clone(dot_general_cls=functools.partial(model.dot_general_cls, when=now))
+
+
+def transform_now(config: ConfigDict, transform: gq.ParamTransform, now: Now) -> gq.ParamTransform:
+    """The transform of the weights; of one that quantizes them, when it doesn't, their cast."""
+    if now is True or transform.matrices != 'quantized':
+        return transform
+    return _if(now, transform, BF16.make_transform(config))
+
+
+def _if(flag: Any, transform: gq.ParamTransform, other: gq.ParamTransform) -> gq.ParamTransform:
+    """A transform without state, or another one, by a flag that may be traced."""
+    if isinstance(flag, bool):
+        return transform if flag else other
+
+    def apply(key, params, state, **where):
+        either = (of.apply for of in (transform, other))
+        return jax.lax.cond(flag, *(functools.partial(of, key, state=state, **where) for of in either), params)
+
+    resolve = transform.resolve
+    return transform._replace(apply=apply, resolve=resolve and (lambda params: _if(flag, resolve(params), other)))
 
 
 def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: bool = False) -> Callable | None:
@@ -93,27 +126,52 @@ def make_dot_general_cls(config: ConfigDict, *, training: bool, sums_gradients: 
     Raises:
       ValueError: for settings that the method can't have.
     """
-    settings = {}
+    settings, recipe = {}, matmul_recipe(config)
     if training:  # as X^T dY: in JAX's order XLA:CPU copies dY transposed, see benchmarks/step_changes_cpu.json
         sum_dtype = config.gradient_reduction if sums_gradients else config.dtype
         settings['weight_gradient_dtype'] = np.promote_types(jnp.dtype(config.dtype), jnp.dtype(sum_dtype))
-    for target, quantizer in find(config.method).operands(config).items():
-        settings[target] = quantizer if training else quantizer.deterministic()
+    if recipe is not None:
+        settings['recipe'] = recipe if training else recipe.deterministic()
     return functools.partial(models.QuantizedDotGeneral, **settings) if settings else None
 
 
-def quantizes_matmuls(config: ConfigDict) -> bool:
-    """Whether the method rounds operands of the matmuls, which weights of it then need where they are served too."""
-    return bool(find(config.method).operands(config))
+def rounded_weights(config: ConfigDict, step: int) -> RoundedWeights | None:
+    """How weights are rounded in the forward pass after so many steps; None as of `Method.weights`."""
+    return find(config.method).weights(config) if quantizes_forward(config, step) else None
 
 
-def scales_span_tokens(config: ConfigDict) -> bool:
+def model_of_rounded_weights(config: ConfigDict, model: Any) -> Any:
+    """The model for weights that are rounded already, which it multiplies as they are; activations as of its method."""
+    recipe = matmul_recipe(config)
+    if recipe is None:
+        return model
+    others = recipe.deterministic().without_weights()
+    return model.clone(dot_general_cls=functools.partial(model.dot_general_cls, recipe=others))
+
+
+def matmul_recipe(config: ConfigDict) -> recipes.Recipe | None:
+    """What the method rounds of the matmuls' operands; None where that is nothing."""
+    recipe = find(config.method).recipe(config)
+    return recipe if recipe is not None and recipe.operands else None
+
+
+def quantizes_matmuls(config: ConfigDict, step: int | None = None) -> bool:
+    """Whether the method rounds operands of the matmuls, which weights of it then need where they are served too.
+
+    With a step, whether it does in the forward pass after so many steps.
+    """
+    return matmul_recipe(config) is not None and (step is None or quantizes_forward(config, step))
+
+
+def scales_span_tokens(config: ConfigDict, now: Now = True) -> bool:
     """Whether tokens share the scales of activations: then logits depend on all that is computed at a time.
 
     They do with a block size of 'tensor', with tiles of several rows, and with NVFP4, which has a scale of the tensor.
     """
-    quantizer = find(config.method).operands(config).get('P1')
-    if quantizer is None:
+    recipe = matmul_recipe(config)
+    is_on = now[0] if isinstance(now, tuple) else now
+    if recipe is None or recipe.P1 is None or not is_on:
         return False
+    quantizer = recipe.P1
     size = quantizer.block_size
     return size == 'tensor' or quantizer.scale == 'nvfp4' or (isinstance(size, tuple) and size[0] > 1)

@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
+from gaussq_jax import recipes
 
 
-def _none(config: ConfigDict) -> dict[str, gq.Quantizer]:
-    del config
-    return {}
+class RoundedWeights(NamedTuple):
+    """How weights are rounded where they are used."""
+
+    quantizer: gq.Quantizer
+    full_precision: tuple[recipes.KeptLayers, ...] = ()  # rules for matrices that are in bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +29,27 @@ class Method:
       settings: the shared settings (`settings.SHARED`) that it uses; any other has to stay at its default.
       make_transform: the ParamTransform of the weights.
       describe: its settings in a few words, for people.
-      weights: the settings, as of `settings.make_quantizer`, by which weights are rounded where they are used; None
-        where they aren't, but for the cast to bfloat16.
-      operands: the Quantizer of each of the six operands P1 .. P6 that it rounds, in training.
+      weights: how weights are rounded where they are used; None where they are cast to bfloat16 alone, and where each
+        block has a format of its own.
+      recipe: what it rounds: operands of the matmuls, in training, or the weights alone; None where that is nothing.
+      idle: of the shared settings that it uses, those that do nothing beside the values of the others.
       own_settings: settings that no other method has, and their defaults: fields of `config.quantization` with it.
       default_format: what it rounds to where `config.quantization.format` is empty; empty: to none.
       learns_bitwidths: whether each block learns how many bits it needs.
 
     Example:
       >>> from experiments import methods
-      >>> methods.METHODS['fqt'].settings
-      ('format', 'block_size', 'scale', 'rounding', 'targets')
+      >>> methods.METHODS['qat'].settings[:4]
+      ('parts', 'format', 'block_size', 'scale')
     """
 
     name: str
     settings: tuple[str, ...]
     make_transform: Callable[[ConfigDict], gq.ParamTransform]
     describe: Callable[[ConfigDict], str]
-    weights: Callable[[ConfigDict], dict[str, Any] | None]
-    operands: Callable[[ConfigDict], dict[str, gq.Quantizer]] = _none
+    weights: Callable[[ConfigDict], RoundedWeights | None]
+    recipe: Callable[[ConfigDict], recipes.Recipe | None] = lambda config: None
+    idle: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     own_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     default_format: str = ''
     learns_bitwidths: bool = False

@@ -6,8 +6,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import gaussq_jax as gq
-from gaussq_jax import models
+from experiments.methods.quantization_schedule import describe_steps
+from gaussq_jax import models, recipes
 from gaussq_jax.models.family import PARTS
+from gaussq_jax.quantized_dot_general import ARITHMETICS
 
 # How bitwidths are learned: fields of `config.quantization`. A field that its optimizer has no use for is 0.
 BITWIDTHS = {
@@ -45,7 +47,13 @@ SHARED = dict(  # default, or the allowed words, the first of them the default
     scale=('absmax', 'mx', 'nvfp4'),
     rounding=('nearest_even', 'nearest_away', 'toward_zero', 'stochastic'),
     targets='P2+P4+P6',
+    recipe='',
+    full_precision='',
+    start_step=0,
+    end_step=0,
+    arithmetic=ARITHMETICS,
 )
+DEFAULTS = {name: value[0] if isinstance(value, tuple) else value for name, value in SHARED.items()}
 DEFAULT_FORMAT = 'e4m3'  # of what always rounds to one, if none is named
 
 
@@ -72,6 +80,43 @@ def make_quantizer(settings: Mapping[str, Any]) -> gq.Quantizer:
         scale=settings['scale'],
         rounding=settings['rounding'],
     )
+
+
+def named_recipe(config: ConfigDict) -> recipes.Recipe:
+    """The recipe that `config.quantization.recipe` names, with the layers kept that its `full_precision` says.
+
+    Raises:
+      ValueError: for a name, or a rule, that isn't there.
+    """
+    try:
+        recipe = recipes.find(config.quantization.recipe)
+    except ValueError as error:
+        raise ValueError(f'config.quantization.{error}') from None
+    return with_matmuls(config, recipe.replace(full_precision=kept_layers(config, recipe.full_precision)))
+
+
+def with_matmuls(config: ConfigDict, recipe: recipes.Recipe) -> recipes.Recipe:
+    """The recipe by `config.quantization.arithmetic`; ValueError where its operands can't have that."""
+    try:
+        return recipe.replace(arithmetic=config.quantization.arithmetic)
+    except ValueError as error:
+        raise ValueError(f'config.quantization.{error}') from None
+
+
+def kept_layers(config: ConfigDict, default: tuple[recipes.KeptLayers, ...]) -> tuple[recipes.KeptLayers, ...]:
+    """The rules of `config.quantization.full_precision`; '' is the default, and 'none' is none."""
+    text = config.quantization.full_precision
+    try:
+        return {'': default, 'none': ()}[text] if text in ('', 'none') else recipes.parse_kept_layers(text)
+    except ValueError as error:
+        raise ValueError(f'config.quantization.full_precision={text!r}: {error}') from None
+
+
+def describe_recipe(config: ConfigDict) -> str:
+    """What is quantized, and when, in a few words."""
+    settings = config.quantization
+    what = settings.recipe and f'recipe {settings.recipe}: {named_recipe(config).about}'
+    return ', '.join(filter(None, (what or describe_quantizer(settings.targets, config), describe_steps(config))))
 
 
 def describe_quantizer(what: str, config: ConfigDict) -> str:

@@ -1,5 +1,6 @@
 """What quantization does to each weight matrix of a run: its bits, and what is lost; table, CSV and picture."""
 
+import dataclasses
 import math
 import pathlib
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,8 +21,9 @@ from experiments.methods import settings as method_settings
 from experiments.reports import heat_maps, pictures
 from experiments.training.experiment import Experiment, TrainState
 from gaussq_jax import param_tree
-from gaussq_jax.block_scaling import largest_magnitudes
+from gaussq_jax.block_scaling import largest_magnitudes, quantize_values
 from gaussq_jax.packed import Layout, LeafLayout, format_bytes, packed_bytes, scale_bytes, value_per_weight
+from gaussq_jax.packed.layout import kept_matrices
 from gaussq_jax.param_reading import matrix_rules
 from gaussq_jax.text_table import text_table
 
@@ -84,26 +87,30 @@ def choose_quantizer(
       ValueError: if the run has no format of its own and none is given; for a setting that a Quantizer can't have.
     """
     method = methods.find(config.method)
-    settings = method.weights(config)
-    if fmt is None:
-        if method.learns_bitwidths and not (settings or config.quantization)['format']:
+    rounded = method.weights(config)
+    if rounded is None and fmt is None:
+        if method.learns_bitwidths:
             if block_size or scale:
                 raise ValueError(
                     'this run has a format for each block, that of its bitwidth, in square blocks with MX scales:'
                     ' --block_size and --scale need a --format'
                 )
             return None
-        if settings is None:
-            reason = ', and P2 is not among its targets' if method.operands(config) else ''
-            raise ValueError(
-                f'the method of this run is {config.method}{reason}: its weights are not quantized; say by --format to'
-                ' what they should be, for example --format=e4m3'
-            )
-    given = dict(format=fmt, block_size=block_size, scale=scale)
-    settings = settings or config.quantization.to_dict()
-    settings |= {'format': settings['format'] or method.default_format}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    return method_settings.make_quantizer(settings).deterministic()
+        reason = ', and P2 is not among its targets' if methods.quantizes_matmuls(config) else ''
+        raise ValueError(
+            f'the method of this run is {config.method}{reason}: its weights are not quantized; say by --format to'
+            ' what they should be, for example --format=e4m3'
+        )
+    if rounded is None:
+        asked = config.copy_and_resolve_references()
+        asked.quantization.format = fmt
+        rounded = method.weights(asked) if method.learns_bitwidths else None
+    quantizer = rounded.quantizer if rounded else method_settings.make_quantizer(asked.quantization)
+    changes = dict(fmt=fmt, block_size=block_size and method_settings.parse_block_size(block_size), scale=scale)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if 'scale' in changes:  # the run's are chosen by what may be of its own kind alone
+        changes |= dict(scale_rounding='floor', fit='absmax')
+    return dataclasses.replace(quantizer, **changes).deterministic()
 
 
 def measure_run(experiment: Experiment, state: TrainState, quantizer: gq.Quantizer | None) -> list[Row]:
@@ -116,7 +123,17 @@ def measure_run(experiment: Experiment, state: TrainState, quantizer: gq.Quantiz
     if quantizer is None:
         return measure_layout(params, experiment.transform.learned_layout(params, state.transform_state))
     matrices = matrix_rules(params, method_settings.layer_rules(experiment.config))
-    of_matrix = lambda _, weights: (measure(weights, quantizer), {quantizer.fmt.name: weights.size})
+    rounded = methods.find(experiment.config.method).weights(experiment.config)
+    rules, leaves = rounded.full_precision if rounded else (), gq.leaves_by_path(params)
+    kept_of = lambda path, rule: kept_matrices(rules, path, rule, rule.matrix_shape(leaves[path].shape))
+    is_kept = {path: iter(kept_of(path, rule).flat) for path, rule in matrices.items()}
+
+    def of_matrix(path, weights):
+        if next(is_kept[path]):
+            narrow = weights.astype(jnp.bfloat16).astype(np.float32)
+            return _compare(weights, narrow, np.float32(np.inf), 16 * weights.size), {'bfloat16': weights.size}
+        return measure(weights, quantizer), {quantizer.fmt.name: weights.size}
+
     return _measure_matrices(params, matrices, of_matrix)
 
 
@@ -171,7 +188,8 @@ def describe(quantizer: gq.Quantizer | None) -> str:
     if quantizer is None:
         return "the format of each square block's bitwidth, mx scales"
     size = method_settings.block_size_text(quantizer.block_size)
-    return f'{quantizer.fmt}, {quantizer.scale} scales, block size {size}'
+    _, scales, *others = dataclasses.replace(quantizer, clips_gradient=False).summary.split(', ')
+    return ', '.join([f'{quantizer.fmt}', f'{scales} scales', f'block size {size}', *others])
 
 
 def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
@@ -186,7 +204,8 @@ def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:
     if not layout:
         return f'{info["layout"]}, nothing quantized'
     size = info.get('block_size', next(iter(layout.values())).tile[0])
-    return describe(gq.Quantizer(info['layout'], block_size=size, scale=info.get('scale', 'mx')))
+    chosen = {name: getattr(next(iter(layout.values())), name) for name in ('scale_rounding', 'fit')}
+    return describe(gq.Quantizer(info['layout'], block_size=size, scale=info.get('scale', 'mx'), **chosen))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -307,7 +326,14 @@ def _measure_matrices(params: Any, rules: Mapping[str, gq.MatrixRule], of_matrix
 
 @jax.jit(static_argnums=(1, 2))
 def _quantize(weights: np.ndarray, quantizer: gq.Quantizer, axis: int) -> tuple[jax.Array, jax.Array]:
-    return gq.fake_quantize(weights, quantizer, axis=axis), largest_magnitudes(weights, quantizer, axis=axis)
+    """Quantized weights, and the largest magnitudes that they can have: of transformed ones 0 where they saturate."""
+    quantized = gq.fake_quantize(weights, quantizer, axis=axis)
+    if quantizer.hadamard is None and quantizer.prescale == 1:
+        return quantized, largest_magnitudes(weights, quantizer, axis=axis)
+    matrix = quantizer.hadamard and quantizer.hadamard.matrix(None)
+    clipping = dataclasses.replace(quantizer, clips_gradient=True)
+    _, is_held = quantize_values(weights, clipping, (axis % weights.ndim,), None, matrix)
+    return quantized, jnp.where(is_held, jnp.inf, 0)
 
 
 def _compare(weights, quantized, largest, bits) -> Measurement:

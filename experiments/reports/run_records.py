@@ -14,7 +14,9 @@ from experiments.reports import pictures
 from experiments.training.metrics import read_metrics
 
 MATRIX = 'bits/matrix/'  # before the short name of a matrix: the metric with the mean bitwidth of each layer
-NO_SETTINGS = ('seed', 'name', 'cache_dir', 'data_dir', 'keep_checkpoints', 'stall_timeout')  # alike or not
+NO_SETTINGS = (  # alike or not
+    *('seed', 'name', 'branch_from', 'cache_dir', 'data_dir', 'keep_checkpoints', 'keep_period', 'stall_timeout'),
+)
 MOST_STEPS, MOST_MATRICES = 500, 10**5  # of a history of bitwidths: what can be seen, and what memory holds
 OF_THE_METHOD = ('method', 'quantization')  # what runs that are compared with bf16 may differ in, too
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from experiments import methods
 from experiments.data.tokenizers import Tokenizer
 from experiments.files import foreign_text, json_files, paths
+from experiments.methods.quantization_schedule import describe_steps
 from experiments.reports import bitwidth_pictures, pictures, quantization, run_pictures, run_settings, stored_formats
 from experiments.reports.html_page import folded, heading, image, page, paragraph, preformatted, table
 from experiments.reports.run_records import RunRecord, SeedGroup, read_record, series, value_of
@@ -67,7 +68,9 @@ def write(workdir: pathlib.Path, output: pathlib.Path, checkpoint: Checkpoint | 
     sections = {
         '': lambda: state_section(record, checkpoint, summary, diverged),
         'What was trained': lambda: run_settings.model_section(record, experiment, summary, begun),
-        'How it was started': lambda: run_settings.command_section(begun, damage),
+        'How it was started': lambda: run_settings.command_section(
+            begun, damage, stem=record.config.get('branch_from', '')
+        ),
         'Loss, learning rate and speed': lambda: curves_section(record),
         'Validation': lambda: validation_section(record),
         'Bitwidths': lambda: bitwidths_section(record, checkpoint),
@@ -169,13 +172,17 @@ def validation_section(record: RunRecord) -> list[str]:
 def of_validation(config: Mapping[str, Any], has_noise: bool) -> str:
     """Of which weights its losses are."""
     method, quantization = methods.find(config['method']), config['quantization']
-    fmt = quantization['format'] or method.default_format
-    if method.operands(ConfigDict(config)):
-        told = f'These are losses of the weights in bfloat16, with operands of the matmuls rounded to {fmt}'
-    else:
-        told = f'These are losses of the weights {f"rounded to {fmt}" if fmt else "in bfloat16"}'
+    fmt, recipe = quantization['format'] or method.default_format, methods.matmul_recipe(ConfigDict(config))
+    are_rounded = fmt and (recipe is None or method.learns_bitwidths)
+    told = f'These are losses of the weights {f"rounded to {fmt}" if are_rounded else "in bfloat16"}'
+    if recipe is not None:
+        what = f'quantized by the recipe {recipe.name}' if quantization['recipe'] else f'rounded to {fmt}'
+        told += f', with operands of the matmuls {what}'
+    when = describe_steps(ConfigDict(config))
+    told += f', {when}' * bool(when)
     told += ', without noise' if method.learns_bitwidths else ''
-    if 'rounding' in method.settings and quantization['rounding'] == 'stochastic':
+    is_stochastic = 'rounding' in method.settings and quantization['rounding'] == 'stochastic'
+    if is_stochastic or (recipe is not None and recipe.needs_key):
         told += '; rounding is stochastic in training steps only, and here to nearest'
     told += '; those with noise are of weights as in a training step' if has_noise else ''
     return (

@@ -90,14 +90,16 @@ def changes_table(config: Mapping[str, Any]) -> list[str]:
     return [table(('field', 'value', 'default'), sorted(changed), 'words')]
 
 
-def command_section(begun: Sequence[Start], damage: str) -> list[str]:
-    """The commands that started it; why they can't be read, if they can't."""
+def command_section(begun: Sequence[Start], damage: str, *, stem: str) -> list[str]:
+    """The commands that started it; why they can't be read, if they can't. `stem` is the run that it branched off."""
     parts = [heading('How it was started')]
     if damage:
         return [*parts, paragraph(f"The command can't be read: {damage}.", 'warning')]
     if not begun:
         return [*parts, paragraph('The command is not recorded: this run is of a version that did not keep it.')]
-    if begun[0].from_step:
+    if begun[0].from_step and stem:
+        parts.append(paragraph(f'It branched off {stem}: the steps before are of that run.'))
+    elif begun[0].from_step:
         parts.append(paragraph('How it began is not recorded: it was begun by a version that did not keep that.'))
     for start in begun:
         at = f'from step {start.from_step:,}' if start.from_step else 'from the beginning'

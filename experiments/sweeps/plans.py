@@ -6,12 +6,14 @@ import json
 import pathlib
 import sys
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 from flax import traverse_util
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.training import branches, optimizers
 
 TRAIN = (sys.executable, '-m', 'experiments.train')
 LONGEST_NAME = 255  # of a directory, in bytes
@@ -25,6 +27,7 @@ class SweepRun(NamedTuple):
     config: dict[str, Any]  # what train makes of them: every field by its dotted name
     workdir: pathlib.Path
     command: list[str]  # … -m experiments.train --config=… --config.<field>=<value> … --workdir=…
+    stem: str | None = None  # the name of the run that it branches off
 
 
 def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathlib.Path) -> list[SweepRun]:
@@ -65,6 +68,49 @@ def make_runs(base: str, grids: Iterable[Mapping[str, Iterable]], workdir: pathl
     if not sweep:
         raise ValueError(f'grids={grids!r} must be a list of mappings from fields to lists of values')
     return list(sweep.values())
+
+
+def with_branches(sweep: Sequence[SweepRun]) -> list[SweepRun]:
+    """The same runs, trained with fewer steps: of those that differ in how they end alone, all are branches of one.
+
+    That is the one whose learning rate falls last. What runs come to doesn't change by a bit (`training.branches`).
+
+    Raises:
+      ValueError: no two runs are so; a run can't be a branch, or its stem would keep no checkpoint for it.
+    """
+    own = ('total_steps', *(f'optimizer.{name}' for name in branches.OF_DECAY))
+    families, stems = {}, {}
+    for run in sweep:
+        alike = json.dumps({field: value for field, value in run.config.items() if field not in own})
+        families.setdefault(alike, []).append(run)
+    for family in families.values():
+        stem = max(family, key=_decay_start)
+        stems |= {run.name: stem for run in family if run is not stem}
+    if not stems:
+        raise ValueError(f'branches=True would do nothing: no two runs differ in {", ".join(own)} alone')
+    return [_branch(run, stems[run.name]) if run.name in stems else run for run in sweep]
+
+
+def _branch(run: SweepRun, stem: SweepRun) -> SweepRun:
+    config = run.config | {'branch_from': str(stem.workdir)}
+    optimizers.check_branch(_nested(config))
+    period, start = config['keep_period'], _decay_start(run)
+    if not 0 < period <= start:
+        raise ValueError(
+            f'branches=True: the decay of {run.name} begins at step {start}, and with keep_period={period} no'
+            f' checkpoint is kept for it until then; allowed are 1 to {start}'
+        )
+    *command, workdir = run.command
+    command += [f'--config.branch_from={stem.workdir}', workdir]
+    return run._replace(config=config, command=command, stem=stem.name)
+
+
+def _decay_start(run: SweepRun) -> int:
+    return optimizers.decay_start(_nested(run.config))
+
+
+def _nested(config: Mapping[str, Any]) -> ConfigDict:
+    return ConfigDict(traverse_util.unflatten_dict(dict(config), sep='.'))
 
 
 def check_values(where: str, field: str, values: Any, defaults: Mapping[str, Any]) -> list:

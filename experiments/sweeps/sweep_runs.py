@@ -28,7 +28,7 @@ from gaussq_jax.atomic_files import open_own, replace_file
 
 # In these a finished run may differ from the present config: they change nothing that its summary.json tells.
 FREE_FIELDS = set(resuming.FREE_FIELDS) - {
-    *('microbatches', 'validation_split', 'eval_batches', 'tokenizer', 'data_dir', 'divergence')
+    *('microbatches', 'validation_split', 'eval_batches', 'tokenizer', 'data_dir', 'teacher', 'divergence')
 }
 
 

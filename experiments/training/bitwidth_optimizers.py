@@ -43,6 +43,14 @@ def make(config: ConfigDict, transform: gq.ParamTransform) -> optax.GradientTran
     return _not_below_zero(adamw)
 
 
+def depends_on_total_steps(config: ConfigDict) -> bool:
+    """Whether what bitwidths are after a step depends on how many there are in all."""
+    quantization = config.quantization
+    if not methods.find(config.method).learns_bitwidths or quantization.b_init == quantization.b_target:
+        return False
+    return quantization.optimizer == 'descent' or quantization.start > 0
+
+
 def check(quantization: ConfigDict):
     """Raises ValueError as `make`."""
 

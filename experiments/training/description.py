@@ -12,6 +12,7 @@ from experiments.data.packing import PackedRows
 from experiments.data.rows import Rows
 from experiments.data.token_data import TokenData
 from experiments.data.tokenizers import Tokenizer
+from experiments.training import quantized_layers
 from experiments.training.experiment import Experiment
 
 
@@ -38,11 +39,16 @@ def beginning(
     exact = ['deterministic operations are on, so that a resumed run is exact (config.deterministic)'] * is_exact
     origin = data.initial_weights and f' from the weights of {config.init_from}, step {data.initial_weights["step"]}'
     action = f'starting{origin or ""}' if start is None else f'continuing from step {start}'
+    matmuls = quantized_layers.describe(experiment)
+    action += f', after a branch off {config.branch_from}' if config.branch_from else ''
     lines = [
         f'model     {config.model.family}, {experiment.num_params:,} parameters,'
         f' N = {experiment.num_linear_params:,} in linear layers',
         f'method    {config.method}: {methods.find(config.method).describe(config)}{blocks_of}',
         f'weights   {gq.describe(experiment.abstract_state.params, experiment.transform).summary}',
+        *[f'matmuls   {line}' for line in matmuls[:1]],
+        *_unlabelled(*matmuls[1:]),
+        *([f'teacher   {experiment.teacher.describe()}'] if experiment.teacher else []),
         *_data(experiment, data),
         *_unlabelled(*_packed(experiment, data, rows)),
         *_unlabelled(tokenizer.describe(), *tokenizer.remarks),
@@ -63,6 +69,8 @@ def end(experiment: Experiment, summary: Mapping[str, float], workdir: pathlib.P
     """What the training came to, and what can be done with it."""
     loss, bits_per_byte = summary['validation/loss'], summary['validation/bits_per_byte']
     lines = [f'done      validation loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits per byte, without noise']
+    if 'validation/kl' in summary:
+        lines += _unlabelled(f'KL(teacher || student) {summary["validation/kl"]:.4f} nats a token')
     if experiment.num_blocks:
         before = experiment.config.quantization.b_init
         lines += _unlabelled(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
+from experiments import methods
 from experiments.data import batching, loading
 from experiments.data.loading import Data, SourceData
+from experiments.methods import quantization_schedule
 from experiments.training import meshes
 from experiments.training.experiment import Experiment, TrainState
-from experiments.training.steps import noise_key, token_losses
+from experiments.training.steps import noise_key, token_logits, token_measures
 
 
 def make_validation(
@@ -19,10 +21,11 @@ def make_validation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function state -> metrics on the validation split: `eval_batches` batches of it, -1 for all.
 
-    'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; and
+    'validation/loss' in nats a token and 'validation/bits_per_byte' with the weights rounded, noise off; with a teacher
+    'validation/kl', the mean KL(teacher || student), in nats a token, at temperature 1 whatever training has; and
     'validation/loss_with_noise' where the method has noise. Of several sources, as many batches of each are read, and
     these are the means by the sources' weights, of tokens as training draws them; 'validation/NAME/loss' and
-    'validation/NAME/bits_per_byte' are of the source NAME. The batches are processed in the parts of training;
+    its like are of the source NAME. The batches are processed in the parts of training;
     `at_batch` is called before each. The function raises OSError for tokens that are damaged.
     """
     config = experiment.config
@@ -39,27 +42,32 @@ def make_validation(
         for source in data.sources
     }
 
-    def losses(state: TrainState, **options) -> dict[SourceData, float]:
+    def measure(state: TrainState, **options) -> dict[SourceData, dict[str, float]]:
         def read(of_source):
             for batch in of_source:
                 at_batch()
                 data.raise_if_damaged()
                 yield batch
 
-        return {source: evaluate(state, read(of), **options)['loss'] for source, of in batches.items()}
+        return {
+            source: evaluate(state, read(of), **options) | {'bytes': source.validation.bytes_per_token}
+            for source, of in batches.items()
+        }
 
-    def mean(values: dict[SourceData, float]) -> float:
-        return math.fsum(float(source.weight) * value for source, value in values.items())
+    def mean(by_source: dict[SourceData, dict[str, float]], name: str) -> float:
+        return math.fsum(float(source.weight) * measured[name] for source, measured in by_source.items())
+
+    def metrics_of(of: str, measured: dict[str, float]) -> dict[str, float]:
+        loss, kl = measured['loss'], {f'{of}/kl': measured['kl']} if experiment.teacher else {}
+        return {f'{of}/loss': loss, f'{of}/bits_per_byte': bits_per_byte(loss, measured['bytes']), **kl}
 
     def validate(state: TrainState) -> dict[str, float]:
-        by_source = losses(state)
-        loss, bytes_per_token = mean(by_source), mean({s: s.validation.bytes_per_token for s in data.sources})
-        metrics = {'validation/loss': loss, 'validation/bits_per_byte': bits_per_byte(loss, bytes_per_token)}
-        for source, of_source in by_source.items() if len(data.sources) > 1 else ():
-            in_bits = bits_per_byte(of_source, source.validation.bytes_per_token)
-            metrics |= {f'validation/{source.name}/loss': of_source, f'validation/{source.name}/bits_per_byte': in_bits}
+        by_source = measure(state)
+        metrics = metrics_of('validation', {name: mean(by_source, name) for name in by_source[data.sources[0]]})
+        for source, measured in by_source.items() if len(data.sources) > 1 else ():
+            metrics |= metrics_of(f'validation/{source.name}', measured)
         if experiment.num_blocks:
-            metrics['validation/loss_with_noise'] = mean(losses(state, noise=True))
+            metrics['validation/loss_with_noise'] = mean(measure(state, noise=True), 'loss')
         return metrics
 
     return validate
@@ -68,28 +76,32 @@ def make_validation(
 def make_evaluation(experiment: Experiment) -> Callable[..., dict[str, float]]:
     """A function (state, batches, noise=False) -> {'loss': nats a token, 'tokens': their number}.
 
-    Weights are made once: rounded, with noise only if `noise`, drawn with the key of the state's step.
+    The model is as its next training step has it, quantized or not yet. Weights are made once: rounded, with noise only
+    if `noise`, drawn with the key of the state's step. Without noise, a teacher gives 'kl' beside the loss.
     """
-    config = experiment.config
+    config, teacher = experiment.config, experiment.teacher
 
-    @functools.partial(jax.jit, static_argnames='noise')
-    def make_weights(state: TrainState, noise: bool):
+    @functools.partial(jax.jit, static_argnames=('noise', 'now'))
+    def make_weights(state: TrainState, noise: bool, now):
         key = noise_key(config.seed, state.step) if noise else None
-        return experiment.transform.apply(key, state.params, state.transform_state)
+        transform = methods.transform_now(config, experiment.transform, now)
+        return transform.apply(key, state.params, state.transform_state)
 
-    @jax.jit
-    def sum_losses(weights, batch):
-        losses = token_losses(experiment.model, weights, batch) * batch['mask']
-        return jnp.sum(losses), jnp.sum(batch['mask'])
+    @functools.partial(jax.jit, static_argnames='now')
+    def sum_measures(weights, teacher_weights, batch, now):
+        logits = token_logits(methods.model_now(config, experiment.model, now), weights, batch)
+        measured = token_measures(experiment, logits, batch, teacher_weights)
+        sums = {name: jnp.sum(values * batch['mask']) for name, values in measured.items()}
+        return sums | {'tokens': jnp.sum(batch['mask'])}
 
     def evaluate(state: TrainState, batches: Iterable[dict], *, noise: bool = False) -> dict[str, float]:
-        weights = make_weights(state, noise)
-        sums = []
+        now, sums = quantization_schedule.when(config, int(state.step)), []
+        weights, teacher_weights = make_weights(state, noise, now), teacher.weights if teacher and not noise else None
         for batch in batches:
-            sums.append(sum_losses(weights, meshes.to_devices(batch, experiment.mesh)))
+            sums.append(sum_measures(weights, teacher_weights, meshes.to_devices(batch, experiment.mesh), now))
             jax.block_until_ready(sums[-2:-1])  # one batch ahead, and no more
-        loss, tokens = (sum(float(value) for value in values) for values in zip(*sums))
-        return {'loss': loss / tokens, 'tokens': tokens}
+        total = {name: sum(float(of_batch[name]) for of_batch in sums) for name in sums[0]}
+        return {name: value / total['tokens'] for name, value in total.items()} | {'tokens': total['tokens']}
 
     return evaluate
 

@@ -16,7 +16,8 @@ import gaussq_jax as gq
 from experiments import methods
 from experiments.data import chats
 from experiments.files import json_files
-from experiments.training import meshes, optimizers
+from experiments.methods import quantization_schedule
+from experiments.training import meshes, optimizers, quantized_layers
 from experiments.training.divergence import DivergenceDetector
 from gaussq_jax import models
 from gaussq_jax.param_reading import matrix_rules
@@ -67,6 +68,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     init: Callable[[], TrainState]  # the state before the first step
     abstract_state: TrainState  # shapes, dtypes and shardings
+    teacher: Any = None  # a distillation.Teacher, if there is one
 
     @property
     def shardings(self) -> TrainState:
@@ -91,6 +93,12 @@ class Experiment:
     def num_tokens(self) -> int:
         """D of the scaling laws: the tokens that the whole training sees."""
         return self.config.total_steps * self.config.batch_size * self.config.sequence_length
+
+    def at_step(self, step: int) -> 'Experiment':
+        """The same, with model and transform as they are evaluated after so many steps: quantized, or not."""
+        now = quantization_schedule.when(self.config, step)
+        transform = methods.transform_now(self.config, self.transform, now)
+        return dataclasses.replace(self, model=methods.model_now(self.config, self.model, now), transform=transform)
 
     @property
     def num_blocks(self) -> int:
@@ -123,8 +131,9 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     model = make_model(config, vocab_size, mesh)
     transform = methods.find(config.method).make_transform(config)
     optimizer = optimizers.make_optimizer(config, transform)
-    init = functools.partial(_init_state, config, model, transform, optimizer)
+    init = functools.partial(_init_state, config, model.clone(dot_general_cls=None), transform, optimizer)
     shapes = jax.eval_shape(init)
+    quantized_layers.check(config, transform, shapes.params)
     shardings = meshes.state_shardings(mesh, shapes, models.find_family(config.model.family))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
@@ -160,15 +169,18 @@ def init_state(experiment: Experiment, params: Any = None) -> TrainState:
     return without_params()._replace(params=params)
 
 
-def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> tuple[Experiment, TrainState]:
+def with_fixed_weights(
+    experiment: Experiment, weights: Any, step: int = 0, *, are_rounded: bool = False
+) -> tuple[Experiment, TrainState]:
     """The experiment with these weights for its model, as they are: nothing is sampled, rounded or learned any more.
 
-    Only the matmuls of fqt go on to quantize their operands, weights among them.
+    Only matmuls go on to quantize their operands, if the method does that; weights among them, unless `are_rounded`.
 
     Args:
       experiment: of the model.
       weights: a tree like its params, of any floating dtypes.
       step: what is told of their age.
+      are_rounded: whether they have low-bit numbers already, of which P2 might make others.
     """
     shapes = jax.tree.map(lambda leaf: leaf.shape, experiment.abstract_state.params)
     if jax.tree.map(jnp.shape, weights) != shapes:
@@ -177,7 +189,11 @@ def with_fixed_weights(experiment: Experiment, weights: Any, step: int = 0) -> t
         raise ValueError(f'these weights are of no model: {wrong[0]} is {gq.leaves_by_path(weights)[wrong[0]].dtype}')
     state = TrainState(jnp.int32(step), jax.device_put(weights, experiment.shardings.params), {}, ())
     abstract_state = TrainState(*(jax.tree.map(jax.typeof, part) for part in state))
-    return dataclasses.replace(experiment, transform=UNCHANGED, abstract_state=abstract_state), state
+    experiment = dataclasses.replace(experiment.at_step(step), transform=UNCHANGED, abstract_state=abstract_state)
+    if are_rounded:
+        model = methods.model_of_rounded_weights(experiment.config, experiment.model)
+        experiment = dataclasses.replace(experiment, model=model)
+    return experiment, state
 
 
 def _init_state(config, model, transform, optimizer) -> TrainState:
@@ -199,6 +215,12 @@ def _check_model(family: models.ModelFamily, fields: dict[str, Any]):
             raise ValueError(f'config.model.{name}={value!r} must be {what}')
     if lacking := sorted(family.required - fields.keys()):
         raise ValueError(f'config.model lacks {", ".join(lacking)}')
+
+
+def check_sees_documents(config: ConfigDict, family: models.ModelFamily):
+    """ValueError if the rows of a config have several documents, which a model of the family can't keep apart."""
+    if config.text_feature in chats.FEATURES or config.packing == 'segmented':
+        check_takes_segments(family)
 
 
 def check_takes_segments(family: models.ModelFamily):
@@ -225,8 +247,7 @@ def _check_config(config: ConfigDict):
             f'config.resample_weights=True with config.remat_policy={config.remat_policy!r} would keep all weights for'
             " the backward pass; 'full' is what saves most"
         )
-    if config.text_feature in chats.FEATURES or config.packing == 'segmented':
-        check_takes_segments(models.find_family(config.model.family))
+    check_sees_documents(config, models.find_family(config.model.family))
     DivergenceDetector(config.divergence)  # which refuses what it can't be
     if not 0 <= config.seed < SEEDS:
         raise ValueError(f'config.seed={config.seed} must be of 0 to {SEEDS - 1}: JAX takes a seed by its last 32 bits')
@@ -235,3 +256,8 @@ def _check_config(config: ConfigDict):
     for name in positive:
         if config[name] < 1:
             raise ValueError(f'config.{name}={config[name]} must be at least 1')
+    if config.keep_period < 0 or config.keep_period % config.checkpoint_every:
+        raise ValueError(
+            f'config.keep_period={config.keep_period} must be 0, or a multiple of config.checkpoint_every='
+            f'{config.checkpoint_every}, the steps that are saved'
+        )

@@ -45,6 +45,8 @@ def model_flops(experiment: Any) -> int:
 
         3 x (forward)    the backward pass multiplies twice for each product: for dX and for dW
 
+    and with a teacher its forward pass.
+
     A Llama's forward pass takes 2 N + 4 layers heads head_dim length for each token, where N counts the weights of the
     linear layers and the head, and the second term is attention's, the masked half included: the convention of PaLM
     (arXiv 2204.02311, appendix B). This is what MFU, the model FLOPs utilization, is a fraction of.
@@ -52,11 +54,16 @@ def model_flops(experiment: Any) -> int:
     Args:
       experiment: a `training.Experiment`.
     """
-    config = experiment.config
+    config, teacher = experiment.config, experiment.teacher
     tokens = jax.ShapeDtypeStruct((1, config.sequence_length), jnp.int32)
-    forward = lambda params, tokens: experiment.model.apply({'params': params}, tokens)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), experiment.abstract_state.params)
-    return 3 * config.batch_size * matmul_flops(forward, shapes, tokens)
+
+    def forward(model, params):
+        model = model.clone(dot_general_cls=None)  # without Hadamard transforms
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        return matmul_flops(lambda params, tokens: model.apply({'params': params}, tokens), shapes, tokens)
+
+    of_teacher = forward(teacher.model, teacher.abstract_weights) if teacher else 0
+    return config.batch_size * (3 * forward(experiment.model, experiment.abstract_state.params) + of_teacher)
 
 
 def _count(jaxpr) -> int:

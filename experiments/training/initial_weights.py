@@ -12,8 +12,9 @@ from absl import logging
 
 from experiments.checkpoints.checkpointing import load_part
 from experiments.checkpoints.contents import describe_leaf
-from experiments.checkpoints.step_directories import load_contents, newest_step
+from experiments.checkpoints.step_directories import load_contents
 from experiments.files import paths
+from experiments.training import resuming
 from experiments.training.experiment import Experiment
 from gaussq_jax import leaves_by_path, models
 
@@ -21,14 +22,16 @@ from gaussq_jax import leaves_by_path, models
 def find(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any] | None:
     """The step and the SHA-256 of the checkpoint that the run in `workdir` starts from; None for random weights.
 
+    A branch has started from where its stem did.
+
     Raises:
       ValueError: there is no whole checkpoint, or it is of another model.
     """
     init_from = experiment.config.init_from
     if not init_from:
         return None
-    if newest_step(workdir / 'checkpoints') is not None:
-        return load_contents(workdir / 'checkpoints')['config'].get('initial_weights')
+    if begun := resuming.begun_config(experiment.config, workdir):
+        return begun.get('initial_weights')
     contents = load_contents(_directory(init_from))
     if differences := _differences(contents, experiment):
         more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''

@@ -30,7 +30,7 @@ from experiments.training.profiling import Profile
 
 # What is written first at each log, in this order; then the other times.
 SHOWN = (
-    *('train/loss', 'bits/mean', 'tokens_per_second', 'mfu', 'learning_rate', 'train/gradient_norm'),
+    *('train/loss', 'train/kl', 'bits/mean', 'tokens_per_second', 'mfu', 'learning_rate', 'train/gradient_norm'),
     *('bits/min', 'bits/max', 'bits/gradient_norm'),
 )
 
@@ -46,7 +46,8 @@ class Training:
     `loading.train_rows` makes them.
 
     Raises:
-      ValueError: of the config, the text and the batches, what doesn't fit; the weights to begin with aren't there.
+      ValueError: of the config, the text and the batches, what doesn't fit; the weights to begin with, or the
+        teacher's, aren't there.
 
     Example:
       rows = loading.train_rows(data, config)
@@ -83,6 +84,7 @@ class Training:
             process_count=part.count,
         )
         self._train_step = self._watchdog.unwatched_first(steps.make_train_step(experiment))
+        self._teacher_weights = [experiment.teacher.weights] if experiment.teacher else []
         if restored:
             self._step, self._state = restored.step, restored.state
             self._batches.set_state(restored.data_state['batches'])
@@ -148,7 +150,7 @@ class Training:
         with jax.profiler.StepTraceAnnotation('train', step_num=self._step):
             with self._clock.waiting_for('data', is_lost=self._state.step.is_ready):
                 batch = meshes.to_devices(next(self._batches), self._experiment.mesh)
-            self._state, metrics = self._train_step(self._state, batch)
+            self._state, metrics = self._train_step(self._state, batch, *self._teacher_weights)
         self._unchecked.append((self._step, metrics, self._batches.get_state()))
         return metrics
 

@@ -12,6 +12,7 @@ from gaussq_jax.formats import parse_format
 from gaussq_jax.param_tree import is_floating, map_leaves, path_hash
 from kernels_pallas.float_rounding import round_to_representable
 from kernels_pallas.philox import philox_4x32
+from kernels_pallas.random_bits import places
 
 _BFLOAT16 = parse_format('bfloat16').representable
 
@@ -79,12 +80,7 @@ def _random_bits(key, count, shape):
 
     XLA fuses them with the rounding on every backend, so that they take no memory, as those of `jax.random` do on CPUs.
     """
-    index = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
-    row, column = (jnp.uint32(0), *index)[-2:]
-    leading = jnp.uint32(0)
-    for axis, length in enumerate(shape[:-2]):
-        leading = leading * jnp.uint32(length) + index[axis]
-    return philox_4x32(key, (column, row, leading, count), rounds=7)[0]
+    return philox_4x32(key, (*places(shape), count), rounds=7)[0]
 
 
 def _is_rounded(leaf):

@@ -16,9 +16,9 @@ def test_a_config_of_an_earlier_version_gets_the_fields_that_it_lacks():
     today, added = base_config(), MEANT_BEFORE[2] | MEANT_BEFORE[3]
     assert set(added) <= set(today)
     stored = {name: value for name, value in today.items() if name not in added}
-    stored['quantization'] = {k: v for k, v in today['quantization'].items() if k not in added['quantization']}
-    quantization = today['quantization'] | added['quantization']
-    before = {'special_tokens': added['special_tokens'], 'quantization': quantization}
+    groups = 'quantization', 'optimizer'
+    stored |= {group: {k: v for k, v in today[group].items() if k not in added[group]} for group in groups}
+    before = {'special_tokens': added['special_tokens'], **{group: today[group] | added[group] for group in groups}}
     assert stored_configs.read(stored) == today | before
     assert stored_configs.read({**stored, 'scan_unroll': 3})['scan_unroll'] == 3
     assert set(stored_configs.read({})) == set(added)

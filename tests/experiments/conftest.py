@@ -6,7 +6,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from launched_processes import launcher
 
-from experiments.devices import described_h100
+from experiments.devices import described_gpus
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -31,8 +31,8 @@ def caches(tmp_path_factory):
 def h100():
     """A described one; tests that compile for it are skipped where the packages that takes aren't installed."""
     try:
-        return described_h100.devices()[0]
-    except described_h100.CannotCompile as error:
+        return described_gpus.devices()[0]
+    except described_gpus.CannotCompile as error:
         pytest.skip(str(error))
 
 

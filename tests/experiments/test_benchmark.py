@@ -13,8 +13,8 @@ from experiments.benchmarks import cast_times, kernel_times
 
 benchmark = import_program('benchmark')
 WHAT = (
-    'error: say what to measure: kernel or compile or step or depth or cast or export or checkpoint or generate'
-    ' or prepare or data'
+    'error: say what to measure: kernel or compile or gemms or step or depth or cast or export or checkpoint'
+    ' or generate or prepare or data'
 )
 
 

@@ -133,8 +133,18 @@ def test_how_bitwidths_are_learned_is_told(runs, tmp_path):
         ('method=gaussws', 'in bfloat16, without noise.'),
         ('method=diffq,format=e4m3', 'rounded to e4m3, without noise.'),
         ('method=qat,format=e2m1', 'rounded to e2m1.'),
+        ('method=qat,format=e2m1,start_step=2', 'rounded to e2m1, from step 3 on.'),
         ('method=qat,rounding=stochastic', 'rounded to e4m3; rounding is stochastic in training steps only, and here'),
         ('method=fqt', 'in bfloat16, with operands of the matmuls rounded to e4m3.'),
+        ('method=fqt,recipe=mxfp8', 'in bfloat16, with operands of the matmuls quantized by the recipe mxfp8.'),
+        (
+            'method=fqt,recipe=nvfp4',
+            'in bfloat16, with operands of the matmuls quantized by the recipe nvfp4; rounding',
+        ),
+        (
+            'method=diffq,format=e4m3,recipe=mxfp8',
+            'rounded to e4m3, with operands of the matmuls quantized by the recipe mxfp8, without noise.',
+        ),
     ],
 )
 def test_of_which_weights_validation_losses_are(argument, told):
@@ -177,6 +187,11 @@ def test_a_run_that_was_resumed(runs, tmp_path):
     starts = json.loads((tmp_path / 'run' / 'command.json').read_text())['starts']
     (tmp_path / 'run' / 'command.json').write_text(json.dumps({'starts': starts[1:]}))
     assert 'How it began is not recorded' in page_of(tmp_path / 'run', TEXT=False)
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config | {'branch_from': 'runs/stem'}))
+    page = page_of(tmp_path / 'run', TEXT=False)
+    assert 'It branched off runs/stem: the steps before are of that run.' in page
+    assert 'How it began is not recorded' not in page
 
 
 def test_a_damaged_command_stops_no_run(runs, tmp_path, capsys):

@@ -53,10 +53,10 @@ def base(tmp_path, monkeypatch):
 def run_sweep(tmp_path, base, monkeypatch):
     """Runs a sweep with trainings that take no time; returns which were started, and the rows of the table."""
 
-    def run(grids, actions=(), jobs=None, base=base, configs=(), **changed):
+    def run(grids, actions=(), jobs=None, base=base, configs=(), branches=False, **changed):
         workdir = tmp_path / 'sweep'
         stub_training.write_plan(tmp_path, plans.make_runs(base, grids, workdir), actions, configs)
-        config = ConfigDict(dict(name='test', config=base, grids=grids))
+        config = ConfigDict(dict(name='test', config=base, grids=grids, branches=branches))
         flags = dict(config=config, workdir=workdir, jobs=jobs, dry_run=False, shard='0/1')
         flags |= dict(ray=None, gpus_per_run=None, cpus_per_run=1)
         for name, value in (flags | changed).items():
@@ -145,6 +145,8 @@ def test_another_config_never_passes_for_this_one(run_sweep, base, tmp_path):
 
     pathlib.Path(base).write_text(stub_training.BASE.replace('eval_batches=20', 'eval_batches=40'))
     assert re.search('eval_batches: stored 20, present 40', run_sweep(grids)[0])
+    pathlib.Path(base).write_text(stub_training.BASE.replace("branch_from=''", "teacher='runs/other'"))
+    assert re.search("teacher: stored '', present 'runs/other'", run_sweep(grids)[0])
     pathlib.Path(base).write_text(stub_training.BASE.replace('log_every=10', 'log_every=1'))
     assert run_sweep(grids)[:2] == (0, ['seed=1'])
 
@@ -281,6 +283,21 @@ def test_shards(run_sweep, capsys):
     run_sweep(grids, shard='1/2', dry_run=True)
     assert capsys.readouterr().out == 'done    seed=1\nfailed  seed=3\n'
     assert run_sweep(grids)[:2] == (0, ['seed=3'])
+
+
+def test_branches_wait_for_their_stem(run_sweep, capsys):
+    """However it ends, in the same shard; the others don't wait."""
+    settings = {'optimizer.schedule': ['wsd'], 'keep_period': [2], 'seed': [0, 1]}
+    grids = [{'total_steps': [10, 20, 30], **settings}]
+    name = lambda steps, seed: f'total_steps={steps},schedule=wsd,keep_period=2,seed={seed}'
+    order = [name(30, 0), name(10, 0), name(20, 0)]
+    status, started, rows = run_sweep(grids, {order[0]: 'time.sleep(0.3)'}, branches=True, shard='0/2', jobs=2)
+    assert status == 0 and started[0] == order[0] and sorted(started) == sorted(order)
+    assert 'stem' not in rows[0] and 'branch_from' not in rows[0]
+    started = run_sweep(grids, {name(30, 1): 'sys.exit(1)'}, branches=True)[1]
+    assert started == [name(30, 1), name(10, 1), name(20, 1)]
+    assert run_sweep(grids, branches=True)[1] == [name(30, 1)]
+    assert run_sweep(grids)[:2] == (0, [])
 
 
 def test_shards_at_the_same_time(base, tmp_path, capsys):

@@ -42,8 +42,10 @@ def of(results, what, by):
 
 
 def test_operations(results):
-    assert list(results) == ['copy', 'cast', *OPERATIONS]
-    assert all(list(results[what]) == ['gaussq_jax', 'qwix', 'PyTorch'] for what in OPERATIONS)
+    assert list(results) == ['copy', 'cast', 'cast, stochastically', *OPERATIONS]
+    assert all(
+        list(results[what]) == ['gaussq_jax', 'gaussq_jax, stochastic', 'qwix', 'PyTorch'] for what in OPERATIONS
+    )
 
 
 def test_the_copy_is_the_first(x, results):
@@ -69,6 +71,22 @@ def test_reduce_precision(x, results):
     expected = x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
     assert normal.sum() > x.size / 2
     np.testing.assert_array_equal(results['cast']['lax.reduce_precision'][normal], expected[normal])
+
+
+@pytest.mark.parametrize(
+    ('what', 'by', 'nearest'),
+    [
+        ('cast, stochastically', 'gaussq_jax', 'cast'),
+        ('cast, stochastically', 'gaussq_jax, bits of jax.random', 'cast'),
+        *((what, 'gaussq_jax, stochastic', what) for what in OPERATIONS),
+    ],
+)
+def test_stochastic_rounding(x, results, what, by, nearest):
+    """What isn't the nearest lies on the other side of x: that is so of a quarter of the numbers."""
+    rounded, nearest = results[what][by], results[nearest]['gaussq_jax']
+    other = rounded != nearest
+    assert 0.2 < other.mean() < 0.3
+    assert np.all((rounded[other] < x[other]) == (x[other] < nearest[other]))
 
 
 @pytest.mark.parametrize('what', OPERATIONS)

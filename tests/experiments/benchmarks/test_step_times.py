@@ -37,6 +37,14 @@ def config_of(module):
     return config
 
 
+def test_recipes_are_those_of_fqt_whatever_the_config_is_of():
+    """What the config says of one format is not for them."""
+    config = tiny.get_config('smoke,method=fqt,format=e2m1,targets=P2')
+    for method, recipe in (('mxfp8', 'mxfp8'), ('fqt', '')):
+        made = step_times.make_method_experiment(config, method, VOCABULARY).config
+        assert (made.method, made.quantization.recipe) == ('fqt', recipe)
+
+
 def test_naive_trains():
     """The loss of one batch, seen again and again, falls from that of a guess."""
     experiment = step_times.make_method_experiment(config_of(tiny), 'naive', VOCABULARY)

@@ -160,6 +160,16 @@ def test_a_protected_step_stays(tmp_path):
     assert step_names(tmp_path) == ['7']
 
 
+def test_steps_of_a_period_stay(tmp_path):
+    """Beside the newest; those that they are among count as such."""
+    with Checkpointer(tmp_path, keep=2, keep_period=4) as checkpointer:
+        for step in range(2, 15, 2):
+            checkpointer.save(step, small_state(step), {}, CONFIG)
+    assert sorted(map(int, step_names(tmp_path))) == [4, 8, 12, 14]
+    with pytest.raises(ValueError, match='keep_period=-1: allowed are numbers of steps, or 0'):
+        Checkpointer(tmp_path, keep_period=-1)
+
+
 def test_going_back(tmp_path):
     """To a step, or to the one before it if that is damaged; what came later can be discarded."""
     save_steps(tmp_path, [1, 2, 3, 4], keep=4)

@@ -12,7 +12,7 @@ from compilation import xla_flags
 from small_experiments import VOCABULARY, small_config
 
 from experiments.cost import dry_run, step_costs
-from experiments.devices import described_h100, device_specs
+from experiments.devices import described_gpus, device_specs
 from experiments.training.experiment import make_experiment
 
 LARGE = device_specs.DeviceSpec('large', 1e15, 80e9, 'its maker')
@@ -37,7 +37,7 @@ def compiled_once(monkeypatch, costs):
 
     def stub(changed, *, compile_for):
         if compile_for == 'gpu':
-            raise described_h100.CannotCompile('no compiler')
+            raise described_gpus.CannotCompile('no compiler')
         halved = dataclasses.replace(memory, rest=memory.rest * 2 // changed.config.microbatches)
         return dataclasses.replace(costs, memory=halved)
 

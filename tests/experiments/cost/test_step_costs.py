@@ -23,9 +23,9 @@ def bytes_on_a_device(tree):
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize('method', ['gaussws', 'bf16'])
-def test_the_state_takes_what_its_arrays_take(method):
-    experiment = small_experiment(f'smoke,method={method}')
+@pytest.mark.parametrize(('method', 'optimizer'), [('gaussws', 'adamw'), ('bf16', 'adamw'), ('bf16', 'muon')])
+def test_the_state_takes_what_its_arrays_take(method, optimizer):
+    experiment = small_experiment(f'smoke,method={method}', optimizer__name=optimizer)
     state = init_state(experiment)
     memory = step_costs.known_memory(experiment)
     assert memory.weights == bytes_on_a_device(state.params)

@@ -12,7 +12,8 @@ from small_datasets import load_tokens
 from experiments.checkpoints import manifests
 from experiments.data import tokenizers, vocabularies
 from experiments.files import csv_files, huggingface_folder, json_files, paths
-from experiments.laws import known_laws, run_tables
+from experiments.laws import stored_laws
+from experiments.laws.tables import run_tables
 from experiments.training import metrics
 from gaussq_jax.packed import read_packed
 
@@ -71,7 +72,7 @@ READERS = {
     'runs.jsonl': run_tables.read_runs,
     'runs.parquet': run_tables.read_runs,
     'metrics.jsonl': metrics.read_metrics,
-    'law.json': known_laws.read_law,
+    'law.json': stored_laws.read_law,
     'words.json': lambda path: vocabularies.load_vocabulary(str(path)),
     'words.model': lambda path: vocabularies.load_vocabulary(str(path)),
     'model.safetensors.index.json': lambda path: huggingface_folder.read(path.parent),

@@ -11,6 +11,8 @@ import gaussq_jax as gq
 from configs import capybara, common, tiny
 from experiments import methods
 from experiments.methods import settings
+from experiments.methods.quantization_schedule import when
+from gaussq_jax import recipes
 from gaussq_jax.models import RULES
 
 KEY = jax.random.key(1)
@@ -84,15 +86,13 @@ def test_qat_of_one_part_leaves_the_others_as_they_are():
 @pytest.mark.parametrize('targets', ['P2+P4+P6', 'P5', '+'.join(TARGETS)])
 def test_the_matmul_of_fqt_quantizes_the_operands_that_are_named(targets, training):
     config = get_config(f'method=fqt,format=e3m2,block_size=tensor,targets={targets}')
-    module = methods.make_dot_general_cls(config, training=training)()
-    quantizer = gq.Quantizer('e3m2', block_size='tensor')
-    for name in TARGETS:
-        assert getattr(module, name) == (quantizer if name in targets else None)
+    recipe = methods.make_dot_general_cls(config, training=training)().recipe
+    assert recipe.operands == dict.fromkeys(targets.split('+'), gq.Quantizer('e3m2', block_size='tensor'))
 
 
 def test_stochastic_rounding_is_for_training_steps():
     config = get_config('method=fqt,rounding=stochastic,targets=P5')
-    rounding = lambda training: methods.make_dot_general_cls(config, training=training)().P5.rounding
+    rounding = lambda training: methods.make_dot_general_cls(config, training=training)().recipe.P5.rounding
     assert (rounding(True), rounding(False)) == ('stochastic', 'nearest_even')
     config = get_config('method=fqt,rounding=toward_zero,targets=P5')
     assert (rounding(True), rounding(False)) == ('toward_zero', 'toward_zero')
@@ -105,7 +105,7 @@ def test_the_matmul_of_other_methods_quantizes_nothing(method):
     config.dtype = 'bfloat16'
     assert methods.make_dot_general_cls(config, training=False) is None
     module = methods.make_dot_general_cls(config, training=True)()
-    assert not any(getattr(module, name) for name in TARGETS)
+    assert module.recipe is None
     assert module.weight_gradient_dtype == jnp.bfloat16
 
 
@@ -181,6 +181,18 @@ def test_the_description_names_what_is_set(method):
     assert [word for word in named if word not in text] == []
 
 
+@pytest.mark.parametrize(
+    ('argument', 'told'),
+    [
+        ('method=fqt,recipe=mxfp8,start_step=2', ', from step 3 on'),
+        ('method=fqt,recipe=mxfp8,end_step=5', ', up to step 5'),
+        ('method=gaussws,recipe=nvfp4,start_step=2,end_step=5', ', from step 3 on, the forward pass up to step 5'),
+    ],
+)
+def test_it_is_told_when_a_method_quantizes(argument, told):
+    assert describe(get_config(argument)).endswith(told)
+
+
 def test_every_rounding_of_the_configs_is_one_that_quantizers_know():
     for rounding in common.ARGUMENTS['rounding']:
         assert gq.Quantizer('e4m3', rounding=rounding).rounding == rounding
@@ -200,11 +212,79 @@ def test_every_rounding_of_the_configs_is_one_that_quantizers_know():
         ('gaussws', dict(scale='mx'), "scale='mx' would do nothing"),
         ('qat', dict(b_init=5.0), 'b_init=5.0 would do nothing with method=qat.*; leave it at 8.0'),
         ('fqt', dict(parts='out'), "parts='out' would do nothing with method=fqt"),
+        ('bf16', dict(recipe='nvfp4'), "recipe='nvfp4' would do nothing with method=bf16"),
+        ('bf16', dict(start_step=3), 'start_step=3 would do nothing with method=bf16'),
+        ('qat', dict(end_step=3), 'end_step=3 would do nothing with method=qat'),
+        (
+            'fqt,recipe=nvfp4',
+            dict(format='e4m3'),
+            "format='e4m3' would do nothing with method=fqt and recipe='nvfp4', which uses recipe, full_precision, ",
+        ),
+        ('fqt,recipe=nvfp4', dict(targets='P1'), "targets='P1' would do nothing .*; leave it at 'P2\\+P4\\+P6'"),
+        (
+            'gaussws',
+            dict(full_precision='first=1'),
+            "full_precision='first=1' would do nothing with method=gaussws and recipe='', which uses .*recipe; leave",
+        ),
+        ('gaussws,recipe=weights', {}, "recipe='weights' would do nothing with method=gaussws, which samples the"),
     ],
 )
-def test_a_setting_that_the_method_would_ignore_is_refused(method, changes, message):
+def test_a_setting_that_the_method_would_ignore_is_refused(monkeypatch, method, changes, message):
+    monkeypatch.setitem(recipes.RECIPES, 'weights', recipes.qat(gq.Quantizer('e2m1')).replace(name='weights'))
     with pytest.raises(ValueError, match=message):
         methods.check_settings(get_config(f'method={method}', **changes))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(start_step=-1), 'start_step=-1 must be at least 0 and less than config.total_steps=20'),
+        (dict(start_step=20), 'start_step=20 must be at least 0 and less than config.total_steps=20'),
+        (dict(end_step=20), 'end_step=20 must be at least 0 and less than config.total_steps=20'),
+        (dict(start_step=5, end_step=5), 'end_step=5 must be after start_step=5; 0 is no end'),
+        (dict(recipe='nvfp5'), "recipe='nvfp5': allowed are 'nvfp4', "),
+        (dict(full_precision='first=1+first=2'), "'first=1\\+first=2' is no rule .* allowed are PATH, first=N"),
+        (dict(full_precision='first=one'), "'first=one' is no rule"),
+        (dict(full_precision='first=100%'), 'first=1.0 must be a number of layers, or a share of them, less than 1'),
+        (dict(full_precision='.*/(down'), 'is no regular expression'),
+    ],
+)
+def test_what_a_recipe_cannot_be_told(changes, message):
+    with pytest.raises(ValueError, match=f'^config.quantization.*{message}'):
+        methods.check_settings(get_config('smoke,method=fqt,recipe=mxfp8', **changes))
+
+
+def test_settings_have_their_types():
+    config = get_config('smoke,method=fqt').copy_and_resolve_references()
+    config.quantization = {**config.quantization.to_dict(), 'start_step': '5'}
+    with pytest.raises(ValueError, match=r"config.quantization.start_step='5' must be of the type int"):
+        methods.check_settings(config)
+
+
+def test_a_named_recipe_of_weights_alone_is_that_of_qat(monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, 'weights', recipes.qat(gq.Quantizer('e2m1')).replace(name='weights'))
+    config, params = get_config('method=fqt,recipe=weights'), make_params()
+    methods.check_settings(config)
+    expected = make_transform(get_config('method=qat,format=e2m1')).apply(KEY, params, {})
+    assert_identical_trees(make_transform(config).apply(KEY, params, {}), expected)
+    assert not methods.quantizes_matmuls(config)
+
+
+@pytest.mark.parametrize(
+    ('start', 'end', 'expected'),
+    [
+        (0, 0, [True] * 5),
+        (2, 0, [False, False, True, True, True]),
+        (0, 3, [(True, True)] * 3 + [(False, True)] * 2),
+        (1, 3, [(False, False), (True, True), (True, True), (False, True), (False, True)]),
+    ],
+)
+def test_when_a_recipe_is_on(start, end, expected):
+    """NVFP4 ends in the forward pass alone; what is known before a step is no array."""
+    config = get_config(f'method=fqt,recipe=nvfp4,start_step={start},end_step={end}')
+    assert [when(config, step) for step in range(5)] == expected
+    config = get_config(f'method=fqt,recipe=mxfp8,start_step={start},end_step={end}')
+    assert [when(config, step) for step in range(5)] == [of[0] if isinstance(of, tuple) else of for of in expected]
 
 
 @pytest.mark.parametrize('make', [tiny.get_config, capybara.get_config])
@@ -220,6 +300,12 @@ def test_the_method_of_a_config_can_be_changed(make):
     changed = methods.with_method(tiny.get_config('method=fqt,format=e2m1,targets=P5,block_size=64'), 'bf16')
     methods.check_settings(changed)
     assert (changed.method, changed.quantization.format, changed.quantization.targets) == ('bf16', '', 'P2+P4+P6')
+    for argument, name in (
+        ('method=gaussws,recipe=nvfp4,format=e3m4', 'fqt'),
+        ('method=qat,full_precision=first=1,start_step=3', 'gaussws'),
+        ('method=fqt,recipe=nvfp4,end_step=3', 'qat'),
+    ):
+        methods.check_settings(methods.with_method(tiny.get_config(argument), name))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +326,7 @@ def test_scales_that_span_tokens(argument, span):
     """It is seen in the logits of a token, where another changes."""
     config = get_config(argument)
     assert methods.scales_span_tokens(config) == span
+    assert not methods.scales_span_tokens(config, False) and not methods.scales_span_tokens(config, (False, True))
     dot_general_cls = methods.make_dot_general_cls(config, training=False)
     if dot_general_cls is None:
         return

@@ -18,7 +18,7 @@ from experiments import workdirs
 from experiments.checkpoints.checkpointing import Checkpointer
 from experiments.reports import quantization as report
 from experiments.training import experiment as training
-from gaussq_jax import models, param_tree
+from gaussq_jax import models, param_tree, recipes
 
 evaluate = import_program('evaluate')
 
@@ -164,6 +164,11 @@ def test_all_weights_together():
         ('method=fqt,format=e2m1,scale=nvfp4,block_size=16', {}, gq.Quantizer('e2m1', block_size=16, scale='nvfp4')),
         ('method=fqt,rounding=stochastic', {}, gq.Quantizer('e4m3')),
         ('method=fqt,targets=P4', dict(fmt='e3m2'), gq.Quantizer('e3m2')),
+        ('method=fqt,recipe=mxfp8', {}, recipes.MXFP8.P2),
+        ('method=fqt,recipe=mxfp8', dict(fmt='e2m1'), gq.Quantizer('e2m1', scale='mx', scale_rounding='rceil')),
+        ('method=fqt,recipe=mxfp8', dict(scale='absmax'), gq.Quantizer('float8_e4m3fn')),
+        ('method=fqt,recipe=nvfp4', {}, recipes.NVFP4.P2),
+        ('method=fqt,recipe=quartet', {}, recipes.QUARTET.P2),
         ('method=qat,format=e3m2,block_size=8x16', {}, gq.Quantizer('e3m2', block_size=(8, 16))),
         ('method=qat,rounding=toward_zero', dict(scale='mx'), gq.Quantizer('e4m3', scale='mx', rounding='toward_zero')),
         ('method=qat,block_size=channel', dict(fmt='e2m1'), gq.Quantizer('e2m1', block_size='channel')),
@@ -214,6 +219,26 @@ def test_every_matrix_of_every_layer():
     assert row.measurement == report.measure(weights, quantizer)
     assert row.measurement.effective_bits == 8 + 32 * 5 / 144
     assert row.formats == {'e4m3': 144 * 80}
+
+
+def test_kept_layers_lose_what_bfloat16_does():
+    run = run_of('method=fqt,recipe=nvfp4', quantization__full_precision='.*/down@last=1')
+    quantizer = report.choose_quantizer(run.experiment.config)
+    rows = {(row.path, row.layer): row for row in report.measure_run(run.experiment, run.state, quantizer)}
+    down = [rows['layers/mlp/down/kernel', layer] for layer in range(2)]
+    assert [row.formats for row in down] == [{'float4_e2m1fn': 144 * 80}, {'bfloat16': 144 * 80}]
+    assert down[1].measurement.effective_bits == 16 and 50 < down[1].measurement.sqnr_db < 65
+    assert sum(row.formats == down[1].formats for row in rows.values()) == 1
+
+
+def test_transformed_weights():
+    """Quartet's: of what saturates, the transformed values count; the noise is of the weights themselves."""
+    weights = np.random.default_rng(0).standard_normal((64, 8), np.float32)
+    measurement = report.measure(weights, recipes.QUARTET.P2.deterministic())
+    assert measurement.effective_bits == 4 + 8 / 32 and measurement.underflow == 0
+    assert 0 < measurement.saturation < 0.02  # of normally distributed values, scaled by 2.92 / 6 of their deviation
+    assert 15 < measurement.sqnr_db < 20
+    assert report.describe(recipes.QUARTET.P2) == ('float4_e2m1fn, mx nearest scales, block size 32, rms, Hadamard 32')
 
 
 @pytest.mark.parametrize('parts', ['down', 'layers/mlp/(up|gate)/kernel'])

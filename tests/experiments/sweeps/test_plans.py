@@ -11,6 +11,7 @@ import stub_training
 import gaussq_jax as gq
 from configs import capybara
 from configs.sweeps import capybara as capybara_sweep
+from configs.sweeps import wsd_branches
 from experiments.sweeps import plans
 from experiments.training import steps
 from experiments.training.experiment import make_experiment
@@ -126,6 +127,49 @@ def test_a_base_config_that_cannot_be(base, tmp_path):
         plans.make_runs(f'{base}:steps=ten', [{'seed': [0]}], tmp_path)
     with pytest.raises(OSError, match=r'missing\.py'):
         plans.make_runs(str(tmp_path / 'missing.py'), [{'seed': [0]}], tmp_path)
+
+
+# Branches.
+
+
+def test_the_longest_run_is_the_stem_of_those_that_differ_in_how_they_end(tmp_path):
+    """Each branch is trained as by itself but for where it begins, and finds a checkpoint of the stem's there."""
+    config = wsd_branches.get_config()
+    runs = plans.make_runs(config.config, config.grids, tmp_path)
+    branches = plans.with_branches(runs)
+    assert len(runs) == len({run.name for run in runs}) == 8
+    of = lambda run: (run.config['optimizer.name'], run.config['total_steps'])
+    longest = {run.config['optimizer.name']: run for run in runs if run.config['total_steps'] == 2400}
+    for run, branch in zip(runs, branches, strict=True):
+        optimizer, total_steps = of(run)
+        if total_steps == 2400:
+            assert branch == run
+            continue
+        stem = longest[optimizer]
+        assert branch.stem == stem.name and branch[:2] == run[:2]
+        assert branch.config == run.config | {'branch_from': str(stem.workdir)}
+        arguments = {*branch.command} - {*run.command}
+        assert arguments == {f'--config.branch_from={stem.workdir}'} and branch.command[-1] == run.command[-1]
+        start = total_steps * 4 // 5
+        assert start % run.config['keep_period'] == start % run.config['checkpoint_every'] == 0
+
+
+@pytest.mark.parametrize(
+    ('grid', 'message'),
+    [
+        (
+            {'total_steps': [100], 'keep_period': [20]},
+            'branches=True would do nothing: no two runs differ in total_steps',
+        ),
+        ({'total_steps': [100, 200]}, 'the decay of .*total_steps=100 begins at step 80, and with keep_period=0 no'),
+        ({'total_steps': [100, 200], 'keep_period': [100]}, 'with keep_period=100 no .*; allowed are 1 to 80'),
+        ({'total_steps': [100, 200], 'optimizer.schedule': ['cosine']}, "takes config.optimizer.schedule='wsd'"),
+    ],
+)
+def test_branches_that_cannot_be(base, tmp_path, grid, message):
+    runs = plans.make_runs(base, [{'optimizer.schedule': ['wsd'], **grid}], tmp_path)
+    with pytest.raises(ValueError, match=message):
+        plans.with_branches(runs)
 
 
 # The published grid.

@@ -10,7 +10,7 @@ from parameter_trees import assert_identical_trees
 from programs import import_program
 from small_checkpoints import GPT2, LLAMA, write_checkpoint
 from small_experiments import ONE_DEVICE, on_mesh, small_config
-from small_runs import STEPS, assert_same_run, change_steps, records, start, stub_steps
+from small_runs import STEPS, assert_same_run, change_steps, records, start, stop_after, stub_steps
 
 from configs import from_run
 from experiments import workdirs
@@ -94,13 +94,8 @@ def test_a_run_that_continues_needs_the_other_no_more(source, tmp_path, monkeypa
     config = config_from(source)
     start(tmp_path / 'whole', config)
 
-    def stop(step, state, batch):
-        if int(state.step) == 9:
-            raise KeyboardInterrupt
-        return step(state, batch)
-
     with pytest.MonkeyPatch.context() as stopped, pytest.raises(SystemExit, match='interrupted'):
-        change_steps(stopped, stop)
+        stop_after(stopped, 9)
         start(tmp_path / 'stopped', config)
     shutil.rmtree(source / 'checkpoints')
     start(tmp_path / 'stopped', config)

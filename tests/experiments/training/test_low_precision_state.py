@@ -140,7 +140,7 @@ def test_resuming_changes_no_bit(tmp_path):
     assert_identical_trees(to_host(run_updates(shardings, 2, restored.state, 2)), to_host(run_updates(shardings, 4)))
 
 
-@pytest.mark.parametrize('name', ['adamw', 'adam_mini'])
+@pytest.mark.parametrize('name', ['adamw', 'adam_mini', 'muon'])
 def test_moments_lie_where_their_parameter_lies(name):
     config = small_config(optimizer__state_dtype='bfloat16', optimizer__name=name)
     state = make_experiment(config, (2, 2, 2)).abstract_state

@@ -135,6 +135,7 @@ def test_bfloat16_moments_are_of_the_weights_only():
     ('name', 'state_dtype'),
     [
         ('adam_mini', 'bfloat16'),
+        pytest.param('muon', 'bfloat16', marks=pytest.mark.slow),
         pytest.param('adam_mini', 'float32', marks=pytest.mark.slow),
         pytest.param('adamw', 'bfloat16', marks=pytest.mark.slow),
         pytest.param('adamw', 'float32', marks=pytest.mark.slow),
@@ -166,6 +167,20 @@ def test_schedule():
     np.testing.assert_allclose([learning_rate(step) for step in range(51)], expected, rtol=1e-5, atol=1e-10)
 
 
+def test_wsd():
+    """Warm-up, then the peak itself to the last step before the decay, which is 1 - sqrt."""
+    changes = dict(total_steps=50, optimizer__warmup_steps=5, optimizer__final_learning_rate=1e-4)
+    for decay_steps in (0, 10, 30):
+        config = small_config(**changes, optimizer__schedule='wsd', optimizer__decay_steps=decay_steps)
+        start = 50 - (decay_steps or 10)
+        assert optimizers.decay_start(config) == start
+        rates = np.array([optimizers.learning_rate_schedule(config)(step) for step in range(51)])
+        warmup, decay = 6e-4 * np.arange(5) / 5, np.sqrt(np.arange(51 - start) / (50 - start))
+        np.testing.assert_allclose(rates[:5], warmup, rtol=1e-6)
+        assert (rates[5:start] == np.float32(6e-4)).all()
+        np.testing.assert_allclose(rates[start:], 1e-4 + 5e-4 * (1 - decay), rtol=1e-5)
+
+
 def test_without_learned_bitwidths():
     """The baseline's state is empty, and is optimised all the same."""
     optimizer, values = make_optimizer(small_config()), {**random_tree(0, 1.0), 'bitwidths': {}}
@@ -180,7 +195,7 @@ def test_without_learned_bitwidths():
             dict(optimizer__warmup_steps=100),
             'warmup_steps=100 must be .* less than config.total_steps=100',
         ),
-        (dict(optimizer__name='adam'), "config.optimizer.name='adam': allowed are 'adamw', 'adam_mini'"),
+        (dict(optimizer__name='adam'), "config.optimizer.name='adam': allowed are 'adamw', 'adam_mini', 'muon'"),
         (
             dict(optimizer__state_dtype='float16'),
             "config.optimizer.state_dtype='float16': allowed are 'float32', 'bfloat16'",
@@ -189,6 +204,18 @@ def test_without_learned_bitwidths():
         (dict(optimizer__learning_rate=0.0), 'config.optimizer.learning_rate=0.0 must be positive'),
         (dict(optimizer__final_learning_rate=1.0), 'final_learning_rate=1.0 between 0 and that'),
         (dict(optimizer__final_learning_rate=-1.0), 'final_learning_rate=-1.0 between 0 and that'),
+        (dict(optimizer__schedule='linear'), "config.optimizer.schedule='linear': allowed are 'cosine', 'wsd'"),
+        (dict(optimizer__decay_steps=9), "config.optimizer.decay_steps=9 would do nothing with schedule='cosine'"),
+        (
+            dict(optimizer__schedule='wsd', optimizer__decay_steps=91),
+            'config.optimizer.decay_steps=91: the decay takes 91 steps, .* warmup_steps=10 must be at most .*=100',
+        ),
+        (dict(optimizer__schedule='wsd', optimizer__decay_steps=-1), 'decay_steps=-1 must be at least 1'),
+        (dict(branch_from='runs/a'), "config.branch_from='runs/a' takes .*schedule='wsd', not 'cosine'"),
+        (
+            dict(branch_from='runs/a', optimizer__schedule='wsd', quantization__start=0.5),
+            "config.branch_from='runs/a': when the bitwidths of config.method='gaussws' fall is a share of total_steps",
+        ),
         (dict(optimizer__learning_rate=float('nan')), 'config.optimizer.learning_rate=nan must be positive'),
     ],
 )

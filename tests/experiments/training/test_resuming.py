@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 from small_experiments import small_config
-from small_runs import change_steps, run_config, start, stub_steps
+from small_runs import run_config, start, stop_after, stub_steps
 
 from configs import stored as stored_configs
 from configs import tiny
@@ -82,14 +82,9 @@ def test_a_config_of_before_is_completed(stored):
 def stopped(tmp_path, monkeypatch):
     """A run that was stopped after its first checkpoint."""
 
-    def stop(step, state, batch):
-        if int(state.step) == 6:
-            raise KeyboardInterrupt
-        return step(state, batch)
-
     stub_steps(monkeypatch)
     with monkeypatch.context() as context, pytest.raises(SystemExit, match='continues from step 4'):
-        change_steps(context, stop)
+        stop_after(context, 6)
         start(tmp_path / 'run', run_config())
     return tmp_path / 'run'
 
@@ -108,3 +103,15 @@ def test_what_changes_nothing_that_is_learned(stopped, capsys):
 def test_another_text_is_told_with_what_makes_it_another(stopped):
     with pytest.raises(SystemExit, match=r"(?s)corpus: stored '\w{64}', .*train_split: stored 'train', present 'valid"):
         start(stopped, run_config(train_split='validation'))
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('recipe', 'nvfp4'), ('full_precision', 'first=1'), ('start_step', 3), ('end_step', 5)],
+)
+def test_a_run_goes_on_as_it_was_quantized(field, value):
+    stored = stored_configs.write(tiny.get_config('method=fqt,recipe=mxfp8').to_dict())
+    present = copy.deepcopy(stored)
+    present['quantization'][field] = value
+    with pytest.raises(ValueError, match=f'quantization.{field}: stored {stored["quantization"][field]!r}, present'):
+        resuming.check_config(present, pathlib.Path('run'), stored)

@@ -1,4 +1,4 @@
-"""An H100 to compile for where there is none: XLA compiles for the one that `h100_target.textproto` describes.
+"""GPUs to compile for where there are none: XLA compiles for the one that a target describes.
 
 JAX's plugin for CUDA, and NVIDIA's assembler and disassembler, come with the extra `compile`.
 """
@@ -14,8 +14,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh
 
-TARGET = pathlib.Path(__file__).parent / 'h100_target.textproto'
-ARCHITECTURE = 'sm_90a'
+GPUS = {'h100': 'NVIDIA H100', 'b200': 'NVIDIA B200'}  # their device kinds; the targets are beside this file
+ARCHITECTURE = 'sm_90a'  # of the H100
 GPUS_PER_HOST = 8
 
 
@@ -24,8 +24,8 @@ class CannotCompile(ValueError):
 
 
 @functools.cache
-def devices(number: int = 1) -> tuple[jax.Device, ...]:
-    """So many H100s, eight to a host if that comes out even. To be asked for before JAX looks for devices.
+def devices(number: int = 1, gpu: str = 'h100') -> tuple[jax.Device, ...]:
+    """So many of one of GPUS, eight to a host if that comes out even. To be asked for before JAX looks for devices.
 
     Raises:
       CannotCompile: where a package is missing.
@@ -35,16 +35,17 @@ def devices(number: int = 1) -> tuple[jax.Device, ...]:
         raise _cannot_compile("JAX's CUDA plugin")
     os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # of a driver and libraries, which nothing here runs
     hosts = number // GPUS_PER_HOST if number % GPUS_PER_HOST == 0 else 1
-    topology, target = f'1x{hosts}x{number // hosts}', TARGET.read_text()
+    topology = f'1x{hosts}x{number // hosts}'
+    target = pathlib.Path(__file__).with_name(f'{gpu}_target.textproto').read_text()
     try:
         return tuple(topologies.get_topology_desc(platform='cuda', target_config=target, topology=topology).devices)
     except NotImplementedError:  # JAX has looked for devices before, found no driver, and put its plugin away
         raise CannotCompile('JAX has given up its CUDA plugin, for it found no GPU; set JAX_PLATFORMS=cpu') from None
 
 
-def tracing() -> AbstractContextManager:
-    """In which programs are traced and lowered for it: the kernels for GPUs are chosen."""
-    device = AbstractDevice(device_kind='NVIDIA H100', num_cores=None, platform='gpu')
+def tracing(gpu: str = 'h100') -> AbstractContextManager:
+    """In which programs are traced and lowered for one of GPUS: the kernels for GPUs are chosen."""
+    device = AbstractDevice(device_kind=GPUS[gpu], num_cores=None, platform='gpu')
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
