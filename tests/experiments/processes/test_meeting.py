@@ -1,6 +1,8 @@
 """Processes meet; those that don't say so in one line each."""
 
+import contextlib
 import socket
+import struct
 import time
 
 import pytest
@@ -125,6 +127,24 @@ def test_processes_of_different_secrets(start, tmp_path, monkeypatch):
         f'turned this process away, as one that does not know its secret; this one has that of {tmp_path}' in errors[1]
     )
     assert 64 * '0' not in errors[1] and not (tmp_path / '.secret').exists()
+
+
+def test_process_0_ends_while_a_process_comes_again(start, port, given, monkeypatch):
+    """What it said before tells more than a connection that is reset."""
+    monkeypatch.setattr(meeting, 'SECONDS_TO_START', 1)
+    with socket.create_server(('127.0.0.1', port)) as server:
+        process = start(1)
+        with server.accept()[0] as connection:
+            connection.sendall(b'gaussq_jax ' + NONCE + b'\n')
+            assert connection.recv(1)
+        server.settimeout(0.1)
+        while not process.done():
+            with contextlib.suppress(TimeoutError):
+                connection = server.accept()[0]
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # resets it
+                connection.close()
+    with pytest.raises(meeting.OthersMissing, match='turned this process away, as one that does not know its secret'):
+        process.result(LONG)
 
 
 def test_a_secret_that_others_can_read(start, port, tmp_path, soon):
