@@ -53,6 +53,10 @@ def recipe_text(recipe: recipes.Recipe) -> str:
     rows = [('', ', '.join(operands), summary) for summary, operands in by_quantizer.items()]
     if recipe.full_precision:
         rows.append(('', 'in full precision', '; '.join(map(str, recipe.full_precision))))
+    if recipe.backward_from == 'quantized':
+        rows.append(('', 'backward', 'from the quantized operands of the forward pass'))
+    if recipe.ends == 'forward':
+        rows.append(('', 'from end_step on', 'the forward pass in full precision'))
     return f'{recipe.name}: {recipe.about} ({recipe.source})\n{text_table(rows, left=(0, 1, 2))}'
 
 

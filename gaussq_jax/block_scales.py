@@ -46,8 +46,7 @@ def of_blocks(wide: jax.Array, blocks: Blocks, quantizer: Quantizer, key: jax.Ar
 
 def nvfp4_codes(wide: jax.Array, blocks: Blocks, quantizer: Quantizer) -> tuple[jax.Array, jax.Array]:
     """The scale of each block, a number of float8_e4m3fn, and what all of them are divided by."""
-    largest = _absmax(wide, blocks)
-    of_tensor = jnp.clip(jnp.max(largest, initial=0), 2.0**-105, _LARGEST)
+    largest, of_tensor = _absmax_and_of_tensor(wide, blocks)
     if quantizer.fit != 'four_over_six':
         return _e4m3(largest * (NVFP4_SCALE.max / of_tensor)), 6 * NVFP4_SCALE.max / of_tensor
     divisor = 6 * SIX_CODE / of_tensor
@@ -58,27 +57,29 @@ def nvfp4_codes(wide: jax.Array, blocks: Blocks, quantizer: Quantizer) -> tuple[
 
 def _eden_scale(wide: jax.Array, blocks: Blocks, fmt: FloatFormat, key: jax.Array | None) -> BlockScale:
     """Values are rounded by one scale, and multiplied by a better one, which is rounded stochastically."""
-    largest = _absmax(wide, blocks)
-    of_tensor = jnp.clip(jnp.max(largest, initial=0), 2.0**-105, _LARGEST)
+    largest, of_tensor = _absmax_and_of_tensor(wide, blocks)
     divisor = SIX_CODE * EDEN_LARGEST / of_tensor
     code = _e4m3(largest * (SIX_CODE / of_tensor))
     scale, _, _ = _of_codes(code, divisor)
     scaled = jnp.where(jnp.isfinite(wide), wide, 0) * scale
     rounded = fast_round_to_representable(scaled, representable=fmt.representable)
-    sums = (jnp.sum(scaled * factor, axis=blocks.within, keepdims=True) for factor in (scaled, rounded))
-    square, product = sums
+    square, product = (jnp.sum(scaled * by, axis=blocks.within, keepdims=True) for by in (scaled, rounded))
     corrected = code * jnp.where(product > 0, square / jnp.where(product > 0, product, 1), 1)
     bits = random_bits_16(key_words(key), corrected.shape)
     drawn = fast_round_to_representable(corrected, bits, representable=NVFP4_SCALE.representable, rounding='stochastic')
-    inverse = jnp.minimum(
-        _of_codes(drawn, divisor).inverse, np.float32(_LARGEST / fmt.max)
-    )  # a draw up may be too much
-    return BlockScale(scale, inverse, 0)
+    most = np.float32(_LARGEST / fmt.max)  # a draw up may be too much
+    return BlockScale(scale, jnp.minimum(_of_codes(drawn, divisor).inverse, most), 0)
 
 
 def _absmax(wide: jax.Array, blocks: Blocks) -> jax.Array:
     """The largest finite magnitude of each block; 0 where there is none."""
     return jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), axis=blocks.within, keepdims=True)
+
+
+def _absmax_and_of_tensor(wide: jax.Array, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
+    """The largest magnitude of each block, and of all, that by which a second scale can be divided."""
+    largest = _absmax(wide, blocks)
+    return largest, jnp.clip(jnp.max(largest, initial=0), 2.0**-105, _LARGEST)
 
 
 def _clipped(wide: jax.Array, largest: jax.Array, blocks: Blocks, fmt: FloatFormat) -> jax.Array:
@@ -104,15 +105,15 @@ def gaussian_clipping(fmt: FloatFormat) -> float:
     values = fmt.values() / fmt.max
     edges = (values[1:] + values[:-1]) / 2
     phi = lambda t: math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+    t_phi = lambda t: 0.0 if t == math.inf else t * phi(t)
 
     def error(c):
-        # E[(Z - v)^2; a < Z < b] = (1 + v^2) P - (2 v (phi(a) - phi(b))) + a phi(a) - b phi(b), twice by symmetry.
+        # E[(Z - v)^2; a < Z < b] = (1 + v^2) P - 2 v (phi(a) - phi(b)) + a phi(a) - b phi(b), twice by symmetry.
         total = 0.0
         bounds = [0.0, *(c * edges), math.inf]
         for v, a, b in zip(c * values, bounds, bounds[1:]):
             p = (math.erf(b / math.sqrt(2)) - math.erf(a / math.sqrt(2))) / 2
-            b_phi = 0.0 if b == math.inf else b * phi(b)
-            total += (1 + v * v) * p + a * phi(a) - b_phi - 2 * v * (phi(a) - (0.0 if b == math.inf else phi(b)))
+            total += (1 + v * v) * p + t_phi(a) - t_phi(b) - 2 * v * (phi(a) - phi(b))
         return total
 
     return _least(error)

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from gaussq_jax.packed.layout import kept_matrices
 from gaussq_jax.param_reading import CAST, KEPT, SAMPLED, UNEXPLAINED, Reading, explain, read_params
 from gaussq_jax.param_transforms import ParamTransform
 from gaussq_jax.text_table import text_table
@@ -24,6 +25,7 @@ class Description:
       matrices: what becomes of weight matrices: 'sampled', 'quantized' or 'cast'.
       format: that these are rounded to, and `dtype` that others are.
       block_size: side of the blocks that share a bitwidth, or None.
+      full_precision: by path, how many of a leaf's matrices are only cast, and of how many, where rules keep any.
     """
 
     leaves: dict[str, Reading]
@@ -31,16 +33,22 @@ class Description:
     format: str
     dtype: str
     block_size: int | None
+    full_precision: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def totals(self) -> dict[str, int]:
         """How many weights are sampled (or quantized), cast, kept and unexplained."""
         totals = dict.fromkeys((self.matrices, CAST, KEPT, UNEXPLAINED), 0)
-        for reading in self.leaves.values():
-            totals[self._action(reading)] += reading.size
+        for path, reading in self.leaves.items():
+            num_kept, of = self.full_precision.get(path, (0, 1))
+            totals[CAST] += reading.size * num_kept // of
+            totals[self._action(path)] += reading.size * (of - num_kept) // of
         return totals
 
-    def _action(self, reading: Reading) -> str:
+    def _action(self, path: str) -> str:
+        reading, (num_kept, of) = self.leaves[path], self.full_precision.get(path, (0, 1))
+        if num_kept == of:
+            return CAST
         if reading.action == SAMPLED or (reading.action == UNEXPLAINED and self.matrices == CAST):
             return self.matrices
         return reading.action
@@ -57,7 +65,8 @@ class Description:
         alike = {}
         for name, reading in self.leaves.items():
             roles = tuple(rule.roles for rule in reading.matrices)
-            key = (re.sub(r'\d+', '#', name), reading.shape, reading.action, reading.why, roles)
+            kept = self.full_precision.get(name)
+            key = (re.sub(r'\d+', '#', name), reading.shape, reading.action, reading.why, roles, kept)
             alike.setdefault(key, []).append((name, reading))
         total = max(sum(self.totals.values()), 1)
         return [self._row(same, total) for same in alike.values()]
@@ -73,11 +82,13 @@ class Description:
             matrices = ' x '.join(map(str, [*batch, f'({rows} -> {columns})']))
             if self.block_size:
                 blocks = f'{math.prod(shape_in_blocks(rule.matrix_shape(reading.shape), self.block_size))}'
-        formats = {SAMPLED: self.format, CAST: self.dtype, KEPT: str(reading.dtype or ''), UNEXPLAINED: ''}
+        action, why = self._action(name), reading.why
+        formats = {self.matrices: self.format, CAST: self.dtype, KEPT: str(reading.dtype or ''), UNEXPLAINED: ''}
         share = f'{reading.size * len(same) / total:.2%}'
         shape = ' x '.join(map(str, reading.shape)) or 'a number'
-        of_weights = (roles, matrices, blocks, formats[reading.action], share)
-        return (name + more, shape, self._action(reading), *of_weights, reading.why)
+        if name in self.full_precision:
+            why += '; {} of {} in full precision'.format(*self.full_precision[name])
+        return (name + more, shape, action, roles, matrices, blocks, formats[action], share, why)
 
     def __str__(self) -> str:
         table = [COLUMNS, *self.rows()]
@@ -110,7 +121,8 @@ def describe(params: Any, transform: ParamTransform) -> Description:
       A Description: `print` it, or leave it as the last line of a notebook's cell; `.summary` is a line.
 
     Raises:
-      ValueError: if two leaves have one path, or rules name a leaf, but with other axes; for an NNX module.
+      ValueError: if two leaves have one path, or rules name a leaf, but with other axes; for an NNX module; for rules
+        of the first or last layers that name a leaf in no stack of layers.
 
     Example:
       >>> params = {'up': {'kernel': jnp.ones((64, 128)), 'bias': jnp.ones(128)}}
@@ -121,4 +133,12 @@ def describe(params: Any, transform: ParamTransform) -> Description:
       8,192 sampled (98.5%), 128 cast (1.5%), in 2 leaves
     """
     readings = read_params(params, transform.rules, unnamed=transform.unnamed)
-    return Description(readings, transform.matrices, transform.format, transform.dtype, transform.block_size)
+    full_precision = {}
+    for path, reading in readings.items():
+        if transform.full_precision and reading.action == SAMPLED:
+            (rule,) = reading.matrices
+            is_kept = kept_matrices(transform.full_precision, path, rule, rule.matrix_shape(reading.shape))
+            if is_kept.any():
+                full_precision[path] = (int(is_kept.sum()), is_kept.size)
+    how = (transform.matrices, transform.format, transform.dtype, transform.block_size)
+    return Description(readings, *how, full_precision)

@@ -110,8 +110,12 @@ def hardware_dot_general(
     return product(lhs, rhs)
 
 
-def check(lhs: Quantizer | None, rhs: Quantizer | None) -> None:
+def check(lhs: Quantizer | None, rhs: Quantizer | None, names: tuple[str, str] = ('lhs', 'rhs')) -> None:
     """Whether FP8 units multiply operands that are quantized like that.
+
+    Args:
+      lhs, rhs: the Quantizers of both operands, None for one that is not quantized.
+      names: what errors call the operands.
 
     Raises:
       ValueError: if not, with the reason and what is allowed.
@@ -119,7 +123,7 @@ def check(lhs: Quantizer | None, rhs: Quantizer | None) -> None:
     Example:
       >>> check(Quantizer('float8_e4m3fn', block_size='channel'), Quantizer('float8_e5m2', block_size='tensor'))
     """
-    for name, quantizer in (('lhs', lhs), ('rhs', rhs)):
+    for name, quantizer in zip(names, (lhs, rhs)):
         if reason := _reason_against(quantizer):
             told = quantizer.summary if isinstance(quantizer, Quantizer) else quantizer
             raise ValueError(f"arithmetic='hardware' with {name}={told}: {reason}; {_ALLOWED}")

@@ -47,8 +47,9 @@ State = dict[str, jax.Array]  # leaf path -> b_i
 class MatrixTransform(abc.ABC):
     """The functions of a transform of weight matrices, over what its constructor fixed; others are cast or kept."""
 
-    matrices: ClassVar[str]  # these two as ParamTransform has them
+    matrices: ClassVar[str]  # these three as ParamTransform has them
     block_size: ClassVar[int | None]
+    full_precision: ClassVar[Sequence[KeptLayers]] = ()
     rules: Sequence[Rule]
     unnamed: str
     dtype: Any

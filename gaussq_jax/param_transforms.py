@@ -104,6 +104,7 @@ class ParamTransform(NamedTuple):
     matrices: str = 'sampled'  # what becomes of weight matrices, or 'quantized', 'cast'
     format: str = 'bfloat16'  # that these are rounded to
     dtype: str = 'bfloat16'  # of all weights that it hands out, but for those that are kept
+    full_precision: tuple[KeptLayers, ...] = ()  # which of the weight matrices are only cast
 
     def learned_layout(self, params: Params, state: State, *, formats: Formats = format_for_bitwidth) -> Layout:
         """`gq.learned_layout` by the bitwidths, rules and blocks of this transform, with its arguments and errors."""
@@ -111,6 +112,7 @@ class ParamTransform(NamedTuple):
 
     def uniform_layout(self, params: Params, fmt: FloatFormat | str, **kind: Any) -> Layout:
         """`gq.uniform_layout` of the weights that this transform's rules name, with its arguments and errors."""
+        kind = {'full_precision': self.full_precision, **kind}
         return packed.uniform_layout(params, fmt, **kind, rules=self.rules, unnamed=self.unnamed)
 
     def formats_within_budget(self, params: Params, state: State, mean_stored_bits: float) -> Formats:
@@ -331,4 +333,5 @@ def _transform(of: MatrixTransform) -> ParamTransform:
         matrices=of.matrices,
         format=of.format_name,
         dtype=jnp.dtype(of.dtype).name,
+        full_precision=of.full_precision,
     )

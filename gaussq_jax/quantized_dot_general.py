@@ -99,8 +99,8 @@ def quantized_dot_general(
     if arithmetic not in ARITHMETICS:
         raise ValueError(f'arithmetic={arithmetic!r}: allowed are {", ".join(map(repr, ARITHMETICS))}')
     if arithmetic == 'hardware':
-        for pair in ((P1, P2), (P3, P4), (P6, P5)):
-            hardware_dot_general.check(*pair)
+        for names, pair in ((('P1', 'P2'), (P1, P2)), (('P3', 'P4'), (P3, P4)), (('P6', 'P5'), (P6, P5))):
+            hardware_dot_general.check(*pair, names)
         if backward_from != 'operands':
             raise ValueError(f"arithmetic='hardware' takes backward_from='operands', not {backward_from!r}")
     if backward_from == 'quantized' and len({q and q.hadamard for q in (P1, P2)}) > 1:

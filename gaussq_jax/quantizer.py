@@ -118,9 +118,8 @@ class Quantizer:
     @property
     def summary(self) -> str:
         """What it does, in a few words: 'float8_e4m3fn by 32, mx rceil'."""
-        size = 'x'.join(map(str, self.block_size)) if isinstance(self.block_size, tuple) else self.block_size
-        rounded = self.scale_rounding != 'floor'
-        words = [f'{self.fmt} by {size}', f'{self.scale} {self.scale_rounding}' if rounded else self.scale]
+        scale = self.scale if self.scale_rounding == 'floor' else f'{self.scale} {self.scale_rounding}'
+        words = [f'{self.fmt} by {block_size_text(self.block_size)}', scale]
         words += [] if self.fit == 'absmax' else [self.fit]
         words += [] if self.rounding == 'nearest_even' else [self.rounding]
         words += [] if self.prescale == 1 else [f'times {self.prescale:g}']
@@ -146,6 +145,11 @@ class Quantizer:
             hadamard = dataclasses.replace(hadamard, signs='none')
         fit = 'absmax' if self.fit == 'eden' else self.fit
         return dataclasses.replace(self, rounding=rounding, hadamard=hadamard, fit=fit)
+
+
+def block_size_text(block_size: int | str | tuple[int, int]) -> str:
+    """(16, 32) -> '16x32'; 32 -> '32'."""
+    return 'x'.join(map(str, block_size)) if isinstance(block_size, tuple) else str(block_size)
 
 
 def check_quantizer(quantizer: Any):

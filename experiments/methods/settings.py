@@ -121,20 +121,11 @@ def describe_recipe(config: ConfigDict) -> str:
 
 def describe_quantizer(what: str, config: ConfigDict) -> str:
     """What is quantized, and to what."""
-    quantizer = make_quantizer(config.quantization)
-    return (
-        f'{what} quantized to {quantizer.fmt}, {quantizer.scale} scales, block size {config.quantization.block_size},'
-        f' {quantizer.rounding}'
-    )
-
-
-def block_size_text(block_size: int | str | tuple[int, ...]) -> str:
-    """What `parse_block_size` reads: (32, 16) -> '32x16'."""
-    return 'x'.join(map(str, block_size)) if isinstance(block_size, tuple) else str(block_size)
+    return f'{what} quantized to {make_quantizer(config.quantization).summary}'
 
 
 def parse_block_size(text: str) -> int | str | tuple[int, ...]:
-    """'32' -> 32, '32x16' -> (32, 16); other text stays as it is, for others to understand or to refuse."""
+    """What `block_size_text` writes: '32' -> 32, '32x16' -> (32, 16); other text as it is."""
     sizes = text.split('x')
     if not all(size.isdecimal() for size in sizes):
         return text

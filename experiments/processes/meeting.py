@@ -288,8 +288,8 @@ def _connect(launch: Launch, secret: LaunchSecret) -> Meeting:
                 break
             except OSError as error:
                 connection.close()
-                if not (answer and isinstance(error, ConnectionResetError | BrokenPipeError)):  # process 0 has just ended
-                    answer = error
+                has_just_ended = isinstance(error, ConnectionResetError | BrokenPipeError)
+                answer = answer if has_just_ended and answer else error
                 raise
         except OSError as error:  # its name may not be known yet, either
             if (seconds := deadline - time.monotonic()) <= 0:  # process 0 may have ended: what it answered says more

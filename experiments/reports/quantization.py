@@ -187,9 +187,7 @@ def describe(quantizer: gq.Quantizer | None) -> str:
     """What the weights are quantized to, in a few words."""
     if quantizer is None:
         return "the format of each square block's bitwidth, mx scales"
-    size = method_settings.block_size_text(quantizer.block_size)
-    _, scales, *others = dataclasses.replace(quantizer, clips_gradient=False).summary.split(', ')
-    return ', '.join([f'{quantizer.fmt}', f'{scales} scales', f'block size {size}', *others])
+    return dataclasses.replace(quantizer, clips_gradient=False).summary
 
 
 def describe_layout(info: Mapping[str, Any], layout: Layout) -> str:

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import gaussq_jax as gq
 from experiments import methods, workdirs
-from experiments.methods.settings import block_size_text, parse_block_size
+from experiments.methods.settings import parse_block_size
 from experiments.serving.targets import Target
 from gaussq_jax import models
 from gaussq_jax.packed import Layout
+from gaussq_jax.quantizer import block_size_text
 
 LEARNED, SERVED, BFLOAT16 = 'learned', 'served', 'bfloat16'
 

@@ -29,7 +29,10 @@ def find(name: str) -> Recipe:
     whole, *parts = name.split('-')
     if whole not in RECIPES:
         raise ValueError(f'recipe={name!r}: allowed are {", ".join(map(repr, RECIPES))}')
-    return functools.reduce(Recipe.without, parts, RECIPES[whole])
+    try:
+        return functools.reduce(Recipe.without, parts, RECIPES[whole])
+    except ValueError as error:
+        raise ValueError(f'recipe={name!r}: {error}') from None
 
 
 def register(recipe: Recipe) -> Recipe:

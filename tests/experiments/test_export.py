@@ -83,8 +83,8 @@ def test_learned_bitwidths(tmp_path, monkeypatch, capsys, learned):
 @pytest.mark.parametrize(
     ('given', 'name', 'title'),
     [
-        (dict(FORMAT='float6_e3m2fn'), 'float6_e3m2fn', 'float6_e3m2fn, mx scales, block size 32'),
-        (dict(FORMAT='e2m1', BLOCK_SIZE='16'), 'e2m1-16', 'e2m1, mx scales, block size 16'),
+        (dict(FORMAT='float6_e3m2fn'), 'float6_e3m2fn', 'float6_e3m2fn by 32, mx'),
+        (dict(FORMAT='e2m1', BLOCK_SIZE='16'), 'e2m1-16', 'e2m1 by 16, mx'),
         (dict(FORMAT='bfloat16'), 'bfloat16', 'bfloat16, nothing quantized'),
         (
             dict(FORMAT='learned', BUDGET=6.5),

@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from parameter_families import FAMILIES
 
 import gaussq_jax as gq
@@ -52,6 +53,26 @@ def test_what_is_unexplained_is_in_the_table_and_told_below():
     page = description._repr_html_()
     assert page.count('<tr>') == len(description.rows()) + 1 and html.escape('32 inputs -> 64 outputs') in page
     assert '<table>' in page and not re.search(r'<(?!/?(table|tr|td|th|p|pre)\b)', page)
+
+
+def test_matrices_in_full_precision():
+    """Of a stack some, of single layers whole leaves; they count as cast."""
+    kernel = lambda *shape: {'kernel': jnp.ones(shape)}
+    params = {'layers': {'up': kernel(6, 64, 128)}, 'h0': {'up': kernel(64, 128)}, 'h1': {'up': kernel(64, 128)}}
+    stack = gq.MatrixRule('layers/up/kernel', batch_axes=(0,), row_axes=(1,), col_axes=(2,))
+    kept = gq.recipes.parse_kept_layers('layers/up@first=1+last=1; h0/up')
+    qat = gq.quantization_aware(gq.Quantizer('e2m1'), rules=(stack, *gq.DEFAULT_RULES), full_precision=kept)
+    description = gq.describe(params, qat)
+    assert description.totals == {'quantized': 5 * 64 * 128, 'cast': 3 * 64 * 128, 'kept': 0, 'unexplained': 0}
+    rows = {row[0]: (row[2], row[6], row[8].partition('; ')[2]) for row in description.rows()}
+    assert rows == {
+        'h0/up/kernel': ('cast', 'bfloat16', '1 of 1 in full precision'),
+        'h1/up/kernel': ('quantized', 'e2m1', ''),
+        'layers/up/kernel': ('quantized', 'e2m1', '2 of 6 in full precision'),
+    }
+    layout = qat.uniform_layout(params, 'e2m1')
+    assert 'h0/up/kernel' not in layout or all(fmt.bits == 16 for fmt in layout['h0/up/kernel'].formats)
+    assert len(np.unique(layout['layers/up/kernel'].indices)) == 2
 
 
 def test_any_transform_and_shapes_alone():

@@ -238,7 +238,7 @@ def test_transformed_weights():
     assert measurement.effective_bits == 4 + 8 / 32 and measurement.underflow == 0
     assert 0 < measurement.saturation < 0.02  # of normally distributed values, scaled by 2.92 / 6 of their deviation
     assert 15 < measurement.sqnr_db < 20
-    assert report.describe(recipes.QUARTET.P2) == ('float4_e2m1fn, mx nearest scales, block size 32, rms, Hadamard 32')
+    assert report.describe(recipes.QUARTET.P2) == ('float4_e2m1fn by 32, mx nearest, rms, Hadamard 32')
 
 
 @pytest.mark.parametrize('parts', ['down', 'layers/mlp/(up|gate)/kernel'])
@@ -372,7 +372,7 @@ def test_the_program(tmp_path, monkeypatch, capsys, sizes):
     with on_mesh(sizes):
         run_evaluate(monkeypatch, tmp_path, QUANTIZATION=True, FORMAT='e2m1', BLOCK_SIZE='16')
     title, *table, written = capsys.readouterr().out.splitlines()
-    assert title == f'{tmp_path.name}, step 7: e2m1, absmax scales, block size 16'
+    assert title == f'{tmp_path.name}, step 7: e2m1 by 16, absmax'
     expected = report.measure_run(experiment, state, gq.Quantizer('e2m1', block_size=16))
     assert '\n'.join(table) == report.table(expected)
     assert written == f'written to {tmp_path}/quantization.csv and {tmp_path}/quantization.png'
