@@ -2,15 +2,18 @@
 
     python -m experiments.compare --workdir=runs/formats
     python -m experiments.compare --workdir=runs/bitwidths --metric=validation/loss,bits/stored
+    python -m experiments.compare --workdir=runs/recipes --where=size=tiny-1m --where=total_steps=600
 
-A row a setting, that is all runs that differ in their seed only: the mean over the seeds ± half the width of its 95 %
-confidence interval (Student's); the difference from the first row; and where one field alone has changed, the
-difference from the row above. Differences are taken seed by seed, in per cent of the other's mean, and are bold where
-the interval excludes 0. One seed has no interval. Runs that diverged are left out, and counted.
+A row a setting, that is all runs that differ in their seed only: the fields in which rows differ; the mean over the
+seeds ± half the width of its 95 % confidence interval (Student's); the difference from the first row; and where one
+field alone has changed, the difference from the row above. Differences are taken seed by seed, in per cent of the
+other's mean, and are bold where the interval excludes 0. One seed has no interval. Runs that diverged are left out, and
+counted.
 """
 
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +25,9 @@ from experiments.methods import METHODS, unused_settings
 from experiments.reports import confidence
 from experiments.reports.markdown import markdown_table
 
-WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory.", required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, "The sweep's directory, or its results.csv.", required=True)
 METRIC = flags.DEFINE_list('metric', ['validation/loss'], 'Columns of its results.csv; a table for each.')
+WHERE = flags.DEFINE_multi_string('where', [], 'FIELD=VALUE that runs must have; may be repeated.')
 
 
 class SeedGroup(NamedTuple):
@@ -38,8 +42,9 @@ class SeedGroup(NamedTuple):
 def main(argv):
     del argv
     with cli.user_errors():
-        results = paths.parse(WORKDIR.value, '--workdir') / 'results.csv'
-        tables = {metric: read_groups(results, metric) for metric in METRIC.value}
+        path = paths.parse(WORKDIR.value, '--workdir')
+        results = path if path.is_file() else path / 'results.csv'
+        tables = {metric: chosen(read_groups(results, metric), WHERE.value) for metric in METRIC.value}
     print('\n\n'.join(foreign_text.escaped(markdown(groups, metric)) for metric, groups in tables.items()))
     groups = next(iter(tables.values()))
     if diverged := [name for group in groups for name in group.diverged]:
@@ -80,9 +85,29 @@ def read_groups(path: pathlib.Path, metric: str) -> list[SeedGroup]:
     return list(groups.values())
 
 
+def chosen(groups: list[SeedGroup], where: Sequence[str]) -> list[SeedGroup]:
+    """Those whose fields have these values, 'FIELD=VALUE'; a field may be named by its last part.
+
+    Raises:
+      ValueError: for another text, a field that isn't there, and if none is left; naming --where.
+    """
+    for text in where:
+        name, equals, value = text.partition('=')
+        fields = [field for field in groups[0].fields if name in (field, field.rpartition('.')[2])]
+        if not equals or len(fields) != 1:
+            allowed = csv_files.in_words(groups[0].fields)
+            raise ValueError(f'--where={text}: it must be FIELD=VALUE, of one of these fields: {allowed}')
+        values = {group.fields[fields[0]] for group in groups}
+        if value not in values:
+            raise ValueError(f'--where={text}: no run has that; they have {csv_files.in_words(sorted(values))}')
+        groups = [group for group in groups if group.fields[fields[0]] == value]
+    return groups
+
+
 def markdown(groups: list[SeedGroup], metric: str) -> str:
     """The table."""
     fields = list(groups[0].fields)
+    differ = [field for field in fields if len({group.fields[field] for group in groups}) > 1 or len(groups) == 1]
     rows = []
     for group, above in zip(groups, [None, *groups]):
         done, diverged = len(group.by_seed), len(group.diverged)
@@ -92,8 +117,10 @@ def markdown(groups: list[SeedGroup], metric: str) -> str:
         mean = confidence.mean([*group.by_seed.values()]).text('.4f') if done else ''
         is_neighbour = above and sum(group.fields[field] != above.fields[field] for field in fields) == 1
         to_first = difference(group, groups[0]) if above else ''
-        rows.append([*group.fields.values(), seeds, mean, to_first, difference(group, above) if is_neighbour else ''])
-    names = [field.rpartition('.')[2] for field in fields]
+        rows.append(
+            [*map(group.fields.get, differ), seeds, mean, to_first, difference(group, above) if is_neighbour else '']
+        )
+    names = [field.rpartition('.')[2] for field in differ]
     return markdown_table([*names, 'seeds', metric, 'to the first row', 'to the row above'], rows)
 
 

@@ -70,7 +70,7 @@ def test_runs_that_diverged_are_left_out_and_counted(tmp_path, monkeypatch, caps
     assert (first[2], e4m3[2], e2m1[2]) == ('3', '2 of 3, 1 diverged', '0 of 3, 3 diverged')
     assert e4m3[3].startswith('2.0650 ') and 'nan' not in e4m3[4]
     assert e2m1[3:5] == ['', 'no seed in common']
-    for name, value in dict(WORKDIR=tmp_path, METRIC=['loss']).items():
+    for name, value in dict(WORKDIR=tmp_path / 'results.csv', METRIC=['loss'], WHERE=[]).items():
         monkeypatch.setattr(compare, name, types.SimpleNamespace(value=value))
     compare.main(['compare'])
     assert capsys.readouterr().out.endswith('\n\ndiverged, and left out: run-4, run-6, run-7, run-8\n')
@@ -95,6 +95,31 @@ def test_a_table_of_something_else_is_an_error(tmp_path):
     path = write(tmp_path / 'results.csv', [{'name': 'a', 'loss': 1.0}])
     with pytest.raises(ValueError, match="no 'status'; its columns are name, loss"):
         compare.read_groups(path, 'loss')
+
+
+def test_of_some_runs(tmp_path):
+    """Fields that are then the same in all rows are left out; differences are to the first row of these."""
+    groups = compare.read_groups(write(tmp_path / 'results.csv', rows()[:-1]), 'loss')
+    of_32 = compare.chosen(groups, ['block_size=32'])
+    assert [group.fields['a.format'] for group in of_32] == ['bf16', 'e4m3', 'e2m1']
+    header, _, *lines = map(cells, compare.markdown(of_32, 'loss').splitlines())
+    assert header[:3] == ['format', 'seeds', 'loss'] and [line[0] for line in lines] == ['bf16', 'e4m3', 'e2m1']
+    (alone,) = compare.chosen(groups, ['format=e1m1', 'a.format=e1m1'])
+    assert compare.markdown([alone], 'loss').startswith('| format | block_size | seeds |')
+
+
+@pytest.mark.parametrize(
+    ('where', 'message'),
+    [
+        ('format', r'^--where=format: it must be FIELD=VALUE, of one of these fields: a.format, block_size$'),
+        ('seed=1', r'^--where=seed=1: it must be FIELD=VALUE, of one of these fields'),
+        ('format=e5m2', r'^--where=format=e5m2: no run has that; they have bf16, e1m1, e2m1, e4m3$'),
+    ],
+)
+def test_runs_that_are_not_there(tmp_path, where, message):
+    groups = compare.read_groups(write(tmp_path / 'results.csv', rows()), 'loss')
+    with pytest.raises(ValueError, match=message):
+        compare.chosen(groups, [where])
 
 
 def test_a_field_that_a_method_ignores_is_not_shown(tmp_path):
