@@ -117,9 +117,8 @@ def markdown(groups: list[SeedGroup], metric: str) -> str:
         mean = confidence.mean([*group.by_seed.values()]).text('.4f') if done else ''
         is_neighbour = above and sum(group.fields[field] != above.fields[field] for field in fields) == 1
         to_first = difference(group, groups[0]) if above else ''
-        rows.append(
-            [*map(group.fields.get, differ), seeds, mean, to_first, difference(group, above) if is_neighbour else '']
-        )
+        to_above = difference(group, above) if is_neighbour else ''
+        rows.append([*map(group.fields.get, differ), seeds, mean, to_first, to_above])
     names = [field.rpartition('.')[2] for field in differ]
     return markdown_table([*names, 'seeds', metric, 'to the first row', 'to the row above'], rows)
 

@@ -32,6 +32,11 @@ def block_name(block: float | str) -> str:
     return block if isinstance(block, str) else f'{block:g}'
 
 
+def recipe_name(forward: str, backward: str) -> str:
+    """Of both passes, '' for one that isn't told: 'quest and mxfp8'; 'nvfp4' if it is in both."""
+    return ' and '.join(dict.fromkeys(filter(None, (forward, backward))))
+
+
 def interval_text(ends: Sequence[float], write: Callable[[float], str]) -> str:
     """Both ends; 'unknown' if the runs leave it open."""
     return UNKNOWN if math.isnan(ends[0]) else f'{write(ends[0])} to {write(ends[1])}'

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.files import foreign_text
 from experiments.laws import known_laws
 from experiments.laws.law_choices import LawChoice
-from experiments.laws.notation import human, interval_text
+from experiments.laws.notation import human, interval_text, recipe_name
 from experiments.laws.tables.run_tables import RunTable, seed_noise
 from gaussq_jax import scaling_laws
 from gaussq_jax.text_table import text_table
@@ -77,7 +77,7 @@ class Study(NamedTuple):
         return [
             {
                 'run': str(self.table.origins[i]),
-                'recipe': ' and '.join(filter(None, (columns['forward'][i], columns['backward'][i]))),
+                'recipe': recipe_name(columns['forward'][i], columns['backward'][i]),
                 'N': float(columns['N'][i]),
                 'D': float(columns['D'][i]),
                 'loss': float(columns['loss'][i]),

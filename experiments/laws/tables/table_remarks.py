@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 
 from experiments.laws.law_choices import UNQUANTIZED
-from experiments.laws.notation import human
+from experiments.laws.notation import human, recipe_name
 
 MOST_SHOWN = 5
 
@@ -40,8 +40,9 @@ def of_recipes(columns: Mapping[str, np.ndarray], law_columns: Collection[str], 
     """Recipes that a law which takes these columns does not tell apart, if there are such: BF16 and FP4, say."""
     known = [columns[name] for name in law_columns if name in UNQUANTIZED and name in columns]
     alike = {}
-    for recipe, *inputs in zip(zip(columns['forward'], columns['backward']), *known):
-        alike.setdefault(tuple(map(str, inputs)), {}).setdefault(' and '.join(filter(None, recipe)) or 'none told')
+    recipes = map(recipe_name, columns['forward'], columns['backward'])
+    for recipe, *inputs in zip(recipes, *known):
+        alike.setdefault(tuple(map(str, inputs)), {}).setdefault(recipe or 'none told')
     names = list(max(alike.values(), key=len, default={}))
     if len(names) > 1:
         shown = ', '.join(names[:MOST_SHOWN]) + f' and {len(names) - MOST_SHOWN} more' * (len(names) > MOST_SHOWN)

@@ -19,6 +19,11 @@ def test_the_name_of_a_format_is_read_as_that_format(layout):
     assert notation.parse_layout('format', notation.format_name(*layout)) == layout
 
 
+def test_a_recipe_of_both_passes_is_named_once():
+    names = [('nvfp4', 'nvfp4'), ('quest', 'mxfp8'), ('mxfp4', ''), ('', 'mxfp8'), ('', '')]
+    assert [notation.recipe_name(*passes) for passes in names] == ['nvfp4', 'quest and mxfp8', 'mxfp4', 'mxfp8', '']
+
+
 def test_an_interval_that_is_not_known():
     assert notation.value_text(1.0, None, '{:.1f}'.format) == '1.0'
     assert notation.value_text(1.0, (math.nan, math.nan), '{:.1f}'.format) == 'unknown'
